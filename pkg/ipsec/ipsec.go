@@ -1,0 +1,289 @@
+// Package ipsec holds the nouns of RFC 4301 as plain values: what the daemons,
+// the PF_KEY socket and the configuration languages talk about. It computes
+// nothing and knows no wire format. Addresses are netip values, never
+// 4-in-6 mapped; ports, SPIs and counters are plain numbers in host order.
+package ipsec
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+)
+
+// SPI is the Security Parameters Index of an ESP or AH SA, as a number
+// (its big-endian octets stand on the wire). 0 and 1-255 are reserved
+// (RFC 4303, 2.1). The 64-bit SPIs of IKE are another type.
+type SPI uint32
+
+func (s SPI) String() string { return fmt.Sprintf("0x%08x", uint32(s)) }
+
+// MinSPI is the smallest SPI that an SA may have.
+const MinSPI SPI = 256
+
+// Protocol is the IP protocol number of a security protocol.
+type Protocol uint8
+
+// Security protocols.
+const (
+	ESP    Protocol = 50
+	AH     Protocol = 51
+	IPComp Protocol = 108
+)
+
+func (p Protocol) String() string {
+	switch p {
+	case ESP:
+		return "esp"
+	case AH:
+		return "ah"
+	case IPComp:
+		return "ipcomp"
+	}
+	return fmt.Sprintf("Protocol(%d)", uint8(p))
+}
+
+// Mode is the mode of an SA. Numbers are PF_KEY's.
+type Mode uint8
+
+// Modes.
+const (
+	ModeAny   Mode = 0
+	Transport Mode = 1
+	Tunnel    Mode = 2
+)
+
+func (m Mode) String() string {
+	switch m {
+	case ModeAny:
+		return "any"
+	case Transport:
+		return "transport"
+	case Tunnel:
+		return "tunnel"
+	}
+	return fmt.Sprintf("Mode(%d)", uint8(m))
+}
+
+// Direction of a policy. Numbers are PF_KEY's.
+type Direction uint8
+
+// Directions: In for packets to this host, Out for what is sent, Fwd for
+// packets that are forwarded after decapsulation.
+const (
+	In  Direction = 1
+	Out Direction = 2
+	Fwd Direction = 3
+)
+
+func (d Direction) String() string {
+	switch d {
+	case In:
+		return "in"
+	case Out:
+		return "out"
+	case Fwd:
+		return "fwd"
+	}
+	return fmt.Sprintf("Direction(%d)", uint8(d))
+}
+
+// ReqID ties SAs to the policy entry they serve; 0 is none.
+type ReqID uint32
+
+// SAID identifies an SA (RFC 4301, 4.1): protocol, destination, SPI.
+type SAID struct {
+	Proto Protocol
+	Dst   netip.Addr
+	SPI   SPI
+}
+
+func (id SAID) String() string { return fmt.Sprintf("%v/%v/%v", id.Proto, id.Dst, id.SPI) }
+
+// Lifetime is a set of limits; zero fields do not limit. The first reached counts.
+type Lifetime struct {
+	Packets uint64
+	Bytes   uint64
+	AddTime time.Duration // since creation; whole seconds on PF_KEY
+	UseTime time.Duration // since first use
+}
+
+// IsZero reports whether l limits nothing.
+func (l Lifetime) IsZero() bool { return l == Lifetime{} }
+
+// Encap says that ESP travels in UDP (RFC 3948), with the outer ports in the
+// SA's own direction: of an inbound SA SPort is the peer's.
+type Encap struct {
+	SPort, DPort uint16
+	OA           netip.Addr // the peer's original address, invalid if unknown
+}
+
+// TrafficSelector is one element of an SA's selector list (RFC 7296, 3.13.1).
+type TrafficSelector struct {
+	Proto          uint8 // upper protocol, 0 any
+	Start, End     netip.Addr
+	PortLo, PortHi uint16 // 0..65535 any; ICMP: type<<8|code; OPAQUE is 65535..0
+}
+
+// Contains reports whether address, protocol and port lie in t. A packet
+// without known port (hasPort false) only matches a selector of any port.
+func (t TrafficSelector) Contains(a netip.Addr, proto uint8, port uint16, hasPort bool) bool {
+	if t.Proto != 0 && t.Proto != proto {
+		return false
+	}
+	if a.BitLen() != t.Start.BitLen() || a.Less(t.Start) || t.End.Less(a) {
+		return false
+	}
+	if t.PortLo == 0 && t.PortHi == 65535 {
+		return true
+	}
+	if !hasPort {
+		return t.PortLo == 65535 && t.PortHi == 0
+	}
+	return t.PortLo <= port && port <= t.PortHi
+}
+
+func (t TrafficSelector) String() string {
+	s := t.Start.String()
+	if t.End != t.Start {
+		s += "-" + t.End.String()
+	}
+	if t.Proto != 0 {
+		s += fmt.Sprintf("[%d", t.Proto)
+		if t.PortLo != 0 || t.PortHi != 65535 {
+			s += fmt.Sprintf("/%d-%d", t.PortLo, t.PortHi)
+		}
+		s += "]"
+	}
+	return s
+}
+
+// SAParams is everything that makes an SA. Whoever holds one with keys calls
+// Wipe when done with it.
+type SAParams struct {
+	SAID
+	Src     netip.Addr
+	Mode    Mode // never ModeAny in the SAD
+	ReqID   ReqID
+	Encr    alg.Encr // EncrNone for AH
+	EncrKey Key      // cipher key, then salt
+	Auth    alg.Integ
+	AuthKey Key
+	// ReplayWindow is in packets; 0 turns the check off.
+	ReplayWindow uint32
+	ESN          bool
+	Hard, Soft   Lifetime
+	Encap        *Encap // nil: protocol 50 directly over IP
+	// SrcTS and DstTS restrict inner packets beyond the policy, in the SA's
+	// direction; empty lists do not restrict.
+	SrcTS, DstTS []TrafficSelector
+}
+
+// Wipe overwrites the keys.
+func (p *SAParams) Wipe() {
+	p.EncrKey.Wipe()
+	p.AuthKey.Wipe()
+}
+
+// Selector picks packets for a policy. Src and Dst are of one family. Ports
+// are 0 for any; for ICMP, ICMPv6 SrcPort holds the type and DstPort the code,
+// each plus one so that 0 stays "any".
+type Selector struct {
+	Src, Dst         netip.Prefix
+	Proto            uint8 // upper protocol, 0 any
+	SrcPort, DstPort uint16
+}
+
+// Reverse returns s with source and destination exchanged (ICMP type and code stay).
+func (s Selector) Reverse() Selector {
+	s.Src, s.Dst = s.Dst, s.Src
+	if s.Proto != 1 && s.Proto != 58 {
+		s.SrcPort, s.DstPort = s.DstPort, s.SrcPort
+	}
+	return s
+}
+
+func (s Selector) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%v", s.Src)
+	if s.SrcPort != 0 {
+		fmt.Fprintf(&b, "[%d]", s.SrcPort)
+	}
+	fmt.Fprintf(&b, " -> %v", s.Dst)
+	if s.DstPort != 0 {
+		fmt.Fprintf(&b, "[%d]", s.DstPort)
+	}
+	if s.Proto != 0 {
+		fmt.Fprintf(&b, " proto %d", s.Proto)
+	}
+	return b.String()
+}
+
+// Action is what a policy does with a packet (RFC 4301, 4.4.1). Numbers are PF_KEY's.
+type Action uint8
+
+// Actions.
+const (
+	Discard Action = 0
+	Bypass  Action = 1
+	Protect Action = 2
+)
+
+func (a Action) String() string {
+	switch a {
+	case Discard:
+		return "discard"
+	case Bypass:
+		return "bypass"
+	case Protect:
+		return "protect"
+	}
+	return fmt.Sprintf("Action(%d)", uint8(a))
+}
+
+// Level says how much a Request is wanted. Numbers are PF_KEY's.
+type Level uint8
+
+// Levels: Use passes clear text when there is no SA; Require takes any SA of
+// the right addresses, protocol and mode; Unique only SAs of its ReqID.
+const (
+	LevelDefault Level = 0
+	LevelUse     Level = 1
+	LevelRequire Level = 2
+	LevelUnique  Level = 3
+)
+
+// Request is one transform of a Protect policy.
+type Request struct {
+	Proto    Protocol
+	Mode     Mode
+	Level    Level
+	ReqID    ReqID
+	Src, Dst netip.Addr // tunnel end points; invalid in transport mode
+}
+
+// Proposal is one acceptable combination of ESP algorithms, best first in a
+// list. EncrNone accepts any cipher. With a cipher that is not an AEAD,
+// IntegNone accepts any integrity algorithm and never means "without".
+type Proposal struct {
+	Encr                     alg.Encr
+	EncrMinBits, EncrMaxBits uint16 // cipher key without salt; 0: any size the cipher has
+	Auth                     alg.Integ
+	Hard, Soft               Lifetime // wanted of the SA
+}
+
+// Policy is one SPD entry.
+type Policy struct {
+	ID       uint32 // given by the SPD
+	Dir      Direction
+	Sel      Selector
+	Action   Action
+	Priority uint32    // smaller is stronger; equal ones in order of insertion
+	Requests []Request // innermost first; only with Protect
+	// Proposals are the algorithm alternatives for the (one) ESP request,
+	// best first; empty leaves the choice to the key daemon.
+	Proposals []Proposal
+	Hard      Lifetime // of the policy itself: AddTime, UseTime
+}
