@@ -1,0 +1,107 @@
+// Package dh computes the key exchange methods of IKE behind one interface:
+// the MODP groups of RFC 3526, the ECP groups of RFC 5903 and Curve25519 of
+// RFC 8031. It hides group parameters, encodings and the checks of the peer's
+// public value that RFC 6989 asks for. IKE's state machines call it; the data
+// path never does.
+//
+// Private values are made for one exchange and used with one peer's public
+// value. All arithmetic on them is constant time: crypto/ecdh for the curves,
+// filippo.io/bigmod for MODP (math/big, whose running time and memory access
+// depend on the exponent, takes part in nothing secret).
+package dh
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// PrivateKey is our half of one key exchange. It is not safe for concurrent use.
+type PrivateKey interface {
+	// KE is the method that made the key.
+	KE() alg.KE
+	// Public returns our public value as the KE payload carries it,
+	// PublicLen octets: MODP big-endian with leading zeros up to the length
+	// of the prime (RFC 7296, 3.4), ECP x|y without a point format octet
+	// (RFC 5903, 7), Curve25519 the 32 octets of RFC 7748. The caller owns it.
+	Public() []byte
+	// Shared computes g^ir from the peer's public value, in the form that
+	// SKEYSEED takes: MODP g^ir with leading zeros up to the length of the
+	// prime (RFC 7296, 2.14), ECP x only (RFC 5903, 7), Curve25519 32 octets.
+	// The error is a *LengthError, or wraps ErrInvalidPublic: the peer's
+	// fault both. The caller wipes the result.
+	Shared(peer []byte) (ipsec.Key, error)
+	// Wipe overwrites the private value where the implementation lets us;
+	// crypto/ecdh keeps a copy that only the collector takes away. Shared
+	// fails after it.
+	Wipe()
+}
+
+// ErrInvalidPublic says that a public value of the right length is not one
+// that the method allows: out of range (RFC 6989, 2.1), not on the curve
+// (2.3), or leading to the all-zero shared secret (RFC 8031, 2).
+var ErrInvalidPublic = errors.New("invalid public value")
+
+// ErrWiped says that a private key was used after Wipe: our own mistake.
+var ErrWiped = errors.New("private key was wiped")
+
+// LengthError says that a public value has the wrong length for its method.
+type LengthError struct {
+	KE        alg.KE
+	Got, Want int // octets
+}
+
+func (e *LengthError) Error() string {
+	return fmt.Sprintf("%v public value of %d octets: want %d", e.KE, e.Got, e.Want)
+}
+
+// UnsupportedError says that this package does not compute the method.
+type UnsupportedError struct{ KE alg.KE }
+
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("key exchange method %v is not supported", e.KE)
+}
+
+// method is what a group provides.
+type method interface {
+	publicLen() int
+	generate(rand io.Reader) (PrivateKey, error)
+}
+
+var methods = map[alg.KE]method{
+	alg.KEMODP2048: newMODP(alg.KEMODP2048, prime2048, 40),
+	alg.KEMODP3072: newMODP(alg.KEMODP3072, prime3072, 53),
+	alg.KEMODP4096: newMODP(alg.KEMODP4096, prime4096, 60),
+	alg.KEECP256:   newECP(alg.KEECP256),
+	alg.KEECP384:   newECP(alg.KEECP384),
+	alg.KEECP521:   newECP(alg.KEECP521),
+	alg.KEX25519:   x25519{},
+}
+
+// PublicLen returns the length in octets of a public value of ke, 0 for a
+// method that is not supported.
+func PublicLen(ke alg.KE) int {
+	m, ok := methods[ke]
+	if !ok {
+		return 0
+	}
+	return m.publicLen()
+}
+
+// Generate makes a private key of ke from r; nil means crypto/rand, and only
+// tests pass anything else. The same octets from r make the same key. The
+// error is an *UnsupportedError, or that of r.
+func Generate(ke alg.KE, r io.Reader) (PrivateKey, error) {
+	m, ok := methods[ke]
+	if !ok {
+		return nil, &UnsupportedError{ke}
+	}
+	if r == nil {
+		r = rand.Reader
+	}
+	return m.generate(r)
+}
