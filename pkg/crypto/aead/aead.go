@@ -1,0 +1,235 @@
+// Package aead makes one seal and one open of any encryption transform and the
+// integrity transform that goes with it, for ESP (RFC 4303) and for the
+// Encrypted payload of IKEv2 (RFC 7296, 3.14; RFC 5282). It hides whether the
+// two are one algorithm, how nonces come from salts and IVs, and how IVs are
+// made. pkg/datapath/esp and IKE call it. No call allocates once a Scratch has
+// been used with packets of the same size.
+//
+//	ESP  | SPI, sequence |    IV    | ciphertext (payload, padding) | ICV |
+//	IKE  | header ... SK |    IV    | ciphertext (payloads, padding)| ICV |
+//	     '---- aad ------'--- iv ---'------------ dst ------------------'
+//
+// Of a combined mode cipher the ICV covers aad and ciphertext, and the IV as
+// part of the nonce; else it covers aad, IV, ciphertext and tail, in this
+// order. tail is for the high half of an extended sequence number, which ESP
+// appends for the ICV without sending it (RFC 4303, 2.2.1); a combined mode
+// cipher has it inside aad instead (RFC 4106, 5), so AEAD tells which to do.
+package aead
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/crypto/mac"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// ErrAuth says that a packet's ICV is not the one of this key: it was altered,
+// or sealed with another key.
+var ErrAuth = errors.New("integrity check failed")
+
+// ErrLength says that a buffer has a length that cannot be: of a packet to
+// open, the packet is malformed; of anything to seal, the caller is wrong.
+var ErrLength = errors.New("impossible length")
+
+// UnsupportedError says why no Cipher is made of a pair of transforms.
+type UnsupportedError struct {
+	Encr   alg.Encr
+	Integ  alg.Integ
+	Reason string
+}
+
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("%v with integrity %v: %s", e.Encr, e.Integ, e.Reason)
+}
+
+// KeyLengthError says that an encryption key, salt included, has a length
+// that its transform does not have.
+type KeyLengthError struct {
+	Encr alg.Encr
+	Got  int   // octets
+	Want []int // octets, those allowed
+}
+
+func (e *KeyLengthError) Error() string {
+	return fmt.Sprintf("%v key of %d octets: want one of %v", e.Encr, e.Got, e.Want)
+}
+
+// Scratch is the working memory of one goroutine, good for every Cipher. The
+// zero value is ready; it must not be copied after use. Locals would escape
+// through the interfaces of crypto/cipher and cost an allocation each.
+type Scratch struct {
+	mac   mac.Scratch
+	nonce [12]byte
+	block [aes.BlockSize]byte
+	buf   []byte // of GCM with the short tag
+}
+
+// core is one way to seal and open; lengths are checked before.
+type core interface {
+	// seal writes ciphertext and ICV to dst, len(plain)+ICVLen octets.
+	seal(s *Scratch, dst, aad, iv, plain, tail []byte)
+	// open checks everything before it writes the plaintext to dst,
+	// len(ct)-ICVLen octets, or writes zeros there.
+	open(s *Scratch, dst, aad, iv, ct, tail []byte) bool
+}
+
+// Cipher is one key pair of one suite. It does not change, so goroutines share
+// it, each with a Scratch of its own.
+type Cipher struct {
+	core     core
+	ivLen    int
+	icvLen   int
+	blockLen int
+	combined bool
+	ivKey    cipher.Block // makes unpredictable IVs; nil where the IV is a counter
+}
+
+// New prepares a suite: an AEAD with IntegNone, or AES-CBC or NULL with an
+// integrity transform. encrKey is the cipher key followed by the salt; both
+// keys must have exactly the right length and are not kept. NULL with
+// IntegNone does not exist (RFC 4301, 4.3), and encryption without integrity
+// is refused too: it does not keep a secret from who can alter packets. The
+// error is an *UnsupportedError, a *KeyLengthError, or one of mac.New.
+func New(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key) (*Cipher, error) {
+	info := e.Info()
+	if e == alg.EncrNone || info.Name == "" {
+		return nil, &UnsupportedError{e, a, "no such cipher"}
+	}
+	switch {
+	case info.AEAD && a != alg.IntegNone:
+		return nil, &UnsupportedError{e, a, "a combined mode cipher brings its own integrity"}
+	case info.AEAD && authKey.Len() != 0:
+		return nil, &UnsupportedError{e, a, "an integrity key without use"}
+	case !info.AEAD && a == alg.IntegNone:
+		return nil, &UnsupportedError{e, a, "refused without integrity"}
+	}
+	if err := checkKey(e, encrKey); err != nil {
+		return nil, err
+	}
+	c := &Cipher{ivLen: info.IVLen, icvLen: info.ICVLen, blockLen: info.BlockLen, combined: info.AEAD}
+	var m *mac.MAC
+	if !info.AEAD {
+		var err error
+		if m, err = mac.New(a, authKey); err != nil {
+			return nil, err
+		}
+		c.icvLen = m.ICVLen()
+	}
+	key := encrKey.Bytes()[:encrKey.Len()-info.SaltLen]
+	salt := encrKey.Bytes()[len(key):]
+	var err error
+	switch e {
+	case alg.EncrNULL:
+		c.core = &null{m}
+	case alg.EncrAESCBC:
+		c.core, err = newCBC(key, m)
+		if err == nil {
+			c.ivKey, err = newIVKey()
+		}
+	case alg.EncrAESGCM8:
+		c.core, err = newGCM8(key, salt)
+	case alg.EncrAESGCM12, alg.EncrAESGCM16:
+		c.core, err = newGCM(key, salt, info.ICVLen)
+	case alg.EncrChaCha20Poly1305:
+		var p cipher.AEAD
+		p, err = chacha20poly1305.New(key)
+		c.core = &std{p, [4]byte(salt)}
+	default:
+		return nil, &UnsupportedError{e, a, "no such cipher"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%v: %w", e, err)
+	}
+	return c, nil
+}
+
+func checkKey(e alg.Encr, k ipsec.Key) error {
+	var want []int
+	for _, bits := range e.Info().KeyBits {
+		n, _ := e.KeyLen(bits)
+		if n == k.Len() {
+			return nil
+		}
+		want = append(want, n)
+	}
+	if want == nil {
+		if k.Len() == 0 {
+			return nil
+		}
+		want = []int{0}
+	}
+	return &KeyLengthError{e, k.Len(), want}
+}
+
+// IVLen is the length in octets of the IV on the wire.
+func (c *Cipher) IVLen() int { return c.ivLen }
+
+// ICVLen is the length in octets of the ICV.
+func (c *Cipher) ICVLen() int { return c.icvLen }
+
+// BlockLen is what the plaintext's length must be a multiple of, 1 or 16.
+func (c *Cipher) BlockLen() int { return c.blockLen }
+
+// AEAD reports whether cipher and integrity are one algorithm.
+func (c *Cipher) AEAD() bool { return c.combined }
+
+// PutIV writes the IV of message n to iv[:IVLen]. Every n may be used once in
+// the life of a key: an ESP sequence number, or a counter that IKE keeps per
+// key. A combined mode cipher's IV is n itself, big-endian (RFC 4106, 3.1: what
+// matters is that it never repeats; RFC 7634, 2). CBC's is n encrypted under a
+// random key that never leaves this Cipher, so that nobody else can predict it
+// (NIST SP 800-38A, appendix C).
+func (c *Cipher) PutIV(s *Scratch, iv []byte, n uint64) {
+	switch {
+	case c.ivKey != nil:
+		clear(s.block[:8])
+		binary.BigEndian.PutUint64(s.block[8:], n)
+		c.ivKey.Encrypt(iv[:c.ivLen], s.block[:])
+	case c.ivLen == 8:
+		binary.BigEndian.PutUint64(iv, n)
+	}
+}
+
+// Seal encrypts plain and writes ciphertext and ICV, len(plain)+ICVLen octets,
+// to dst, which has at least that length and is either disjoint from plain or
+// starts with it. iv comes from PutIV. The error is ErrLength; dst is then
+// untouched.
+func (c *Cipher) Seal(s *Scratch, dst, aad, iv, plain, tail []byte) error {
+	n := len(plain)
+	if len(iv) != c.ivLen || n%c.blockLen != 0 || len(dst) < n+c.icvLen {
+		return ErrLength
+	}
+	c.core.seal(s, dst[:n+c.icvLen:n+c.icvLen], aad, iv, plain, tail)
+	return nil
+}
+
+// Open checks ct, ciphertext and ICV, and writes the plaintext,
+// len(ct)-ICVLen octets, to dst, which has at least that length and is either
+// disjoint from ct or starts with it. The error is ErrLength or ErrAuth; dst
+// then holds what it held, zeros, or keystream-free noise, never plaintext,
+// and in place the packet is lost.
+func (c *Cipher) Open(s *Scratch, dst, aad, iv, ct, tail []byte) error {
+	n := len(ct) - c.icvLen
+	if len(iv) != c.ivLen || n < 0 || n%c.blockLen != 0 || len(dst) < n {
+		return ErrLength
+	}
+	if !c.core.open(s, dst[:n:n], aad, iv, ct, tail) {
+		return ErrAuth
+	}
+	return nil
+}
+
+func newIVKey() (cipher.Block, error) {
+	var k [16]byte
+	rand.Read(k[:]) // never fails (crypto/rand)
+	defer clear(k[:])
+	return aes.NewCipher(k[:])
+}

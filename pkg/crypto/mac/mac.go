@@ -1,0 +1,170 @@
+// Package mac computes the integrity transforms of ESP, AH and IKE: HMAC
+// (RFC 2104) cut to the length of the ICV (RFC 2404, RFC 4868). It hides how a
+// key is kept so that an ICV costs neither an allocation nor a lock: a MAC
+// holds, per key, the two hash states that follow the inner and outer pad, and
+// a Scratch, per goroutine, the hash objects that take up these states.
+// crypto/aead and the AH transform call it.
+package mac
+
+import (
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/subtle"
+	"encoding"
+	"fmt"
+	"hash"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// UnsupportedError says that this package does not compute the transform.
+type UnsupportedError struct{ Integ alg.Integ }
+
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("integrity transform %v is not supported", e.Integ)
+}
+
+// KeyLengthError says that a key does not have its transform's length.
+type KeyLengthError struct {
+	Integ     alg.Integ
+	Got, Want int // octets
+}
+
+func (e *KeyLengthError) Error() string {
+	return fmt.Sprintf("%v key of %d octets: want %d", e.Integ, e.Got, e.Want)
+}
+
+// state is a hash whose state can be loaded; all of ours are.
+type state interface {
+	hash.Hash
+	encoding.BinaryMarshaler
+	encoding.BinaryUnmarshaler
+}
+
+const maxDigest = sha512.Size
+
+// newHash makes the hash under a's HMAC, nil if there is none.
+func newHash(a alg.Integ) state {
+	var h hash.Hash
+	switch a {
+	case alg.IntegHMACSHA1:
+		h = sha1.New()
+	case alg.IntegHMACSHA256:
+		h = sha256.New()
+	case alg.IntegHMACSHA384:
+		h = sha512.New384()
+	case alg.IntegHMACSHA512:
+		h = sha512.New()
+	default:
+		return nil
+	}
+	return h.(state)
+}
+
+// Scratch is the working memory of one goroutine, good for keys of every
+// transform. The zero value is ready; it must not be copied after use.
+type Scratch struct {
+	hashes [8]state // by alg.Integ, made on first use
+	sum    [maxDigest]byte
+}
+
+func (s *Scratch) hash(a alg.Integ) state {
+	if s.hashes[a] == nil {
+		s.hashes[a] = newHash(a)
+	}
+	return s.hashes[a]
+}
+
+// MAC is one key of one transform. It does not change, so goroutines share it,
+// each with a Scratch of its own.
+type MAC struct {
+	integ        alg.Integ
+	icvLen       int
+	inner, outer []byte // states after one block of key xor pad, as secret as the key
+}
+
+// New prepares key, which must have exactly the length that RFC 4868 and its
+// kin fix (alg.IntegInfo.KeyLen) and is not kept. The error is an
+// *UnsupportedError or a *KeyLengthError.
+func New(a alg.Integ, key ipsec.Key) (*MAC, error) {
+	if newHash(a) == nil {
+		return nil, &UnsupportedError{a}
+	}
+	if want := a.Info().KeyLen; key.Len() != want {
+		return nil, &KeyLengthError{a, key.Len(), want}
+	}
+	return newMAC(a, key.Bytes())
+}
+
+// newMAC takes keys of up to one block, which all of ours are (RFC 2104, 2).
+func newMAC(a alg.Integ, key []byte) (*MAC, error) {
+	m := &MAC{integ: a, icvLen: a.Info().ICVLen}
+	var err error
+	if m.inner, err = padded(a, key, 0x36); err != nil {
+		return nil, err
+	}
+	if m.outer, err = padded(a, key, 0x5c); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// padded returns the state of a's hash after key xor pad.
+func padded(a alg.Integ, key []byte, pad byte) ([]byte, error) {
+	h := newHash(a)
+	block := make([]byte, h.BlockSize())
+	defer clear(block)
+	copy(block, key)
+	for i := range block {
+		block[i] ^= pad
+	}
+	h.Write(block)
+	b, err := h.MarshalBinary()
+	h.Reset()
+	if err != nil {
+		return nil, fmt.Errorf("%v state: %w", a, err)
+	}
+	return b, nil
+}
+
+// ICVLen is the length of the ICV in octets.
+func (m *MAC) ICVLen() int { return m.icvLen }
+
+// Sum writes the ICV over the concatenation of parts to icv[:ICVLen]. icv may
+// follow or overlap the parts: it is written last. It panics if icv is short.
+func (m *MAC) Sum(s *Scratch, icv []byte, parts ...[]byte) {
+	copy(icv[:m.icvLen], m.compute(s, parts))
+}
+
+// Verify reports in constant time whether icv, of exactly ICVLen octets, is
+// the ICV over the concatenation of parts.
+func (m *MAC) Verify(s *Scratch, icv []byte, parts ...[]byte) bool {
+	return subtle.ConstantTimeCompare(m.compute(s, parts)[:m.icvLen], icv) == 1
+}
+
+// compute returns the whole HMAC, in s.sum.
+func (m *MAC) compute(s *Scratch, parts [][]byte) []byte {
+	h := s.hash(m.integ)
+	// Loading fails only for octets that are no state of this hash, which
+	// New excludes.
+	if err := h.UnmarshalBinary(m.inner); err != nil {
+		panic("mac: " + err.Error())
+	}
+	for _, p := range parts {
+		h.Write(p)
+	}
+	inner := h.Sum(s.sum[:0])
+	if err := h.UnmarshalBinary(m.outer); err != nil {
+		panic("mac: " + err.Error())
+	}
+	h.Write(inner)
+	return h.Sum(s.sum[:0])
+}
+
+// Wipe overwrites what the MAC knows of its key; it must not be used again.
+func (m *MAC) Wipe() {
+	clear(m.inner)
+	clear(m.outer)
+}

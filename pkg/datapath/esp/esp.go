@@ -1,0 +1,240 @@
+// Package esp is the ESP transform (RFC 4303): it builds and takes apart the
+// ESP packet, from the SPI to the ICV, of an SA whose keys it holds. It hides
+// layout, padding, IVs, what the ICV covers with and without extended sequence
+// numbers, and the suites of crypto/aead. The engine calls it, and knows what
+// it leaves out: IP headers, modes, UDP encapsulation, sequence numbers, the
+// replay window, traffic flow confidentiality padding (RFC 4303, 2.7).
+//
+//	| SPI 4 | sequence 4 | IV | payload | padding 0-255 | pad length 1 | next header 1 | ICV |
+//	'------ HeaderLen -------'         '----------------- TrailerLen ----------------------'
+//
+// Calls take batches. They do not allocate (with GCM-8 once a Scratch has met
+// the largest packet).
+package esp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/missiu/missiu/pkg/crypto/aead"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// NextNone is the next header of a dummy packet (RFC 4303, 2.6): the receiver
+// discards it without any notice, after it has verified.
+const NextNone = 59
+
+// Outcomes of a packet. None says whose fault it is beyond its text.
+var (
+	// ErrAuth: the ICV is wrong (RFC 4303, 3.4.4.1; an auditable event).
+	ErrAuth = errors.New("esp: integrity check failed")
+	// ErrMalformed: too short, not aligned, of another SPI or sequence
+	// number than the caller says, or authentic with wrong padding.
+	ErrMalformed = errors.New("esp: malformed packet")
+	// ErrRoom: the caller's buffers are too small.
+	ErrRoom = errors.New("esp: no room in the buffers")
+	// ErrSequence: sequence number 0, or beyond 32 bits without ESN. A
+	// sender never lets it cycle (RFC 4303, 3.3.3).
+	ErrSequence = errors.New("esp: sequence number used up")
+)
+
+// ParamError says why SA parameters make no transform; Unwrap gives the
+// error of crypto/aead or crypto/mac where there is one.
+type ParamError struct {
+	SAID ipsec.SAID
+	Err  error
+}
+
+func (e *ParamError) Error() string { return fmt.Sprintf("SA %v: %v", e.SAID, e.Err) }
+func (e *ParamError) Unwrap() error { return e.Err }
+
+// ErrNotESP is inside a ParamError for parameters of another protocol.
+var ErrNotESP = errors.New("not an ESP SA")
+
+const (
+	espHeader = 8   // SPI, sequence number
+	trailer   = 2   // pad length, next header
+	maxPad    = 255 // what the pad length can say
+)
+
+// Scratch is the working memory of one goroutine, good for every Transform.
+// The zero value is ready; it must not be copied after use.
+type Scratch struct {
+	a    aead.Scratch
+	aad  [12]byte // SPI, sequence number of 32 or 64 bits
+	high [4]byte  // ESN high half, appended for the ICV
+}
+
+// NewScratch returns a Scratch.
+func NewScratch() *Scratch { return new(Scratch) }
+
+// Transform is an SA's keys ready to use, for one direction or, in tests, both.
+// It does not change, so goroutines share it, each with a Scratch of its own.
+type Transform struct {
+	c     *aead.Cipher
+	spi   uint32
+	esn   bool
+	hdr   int // HeaderLen
+	align int // of payload, padding, pad length, next header
+	icv   int
+}
+
+// New makes the transform of p, whose keys it does not keep. Algorithms and
+// exact key lengths are checked; the error is a *ParamError.
+func New(p *ipsec.SAParams) (*Transform, error) {
+	if p.Proto != ipsec.ESP {
+		return nil, &ParamError{p.SAID, ErrNotESP}
+	}
+	c, err := aead.New(p.Encr, p.EncrKey, p.Auth, p.AuthKey)
+	if err != nil {
+		return nil, &ParamError{p.SAID, err}
+	}
+	return &Transform{
+		c: c, spi: uint32(p.SPI), esn: p.ESN,
+		hdr:   espHeader + c.IVLen(),
+		align: max(4, c.BlockLen()), // RFC 4303, 2.4
+		icv:   c.ICVLen(),
+	}, nil
+}
+
+// HeaderLen is the number of octets before the payload: ESP header and IV.
+func (t *Transform) HeaderLen() int { return t.hdr }
+
+// TrailerLen is the number of octets behind a payload of n: padding, pad
+// length, next header and ICV.
+func (t *Transform) TrailerLen(n int) int { return t.padLen(n) + trailer + t.icv }
+
+// MaxOverhead is the largest HeaderLen + TrailerLen.
+func (t *Transform) MaxOverhead() int { return t.hdr + t.align - 1 + trailer + t.icv }
+
+func (t *Transform) padLen(n int) int {
+	return (t.align - (n+trailer)%t.align) % t.align
+}
+
+// Packet is one element of a batch.
+//
+// Seal reads Src, the payload; Next, its protocol; and Seq, its sequence
+// number, which no other packet of this key ever has. It overwrites the
+// octets behind Src up to TrailerLen(len(Src)), which cap(Src) must allow,
+// and Dst, which needs HeaderLen+len(Src)+TrailerLen(len(Src)) octets.
+// Dst[HeaderLen:] starts with Src, or Dst is disjoint from Src and these
+// octets. N becomes the number of octets written to Dst.
+//
+// Open reads Src, the ESP packet from the SPI to the ICV, and Seq, the
+// sequence number of 64 bits that the replay window inferred (without ESN: of
+// 32 bits). The payload goes to the front of Dst, which needs
+// len(Src)-HeaderLen-ICV octets (len(Src) always suffices) and either is
+// Src[HeaderLen:] or is disjoint from Src. N becomes the length of the
+// payload, Next its protocol; NextNone is a dummy.
+//
+// A packet with an error has N = 0 and nothing usable in Dst; in place Src is
+// spoilt too. Errors of one packet do not touch the others.
+type Packet struct {
+	Dst, Src []byte
+	Next     uint8
+	Seq      uint64
+	N        int
+	Err      error
+}
+
+// Seal protects each packet. Err becomes nil, ErrRoom or ErrSequence.
+func (t *Transform) Seal(s *Scratch, ps []Packet) {
+	for i := range ps {
+		p := &ps[i]
+		p.N, p.Err = t.seal(s, p)
+	}
+}
+
+func (t *Transform) seal(s *Scratch, p *Packet) (int, error) {
+	if p.Seq == 0 || !t.esn && p.Seq > math.MaxUint32 {
+		return 0, ErrSequence
+	}
+	n := len(p.Src)
+	pad := t.padLen(n)
+	end := n + pad + trailer
+	total := t.hdr + end + t.icv
+	if cap(p.Src) < end || len(p.Dst) < total {
+		return 0, ErrRoom
+	}
+	plain := p.Src[:end]
+	for i := range pad { // 1, 2, 3, ... (RFC 4303, 2.4)
+		plain[n+i] = byte(i + 1)
+	}
+	plain[end-2] = byte(pad)
+	plain[end-1] = p.Next
+	out := p.Dst[:total]
+	binary.BigEndian.PutUint32(out, t.spi)
+	binary.BigEndian.PutUint32(out[4:], uint32(p.Seq))
+	iv := out[espHeader:t.hdr]
+	t.c.PutIV(&s.a, iv, p.Seq)
+	aad, tail := t.cover(s, p.Seq)
+	if err := t.c.Seal(&s.a, out[t.hdr:], aad, iv, plain, tail); err != nil {
+		return 0, ErrRoom // every length was made right above
+	}
+	return total, nil
+}
+
+// Open verifies each packet and takes it apart. Err becomes nil, ErrAuth,
+// ErrMalformed or ErrRoom.
+func (t *Transform) Open(s *Scratch, ps []Packet) {
+	for i := range ps {
+		p := &ps[i]
+		p.N, p.Next, p.Err = t.open(s, p)
+	}
+}
+
+func (t *Transform) open(s *Scratch, p *Packet) (n int, next uint8, err error) {
+	n = len(p.Src) - t.hdr - t.icv
+	// RFC 4303, 2.4: the ciphertext ends on a 4-octet boundary whatever the cipher.
+	if n < t.align || n%t.align != 0 {
+		return 0, 0, ErrMalformed
+	}
+	if binary.BigEndian.Uint32(p.Src) != t.spi || binary.BigEndian.Uint32(p.Src[4:]) != uint32(p.Seq) ||
+		!t.esn && p.Seq > math.MaxUint32 {
+		return 0, 0, ErrMalformed
+	}
+	if len(p.Dst) < n {
+		return 0, 0, ErrRoom
+	}
+	dst := p.Dst[:n]
+	aad, tail := t.cover(s, p.Seq)
+	if err := t.c.Open(&s.a, dst, aad, p.Src[espHeader:t.hdr], p.Src[t.hdr:], tail); err != nil {
+		return 0, 0, ErrAuth // every length was checked above
+	}
+	// From here on the packet is authentic; wrong padding is the peer's bug.
+	pad := int(dst[n-2])
+	next = dst[n-1]
+	n -= trailer + pad
+	if n < 0 {
+		clear(dst)
+		return 0, 0, ErrMalformed
+	}
+	for i, b := range dst[n : n+pad] {
+		if b != byte(i+1) {
+			clear(dst)
+			return 0, 0, ErrMalformed
+		}
+	}
+	return n, next, nil
+}
+
+// cover returns what the ICV covers beside the packet itself: SPI and sequence
+// number in front of the IV, and the high half that is not sent. A combined
+// mode cipher has all 64 bits in the AAD (RFC 4106, 5), the others append the
+// high half behind the ciphertext (RFC 4303, 2.2.1).
+func (t *Transform) cover(s *Scratch, seq uint64) (aad, tail []byte) {
+	binary.BigEndian.PutUint32(s.aad[:], t.spi)
+	switch {
+	case !t.esn:
+		binary.BigEndian.PutUint32(s.aad[4:], uint32(seq))
+		return s.aad[:8], nil
+	case t.c.AEAD():
+		binary.BigEndian.PutUint64(s.aad[4:], seq)
+		return s.aad[:12], nil
+	}
+	binary.BigEndian.PutUint32(s.aad[4:], uint32(seq))
+	binary.BigEndian.PutUint32(s.high[:], uint32(seq>>32))
+	return s.aad[:8], s.high[:]
+}
