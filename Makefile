@@ -1,0 +1,72 @@
+# The verbs that someone types daily. `make demo` and `make test` do their own
+# set-up and need root (namespaces, TAP devices, packet sockets).
+
+GO      ?= go
+DESTDIR ?=
+PREFIX  ?= /usr/local
+SBIN     = $(DESTDIR)$(PREFIX)/sbin
+UNITS    = $(DESTDIR)$(PREFIX)/lib/systemd/system
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+
+# The only version of the linter; `go run` fetches it once.
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Seconds for each fuzz target.
+FUZZTIME ?= 20s
+
+.PHONY: missiu setup test unit e2e demo lint race fuzz bench lab install clean
+
+missiu:
+	@mkdir -p bin
+	$(GO) build -trimpath -o bin/missiu ./cmd/missiu
+	$(GO) build -trimpath -o bin/ike ./cmd/ike
+	$(GO) build -trimpath -o bin/loadConfig ./cmd/loadconfig
+	@ln -sf loadConfig bin/loadconfig
+
+setup:
+	@scripts/setup
+
+test: setup
+	$(GO) vet ./...
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory e2e
+
+# Everything that needs no root.
+unit:
+	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v /test/e2e)
+
+# Whole systems in network namespaces, against independent peers; needs root.
+e2e: missiu
+	$(GO) test -count=1 -timeout 20m -p 1 -v ./test/e2e/...
+
+demo: setup missiu
+	@scripts/demo
+
+# Two namespaces with the product running, to play with; `scripts/lab down` ends it.
+lab: setup missiu
+	@scripts/lab up
+
+lint:
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'lint: gofmt the files above' >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+race:
+	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /test/e2e)
+
+fuzz:
+	@scripts/fuzz $(FUZZTIME)
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /test/e2e)
+
+install: missiu
+	install -d $(SBIN) $(UNITS) $(DESTDIR)/etc/missiu
+	install -m 755 bin/missiu bin/ike bin/loadConfig $(SBIN)
+	ln -sf loadConfig $(SBIN)/loadconfig
+	for u in missiu@.service ike.service; do \
+		sed 's,@SBIN@,$(PREFIX)/sbin,g' systemd/$$u >$(UNITS)/$$u && chmod 644 $(UNITS)/$$u || exit 1; \
+	done
+
+clean:
+	rm -rf bin
