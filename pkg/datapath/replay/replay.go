@@ -4,8 +4,8 @@
 // and to learn the full sequence number, and Mark after the packet verified:
 // only then may it move the window. The engine calls it.
 //
-//	        top-size+1                     top
-//	 ... too old  |  seen or not, one bit each  |  new: slides the window ...
+//	       top-size+1                     top
+//	... too old  |  seen or not, one bit each  |  new: slides the window ...
 //
 // The bits lie in a ring of words, a word more than the size needs, so that
 // sliding clears whole words and moves none (RFC 6479).
