@@ -287,3 +287,14 @@ type Policy struct {
 	Proposals []Proposal
 	Hard      Lifetime // of the policy itself: AddTime, UseTime
 }
+
+// Flow is what a packet looks like to a policy.
+type Flow struct {
+	Src, Dst         netip.Addr
+	Proto            uint8  // upper protocol
+	SrcPort, DstPort uint16 // 0 if the packet shows none; ICMP: type and code
+}
+
+func (f Flow) String() string {
+	return fmt.Sprintf("%v[%d] -> %v[%d] proto %d", f.Src, f.SrcPort, f.Dst, f.DstPort, f.Proto)
+}

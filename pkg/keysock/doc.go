@@ -1,0 +1,30 @@
+// Package keysock is PF_KEYv2 (RFC 2367 and the extensions that Linux and KAME
+// share) over an AF_UNIX SOCK_SEQPACKET socket, in our nouns: a typed [Client]
+// for the key daemon and loadConfig, a typed [Server] for missiu, which calls a
+// [Backend]. Octets, sequence numbers, the algorithm numbers of SADB and the
+// rules of who hears what stay inside; proto/pfkey holds the wire format.
+//
+// # Server
+//
+// Requests of all connections are handled one at a time, to the end, in the
+// goroutine that runs [Server.Serve]; so are functions given to [Server.Do].
+// The answer is in the client's queue before the next request is looked at.
+//
+// Each connection has a reader, a writer and a queue of its own. Events and
+// copies of other clients' answers are dropped, and counted, when the queue
+// holds ServerOptions.QueueLen of them; a connection that opted in to private
+// messages is told so by a [Lost] event as soon as there is room. Answers to a
+// client's own requests are never dropped: while too many of them wait, its
+// requests are not read. Dumps are paced by their reader. A client that leaves
+// an answer unread for ServerOptions.StallLimit is closed; one that merely does
+// not read events is not, since programs exist that read only after asking.
+//
+// Answers to ADD and UPDATE go to everybody and carry no keys; GET and DUMP do,
+// to the asker alone (and to promiscuous sockets, which hear all).
+//
+// # Policy transactions
+//
+// Between Begin and Commit the policy requests of a connection work on a draft;
+// nobody else is told of them. Commit puts the draft in force and tells opted-in
+// connections with one [PoliciesChanged] event. The connection's end aborts.
+package keysock

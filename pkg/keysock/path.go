@@ -1,0 +1,59 @@
+package keysock
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Dir is where the sockets of running instances are. Tests change it.
+var Dir = "/run/missiu"
+
+const suffix = ".pfkey"
+
+// Path returns the socket of the instance on an interface.
+func Path(ifname string) string { return filepath.Join(Dir, ifname+suffix) }
+
+// Find returns the socket of the instance on ifname, or with "" of the only
+// instance that runs: ErrNoInstance if none does, and an error that names the
+// interfaces to choose from if there are several. Sockets that a killed
+// instance left do not count.
+func Find(ifname string) (string, error) {
+	if ifname != "" {
+		path := Path(ifname)
+		if !alive(path) {
+			return "", fmt.Errorf("%s: %w", ifname, ErrNoInstance)
+		}
+		return path, nil
+	}
+	paths, err := filepath.Glob(filepath.Join(Dir, "*"+suffix))
+	if err != nil {
+		return "", err
+	}
+	paths = slices.DeleteFunc(paths, func(p string) bool { return !alive(p) })
+	switch len(paths) {
+	case 0:
+		return "", ErrNoInstance
+	case 1:
+		return paths[0], nil
+	}
+	names := make([]string, len(paths))
+	for i, p := range paths {
+		names[i] = strings.TrimSuffix(filepath.Base(p), suffix)
+	}
+	return "", fmt.Errorf("several instances of missiu are running, choose one of %s", strings.Join(names, ", "))
+}
+
+// alive reports whether a server listens at path.
+func alive(path string) bool {
+	var d net.Dialer
+	c, err := d.DialContext(context.Background(), "unixpacket", path)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
