@@ -1,0 +1,282 @@
+// Package proposal negotiates algorithms for IKEv2: it builds the SA payloads
+// that we offer, chooses from the peer's as responder, and checks the peer's
+// choice as initiator (RFC 7296, 2.7 and 3.3). It is where our algorithm
+// identities and IKE's transform numbers meet.
+//
+// As responder our order decides: our proposals in order, in each the first of
+// our alternatives that the peer offers too. For pkg/ike and what lies in it.
+package proposal
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// Cipher is a cipher with the size of its key, without salt, in bits.
+type Cipher struct {
+	Encr alg.Encr
+	Bits int // 0 for a cipher without key
+}
+
+func (c Cipher) String() string {
+	if c.Bits == 0 {
+		return c.Encr.String()
+	}
+	return fmt.Sprintf("%v(%d)", c.Encr, c.Bits)
+}
+
+// IKE is one proposal for an IKE SA: alternatives per transform type, best
+// first. Ciphers are all AEAD, then Integ is empty, or all not (RFC 7296, 3.3).
+type IKE struct {
+	Ciphers []Cipher
+	Integ   []alg.Integ
+	PRF     []alg.PRF
+	KE      []alg.KE
+}
+
+// IKESuite is what was agreed for an IKE SA.
+type IKESuite struct {
+	Cipher
+	Integ alg.Integ // IntegNone with an AEAD cipher
+	PRF   alg.PRF
+	KE    alg.KE
+}
+
+func (s IKESuite) String() string {
+	if s.Integ == alg.IntegNone {
+		return fmt.Sprintf("%v/prf-%v/%v", s.Cipher, s.PRF, s.KE)
+	}
+	return fmt.Sprintf("%v/%v/prf-%v/%v", s.Cipher, s.Integ, s.PRF, s.KE)
+}
+
+// Child is one proposal for a child SA of ESP.
+type Child struct {
+	Ciphers []Cipher
+	Integ   []alg.Integ
+	// KE are the methods for a key exchange of its own (PFS), best first.
+	// KENone among them makes do without; an empty list is KENone alone.
+	// KESame is resolved by WithKE.
+	KE  []alg.KE
+	ESN []bool // acceptable, best first
+	// Hard and Soft are what the policy wants of an SA made from this; zero
+	// where it says nothing.
+	Hard, Soft ipsec.Lifetime
+}
+
+// ChildSuite is what was agreed for a child SA.
+type ChildSuite struct {
+	Cipher
+	Integ      alg.Integ
+	KE         alg.KE // KENone: keys come from the IKE SA's SK_d alone
+	ESN        bool
+	Hard, Soft ipsec.Lifetime // of the proposal of ours that it came from
+}
+
+func (s ChildSuite) String() string {
+	parts := []string{s.Cipher.String()}
+	if s.Integ != alg.IntegNone {
+		parts = append(parts, s.Integ.String())
+	}
+	if s.KE != alg.KENone {
+		parts = append(parts, s.KE.String())
+	}
+	if s.ESN {
+		parts = append(parts, "esn")
+	}
+	return strings.Join(parts, "/")
+}
+
+// Errors. They wrap one of these.
+var (
+	// ErrNone: nothing that both sides accept (NO_PROPOSAL_CHOSEN).
+	ErrNone = errors.New("no proposal chosen")
+	// ErrChoice: the responder chose what we did not offer; the exchange fails.
+	ErrChoice = errors.New("peer chose what was not offered")
+)
+
+// Mismatch is the error when nothing fits; it tells both sides' offers for the log.
+type Mismatch struct {
+	Ours, Theirs []ikev2.Proposal
+}
+
+func (e *Mismatch) Error() string {
+	return fmt.Sprintf("%v: ours %v, theirs %v", ErrNone, list(e.Ours), list(e.Theirs))
+}
+
+// Unwrap gives ErrNone.
+func (e *Mismatch) Unwrap() error { return ErrNone }
+
+func list(ps []ikev2.Proposal) string {
+	s := make([]string, len(ps))
+	for i, p := range ps {
+		s[i] = p.String()
+	}
+	return "[" + strings.Join(s, ", ") + "]"
+}
+
+// slot is one transform type of a proposal of ours: its alternatives in our
+// order. An alternative with ID 0 of type INTEG or KE is NONE, which stands
+// for absence as well.
+type slot struct {
+	typ  ikev2.TransformType
+	alts []ikev2.Transform
+}
+
+func (s slot) hasNone() bool {
+	return (s.typ == ikev2.TransformINTEG || s.typ == ikev2.TransformKE) &&
+		slices.ContainsFunc(s.alts, func(t ikev2.Transform) bool { return t.ID == 0 })
+}
+
+func (p IKE) slots() []slot {
+	return []slot{
+		{ikev2.TransformENCR, each(p.Ciphers, EncrTransform)},
+		{ikev2.TransformINTEG, integAlts(p.Integ)},
+		{ikev2.TransformPRF, each(p.PRF, PRFTransform)},
+		{ikev2.TransformKE, each(p.KE, KETransform)},
+	}
+}
+
+// slots of a child; initial ones, those of IKE_AUTH, have no key exchange
+// (RFC 7296, 1.2).
+func (p Child) slots(initial bool) []slot {
+	ke := p.KE
+	if initial || len(ke) == 0 {
+		ke = []alg.KE{alg.KENone}
+	}
+	return []slot{
+		{ikev2.TransformENCR, each(p.Ciphers, EncrTransform)},
+		{ikev2.TransformINTEG, integAlts(p.Integ)},
+		{ikev2.TransformKE, each(ke, KETransform)},
+		{ikev2.TransformESN, each(p.ESN, ESNTransform)},
+	}
+}
+
+func integAlts(a []alg.Integ) []ikev2.Transform {
+	if len(a) == 0 { // AEAD
+		a = []alg.Integ{alg.IntegNone}
+	}
+	return each(a, IntegTransform)
+}
+
+func each[T any](l []T, f func(T) ikev2.Transform) []ikev2.Transform {
+	ts := make([]ikev2.Transform, len(l))
+	for i, v := range l {
+		ts[i] = f(v)
+	}
+	return ts
+}
+
+// maxProposals is what the octet that numbers proposals can count; an offer
+// leaves out what comes after.
+const maxProposals = 255
+
+// offer makes the wire form. A type whose only alternative is NONE is left out.
+func offer(number int, proto ikev2.ProtocolID, spi []byte, slots []slot) ikev2.Proposal {
+	p := ikev2.Proposal{Number: uint8(number), Protocol: proto, SPI: spi}
+	for _, s := range slots {
+		if !(len(s.alts) == 1 && s.hasNone()) {
+			p.Transforms = append(p.Transforms, s.alts...)
+		}
+	}
+	return p
+}
+
+// choose picks one alternative per slot from what the peer offers. A transform
+// type that we have no slot for, or none of whose transforms we know, makes the
+// whole proposal unacceptable (RFC 7296, 3.3.6).
+func choose(slots []slot, peer []ikev2.Transform) (chosen []ikev2.Transform, ok bool) {
+	for _, t := range peer {
+		if !slices.ContainsFunc(slots, func(s slot) bool { return s.typ == t.Type }) {
+			return nil, false
+		}
+	}
+	for _, s := range slots {
+		absent, found := true, false
+		for _, t := range peer {
+			absent = absent && t.Type != s.typ
+		}
+		if absent {
+			if !s.hasNone() {
+				return nil, false
+			}
+			continue
+		}
+		for _, a := range s.alts {
+			if found = slices.ContainsFunc(peer, a.Equal); found {
+				chosen = append(chosen, a)
+				break
+			}
+		}
+		if !found {
+			return nil, false
+		}
+	}
+	return chosen, true
+}
+
+// check verifies a responder's answer against one proposal of ours: exactly one
+// transform per type, each of them offered.
+func check(slots []slot, answer []ikev2.Transform) error {
+	seen := map[ikev2.TransformType]bool{}
+	for _, t := range answer {
+		if seen[t.Type] {
+			return fmt.Errorf("%w: two transforms of type %v", ErrChoice, t.Type)
+		}
+		seen[t.Type] = true
+	}
+	if _, ok := choose(slots, answer); !ok {
+		return fmt.Errorf("%w: %v", ErrChoice, ikev2.Proposal{Transforms: answer})
+	}
+	return nil
+}
+
+func ikeSuite(ts []ikev2.Transform) (s IKESuite, err error) {
+	ok := true
+	for _, t := range ts {
+		var known bool
+		switch t.Type {
+		case ikev2.TransformENCR:
+			s.Cipher, known = cipherOf(t)
+		case ikev2.TransformINTEG:
+			s.Integ, known = reverse(integIDs, t.ID)
+		case ikev2.TransformPRF:
+			s.PRF, known = reverse(prfIDs, t.ID)
+		case ikev2.TransformKE:
+			s.KE, known = alg.KE(t.ID), true
+		}
+		ok = ok && known
+	}
+	if !ok {
+		return IKESuite{}, fmt.Errorf("%w: %v", ErrChoice, ikev2.Proposal{Protocol: ikev2.ProtocolIKE, Transforms: ts})
+	}
+	return s, nil
+}
+
+func childSuite(ts []ikev2.Transform, from Child) (s ChildSuite, err error) {
+	ok := true
+	for _, t := range ts {
+		var known bool
+		switch t.Type {
+		case ikev2.TransformENCR:
+			s.Cipher, known = cipherOf(t)
+		case ikev2.TransformINTEG:
+			s.Integ, known = reverse(integIDs, t.ID)
+		case ikev2.TransformKE:
+			s.KE, known = alg.KE(t.ID), true
+		case ikev2.TransformESN:
+			s.ESN, known = t.ID == uint16(ikev2.ESNYes), true
+		}
+		ok = ok && known
+	}
+	if !ok {
+		return ChildSuite{}, fmt.Errorf("%w: %v", ErrChoice, ikev2.Proposal{Protocol: ikev2.ProtocolESP, Transforms: ts})
+	}
+	s.Hard, s.Soft = from.Hard, from.Soft
+	return s, nil
+}
