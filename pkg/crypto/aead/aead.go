@@ -214,8 +214,8 @@ func (c *Cipher) Seal(s *Scratch, dst, aad, iv, plain, tail []byte) error {
 // Open checks ct, ciphertext and ICV, and writes the plaintext,
 // len(ct)-ICVLen octets, to dst, which has at least that length and is either
 // disjoint from ct or starts with it. The error is ErrLength or ErrAuth; dst
-// then holds what it held, zeros, or keystream-free noise, never plaintext,
-// and in place the packet is lost.
+// then holds what it held or zeros, never plaintext, and in place the packet
+// is lost.
 func (c *Cipher) Open(s *Scratch, dst, aad, iv, ct, tail []byte) error {
 	n := len(ct) - c.icvLen
 	if len(iv) != c.ivLen || n < 0 || n%c.blockLen != 0 || len(dst) < n {
