@@ -54,9 +54,8 @@ func (e *ParamError) Unwrap() error { return e.Err }
 var ErrNotESP = errors.New("not an ESP SA")
 
 const (
-	espHeader = 8   // SPI, sequence number
-	trailer   = 2   // pad length, next header
-	maxPad    = 255 // what the pad length can say
+	espHeader = 8 // SPI, sequence number
+	trailer   = 2 // pad length, next header
 )
 
 // Scratch is the working memory of one goroutine, good for every Transform.

@@ -1,0 +1,552 @@
+package esp
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/missiu/missiu/pkg/crypto/aead"
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/crypto/mac"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// suite is one allowed combination.
+type suite struct {
+	e    alg.Encr
+	bits int
+	a    alg.Integ
+}
+
+func (s suite) String() string {
+	n := s.e.String()
+	if s.bits != 0 {
+		n += fmt.Sprint("-", s.bits)
+	}
+	if s.a != alg.IntegNone {
+		n += "+" + s.a.String()
+	}
+	return n
+}
+
+// suites lists all that alg can name, so that none can be forgotten.
+func suites() []suite {
+	var l []suite
+	for _, e := range alg.AllEncr() {
+		bits := e.Info().KeyBits
+		if bits == nil {
+			bits = []int{0}
+		}
+		for _, n := range bits {
+			if e.Info().AEAD {
+				l = append(l, suite{e, n, alg.IntegNone})
+				continue
+			}
+			for _, a := range alg.AllInteg() {
+				l = append(l, suite{e, n, a})
+			}
+		}
+	}
+	return l
+}
+
+func pattern(n int, seed byte) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i)*11 + seed
+	}
+	return b
+}
+
+func (s suite) params(t testing.TB, seed byte, esn bool) *ipsec.SAParams {
+	t.Helper()
+	n, ok := s.e.KeyLen(s.bits)
+	if !ok {
+		t.Fatalf("%v has no key length", s)
+	}
+	return &ipsec.SAParams{
+		SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: netip.MustParseAddr("192.0.2.1"), SPI: 0xc0ffee00},
+		Mode: ipsec.Tunnel, ESN: esn,
+		Encr: s.e, EncrKey: ipsec.NewKey(pattern(n, seed)),
+		Auth: s.a, AuthKey: ipsec.NewKey(pattern(s.a.Info().KeyLen, seed+50)),
+	}
+}
+
+func (s suite) transform(t testing.TB, seed byte, esn bool) *Transform {
+	t.Helper()
+	tr, err := New(s.params(t, seed, esn))
+	if err != nil {
+		t.Fatalf("%v: %v", s, err)
+	}
+	return tr
+}
+
+// sealOne protects payload out of place.
+func sealOne(t testing.TB, tr *Transform, s *Scratch, payload []byte, next uint8, seq uint64) []byte {
+	t.Helper()
+	n := len(payload)
+	src := append(make([]byte, 0, n+tr.TrailerLen(n)), payload...)
+	ps := []Packet{{Dst: make([]byte, tr.HeaderLen()+n+tr.TrailerLen(n)), Src: src, Next: next, Seq: seq}}
+	tr.Seal(s, ps)
+	if ps[0].Err != nil {
+		t.Fatalf("seal %d octets: %v", n, ps[0].Err)
+	}
+	return ps[0].Dst[:ps[0].N]
+}
+
+// openOne takes pkt apart out of place.
+func openOne(tr *Transform, s *Scratch, pkt []byte, seq uint64) Packet {
+	ps := []Packet{{Dst: bytes.Repeat([]byte{0xee}, len(pkt)), Src: bytes.Clone(pkt), Seq: seq}}
+	tr.Open(s, ps)
+	return ps[0]
+}
+
+const esnSeq = 7<<32 | 0x01020304
+
+func TestRoundTrip(t *testing.T) {
+	s := NewScratch()
+	for _, su := range suites() {
+		for _, esn := range []bool{false, true} {
+			tr := su.transform(t, 1, esn)
+			seq := uint64(0xfffffffe)
+			if esn {
+				seq = esnSeq
+			}
+			for n := range 70 {
+				payload := pattern(n, 3)
+				pkt := sealOne(t, tr, s, payload, 17, seq)
+				if want := tr.HeaderLen() + n + tr.TrailerLen(n); len(pkt) != want {
+					t.Fatalf("%v: %d octets make %d, want %d", su, n, len(pkt), want)
+				}
+				if over := len(pkt) - n; over > tr.MaxOverhead() {
+					t.Errorf("%v: overhead %d of %d octets beyond MaxOverhead %d", su, over, n, tr.MaxOverhead())
+				}
+				if got := binary.BigEndian.Uint64(pkt); got != 0xc0ffee00<<32|seq&0xffffffff {
+					t.Errorf("%v: header %016x", su, got)
+				}
+				if (len(pkt)-tr.icv)%4 != 0 {
+					t.Errorf("%v: %d octets: the ICV does not stand on a boundary of 4", su, n)
+				}
+				p := openOne(tr, s, pkt, seq)
+				if p.Err != nil || p.Next != 17 || !bytes.Equal(p.Dst[:p.N], payload) {
+					t.Errorf("%v: %d octets: opened %x next %d, %v; want %x", su, n, p.Dst[:p.N], p.Next, p.Err, payload)
+				}
+			}
+		}
+	}
+}
+
+// In place both ways, in one buffer with room in front and behind, gives the
+// same octets as out of place, and touches nothing outside.
+func TestInPlace(t *testing.T) {
+	s := NewScratch()
+	for _, su := range suites() {
+		tr := su.transform(t, 1, true)
+		for _, n := range []int{0, 1, 13, 14, 15, 64, 1400} {
+			payload := pattern(n, 3)
+			total := tr.HeaderLen() + n + tr.TrailerLen(n)
+			const guard = 16
+			buf := bytes.Repeat([]byte{0xee}, guard+total+guard)
+			dst := buf[guard : guard+total]
+			copy(dst[tr.HeaderLen():], payload)
+			ps := []Packet{{Dst: dst, Src: dst[tr.HeaderLen() : tr.HeaderLen()+n], Next: 4, Seq: esnSeq}}
+			tr.Seal(s, ps)
+			if ps[0].Err != nil || ps[0].N != total {
+				t.Fatalf("%v %d octets: sealed %d, %v; want %d", su, n, ps[0].N, ps[0].Err, total)
+			}
+			// CBC's IVs come from a key of the transform, so the same one.
+			if want := sealOne(t, tr, s, payload, 4, esnSeq); !bytes.Equal(dst, want) {
+				t.Errorf("%v %d octets: in place %x, out of place %x", su, n, dst, want)
+			}
+			ps = []Packet{{Dst: dst[tr.HeaderLen():], Src: dst, Seq: esnSeq}}
+			tr.Open(s, ps)
+			p := ps[0]
+			if p.Err != nil || p.Next != 4 || !bytes.Equal(p.Dst[:p.N], payload) {
+				t.Errorf("%v %d octets: opened in place %x next %d, %v; want %x", su, n, p.Dst[:p.N], p.Next, p.Err, payload)
+			}
+			if edge := append(bytes.Clone(buf[:guard]), buf[guard+total:]...); !bytes.Equal(edge, bytes.Repeat([]byte{0xee}, 2*guard)) {
+				t.Errorf("%v %d octets: wrote outside of the buffers", su, n)
+			}
+		}
+	}
+}
+
+// A batch of many sizes, with errors in the midst.
+func TestBatch(t *testing.T) {
+	s := NewScratch()
+	for _, su := range suites() {
+		tr := su.transform(t, 1, false)
+		var ps []Packet
+		var want [][]byte
+		for i := range 70 {
+			n := i * 37 % 1500
+			payload := pattern(n, byte(i))
+			src := append(make([]byte, 0, n+tr.TrailerLen(n)), payload...)
+			ps = append(ps, Packet{Dst: make([]byte, 2000), Src: src, Next: uint8(i), Seq: uint64(i + 1)})
+			want = append(want, payload)
+		}
+		// Two that fail in the midst leave the others alone.
+		ps[3].Seq = 0
+		ps[5].Dst = ps[5].Dst[:10]
+		tr.Seal(s, ps)
+		in := make([]Packet, len(ps))
+		for i := range ps {
+			in[i] = Packet{Src: ps[i].Dst[:ps[i].N], Dst: make([]byte, 2000), Seq: uint64(i + 1)}
+		}
+		tr.Open(s, in)
+		for i := range in {
+			switch i {
+			case 3:
+				if !errors.Is(ps[i].Err, ErrSequence) || ps[i].N != 0 || !errors.Is(in[i].Err, ErrMalformed) {
+					t.Errorf("%v packet %d: got %v, %v", su, i, ps[i].Err, in[i].Err)
+				}
+			case 5:
+				if !errors.Is(ps[i].Err, ErrRoom) || ps[i].N != 0 || !errors.Is(in[i].Err, ErrMalformed) {
+					t.Errorf("%v packet %d: got %v, %v", su, i, ps[i].Err, in[i].Err)
+				}
+			default:
+				if in[i].Err != nil || in[i].Next != uint8(i) || !bytes.Equal(in[i].Dst[:in[i].N], want[i]) {
+					t.Errorf("%v packet %d: opened %d octets, next %d, %v; want %d", su, i, in[i].N, in[i].Next, in[i].Err, len(want[i]))
+				}
+			}
+		}
+		// A batch that is used again forgets its old errors.
+		ps[3].Seq = 4
+		tr.Seal(s, ps[3:4])
+		if ps[3].Err != nil {
+			t.Errorf("%v: packet sealed again: %v", su, ps[3].Err)
+		}
+		tr.Seal(s, nil)
+		tr.Open(s, nil)
+	}
+}
+
+// NULL shows what the trailer looks like (RFC 4303, 2.4).
+func TestTrailer(t *testing.T) {
+	tr := suite{alg.EncrNULL, 0, alg.IntegHMACSHA256}.transform(t, 1, false)
+	for _, tt := range []struct {
+		payload string
+		want    string // as the wire has it before the ICV
+	}{
+		{"", "\x01\x02\x02\x3b"},
+		{"a", "a\x01\x01\x3b"},
+		{"ab", "ab\x00\x3b"},
+		{"abc", "abc\x01\x02\x03\x03\x3b"},
+		{"abcd", "abcd\x01\x02\x02\x3b"},
+	} {
+		pkt := sealOne(t, tr, NewScratch(), []byte(tt.payload), NextNone, 1)
+		if got := string(pkt[8 : len(pkt)-16]); got != tt.want {
+			t.Errorf("payload %q: got %q, want %q", tt.payload, got, tt.want)
+		}
+	}
+}
+
+func TestSequence(t *testing.T) {
+	s := NewScratch()
+	su := suite{alg.EncrAESGCM16, 128, alg.IntegNone}
+	for _, tt := range []struct {
+		seq  uint64
+		esn  bool
+		want error
+	}{
+		{0, false, ErrSequence}, {0, true, ErrSequence}, {1, false, nil}, {1, true, nil},
+		{1<<32 - 1, false, nil}, {1 << 32, false, ErrSequence}, {1 << 32, true, nil}, {1<<64 - 1, true, nil},
+	} {
+		tr := su.transform(t, 1, tt.esn)
+		ps := []Packet{{Dst: make([]byte, 100), Src: make([]byte, 10, 64), Seq: tt.seq}}
+		tr.Seal(s, ps)
+		if !errors.Is(ps[0].Err, tt.want) {
+			t.Errorf("seq %#x, esn %v: got %v, want %v", tt.seq, tt.esn, ps[0].Err, tt.want)
+		}
+	}
+}
+
+// The high half is not sent, but without it nothing opens.
+func TestESNCovered(t *testing.T) {
+	s := NewScratch()
+	for _, su := range suites() {
+		tr := su.transform(t, 1, true)
+		pkt := sealOne(t, tr, s, pattern(40, 1), 4, esnSeq)
+		for _, seq := range []uint64{esnSeq & 0xffffffff, esnSeq + 1<<32, esnSeq - 1<<32} {
+			if p := openOne(tr, s, pkt, seq); !errors.Is(p.Err, ErrAuth) {
+				t.Errorf("%v: sealed as %#x, opened as %#x: got %v, want %v", su, uint64(esnSeq), seq, p.Err, ErrAuth)
+			}
+		}
+		if p := openOne(su.transform(t, 1, false), s, pkt, esnSeq&0xffffffff); !errors.Is(p.Err, ErrAuth) {
+			t.Errorf("%v: opened without ESN: got %v, want %v", su, p.Err, ErrAuth)
+		}
+		if p := openOne(tr, s, pkt, esnSeq+1); !errors.Is(p.Err, ErrMalformed) {
+			t.Errorf("%v: another low half than the packet's: got %v, want %v", su, p.Err, ErrMalformed)
+		}
+	}
+	tr := suite{alg.EncrAESGCM16, 128, alg.IntegNone}.transform(t, 1, false)
+	pkt := sealOne(t, tr, s, pattern(40, 1), 4, 5)
+	if p := openOne(tr, s, pkt, 1<<32|5); !errors.Is(p.Err, ErrMalformed) {
+		t.Errorf("64 bits without ESN: got %v, want %v", p.Err, ErrMalformed)
+	}
+}
+
+// refused wants an error, no payload, and no trace of the plaintext.
+func refused(t *testing.T, what string, p Packet, plain []byte) {
+	t.Helper()
+	if !errors.Is(p.Err, ErrAuth) && !errors.Is(p.Err, ErrMalformed) {
+		t.Errorf("%s: got %v, want %v or %v", what, p.Err, ErrAuth, ErrMalformed)
+	}
+	if p.N != 0 || p.Next != 0 {
+		t.Errorf("%s: refused with N %d, next %d", what, p.N, p.Next)
+	}
+	if len(plain) >= 8 && bytes.Contains(p.Dst, plain[:8]) {
+		t.Errorf("%s: refused, but Dst has the plaintext", what)
+	}
+}
+
+func TestRefusesAltered(t *testing.T) {
+	s := NewScratch()
+	for _, su := range suites() {
+		tr := su.transform(t, 1, false)
+		payload := pattern(40, 1)
+		pkt := sealOne(t, tr, s, payload, 4, 9)
+		for n := range pkt {
+			refused(t, fmt.Sprintf("%v cut to %d", su, n), openOne(tr, s, pkt[:n], 9), payload)
+		}
+		for i := range pkt {
+			for bit := range 8 {
+				bad := bytes.Clone(pkt)
+				bad[i] ^= 1 << bit
+				seq := uint64(binary.BigEndian.Uint32(bad[4:]))
+				refused(t, fmt.Sprintf("%v octet %d bit %d", su, i, bit), openOne(tr, s, bad, seq), payload)
+			}
+		}
+		for n := 1; n <= 40; n++ {
+			refused(t, fmt.Sprintf("%v with %d more", su, n), openOne(tr, s, append(bytes.Clone(pkt), make([]byte, n)...), 9), payload)
+		}
+		refused(t, su.String()+" wrong key", openOne(su.transform(t, 2, false), s, pkt, 9), payload)
+		ps := []Packet{{Dst: make([]byte, 41), Src: pkt, Seq: 9}}
+		if tr.Open(s, ps); !errors.Is(ps[0].Err, ErrRoom) {
+			t.Errorf("%v: no room: got %v, want %v", su, ps[0].Err, ErrRoom)
+		}
+	}
+}
+
+// Authentic packets with padding that no peer should make (RFC 4303, 2.4).
+func TestPadding(t *testing.T) {
+	s := NewScratch()
+	for _, su := range suites() {
+		for _, tt := range []struct {
+			name, plain string // 16 octets
+			n           int    // -1: malformed
+		}{
+			{"well-formed", "payload!\x01\x02\x03\x04\x05\x06\x06\x04", 8},
+			{"more than needed", "\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0e\x04", 0},
+			{"longer than the packet", "\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x04", -1},
+			{"255", "\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\xff\x04", -1},
+			{"zeros", "payload!\x00\x00\x00\x00\x00\x00\x06\x04", -1},
+			{"one octet wrong", "payload!\x01\x02\x03\x04\x05\x07\x06\x04", -1},
+			{"first wrong", "payload!\x02\x02\x03\x04\x05\x06\x06\x04", -1},
+			{"none", "fourteen octet\x00\x04", 14},
+		} {
+			tr := su.transform(t, 1, false)
+			pkt := make([]byte, tr.hdr+16+tr.icv)
+			binary.BigEndian.PutUint32(pkt, tr.spi)
+			binary.BigEndian.PutUint32(pkt[4:], 9)
+			tr.c.PutIV(&s.a, pkt[8:tr.hdr], 9)
+			aad, tail := tr.cover(s, 9)
+			if err := tr.c.Seal(&s.a, pkt[tr.hdr:], aad, pkt[8:tr.hdr], []byte(tt.plain), tail); err != nil {
+				t.Fatal(err)
+			}
+			p := openOne(tr, s, pkt, 9)
+			if tt.n < 0 {
+				if !errors.Is(p.Err, ErrMalformed) || bytes.Contains(p.Dst, []byte(tt.plain[:8])) {
+					t.Errorf("%v, %s: got %v, Dst %x; want %v and nothing", su, tt.name, p.Err, p.Dst, ErrMalformed)
+				}
+			} else if p.Err != nil || p.N != tt.n || string(p.Dst[:p.N]) != tt.plain[:tt.n] {
+				t.Errorf("%v, %s: got %d octets, %v; want %d", su, tt.name, p.N, p.Err, tt.n)
+			}
+		}
+	}
+}
+
+func TestDummy(t *testing.T) {
+	s := NewScratch()
+	tr := suite{alg.EncrAESCBC, 256, alg.IntegHMACSHA256}.transform(t, 1, false)
+	if p := openOne(tr, s, sealOne(t, tr, s, nil, NextNone, 2), 2); p.Err != nil || p.Next != NextNone || p.N != 0 {
+		t.Errorf("dummy packet: N %d, next %d, %v; want 0, %d, nil", p.N, p.Next, p.Err, NextNone)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	good := suite{alg.EncrAESCBC, 128, alg.IntegHMACSHA256}
+	for _, tt := range []struct {
+		name   string
+		change func(*ipsec.SAParams)
+		as     any
+	}{
+		{"AH", func(p *ipsec.SAParams) { p.Proto = ipsec.AH }, nil},
+		{"no cipher", func(p *ipsec.SAParams) { p.Encr = alg.EncrNone }, new(*aead.UnsupportedError)},
+		{"no integrity", func(p *ipsec.SAParams) { p.Auth = alg.IntegNone; p.AuthKey = ipsec.Key{} }, new(*aead.UnsupportedError)},
+		{"short key", func(p *ipsec.SAParams) { p.EncrKey = ipsec.NewKey(make([]byte, 15)) }, new(*aead.KeyLengthError)},
+		{"short integrity key", func(p *ipsec.SAParams) { p.AuthKey = ipsec.NewKey(make([]byte, 20)) }, new(*mac.KeyLengthError)},
+	} {
+		p := good.params(t, 1, false)
+		tt.change(p)
+		_, err := New(p)
+		var pe *ParamError
+		if !errors.As(err, &pe) || tt.as != nil && !errors.As(err, tt.as) || tt.as == nil && !errors.Is(err, ErrNotESP) {
+			t.Errorf("%s: got %v (%T)", tt.name, err, err)
+		}
+		if err != nil && !strings.Contains(err.Error(), "0xc0ffee00") {
+			t.Errorf("%s: %q does not name the SPI", tt.name, err)
+		}
+	}
+}
+
+// The keys may be wiped as soon as the transform is made.
+func TestKeysNotKept(t *testing.T) {
+	s := NewScratch()
+	for _, su := range suites() {
+		p := su.params(t, 1, false)
+		tr, err := New(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Wipe()
+		pkt := sealOne(t, tr, s, pattern(40, 1), 4, 9)
+		if o := openOne(su.transform(t, 1, false), s, pkt, 9); o.Err != nil {
+			t.Errorf("%v: sealed after the keys were wiped: %v", su, o.Err)
+		}
+	}
+}
+
+func TestConcurrent(t *testing.T) {
+	for _, su := range suites() {
+		tr := su.transform(t, 1, false)
+		var wg sync.WaitGroup
+		for g := range 4 {
+			wg.Go(func() {
+				s := NewScratch()
+				for i := range 30 {
+					seq := uint64(g*1000 + i + 1)
+					payload := pattern(100+i, byte(g))
+					if p := openOne(tr, s, sealOne(t, tr, s, payload, 4, seq), seq); p.Err != nil || !bytes.Equal(p.Dst[:p.N], payload) {
+						t.Errorf("%v goroutine %d packet %d: %v", su, g, i, p.Err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
+func TestNoAllocs(t *testing.T) {
+	const n, batch = 1400, 16
+	for _, su := range suites() {
+		for _, esn := range []bool{false, true} {
+			tr := su.transform(t, 1, esn)
+			s := NewScratch()
+			out := make([]Packet, batch)
+			in := make([]Packet, batch)
+			for i := range out {
+				out[i] = Packet{Dst: make([]byte, 1600), Src: make([]byte, n, 1500), Next: 4}
+				in[i].Dst = make([]byte, 1600)
+			}
+			place := make([]byte, 1600)
+			one := make([]Packet, 1)
+			seq := uint64(0)
+			if a := testing.AllocsPerRun(20, func() {
+				for i := range out {
+					seq++
+					out[i].Seq, in[i].Seq = seq, seq
+				}
+				tr.Seal(s, out)
+				for i := range out {
+					in[i].Src = out[i].Dst[:out[i].N]
+				}
+				tr.Open(s, in)
+				seq++
+				one[0] = Packet{Dst: place, Src: place[tr.HeaderLen() : tr.HeaderLen()+n], Next: 4, Seq: seq}
+				tr.Seal(s, one)
+				one[0] = Packet{Dst: place[tr.HeaderLen():], Src: place[:one[0].N], Seq: seq}
+				tr.Open(s, one)
+				if out[batch-1].Err != nil || in[batch-1].Err != nil || one[0].Err != nil {
+					t.Error(out[batch-1].Err, in[batch-1].Err, one[0].Err)
+				}
+			}); a != 0 {
+				t.Errorf("%v esn %v: %v allocations, want 0", su, esn, a)
+			}
+		}
+	}
+}
+
+// Hostile packets never panic and never open; nor do the hostile lengths.
+func FuzzOpen(f *testing.F) {
+	all := suites()
+	trs := make([]*Transform, len(all))
+	s := NewScratch()
+	for i, su := range all {
+		trs[i] = su.transform(f, 1, i%2 == 0)
+		pkt := sealOne(f, trs[i], s, pattern(20, 1), 4, 9)
+		f.Add(uint8(i), uint64(9), pkt[:len(pkt)-1])
+		f.Add(uint8(i), uint64(8), pkt)
+		f.Add(uint8(i), uint64(0), []byte{})
+	}
+	sealed := map[string]bool{}
+	for i := range all {
+		sealed[string(sealOne(f, trs[i], s, pattern(20, 1), 4, 9)[trs[i].hdr:])] = true
+	}
+	f.Fuzz(func(t *testing.T, i uint8, seq uint64, pkt []byte) {
+		tr := trs[int(i)%len(trs)]
+		if len(pkt) >= 8 {
+			// Past the comparison of the header, where it is interesting.
+			binary.BigEndian.PutUint32(pkt, tr.spi)
+			binary.BigEndian.PutUint32(pkt[4:], uint32(seq))
+		}
+		p := openOne(tr, s, pkt, seq)
+		if p.Err == nil && (len(pkt) < tr.hdr || !sealed[string(pkt[tr.hdr:])]) {
+			t.Errorf("%v opened %x", all[int(i)%len(all)], pkt)
+		}
+		if p.Err != nil && p.N != 0 {
+			t.Errorf("N %d with error %v", p.N, p.Err)
+		}
+	})
+}
+
+func BenchmarkSeal(b *testing.B) {
+	bench(b, func(tr *Transform, s *Scratch, out, _ []Packet) { tr.Seal(s, out) })
+}
+func BenchmarkOpen(b *testing.B) {
+	bench(b, func(tr *Transform, s *Scratch, _, in []Packet) { tr.Open(s, in) })
+}
+
+// bench reports per packet; the batch is what a super-frame holds.
+func bench(b *testing.B, f func(tr *Transform, s *Scratch, out, in []Packet)) {
+	const batch = 44
+	for _, su := range suites() {
+		for _, n := range []int{64, 1438} {
+			b.Run(fmt.Sprintf("%v/%d", su, n), func(b *testing.B) {
+				tr := su.transform(b, 1, false)
+				s := NewScratch()
+				out, in := make([]Packet, batch), make([]Packet, batch)
+				for i := range out {
+					out[i] = Packet{Dst: make([]byte, 1600), Src: make([]byte, n, 1550), Next: 4, Seq: uint64(i + 1)}
+				}
+				tr.Seal(s, out)
+				for i := range in {
+					in[i] = Packet{Dst: make([]byte, 1600), Src: bytes.Clone(out[i].Dst[:out[i].N]), Seq: uint64(i + 1)}
+				}
+				b.ReportAllocs()
+				b.SetBytes(int64(n))
+				for i := 0; i < b.N; i += batch {
+					f(tr, s, out, in)
+				}
+				if out[0].Err != nil || in[0].Err != nil {
+					b.Fatal(out[0].Err, in[0].Err)
+				}
+			})
+		}
+	}
+}
