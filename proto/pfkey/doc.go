@@ -1,3 +1,66 @@
 // Package pfkey is the wire format of PF_KEYv2: RFC 2367 and the extensions
-// that Linux and KAME share.
+// that Linux and KAME share, with Linux's layouts where the two differ. It
+// decodes, checks form and encodes; what a message means, which extensions it
+// needs and who hears it is for pkg/keysock, its only caller.
+//
+// A message is a datagram: a header of 16 octets, then extensions, all in host
+// byte order except SPIs of the SA extension, NAT-T ports and what is inside a
+// sockaddr. Lengths are in 64-bit words, of requests inside X_POLICY in octets,
+// of keys in bits. Linux's sockaddrs have no length octet.
+//
+//	 0       1       2       3       4       5       6       7
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|version| type  | errno |satype |  len (words)  |   reserved    |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|             seq               |              pid              |
+//	+-------+-------+-------+-------+-------+-------+-------+-------+
+//	|  len (words)  |  ext type     |  ...
+//	+-------+-------+-------+-------+
+//
+// # Differences from Linux
+//
+//   - HMAC-SHA2-256 (5) has 128 bits of ICV (RFC 4868), not 96.
+//   - The AEAD numbers 18-20 are for use; ChaCha20-Poly1305 has the private
+//     number 28 (its IKEv2 transform), a key of 256 bits and 32 bits of salt.
+//   - A reqid in a policy is kept at every level; at level unique 0 is replaced
+//     by a fresh one from 0x4000 up and told in the answer.
+//   - Answers to ADD and UPDATE carry no keys (RFC 2367, 3.1.2, 3.1.3).
+//   - FlagXESN (FreeBSD's number) says extended sequence numbers.
+//   - ICMP type and code 0 in the ports of a policy's addresses stand as 256,
+//     since 0 is any.
+//   - PROPOSAL in SPDADD and SPDUPDATE and their answers holds the alternatives
+//     of algorithms of a policy, best first; an authentication or encryption
+//     algorithm of 0 accepts any.
+//
+// # Private messages and extensions
+//
+// They go only to sockets that sent X_OPT_IN in a REGISTER, since strangers
+// refuse a whole message for one type above 26. Requests may use them at once.
+//
+//	X_BEGIN   224  <base>  opens a policy transaction of this connection
+//	X_COMMIT  225  <base>  puts it in force; the answer's copy to others says
+//	                       that the SPD changed
+//	X_ABORT   226  <base>  forgets it, as does the connection's end
+//	X_STATUS  227  <base>; answers <base, blob> until offset+n == total: a JSON
+//	                       document about the engine
+//	X_LOST    228  engine to client <base, count>: so many messages for this
+//	                       socket were dropped here
+//
+// Extensions, offsets from their start; what is not named is zero:
+//
+//	X_OPT_IN  0x8001  8 octets; 4: features (4), now 1
+//	X_SA_MORE 0x8002 40 octets; 4: flags (4: 1 ESN), 8: replay window in packets
+//	                  (4, counts instead of SA.replay), 12: seq of the ACQUIRE
+//	                  (4), 16: packets so far, 24: hard, 32: soft limit of
+//	                  packets (8 each, count instead of allocations)
+//	X_TS_SRC  0x8003  traffic selectors of an SA (RFC 7296, 3.13.1) in its
+//	X_TS_DST  0x8004  direction; 4: number (2), then 40 octets each: protocol
+//	                  (1), 4 or 6 (1), at 4 low port (2), high port (2), at 8
+//	                  first address (16), last address (16), IPv4 in front
+//	X_FLOW    0x8005 48 octets; the packet that raised an ACQUIRE; 4: protocol
+//	                  (1), 4 or 6 (1), 8: source, destination port (2 each), 16:
+//	                  source, destination address (16 each)
+//	X_SA_DST  0x8006  as ADDRESS; destination of the SA in X_NAT_T_NEW_MAPPING
+//	X_BLOB    0x8007  4: total (4), 8: offset (4), 12: n (4), 16: n octets
+//	X_COUNT   0x8008 16 octets; 8: number (8)
 package pfkey

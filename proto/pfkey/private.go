@@ -1,0 +1,185 @@
+package pfkey
+
+import "net/netip"
+
+// OptIn is the X_OPT_IN extension: the sender understands private messages.
+type OptIn struct{ Features uint32 }
+
+func (o *OptIn) decode(b []byte) error {
+	o.Features = host.Uint32(b[4:])
+	return nil
+}
+
+func (o *OptIn) append(b []byte) ([]byte, error) { return host.AppendUint32(b, o.Features), nil }
+
+// SAMore is the X_SA_MORE extension: what SA and LIFETIME have no room for.
+type SAMore struct {
+	ESN                               bool
+	Replay                            uint32 // packets
+	AcquireSeq                        uint32
+	Packets, HardPackets, SoftPackets uint64
+}
+
+func (s *SAMore) decode(b []byte) error {
+	*s = SAMore{
+		ESN: host.Uint32(b[4:])&1 != 0, Replay: host.Uint32(b[8:]), AcquireSeq: host.Uint32(b[12:]),
+		Packets: host.Uint64(b[16:]), HardPackets: host.Uint64(b[24:]), SoftPackets: host.Uint64(b[32:]),
+	}
+	return nil
+}
+
+func (s *SAMore) append(b []byte) ([]byte, error) {
+	var flags uint32
+	if s.ESN {
+		flags |= 1
+	}
+	b = host.AppendUint32(b, flags)
+	b = host.AppendUint32(b, s.Replay)
+	b = host.AppendUint32(b, s.AcquireSeq)
+	b = host.AppendUint64(b, s.Packets)
+	b = host.AppendUint64(b, s.HardPackets)
+	return host.AppendUint64(b, s.SoftPackets), nil
+}
+
+// TSList is X_TS_SRC or X_TS_DST: traffic selectors of one side of an SA.
+type TSList struct{ TS []TS }
+
+// TS is a traffic selector (RFC 7296, 3.13.1); Start and End are of one family.
+type TS struct {
+	Proto          uint8 // 0 any
+	PortLo, PortHi uint16
+	Start, End     netip.Addr
+}
+
+func (l *TSList) decode(b []byte) error {
+	n := int(host.Uint16(b[4:]))
+	b = b[8:]
+	if len(b) != n*lenTSEntry {
+		return invalid("%d selectors in %d octets", n, len(b))
+	}
+	for ; len(b) > 0; b = b[lenTSEntry:] {
+		start, err := parseAddr(b[1], b[8:24])
+		if err != nil {
+			return err
+		}
+		end, _ := parseAddr(b[1], b[24:40])
+		l.TS = append(l.TS, TS{b[0], host.Uint16(b[4:]), host.Uint16(b[6:]), start, end})
+	}
+	return nil
+}
+
+func (l *TSList) append(b []byte) ([]byte, error) {
+	if len(l.TS) > 0xffff {
+		return b, tooLong("%d selectors", len(l.TS))
+	}
+	b = append(host.AppendUint16(b, uint16(len(l.TS))), 0, 0)
+	for _, t := range l.TS {
+		if t.Start.BitLen() != t.End.BitLen() {
+			return b, invalid("selector of two families")
+		}
+		b = append(b, t.Proto, version(t.Start), 0, 0)
+		b = host.AppendUint16(b, t.PortLo)
+		b = host.AppendUint16(b, t.PortHi)
+		var err error
+		if b, err = appendAddr(b, t.Start); err != nil {
+			return b, err
+		}
+		b, _ = appendAddr(b, t.End)
+	}
+	return b, nil
+}
+
+// Flow is the X_FLOW extension: the packet that raised an ACQUIRE.
+type Flow struct {
+	Proto            uint8
+	SrcPort, DstPort uint16
+	Src, Dst         netip.Addr // of one family
+}
+
+func (f *Flow) decode(b []byte) error {
+	src, err := parseAddr(b[5], b[16:32])
+	if err != nil {
+		return err
+	}
+	dst, _ := parseAddr(b[5], b[32:48])
+	*f = Flow{b[4], host.Uint16(b[8:]), host.Uint16(b[10:]), src, dst}
+	return nil
+}
+
+func (f *Flow) append(b []byte) ([]byte, error) {
+	if f.Src.BitLen() != f.Dst.BitLen() {
+		return b, invalid("flow of two families")
+	}
+	b = append(b, f.Proto, version(f.Src), 0, 0)
+	b = host.AppendUint16(b, f.SrcPort)
+	b = host.AppendUint16(b, f.DstPort)
+	b = append(b, 0, 0, 0, 0)
+	b, err := appendAddr(b, f.Src)
+	if err != nil {
+		return b, err
+	}
+	return appendAddr(b, f.Dst)
+}
+
+// Blob is the X_BLOB extension: one part of a document.
+type Blob struct {
+	Total, Offset uint32
+	Data          []byte // part of the buffer after Decode
+}
+
+func (x *Blob) decode(b []byte) error {
+	n := host.Uint32(b[12:])
+	if uint64(n) > uint64(len(b)-16) {
+		return invalid("%d octets in %d", n, len(b))
+	}
+	*x = Blob{host.Uint32(b[4:]), host.Uint32(b[8:]), b[16 : 16+n : 16+n]}
+	if uint64(x.Offset)+uint64(n) > uint64(x.Total) {
+		return invalid("octets %d+%d of %d", x.Offset, n, x.Total)
+	}
+	return nil
+}
+
+func (x *Blob) append(b []byte) ([]byte, error) {
+	b = host.AppendUint32(b, x.Total)
+	b = host.AppendUint32(b, x.Offset)
+	b = host.AppendUint32(b, uint32(len(x.Data)))
+	return append(b, x.Data...), nil
+}
+
+// Count is the X_COUNT extension.
+type Count struct{ N uint64 }
+
+func (c *Count) decode(b []byte) error {
+	c.N = host.Uint64(b[8:])
+	return nil
+}
+
+func (c *Count) append(b []byte) ([]byte, error) {
+	return host.AppendUint64(append(b, 0, 0, 0, 0), c.N), nil
+}
+
+func version(a netip.Addr) byte {
+	if a.Is4() {
+		return 4
+	}
+	return 6
+}
+
+func parseAddr(version byte, b []byte) (netip.Addr, error) {
+	switch version {
+	case 4:
+		return netip.AddrFrom4([4]byte(b)), nil
+	case 6:
+		return netip.AddrFrom16([16]byte(b)), nil
+	}
+	return netip.Addr{}, invalid("IP version %d", version)
+}
+
+func appendAddr(b []byte, a netip.Addr) ([]byte, error) {
+	if !a.IsValid() {
+		return b, invalid("no address")
+	}
+	var x [16]byte
+	copy(x[:], a.AsSlice())
+	return append(b, x[:]...), nil
+}

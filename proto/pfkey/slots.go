@@ -1,0 +1,132 @@
+package pfkey
+
+import "syscall"
+
+const (
+	einval   = syscall.EINVAL
+	emsgsize = syscall.EMSGSIZE
+)
+
+// order is the one in which extensions are written: each known type once.
+var order = []ExtType{
+	ExtSA, ExtXSA2, ExtLifetimeCurrent, ExtLifetimeSoft, ExtLifetimeHard, ExtXPolicy,
+	ExtAddressSrc, ExtAddressDst, ExtAddressProxy, ExtKeyEncrypt, ExtKeyAuth,
+	ExtIdentitySrc, ExtIdentityDst, ExtSensitivity, ExtProposal, ExtSupportedAuth, ExtSupportedEncrypt,
+	ExtSPIRange, ExtXKMPrivate, ExtXNATTType, ExtXNATTSPort, ExtXNATTDPort, ExtXNATTOA,
+	ExtXSecCtx, ExtXKMAddress, ExtXFilter,
+	ExtXOptIn, ExtXSAMore, ExtXTSSrc, ExtXTSDst, ExtXFlow, ExtXSADst, ExtXBlob, ExtXCount,
+}
+
+// A body is what one extension does with its octets. decode gets the whole
+// extension; append adds what follows the four octets of its header, padding
+// excepted.
+type body[T any] interface {
+	*T
+	decode(b []byte) error
+	append(b []byte) ([]byte, error)
+}
+
+// A slot is the place of an extension in a Message.
+type slot interface {
+	present() bool
+	decode(b []byte) error
+	append(b []byte) ([]byte, error)
+}
+
+type field[T any, P body[T]] struct {
+	p   **T
+	min int // octets of the fixed part
+}
+
+func at[T any, P body[T]](p **T, min int) slot { return field[T, P]{p, min} }
+
+func (f field[T, P]) present() bool { return *f.p != nil }
+
+func (f field[T, P]) decode(b []byte) error {
+	if len(b) < f.min {
+		return invalid("%d octets, want at least %d", len(b), f.min)
+	}
+	v := new(T)
+	if err := P(v).decode(b); err != nil {
+		return err
+	}
+	*f.p = v
+	return nil
+}
+
+func (f field[T, P]) append(b []byte) ([]byte, error) { return P(*f.p).append(b) }
+
+// slot returns the place of the extension t in m, nil if t is unknown.
+func (m *Message) slot(t ExtType) slot {
+	switch t {
+	case ExtSA:
+		return at(&m.SA, 16)
+	case ExtLifetimeCurrent:
+		return at(&m.Current, 32)
+	case ExtLifetimeHard:
+		return at(&m.Hard, 32)
+	case ExtLifetimeSoft:
+		return at(&m.Soft, 32)
+	case ExtAddressSrc:
+		return at(&m.Src, 8)
+	case ExtAddressDst:
+		return at(&m.Dst, 8)
+	case ExtAddressProxy:
+		return at(&m.Proxy, 8)
+	case ExtKeyAuth:
+		return at(&m.AuthKey, 8)
+	case ExtKeyEncrypt:
+		return at(&m.EncrKey, 8)
+	case ExtIdentitySrc:
+		return at(&m.IdentSrc, 16)
+	case ExtIdentityDst:
+		return at(&m.IdentDst, 16)
+	case ExtSensitivity:
+		return at(&m.Sensitivity, 16)
+	case ExtProposal:
+		return at(&m.Proposal, 8)
+	case ExtSupportedAuth:
+		return at(&m.SupportedAuth, 8)
+	case ExtSupportedEncrypt:
+		return at(&m.SupportedEncr, 8)
+	case ExtSPIRange:
+		return at(&m.SPIRange, 16)
+	case ExtXKMPrivate:
+		return at(&m.KMPrivate, 8)
+	case ExtXPolicy:
+		return at(&m.Policy, 16)
+	case ExtXSA2:
+		return at(&m.SA2, 16)
+	case ExtXNATTType:
+		return at(&m.NATT, 8)
+	case ExtXNATTSPort:
+		return at(&m.NATTSPort, 8)
+	case ExtXNATTDPort:
+		return at(&m.NATTDPort, 8)
+	case ExtXNATTOA:
+		return at(&m.NATTOA, 8)
+	case ExtXSecCtx:
+		return at(&m.SecCtx, 8)
+	case ExtXKMAddress:
+		return at(&m.KMAddress, 8)
+	case ExtXFilter:
+		return at(&m.Filter, 40)
+	case ExtXOptIn:
+		return at(&m.OptIn, 8)
+	case ExtXSAMore:
+		return at(&m.SAMore, 40)
+	case ExtXTSSrc:
+		return at(&m.TSSrc, 8)
+	case ExtXTSDst:
+		return at(&m.TSDst, 8)
+	case ExtXFlow:
+		return at(&m.Flow, 48)
+	case ExtXSADst:
+		return at(&m.SADst, 8)
+	case ExtXBlob:
+		return at(&m.Blob, 16)
+	case ExtXCount:
+		return at(&m.Count, 16)
+	}
+	return nil
+}
