@@ -23,6 +23,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -89,7 +90,7 @@ type Cipher struct {
 	icvLen   int
 	blockLen int
 	combined bool
-	ivKey    cipher.Block // makes unpredictable IVs; nil where the IV is a counter
+	ivSalt   [8]byte // random, of the CBC IVs; see PutIV
 }
 
 // New prepares a suite: an AEAD with IntegNone, or AES-CBC or NULL with an
@@ -131,9 +132,7 @@ func New(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key) (*Cipher
 		c.core = &null{m}
 	case alg.EncrAESCBC:
 		c.core, err = newCBC(key, m)
-		if err == nil {
-			c.ivKey, err = newIVKey()
-		}
+		rand.Read(c.ivSalt[:]) // never fails (crypto/rand)
 	case alg.EncrAESGCM8:
 		c.core, err = newGCM8(key, salt)
 	case alg.EncrAESGCM12, alg.EncrAESGCM16:
@@ -184,17 +183,18 @@ func (c *Cipher) AEAD() bool { return c.combined }
 // PutIV writes the IV of message n to iv[:IVLen]. Every n may be used once in
 // the life of a key: an ESP sequence number, or a counter that IKE keeps per
 // key. A combined mode cipher's IV is n itself, big-endian (RFC 4106, 3.1: what
-// matters is that it never repeats; RFC 7634, 2). CBC's is n encrypted under a
-// random key that never leaves this Cipher, so that nobody else can predict it
-// (NIST SP 800-38A, appendix C).
+// matters is that it never repeats; RFC 7634, 2). CBC's is a random number of
+// this Cipher and n, encrypted under a random key that never leaves the process
+// and encrypts nothing else, so that nobody can predict it (NIST SP 800-38A,
+// appendix C).
 func (c *Cipher) PutIV(s *Scratch, iv []byte, n uint64) {
 	switch {
-	case c.ivKey != nil:
-		clear(s.block[:8])
-		binary.BigEndian.PutUint64(s.block[8:], n)
-		c.ivKey.Encrypt(iv[:c.ivLen], s.block[:])
-	case c.ivLen == 8:
+	case c.combined:
 		binary.BigEndian.PutUint64(iv, n)
+	case c.ivLen == aes.BlockSize:
+		copy(s.block[:], c.ivSalt[:])
+		binary.BigEndian.PutUint64(s.block[8:], n)
+		ivKey().Encrypt(iv, s.block[:])
 	}
 }
 
@@ -227,9 +227,15 @@ func (c *Cipher) Open(s *Scratch, dst, aad, iv, ct, tail []byte) error {
 	return nil
 }
 
-func newIVKey() (cipher.Block, error) {
+// ivKey makes the IVs of all Ciphers. One for the process, since a key schedule
+// per SA would double the memory of an SA; ivSalt keeps their inputs apart.
+var ivKey = sync.OnceValue(func() cipher.Block {
 	var k [16]byte
-	rand.Read(k[:]) // never fails (crypto/rand)
+	rand.Read(k[:])
 	defer clear(k[:])
-	return aes.NewCipher(k[:])
-}
+	b, err := aes.NewCipher(k[:])
+	if err != nil {
+		panic("aead: " + err.Error()) // only for a key of another length
+	}
+	return b
+})

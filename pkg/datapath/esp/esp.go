@@ -126,7 +126,8 @@ func (t *Transform) padLen(n int) int {
 // 32 bits). The payload goes to the front of Dst, which needs
 // len(Src)-HeaderLen-ICV octets (len(Src) always suffices) and either is
 // Src[HeaderLen:] or is disjoint from Src. N becomes the length of the
-// payload, Next its protocol; NextNone is a dummy.
+// payload, Next its protocol; NextNone is a dummy. Traffic flow
+// confidentiality padding still stands behind the inner packet.
 //
 // A packet with an error has N = 0 and nothing usable in Dst; in place Src is
 // spoilt too. Errors of one packet do not touch the others.
