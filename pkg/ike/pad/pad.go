@@ -176,16 +176,26 @@ func (r *Rule) SetChildLife(d time.Duration) {
 	r.ChildHard.AddTime, r.ChildSoft.AddTime = d, d/10*9
 }
 
-// Local identity in use when our address is a.
-func (r *Rule) localID(a netip.Addr) ID {
+// Identity returns who we are to a peer that we speak with from address local.
+func (r *Rule) Identity(local netip.Addr) ID {
 	if r.LocalID.IsZero() {
-		return AddrID(a)
+		return AddrID(local)
 	}
 	return r.LocalID
 }
 
-// Identity returns who we are to a peer that we speak with from address local.
-func (r *Rule) Identity(local netip.Addr) ID { return r.localID(local) }
+// answersTo reports whether a peer that asks for id means us. To a rule
+// without identity of its own any address will do: behind a NAT the peer knows
+// us by another.
+func (r *Rule) answersTo(id ID) bool {
+	switch {
+	case id.IsZero():
+		return true
+	case r.LocalID.IsZero():
+		return id.IsAddr()
+	}
+	return Pattern{ID: r.LocalID}.Match(id)
+}
 
 // ExpectedID returns the identity to ask the peer for (IDr in the initiator's
 // IKE_AUTH): the only one that the rule permits; false where it permits several.
@@ -308,7 +318,6 @@ func (d *DB) Inbound(local, remote netip.Addr) []*Rule {
 
 // Claim is what is known of an initiator in IKE_AUTH.
 type Claim struct {
-	Local  netip.Addr // our address
 	IDi    ID
 	IDr    ID // whom the peer asked for; zero: nobody
 	Method AuthMethod
@@ -320,7 +329,7 @@ type Claim struct {
 func Authorize(candidates []*Rule, c Claim) *Rule {
 	for _, r := range candidates {
 		if r.RemoteAuth == c.Method && proposal.ContainsIKE(r.Proposals, c.Suite) &&
-			r.PermitsPeer(c.IDi) && (c.IDr.IsZero() || r.localID(c.Local) == c.IDr) {
+			r.PermitsPeer(c.IDi) && r.answersTo(c.IDr) {
 			return r
 		}
 	}
