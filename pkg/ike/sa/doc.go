@@ -1,0 +1,58 @@
+// Package sa is IKEv2 (RFC 7296) as a machine without I/O: one SA value is an
+// IKE SA with its child SAs, and the lineage that it becomes by rekeying, in
+// either role, authenticated by pre-shared keys. It hides message IDs and
+// retransmission, protection, key derivation, negotiation, NAT detection,
+// liveness, lifetimes and every collision of RFC 7296, 2.25. Only pkg/ike
+// calls it.
+//
+// # Inputs and outputs
+//
+// Each method of SA is an input: a value and the present time. It returns
+// outputs in the order in which they are to be carried out; in particular an
+// InstallChild comes before the Send that lets the peer use the SA. Between
+// inputs nothing happens: the machine has no goroutine and no timer. Its owner
+// calls Tick once Deadline has come. An SA is not safe for concurrent use.
+//
+//	initiator                            responder
+//	NewInitiator                         daemon: cookie, half-open budget
+//	Start   -> NewIKESA, Send   ----->   NewResponder, Receive
+//	Receive -> NeedSPI          <-----      -> NewIKESA, Send
+//	ChildSPI-> Send             ----->   Receive  -> NeedSPI
+//	Receive -> InstallChild,    <-----   ChildSPI -> InstallChild, Send,
+//	           Established                           Established
+//
+// NeedSPI asks for the SPI that a child SA will receive on; the exchange stands
+// still until ChildSPI answers it (with an error, too). All else goes on.
+//
+// Octets in a Datagram belong to the machine after the call. Octets in outputs
+// belong to the receiver, except that those of a Send may be sent again and must
+// not be changed. Keys in InstallChild are the receiver's to wipe.
+//
+// # What kills the machine
+//
+// Nothing that is not authenticated changes the state of an IKE SA with keys:
+// it is counted (Counters) and dropped. Before there are keys, an error notify
+// of the responder only counts once the wait for a better answer is over.
+//
+//	kills (Failed, later Done)              leaves it able to go on
+//	no answer after all retransmissions     forged, damaged, replayed, late,
+//	IKE_SA_INIT or IKE_AUTH refused           unknown or oversized datagrams
+//	authentication failed, either side      a child SA refused, either side
+//	peer deletes the IKE SA                   (ChildFailed)
+//	INVALID_SYNTAX under protection         UNSUPPORTED_CRITICAL_PAYLOAD in a
+//	  (RFC 7296, 2.21.3)                      request after IKE_AUTH
+//	hard lifetime, Delete, Drop             a rekey refused: the old SA stays
+//
+// Failed says that the lineage has no usable IKE SA any more; its children have
+// been removed before. It may still have to repeat its last response, so the
+// owner goes on calling Receive and Tick until Done, after which it forgets the
+// SA. Inputs after Done return nothing.
+//
+// # What is not here
+//
+// Sockets, SPI demultiplexing and INVALID_IKE_SPI, INVALID_MAJOR_VERSION and
+// cookie policy belong to pkg/ike (the arithmetic of cookies is here: Cookie,
+// CookieResponse). Certificates, EAP, configuration payloads, MOBIKE,
+// fragmentation and additional key exchanges are not implemented: their
+// payloads are ignored, their notifies not sent.
+package sa
