@@ -108,6 +108,9 @@ func (t *Transform) TrailerLen(n int) int { return t.padLen(n) + trailer + t.icv
 // MaxOverhead is the largest HeaderLen + TrailerLen.
 func (t *Transform) MaxOverhead() int { return t.hdr + t.align - 1 + trailer + t.icv }
 
+// ICVLen is the number of octets of the ICV.
+func (t *Transform) ICVLen() int { return t.icv }
+
 func (t *Transform) padLen(n int) int {
 	return (t.align - (n+trailer)%t.align) % t.align
 }
@@ -115,16 +118,17 @@ func (t *Transform) padLen(n int) int {
 // Packet is one element of a batch.
 //
 // Seal reads Src, the payload; Next, its protocol; and Seq, its sequence
-// number, which no other packet of this key ever has. It overwrites the
-// octets behind Src up to TrailerLen(len(Src)), which cap(Src) must allow,
+// number, which no other packet of this key ever has. It overwrites the first
+// TrailerLen(len(Src))-ICVLen octets behind Src, which cap(Src) must allow,
 // and Dst, which needs HeaderLen+len(Src)+TrailerLen(len(Src)) octets.
 // Dst[HeaderLen:] starts with Src, or Dst is disjoint from Src and these
-// octets. N becomes the number of octets written to Dst.
+// octets; any other overlap is a mistake that may panic. N becomes the number
+// of octets written to Dst.
 //
 // Open reads Src, the ESP packet from the SPI to the ICV, and Seq, the
 // sequence number of 64 bits that the replay window inferred (without ESN: of
 // 32 bits). The payload goes to the front of Dst, which needs
-// len(Src)-HeaderLen-ICV octets (len(Src) always suffices) and either is
+// len(Src)-HeaderLen-ICVLen octets (len(Src) always suffices) and either is
 // Src[HeaderLen:] or is disjoint from Src. N becomes the length of the
 // payload, Next its protocol; NextNone is a dummy. Traffic flow
 // confidentiality padding still stands behind the inner packet.

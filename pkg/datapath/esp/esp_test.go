@@ -119,6 +119,9 @@ func TestRoundTrip(t *testing.T) {
 			}
 			for n := range 70 {
 				payload := pattern(n, 3)
+				if got, want := tr.ICVLen(), su.e.Info().ICVLen+su.a.Info().ICVLen; got != want {
+					t.Fatalf("%v: ICVLen() = %d, want %d", su, got, want)
+				}
 				pkt := sealOne(t, tr, s, payload, 17, seq)
 				if want := tr.HeaderLen() + n + tr.TrailerLen(n); len(pkt) != want {
 					t.Fatalf("%v: %d octets make %d, want %d", su, n, len(pkt), want)
