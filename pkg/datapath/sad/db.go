@@ -1,0 +1,231 @@
+package sad
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/missiu/missiu/pkg/datapath/packet"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// OutKey says which SA an outbound policy wants. ReqID is 0 where any SA of the
+// right addresses, protocol and mode serves (levels use and require), and that
+// of the request at level unique. Src and Dst are the SA's: tunnel end points,
+// or the packet's own addresses in transport mode.
+type OutKey struct {
+	Proto    ipsec.Protocol
+	Mode     ipsec.Mode
+	ReqID    ipsec.ReqID
+	Src, Dst netip.Addr
+}
+
+// DB is the SAD. Insert, Replace and Remove are for one goroutine, all else for any.
+type DB struct {
+	seed  seed
+	bySPI *table[SA]
+	out   *table[bucket]
+	gen   atomic.Uint64
+	n     atomic.Int64
+}
+
+// bucket holds the SAs of one OutKey, newest first.
+type bucket struct {
+	key  OutKey
+	head atomic.Pointer[link]
+}
+
+// link is an element of a bucket's list. Readers follow next; an element that
+// was taken out keeps its next, so that a reader on it gets on.
+type link struct {
+	sa   atomic.Pointer[SA]
+	next atomic.Pointer[link]
+	prev *link // of the writer
+	in   *bucket
+}
+
+// NewDB returns an empty DB.
+func NewDB() *DB {
+	d := new(DB)
+	var b [24]byte
+	rand.Read(b[:])
+	for i := range d.seed {
+		d.seed[i] = binary.LittleEndian.Uint64(b[i*8:]) | 1
+	}
+	d.bySPI = newTable(func(s *SA) uint64 { return d.hashID(s.P.SAID) })
+	d.out = newTable(func(b *bucket) uint64 { return d.hashOut(b.key) })
+	return d
+}
+
+func (d *DB) hashID(id ipsec.SAID) uint64 {
+	return d.seed.mix(d.seed.addr(id.Dst), uint64(id.SPI)<<8|uint64(id.Proto))
+}
+
+func (d *DB) hashOut(k OutKey) uint64 {
+	return d.seed.mix(d.seed.mix(d.seed.addr(k.Src), d.seed.addr(k.Dst)), uint64(k.ReqID)<<16|uint64(k.Mode)<<8|uint64(k.Proto))
+}
+
+// Lookup finds an SA by protocol, destination and SPI, larval ones (T nil)
+// included. It is nil if there is none.
+func (d *DB) Lookup(id ipsec.SAID) *SA {
+	s := *d.bySPI.slots.Load()
+	mask := uint64(len(s) - 1)
+	for h := d.hashID(id); ; h++ {
+		v := s[h&mask].Load()
+		if v == nil {
+			return nil
+		}
+		if v.P.SPI == id.SPI && v.P.Dst == id.Dst && v.P.Proto == id.Proto {
+			return v
+		}
+	}
+}
+
+// LookupSPI is Lookup by parts.
+func (d *DB) LookupSPI(proto ipsec.Protocol, spi ipsec.SPI, dst netip.Addr) *SA {
+	return d.Lookup(ipsec.SAID{Proto: proto, Dst: dst, SPI: spi})
+}
+
+// Out finds the SA for an outbound packet: of those that k describes and whose
+// traffic selectors hold the packet, the newest mature one, else the newest
+// dying one, else nil. i may be nil to ask for any.
+func (d *DB) Out(k OutKey, i *packet.Info) *SA {
+	b := d.bucket(k)
+	if b == nil {
+		return nil
+	}
+	var dying *SA
+	for l := b.head.Load(); l != nil; l = l.next.Load() {
+		sa := l.sa.Load()
+		switch sa.State() {
+		case Mature:
+			if i == nil || sa.match(i) {
+				return sa
+			}
+		case Dying:
+			if dying == nil && (i == nil || sa.match(i)) {
+				dying = sa
+			}
+		}
+	}
+	return dying
+}
+
+func (d *DB) bucket(k OutKey) *bucket {
+	s := *d.out.slots.Load()
+	mask := uint64(len(s) - 1)
+	for h := d.hashOut(k); ; h++ {
+		b := s[h&mask].Load()
+		if b == nil || b.key == k {
+			return b
+		}
+	}
+}
+
+// Insert adds s; false if there is one with its SAID.
+func (d *DB) Insert(s *SA) bool {
+	if d.Lookup(s.P.SAID) != nil {
+		return false
+	}
+	d.bySPI.insert(s)
+	d.link(s)
+	d.n.Add(1)
+	d.gen.Add(1)
+	return true
+}
+
+// Replace puts s in the place of old, which has the same SAID; false if old is
+// not there. If old is larval, s becomes the newest SA; else s is one that
+// WithEncap made and keeps old's place.
+func (d *DB) Replace(old, s *SA) bool {
+	if old.P.SAID != s.P.SAID || !d.bySPI.replace(old, s) {
+		return false
+	}
+	if s.Counters == old.Counters {
+		s.links = old.links
+		for _, l := range s.links {
+			if l != nil {
+				l.sa.Store(s)
+			}
+		}
+	} else {
+		d.link(s)
+		d.unlink(old)
+	}
+	d.gen.Add(1)
+	return true
+}
+
+// Remove takes s out and marks it dead; false if it is not there.
+func (d *DB) Remove(s *SA) bool {
+	if !d.bySPI.replace(s, nil) {
+		return false
+	}
+	d.unlink(s)
+	s.SetState(Dead)
+	d.n.Add(-1)
+	d.gen.Add(1)
+	return true
+}
+
+// Len returns the number of SAs, larval ones included.
+func (d *DB) Len() int { return int(d.n.Load()) }
+
+// Generation changes with every change of the DB: what was looked up at an
+// older one has to be looked up again. Changes of an SA's state do not count.
+func (d *DB) Generation() uint64 { return d.gen.Load() }
+
+// Each calls f for every SA, in no order, until it returns false. SAs that come
+// or go meanwhile may be missed.
+func (d *DB) Each(f func(*SA) bool) { d.bySPI.each(f) }
+
+// link puts s in front of the lists in which Out looks for it.
+func (d *DB) link(s *SA) {
+	if s.T == nil {
+		return
+	}
+	k := OutKey{s.P.Proto, s.P.Mode, 0, s.P.Src, s.P.Dst}
+	s.links[0] = d.push(k, s)
+	if s.P.ReqID != 0 {
+		k.ReqID = s.P.ReqID
+		s.links[1] = d.push(k, s)
+	}
+}
+
+func (d *DB) push(k OutKey, s *SA) *link {
+	b := d.bucket(k)
+	if b == nil {
+		b = &bucket{key: k}
+		d.out.insert(b)
+	}
+	l := &link{in: b}
+	l.sa.Store(s)
+	if old := b.head.Load(); old != nil {
+		l.next.Store(old)
+		old.prev = l
+	}
+	b.head.Store(l)
+	return l
+}
+
+func (d *DB) unlink(s *SA) {
+	for i, l := range s.links {
+		if l == nil {
+			continue
+		}
+		next := l.next.Load()
+		if next != nil {
+			next.prev = l.prev
+		}
+		if l.prev != nil {
+			l.prev.next.Store(next)
+		} else {
+			l.in.head.Store(next)
+			if next == nil {
+				d.out.replace(l.in, nil)
+			}
+		}
+		s.links[i] = nil
+	}
+}
