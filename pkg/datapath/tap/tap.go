@@ -1,0 +1,107 @@
+// Package tap is the TAP device through which the kernel's stack and missiu
+// exchange Ethernet frames: batches, headroom and the metadata of segmentation
+// and checksum offload in front of /dev/net/tun. Only pkg/datapath, wire and
+// the main of missiu call it; netlink and water stay behind it.
+//
+// The device is persistent: when missiu dies, routes into it stay and swallow
+// what policy protects. An orderly stop calls Persist(false) before Close.
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"net"
+)
+
+// Values of Offload.GSOType (struct virtio_net_hdr).
+const (
+	GSONone  = 0
+	GSOTCPv4 = 1
+	GSOTCPv6 = 4
+	GSOUDPL4 = 5
+	GSOECN   = 0x80 // flag beside a TCP type
+)
+
+// Offload is what the kernel left undone on a frame, or may do for us. All
+// offsets count octets from the start of the Ethernet header. The zero value
+// is an ordinary, finished frame.
+type Offload struct {
+	GSOType    uint8
+	GSOSize    uint16 // payload octets of each segment
+	HdrLen     uint16 // length of all headers; a hint only
+	CsumStart  uint16 // where the checksummed area begins
+	CsumOffset uint16 // of the checksum field, from CsumStart
+	NeedsCsum  bool   // the field holds the pseudo-header's sum; the rest is to be added
+}
+
+// HeadroomMin is the least Frame.Off, in octets: the kernel's header for the
+// metadata is put in front of the frame, over what is in Buf there.
+const HeadroomMin = 10
+
+// Frame is one Ethernet frame: Buf[Off:Off+Len].
+type Frame struct {
+	Buf     []byte
+	Off     int
+	Len     int
+	Offload Offload
+}
+
+// Device is a TAP. One goroutine at a time may read, and one write.
+type Device interface {
+	Name() string
+	Index() int
+	MAC() net.HardwareAddr
+	// ReadBatch waits for a frame and takes what else is there, up to
+	// len(fs), each into Buf[Off:] with Off as the caller set it (at least
+	// HeadroomMin). Frames that do not fit are cut by the kernel. The error of
+	// a closed device is os.ErrClosed; frames and an error never come together.
+	ReadBatch(fs []Frame) (int, error)
+	// WriteBatch hands frames to the kernel in order. It stops at the first
+	// that the kernel refuses, fs[n], and returns n and why; the caller goes on
+	// with fs[n+1:] or not. A refused frame is EINVAL (malformed or wrong
+	// metadata) or EIO (the device is down); octets before Off are overwritten.
+	WriteBatch(fs []Frame) (int, error)
+	MTU() int
+	SetMTU(int) error
+	// Persist decides whether the device outlives Close.
+	Persist(bool) error
+	Close() error
+}
+
+// Modes of Options.Offload.
+const (
+	OffloadAuto = "auto" // metadata with every frame
+	OffloadNone = "none" // a plain TAP; what needs offload is finished in user space
+)
+
+// Options of Open.
+type Options struct {
+	Name    string // "": the kernel chooses the next tapN
+	For     string // the physical interface; kept in the device's alias for Find
+	MAC     net.HardwareAddr
+	MTU     int    // 0: as the kernel makes it
+	Offload string // "" means OffloadAuto
+	// ReadOffload asks the kernel for super-frames and unfinished checksums
+	// on reading (TUNSETOFFLOAD). Without it every frame read is finished.
+	ReadOffload bool
+	Up          bool // bring it up
+}
+
+// Errors that callers branch on; they come wrapped.
+var (
+	ErrInUse  = errors.New("another process has it open")
+	ErrNotTAP = errors.New("exists and is not a TAP")
+)
+
+// PrivilegeError names what the process lacks.
+type PrivilegeError struct {
+	Op         string
+	Capability string
+	Err        error
+}
+
+func (e *PrivilegeError) Error() string {
+	return fmt.Sprintf("%s: %v (needs %s)", e.Op, e.Err, e.Capability)
+}
+
+func (e *PrivilegeError) Unwrap() error { return e.Err }
