@@ -5,8 +5,8 @@ GO      ?= go
 DESTDIR ?=
 PREFIX  ?= /usr/local
 SBIN     = $(DESTDIR)$(PREFIX)/sbin
+MAN8     = $(DESTDIR)$(PREFIX)/share/man/man8
 UNITS    = $(DESTDIR)$(PREFIX)/lib/systemd/system
-VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 
 # The only version of the linter; `go run` fetches it once.
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -61,9 +61,10 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /test/e2e)
 
 install: missiu
-	install -d $(SBIN) $(UNITS) $(DESTDIR)/etc/missiu
+	install -d $(SBIN) $(UNITS) $(MAN8) $(DESTDIR)/etc/missiu
 	install -m 755 bin/missiu bin/ike bin/loadConfig $(SBIN)
 	ln -sf loadConfig $(SBIN)/loadconfig
+	install -m 644 cmd/*/*.8 $(MAN8)
 	for u in missiu@.service ike.service; do \
 		sed 's,@SBIN@,$(PREFIX)/sbin,g' systemd/$$u >$(UNITS)/$$u && chmod 644 $(UNITS)/$$u || exit 1; \
 	done

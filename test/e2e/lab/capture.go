@@ -333,6 +333,8 @@ type Key struct {
 // Wireshark's names of algorithms.
 const (
 	WiresharkAESCBC   = "AES-CBC [RFC3602]"
+	WiresharkAESGCM8  = "AES-GCM with 8 octet ICV [RFC4106]"
+	WiresharkAESGCM12 = "AES-GCM with 12 octet ICV [RFC4106]"
 	WiresharkAESGCM16 = "AES-GCM with 16 octet ICV [RFC4106]"
 	WiresharkNULL     = "NULL"
 	WiresharkSHA1     = "HMAC-SHA-1-96 [RFC2404]"

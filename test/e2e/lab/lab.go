@@ -226,7 +226,7 @@ func buildAll() (string, error) {
 		"ike":        "./cmd/ike",
 		"loadConfig": "./cmd/loadconfig",
 		"transfer":   "./test/e2e/cmd/transfer",
-		"sadump":     "./test/e2e/cmd/sadump",
+		"pfkey":      "./test/e2e/cmd/pfkey",
 	} {
 		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, out), pkg)
 		cmd.Dir = root

@@ -7,7 +7,8 @@ import (
 )
 
 // Snapshot is what an operator would call the state of a host: what `missiu
-// stop` must leave as it found it. Section by section, as text.
+// stop` must leave as it found it. Section by section, as text. Logs and the
+// empty directory /run/missiu, which instances share, may stay and are left out.
 type Snapshot map[string]string
 
 var sections = map[string]string{
@@ -18,7 +19,7 @@ var sections = map[string]string{
 	"qdiscs":     `tc qdisc; tc filter`,
 	"nftables":   `nft -a list ruleset`,
 	"sysctls":    `cd /proc/sys/net && grep -rs . ipv4/conf ipv6/conf ipv4/ip_forward core | sort`,
-	"run":        `find /run -mindepth 1 -printf '%p %y %m\n' | grep -v '\.log f ' | sort`,
+	"run":        `find /run -mindepth 1 -printf '%p %y %m\n' | grep -v -e '\.log f ' -e '^/run/missiu d ' | sort`,
 	"etc":        `find /etc/missiu -printf '%p %y %m %s\n' | sort`,
 	"listeners":  `ss -Hlnx | awk '{print $5}' | sort; ss -Hlntu | awk '{print $1,$5}' | sort; ss -Hlnw0 | awk '{print $1,$5}' | sort`,
 	"multicasts": `ip -o maddr`,

@@ -154,7 +154,7 @@ func (l *Linux) AddSA(s XfrmSA) {
 // mode and end points.
 func (l *Linux) AddPolicy(dir, selSrc, selDst, sel, mode, src, dst string) {
 	l.h.t.Helper()
-	l.Sh(fmt.Sprintf("ip xfrm policy add src %s dst %s %s dir %s tmpl src %s dst %s proto esp reqid 1 mode %s", selSrc, selDst, sel, dir, src, dst, mode))
+	l.Sh(fmt.Sprintf("ip xfrm policy add src %s dst %s %s dir %s priority 100 tmpl src %s dst %s proto esp reqid 1 mode %s", selSrc, selDst, sel, dir, src, dst, mode))
 }
 
 // HaveUML tells whether the package user-mode-linux is installed.
