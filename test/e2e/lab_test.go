@@ -169,8 +169,12 @@ func TestLabLinuxPeer(t *testing.T) {
 				}
 				k := tt.key
 				k.Src, k.Dst, k.SPI = netip.MustParseAddr(umlIts), netip.MustParseAddr(umlOur), 0x1002
+				good := ""
+				if k.Auth != lab.WiresharkNULL {
+					good = "esp.icv_good == 1 && "
+				}
 				// Not the unreachable message, which quotes the packet.
-				rows := lab.Decrypt(t, c.Path, []lab.Key{k}, "icmp.type == 0 && !(icmp.type == 3)", "esp.spi", "icmp.seq")
+				rows := lab.Decrypt(t, c.Path, []lab.Key{k}, good+"icmp.type == 0 && !(icmp.type == 3)", "esp.spi", "icmp.seq")
 				if len(rows) != 1 || rows[0][0] != "0x00001002" || !strings.HasPrefix(rows[0][1], "7") {
 					t.Errorf("tshark opened %q", rows)
 				}
