@@ -14,7 +14,8 @@ import (
 // any other one as EINVAL. The errnos that clients know: ENOENT (policy not
 // there), ESRCH (SA not there), EEXIST (it exists; no SPI free), EINVAL.
 //
-// Keys: Add and Update give p and its keys to the backend. What Get and SAs
+// Keys: Add and Update give p and its keys to the backend, unless they return an
+// error, upon which keysock wipes them. What Get and SAs
 // return belongs to keysock, which wipes its keys when they are sent (for a
 // dump that is later, from another goroutine): the backend returns clones, of
 // the keys too (ipsec.Key.Clone). Other results need no keys, and theirs are

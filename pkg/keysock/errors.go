@@ -26,3 +26,18 @@ var (
 	// ErrNoInstance is returned by Find when no missiu runs.
 	ErrNoInstance = errors.New("no missiu is running")
 )
+
+// refuse is an error with the errno that answers it.
+func refuse(errno syscall.Errno, format string, a ...any) error {
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, a...), errno)
+}
+
+// errnoOf returns the errno of a refusal as it goes into a message; EINVAL for
+// errors that have none.
+func errnoOf(err error) uint8 {
+	var e syscall.Errno
+	if errors.As(err, &e) && 0 < e && e < 256 {
+		return uint8(e)
+	}
+	return uint8(syscall.EINVAL)
+}

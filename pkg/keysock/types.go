@@ -67,6 +67,7 @@ type Acquire struct {
 	Proto     ipsec.Protocol
 	Src, Dst  netip.Addr // end points of the wanted SA
 	PolicyID  uint32
+	Priority  uint32 // of the policy
 	Mode      ipsec.Mode
 	ReqID     ipsec.ReqID
 	Proposals []ipsec.Proposal // as the policy has them, best first

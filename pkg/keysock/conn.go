@@ -1,0 +1,331 @@
+package keysock
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/missiu/missiu/proto/pfkey"
+)
+
+// maxMessage is the longest datagram, in octets, that either end sends.
+const maxMessage = 1 << 16
+
+// A request is one datagram on its way to the goroutine of Serve.
+type request struct {
+	c    *conn
+	b    []byte
+	cut  bool // the datagram was longer than maxMessage
+	done chan struct{}
+}
+
+// packet is a datagram that waits for its reader. Those for several clients
+// share their octets.
+type packet struct {
+	b      []byte
+	answer bool // to the client's own request: never dropped
+	secret bool // has keys and one owner: wiped when sent
+}
+
+// conn is one PF_KEY socket.
+type conn struct {
+	id   uint64
+	s    *Server
+	nc   *net.UnixConn
+	wake chan struct{} // the writer has something to do
+	room chan struct{} // the reader may go on
+	gone chan struct{} // closed by shut
+
+	// Of the goroutine of Serve.
+	tx     bool     // a policy transaction is open
+	copies [][]byte // of its answers, for sockets that know no transactions
+
+	mu         sync.Mutex
+	shutDone   bool
+	registered uint16 // bit per SA type
+	promisc    bool
+	optedIn    bool
+	queue      []packet
+	answers    int // of them in queue
+	lost       uint64
+	dump       *dump
+}
+
+// dump is what an unfinished DUMP or SPDDUMP still has to send.
+type dump struct {
+	h    pfkey.Header
+	next func(k int) (*pfkey.Message, func(), error) // and what wipes the keys
+	k, n int
+}
+
+func newConn(s *Server, id uint64, nc *net.UnixConn) *conn {
+	return &conn{
+		id: id, s: s, nc: nc,
+		wake: make(chan struct{}, 1), room: make(chan struct{}, 1), gone: make(chan struct{}),
+	}
+}
+
+// shut ends the connection; both goroutines return.
+func (c *conn) shut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.shutDone {
+		return
+	}
+	c.shutDone = true
+	close(c.gone)
+	c.nc.Close()
+	for _, p := range c.queue {
+		p.wipe()
+	}
+	c.queue = nil
+}
+
+// read hands requests to the goroutine of Serve one by one. It stops reading
+// while too many answers wait.
+func (c *conn) read() {
+	buf := make([]byte, maxMessage)
+	for {
+		n, _, flags, _, err := c.nc.ReadMsgUnix(buf, nil)
+		if n == 0 && (err == nil || errors.Is(err, io.EOF)) && !hungUp(c.nc) {
+			continue // an empty datagram
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		r := &request{c: c, b: buf[:n], cut: flags&syscall.MSG_TRUNC != 0, done: make(chan struct{})}
+		select {
+		case c.s.reqs <- r:
+			<-r.done
+		case <-c.s.quit:
+			return
+		}
+		clear(buf[:n]) // it may have had keys
+		for c.full() {
+			select {
+			case <-c.room:
+			case <-c.gone:
+				return
+			}
+		}
+	}
+}
+
+func (c *conn) full() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.answers >= c.s.opt.Answers
+}
+
+// answer queues a datagram that must not be dropped.
+func (c *conn) answer(b []byte, secret bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.shutDone {
+		return
+	}
+	if c.answers == 0 && c.dump == nil {
+		// From now on the reader has to get on, even if what is being written is
+		// an event that was let wait.
+		_ = c.nc.SetWriteDeadline(time.Now().Add(c.s.opt.StallLimit))
+	}
+	c.answers++
+	c.queue = append(c.queue, packet{b, true, secret})
+	c.poke()
+}
+
+// tell queues an event or a copy, or drops it.
+func (c *conn) tell(b []byte, secret bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.shutDone {
+		return
+	}
+	if len(c.queue)-c.answers >= c.s.opt.QueueLen {
+		c.lost++
+		c.s.count(func(st *Stats) { st.Dropped++ })
+		if secret {
+			clear(b)
+		}
+		return
+	}
+	c.tellLost()
+	c.queue = append(c.queue, packet{b, false, secret})
+	c.poke()
+}
+
+// tellLost queues the number of messages that were dropped before this point.
+func (c *conn) tellLost() {
+	if c.lost > 0 && c.optedIn {
+		m := pfkey.Message{Header: pfkey.Header{Type: pfkey.XLost}, Count: &pfkey.Count{N: c.lost}}
+		if b, err := m.Append(nil); err == nil {
+			c.queue = append(c.queue, packet{b: b})
+		}
+	}
+	c.lost = 0
+}
+
+// startDump has the writer send d, paced by its reader.
+func (c *conn) startDump(d *dump) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dump != nil {
+		return refuse(syscall.EBUSY, "a dump is unfinished")
+	}
+	if c.shutDone {
+		return syscall.EPIPE
+	}
+	if c.answers == 0 {
+		_ = c.nc.SetWriteDeadline(time.Now().Add(c.s.opt.StallLimit))
+	}
+	c.dump = d
+	c.poke()
+	return nil
+}
+
+func (c *conn) dumping() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dump != nil
+}
+
+func (c *conn) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// write sends what is queued, and between any two datagrams one of a dump.
+func (c *conn) write() {
+	defer func() {
+		c.shut()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.dump != nil {
+			c.dump.wipe() // only this goroutine touches a dump once it is started
+			c.dump = nil
+		}
+	}()
+	dumpTurn := false
+	for {
+		p, d, ok := c.take(dumpTurn)
+		if !ok {
+			select {
+			case <-c.wake:
+				continue
+			case <-c.gone:
+				return
+			}
+		}
+		if d != nil {
+			p = c.nextOfDump(d)
+		}
+		dumpTurn = d == nil
+		_, err := c.nc.Write(p.b)
+		p.wipe()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.s.count(func(st *Stats) { st.Stalled++ })
+			return
+		}
+		// A datagram that does not fit the socket buffer is lost, no more.
+		if err != nil && !errors.Is(err, syscall.EMSGSIZE) {
+			return
+		}
+		c.sent(p, d)
+	}
+}
+
+// take returns what is to be sent next, or the dump whose turn it is, and sets
+// the deadline that goes with it.
+func (c *conn) take(dumpTurn bool) (p packet, d *dump, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) == 0 {
+		c.tellLost()
+	}
+	if c.dump != nil && (dumpTurn || len(c.queue) == 0) {
+		d = c.dump
+	} else if len(c.queue) > 0 {
+		p = c.queue[0]
+		c.queue[0] = packet{}
+		if c.queue = c.queue[1:]; len(c.queue) == 0 {
+			c.queue = nil // let the array go
+		}
+	} else {
+		return p, nil, false
+	}
+	var deadline time.Time
+	if c.answers > 0 || c.dump != nil {
+		deadline = time.Now().Add(c.s.opt.StallLimit)
+	}
+	_ = c.nc.SetWriteDeadline(deadline)
+	return p, d, true
+}
+
+// sent accounts for a datagram after it was written, so that one in the hands of
+// the writer still counts.
+func (c *conn) sent(p packet, d *dump) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d != nil && d.k == d.n && c.dump == d {
+		c.dump = nil
+	}
+	if !p.answer || d != nil {
+		return
+	}
+	c.answers--
+	select {
+	case c.room <- struct{}{}:
+	default:
+	}
+}
+
+// nextOfDump makes the next datagram of a dump: seq counts 1, 2, ... and the last is 0.
+func (c *conn) nextOfDump(d *dump) packet {
+	m, wipe, err := d.next(d.k)
+	defer wipe()
+	d.k++
+	m.Header = pfkey.Header{Type: d.h.Type, SAType: m.SAType, Seq: uint32(d.k), Pid: d.h.Pid}
+	if d.k == d.n {
+		m.Seq = 0
+	}
+	var b []byte
+	if err == nil {
+		b, err = encode(m)
+	}
+	if err != nil {
+		m.Errno = errnoOf(err)
+		b = m.Header.Append(nil)
+	}
+	c.s.promiscuous(b)
+	return packet{b: b, answer: true, secret: true}
+}
+
+// wipe wipes what was not sent.
+func (d *dump) wipe() {
+	for ; d.k < d.n; d.k++ {
+		_, wipe, _ := d.next(d.k)
+		wipe()
+	}
+}
+
+func (p packet) wipe() {
+	if p.secret {
+		clear(p.b)
+	}
+}
+
+// encode is Append with our limit on length.
+func encode(m *pfkey.Message) ([]byte, error) {
+	b, err := m.Append(nil)
+	if err == nil && len(b) > maxMessage {
+		clear(b)
+		return nil, refuse(syscall.EMSGSIZE, "message of %d octets", len(b))
+	}
+	return b, err
+}

@@ -1,0 +1,324 @@
+package keysock
+
+import (
+	"syscall"
+
+	"github.com/missiu/missiu/proto/pfkey"
+)
+
+// handle does one request to the end, answers included.
+func (s *Server) handle(r *request) {
+	s.count(func(st *Stats) { st.Requests++ })
+	c := r.c
+	h, err := pfkey.ParseHeader(r.b)
+	if len(r.b) < pfkey.HeaderLen {
+		return // nothing to answer with
+	}
+	switch {
+	case r.cut:
+		err = refuse(syscall.EMSGSIZE, "request longer than %d octets", maxMessage)
+	case err == nil && h.Reserved != 0:
+		err = refuse(syscall.EINVAL, "reserved field")
+	case err == nil:
+		s.promiscuous(r.b)
+		var m *pfkey.Message
+		if m, err = pfkey.Decode(r.b); err == nil {
+			err = s.dispatch(c, m, r.b)
+		}
+	}
+	if err != nil {
+		s.count(func(st *Stats) { st.Errors++ })
+		h.Errno, h.Reserved = errnoOf(err), 0
+		b := h.Append(nil)
+		c.answer(b, false)
+		s.promiscuous(b)
+	}
+}
+
+func (s *Server) dispatch(c *conn, m *pfkey.Message, raw []byte) error {
+	switch m.Type {
+	case pfkey.GetSPI:
+		return s.getSPI(c, m)
+	case pfkey.Add, pfkey.Update:
+		return s.addSA(c, m)
+	case pfkey.Delete:
+		return s.deleteSA(c, m)
+	case pfkey.Get:
+		return s.getSA(c, m)
+	case pfkey.Acquire:
+		return s.acquireFailed(m, len(raw))
+	case pfkey.Register:
+		return s.register(c, m)
+	case pfkey.Flush:
+		return s.flushSAs(c, m)
+	case pfkey.Dump:
+		return s.dumpSAs(c, m)
+	case pfkey.XPromisc:
+		return s.setPromiscuous(c, m, raw)
+	case pfkey.XSPDAdd, pfkey.XSPDUpdate, pfkey.XSPDSetIdx:
+		return s.addPolicy(c, m)
+	case pfkey.XSPDDelete, pfkey.XSPDDelete2:
+		return s.deletePolicy(c, m)
+	case pfkey.XSPDGet:
+		return s.getPolicy(c, m)
+	case pfkey.XSPDDump:
+		return s.dumpPolicies(c, m)
+	case pfkey.XSPDFlush:
+		return s.flushPolicies(c, m)
+	case pfkey.XMigrate:
+		return refuse(syscall.ENOPROTOOPT, "%v", m.Type)
+	case pfkey.XBegin, pfkey.XCommit, pfkey.XAbort:
+		return s.transaction(c, m)
+	case pfkey.XStatus:
+		return s.status(c, m)
+	}
+	return refuse(syscall.EOPNOTSUPP, "%v from a client", m.Type)
+}
+
+// A message is made at most twice, with and without private extensions, and
+// shared by all who get it.
+type message struct {
+	put           func(m *pfkey.Message, what int) error
+	plain, fuller []byte
+}
+
+// bytes returns the octets for a socket.
+func (g *message) bytes(optedIn bool) ([]byte, error) {
+	p, what := &g.plain, 0
+	if optedIn {
+		p, what = &g.fuller, withPrivate
+	}
+	if *p == nil {
+		var m pfkey.Message
+		err := g.put(&m, what)
+		if err == nil {
+			*p, err = encode(&m)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return *p, nil
+}
+
+// answerHeader copies what answers copy; SA type is set by what follows.
+func answerHeader(m, req *pfkey.Message) {
+	m.Type, m.SAType, m.Seq, m.Pid = req.Type, req.SAType, req.Seq, req.Pid
+}
+
+// reply answers c alone.
+func (s *Server) reply(c *conn, g *message, secret bool) error {
+	b, err := g.bytes(c.isOptedIn())
+	if err != nil {
+		return err
+	}
+	s.promiscuous(b)
+	c.answer(b, secret)
+	return nil
+}
+
+// replyAll answers c and copies the answer to everybody else.
+func (s *Server) replyAll(c *conn, g *message) error {
+	if err := s.reply(c, g, false); err != nil {
+		return err
+	}
+	s.copyTo(g, func(o *conn) bool { return o != c })
+	return nil
+}
+
+// copyTo sends a message to the sockets that who selects.
+func (s *Server) copyTo(g *message, who func(*conn) bool) (heard bool) {
+	for _, o := range s.snapshot() {
+		if !who(o) {
+			continue
+		}
+		if b, err := g.bytes(o.isOptedIn()); err == nil {
+			o.tell(b, false)
+			heard = true
+		}
+	}
+	return heard
+}
+
+// promiscuous gives promiscuous sockets a copy of their own of what passes.
+func (s *Server) promiscuous(b []byte) {
+	for _, o := range s.snapshot() {
+		if o.isPromiscuous() {
+			o.tell(append([]byte(nil), b...), true)
+		}
+	}
+}
+
+func (c *conn) isOptedIn() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.optedIn
+}
+
+func (c *conn) isPromiscuous() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.promisc
+}
+
+func (c *conn) isRegistered() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.registered != 0
+}
+
+// register adds a socket to the audience of events, if only for one SA type:
+// Linux has one audience for all types, and so do we. SA type 0 asks for the
+// lists alone.
+func (s *Server) register(c *conn, m *pfkey.Message) error {
+	if m.SAType > pfkey.MaxSAType {
+		return refuse(syscall.EINVAL, "SA type %v", m.SAType)
+	}
+	bit := uint16(1) << m.SAType
+	c.mu.Lock()
+	c.optedIn = c.optedIn || m.OptIn != nil
+	again := m.SAType != 0 && c.registered&bit != 0
+	if m.SAType != 0 {
+		c.registered |= bit
+	}
+	c.mu.Unlock()
+	if again {
+		return syscall.EEXIST
+	}
+	auth, encr := supportedToWire(s.b.Supported())
+	g := &message{put: func(a *pfkey.Message, _ int) error {
+		answerHeader(a, m)
+		a.SupportedAuth, a.SupportedEncr = auth, encr
+		return nil
+	}}
+	if err := s.reply(c, g, false); err != nil {
+		return err
+	}
+	if m.SAType != 0 {
+		s.copyTo(g, func(o *conn) bool { return o != c && o.isRegistered() })
+	}
+	return nil
+}
+
+// setPromiscuous switches the socket's promiscuous bit by a bare header, and
+// passes a longer message on to everybody as it is.
+func (s *Server) setPromiscuous(c *conn, m *pfkey.Message, raw []byte) error {
+	if len(raw) == pfkey.HeaderLen {
+		if m.SAType > 1 {
+			return refuse(syscall.EINVAL, "promiscuous switch %d", m.SAType)
+		}
+		c.mu.Lock()
+		c.promisc = m.SAType == 1
+		c.mu.Unlock()
+	}
+	b := append([]byte(nil), raw...)
+	c.answer(b, false)
+	for _, o := range s.snapshot() {
+		if o != c {
+			o.tell(b, false)
+		}
+	}
+	return nil
+}
+
+// transaction opens and closes the policy transaction of a connection.
+func (s *Server) transaction(c *conn, m *pfkey.Message) error {
+	switch {
+	case m.Type == pfkey.XBegin:
+		if c.tx {
+			return refuse(syscall.EBUSY, "a transaction is open")
+		}
+		if err := s.b.Begin(c.id); err != nil {
+			return err
+		}
+		c.tx = true
+	case !c.tx:
+		return refuse(syscall.EINVAL, "no transaction is open")
+	case m.Type == pfkey.XAbort:
+		c.tx, c.copies = false, nil
+		if err := s.b.Abort(c.id); err != nil {
+			return err
+		}
+	default:
+		copies := c.copies
+		c.tx, c.copies = false, nil
+		if err := s.b.Commit(c.id); err != nil {
+			return err
+		}
+		defer s.committed(c, m, copies)
+	}
+	return s.reply(c, bare(m), false)
+}
+
+// committed tells everybody else of a transaction: who opted in by one message,
+// strangers by the answers in it.
+func (s *Server) committed(c *conn, m *pfkey.Message, copies [][]byte) {
+	s.copyTo(bare(m), func(o *conn) bool { return o != c && o.isOptedIn() })
+	for _, o := range s.snapshot() {
+		if o == c || o.isOptedIn() {
+			continue
+		}
+		for _, b := range copies {
+			o.tell(b, false)
+		}
+	}
+}
+
+// bare is an answer of a header alone.
+func bare(m *pfkey.Message) *message {
+	return &message{put: func(a *pfkey.Message, _ int) error {
+		answerHeader(a, m)
+		return nil
+	}}
+}
+
+// statusPart is how much of a status document one message holds.
+const statusPart = 32 << 10
+
+func (s *Server) status(c *conn, m *pfkey.Message) error {
+	doc, err := s.b.Status()
+	if err != nil {
+		return err
+	}
+	for at := 0; ; at += statusPart {
+		part := doc[at:min(at+statusPart, len(doc))]
+		g := &message{put: func(a *pfkey.Message, _ int) error {
+			answerHeader(a, m)
+			a.Blob = &pfkey.Blob{Total: uint32(len(doc)), Offset: uint32(at), Data: part}
+			return nil
+		}}
+		if err := s.reply(c, g, false); err != nil {
+			return err
+		}
+		if at+len(part) == len(doc) {
+			return nil
+		}
+	}
+}
+
+// Acquire sends an ACQUIRE to registered sockets and reports whether any of them
+// has it. Like the other events it may be sent from anywhere.
+func (s *Server) Acquire(a Acquire) bool {
+	return s.event(func(m *pfkey.Message, what int) error { return putAcquire(m, &a, what) })
+}
+
+// Expire sends an EXPIRE to registered sockets. i needs no keys.
+func (s *Server) Expire(i *SAInfo, hard bool) {
+	s.event(func(m *pfkey.Message, _ int) error { return putExpire(m, i, hard) })
+}
+
+// NewMapping sends an X_NAT_T_NEW_MAPPING to registered sockets.
+func (s *Server) NewMapping(n NewMapping) {
+	s.event(func(m *pfkey.Message, what int) error { return putNewMapping(m, &n, what) })
+}
+
+// event sends what the engine says by itself: pid 0, since clients drop events
+// with another one.
+func (s *Server) event(put func(m *pfkey.Message, what int) error) bool {
+	g := &message{put: put}
+	heard := s.copyTo(g, (*conn).isRegistered)
+	if b, err := g.bytes(false); err == nil {
+		s.promiscuous(b)
+	}
+	return heard
+}

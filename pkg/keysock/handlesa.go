@@ -1,0 +1,167 @@
+package keysock
+
+import (
+	"syscall"
+
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/pfkey"
+)
+
+func (s *Server) getSPI(c *conn, m *pfkey.Message) error {
+	g, err := takeGetSPI(m)
+	if err != nil {
+		return err
+	}
+	i, err := s.b.GetSPI(g)
+	if err != nil {
+		return err
+	}
+	return s.reply(c, saMessage(m, i, withCurrent), false)
+}
+
+func takeGetSPI(m *pfkey.Message) (g GetSPI, err error) {
+	if g.Proto, err = protoOf(m.SAType); err != nil {
+		return g, err
+	}
+	if g.Proto == 0 {
+		return g, refuse(syscall.EINVAL, "no SA type")
+	}
+	if g.Proto == ipsec.IPComp {
+		return g, refuse(syscall.EPROTONOSUPPORT, "IPComp")
+	}
+	if g.Src, g.Dst, err = takeAddrs(m); err != nil {
+		return g, err
+	}
+	if g.Mode, g.ReqID, err = takeSA2(m); err != nil {
+		return g, err
+	}
+	if g.Encap, err = takeEncap(m); err != nil {
+		return g, err
+	}
+	g.Seq = m.Seq
+	if r := m.SPIRange; r != nil {
+		// 1-255 are reserved (RFC 4303, 2.1), 0 is no SPI.
+		g.Min, g.Max = max(ipsec.SPI(r.Min), ipsec.MinSPI), ipsec.SPI(r.Max)
+		if r.Min > r.Max || g.Min > g.Max {
+			return g, refuse(syscall.EINVAL, "SPIs from %d to %d", r.Min, r.Max)
+		}
+	}
+	return g, nil
+}
+
+// addSA is ADD and UPDATE. The answer goes to all and has no keys.
+func (s *Server) addSA(c *conn, m *pfkey.Message) error {
+	p, err := takeParams(m)
+	if err != nil {
+		return err
+	}
+	f := s.b.Add
+	if m.Type == pfkey.Update {
+		f = s.b.Update
+	}
+	i, err := f(p, m.Seq)
+	if err != nil {
+		p.Wipe()
+		return err
+	}
+	return s.replyAll(c, saMessage(m, i, withCurrent))
+}
+
+func (s *Server) deleteSA(c *conn, m *pfkey.Message) error {
+	id, src, err := takeSAID(m)
+	if err != nil {
+		return err
+	}
+	i, err := s.b.Delete(id, src)
+	if err != nil {
+		return err
+	}
+	dead := *i
+	dead.State = Dead
+	return s.replyAll(c, saMessage(m, &dead, withCurrent))
+}
+
+func (s *Server) getSA(c *conn, m *pfkey.Message) error {
+	id, src, err := takeSAID(m)
+	if err != nil {
+		return err
+	}
+	i, err := s.b.Get(id, src)
+	if err != nil {
+		return err
+	}
+	defer i.Wipe()
+	return s.reply(c, saMessage(m, i, withCurrent|withKeys), true)
+}
+
+// saMessage is an answer that shows an SA.
+func saMessage(req *pfkey.Message, i *SAInfo, with int) *message {
+	return &message{put: func(a *pfkey.Message, what int) error {
+		answerHeader(a, req)
+		return putSA(a, i, with|what)
+	}}
+}
+
+// acquireFailed takes a key daemon's report, which is a header with an errno and
+// gets no answer. Applications that ask for SAs are not served.
+func (s *Server) acquireFailed(m *pfkey.Message, n int) error {
+	if n != pfkey.HeaderLen {
+		return refuse(syscall.EOPNOTSUPP, "ACQUIRE from a client")
+	}
+	if m.Errno != 0 && m.Seq != 0 {
+		s.b.AcquireFailed(m.Seq, syscall.Errno(m.Errno))
+	}
+	return nil
+}
+
+// flushSAs answers the sender, and if something went all, the sender included
+// (which hears it twice, as on Linux).
+func (s *Server) flushSAs(c *conn, m *pfkey.Message) error {
+	proto, err := protoOf(m.SAType)
+	if err != nil {
+		return err
+	}
+	removed := s.b.Flush(proto)
+	g := bare(m)
+	if err := s.reply(c, g, false); err != nil {
+		return err
+	}
+	if removed {
+		s.copyTo(g, func(*conn) bool { return true })
+	}
+	return nil
+}
+
+func (s *Server) dumpSAs(c *conn, m *pfkey.Message) error {
+	proto, err := protoOf(m.SAType)
+	if err != nil {
+		return err
+	}
+	if c.dumping() {
+		return refuse(syscall.EBUSY, "a dump is unfinished")
+	}
+	l := s.b.SAs(proto)
+	if f := m.Filter; f != nil {
+		kept := make([]*SAInfo, 0, len(l))
+		for _, i := range l {
+			if f.Match(i.Src, i.Dst) {
+				kept = append(kept, i)
+			} else {
+				i.Wipe()
+			}
+		}
+		l = kept
+	}
+	if len(l) == 0 {
+		return refuse(syscall.ENOENT, "no SA")
+	}
+	what := withKeys | withCurrent
+	if c.isOptedIn() {
+		what |= withPrivate
+	}
+	return c.startDump(&dump{h: m.Header, n: len(l), next: func(k int) (*pfkey.Message, func(), error) {
+		a, i := new(pfkey.Message), l[k]
+		l[k] = nil
+		return a, i.Wipe, putSA(a, i, what)
+	}})
+}
