@@ -88,7 +88,7 @@ func (h *Host) CaptureWhole(ifname string, filter ...string) *Capture {
 func (h *Host) capture(ifname string, snap int, filter []string) *Capture {
 	h.t.Helper()
 	path := filepath.Join(h.Dir, fmt.Sprintf("%s-%d.pcap", ifname, captures.Add(1)))
-	args := []string{"tcpdump", "-p", "-n", "-U", "-Z", "root", "-B", "32768", "-s", strconv.Itoa(snap), "-i", ifname, "-w", path}
+	args := []string{"tcpdump", "-p", "-n", "-U", "-Z", "root", "-B", "131072", "-s", strconv.Itoa(snap), "-i", ifname, "-w", path}
 	c := &Capture{h: h, Path: path, p: h.Start(append(args, filter...)...)}
 	c.p.Says("listening on", 20*time.Second)
 	return c

@@ -141,7 +141,7 @@ func tail(s string, lines int) string {
 
 // enter is the command line that runs args in the host.
 func (h *Host) enter(args []string) []string {
-	return append([]string{"nsenter", "--target", strconv.Itoa(h.init.Process.Pid), "--net", "--mount", "--pid", "--wdns=" + h.Dir, "--"}, args...)
+	return append([]string{"nsenter", "--target", strconv.Itoa(h.init.Process.Pid), "--net", "--mount", "--pid", "--root", "--wdns=" + h.Dir, "--"}, args...)
 }
 
 // Run runs a command to its end and returns how it went.

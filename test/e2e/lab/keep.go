@@ -60,5 +60,5 @@ func RemoveKept() error {
 
 // Shell is the command line for a shell on the host.
 func (n *Node) Shell() string {
-	return fmt.Sprintf("nsenter -t %d -n -m -p --wdns=%s bash", n.init.Process.Pid, filepath.Join(n.Dir, "bin"))
+	return fmt.Sprintf("nsenter -t %d -n -m -p -r --wdns=%s bash", n.init.Process.Pid, filepath.Join(n.Dir, "bin"))
 }
