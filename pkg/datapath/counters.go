@@ -1,0 +1,89 @@
+package datapath
+
+import "sync/atomic"
+
+// Counter names one thing that can happen to a packet. Every packet that is
+// not passed on is counted under exactly one of the Drop counters.
+type Counter uint8
+
+// Counters, outbound then inbound.
+const (
+	OutProtected     Counter = iota // sealed and sent
+	OutBypassed                     // sent as it was
+	OutHeld                         // waits for an SA
+	OutReleased                     // left the hold queue with an SA
+	OutFragments                    // fragments made of results above the path MTU
+	OutTooBig                       // answered with ICMP "fragmentation needed" or "packet too big"
+	OutAnswered                     // ARP requests and neighbour solicitations answered
+	OutNoise                        // link-local control traffic of the TAP's own link
+	DropOutDiscard                  // policy: discard
+	DropOutNoPolicy                 // no policy matches and the default is drop
+	DropOutMalformed                // not a valid IP packet
+	DropOutFragment                 // fragment that could not be reassembled
+	DropOutHold                     // fell out of a full hold queue, or its negotiation failed
+	DropOutSequence                 // sequence numbers of the SA used up
+	DropOutLifetime                 // hard limit of the SA reached
+	DropOutSeal                     // transform refused the packet
+	DropOutSend                     // the interface refused the packet
+	InProtected                     // opened, allowed and delivered
+	InBypassed                      // clear packets that policy allows
+	InFragments                     // outer fragments taken for reassembly
+	InDummy                         // RFC 4303, 2.6: next header 59
+	InKeepalive                     // NAT keepalives
+	InIKE                           // IKE messages handed to the key daemon
+	DropInNoSA                      // no SA for destination, protocol and SPI
+	DropInReplay                    // sequence number seen or left of the window
+	DropInAuth                      // ICV wrong
+	DropInMalformed                 // too short, bad padding, bad inner packet
+	DropInEncap                     // UDP encapsulation where the SA has none, or the reverse
+	DropInSelector                  // inner packet outside the SA's selectors
+	DropInPolicy                    // inner packet that policy does not expect from this SA
+	DropInClear                     // clear packet that policy says must be protected
+	DropInDiscard                   // policy: discard
+	DropInNoPolicy                  // no policy matches and the default is drop
+	DropInFragment                  // fragment that could not be reassembled
+	DropInLifetime                  // hard limit of the SA reached
+	DropInProtocol                  // AH, which this version does not speak
+	DropInIKE                       // IKE message that the key daemon did not take
+	DropInTAP                       // the TAP refused the packet
+	numCounters
+)
+
+var counterNames = [numCounters]string{
+	"out_protected", "out_bypassed", "out_held", "out_released", "out_fragments", "out_too_big", "out_answered", "out_noise",
+	"drop_out_discard", "drop_out_no_policy", "drop_out_malformed", "drop_out_fragment", "drop_out_hold", "drop_out_sequence",
+	"drop_out_lifetime", "drop_out_seal", "drop_out_send",
+	"in_protected", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_ike",
+	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_encap", "drop_in_selector", "drop_in_policy",
+	"drop_in_clear", "drop_in_discard", "drop_in_no_policy", "drop_in_fragment", "drop_in_lifetime", "drop_in_protocol",
+	"drop_in_ike", "drop_in_tap",
+}
+
+func (c Counter) String() string {
+	if c >= numCounters {
+		return "Counter(?)"
+	}
+	return counterNames[c]
+}
+
+// counters belong to one worker, so that no cache line is shared by two
+// writers; readers add the workers up.
+type counters struct {
+	v [numCounters]atomic.Uint64
+	_ [64]byte
+}
+
+func (c *counters) inc(k Counter)         { c.v[k].Add(1) }
+func (c *counters) add(k Counter, n uint) { c.v[k].Add(uint64(n)) }
+
+// Stats is a sum of counters over all workers, by Counter.
+type Stats [numCounters]uint64
+
+// Map gives the counters their names.
+func (s *Stats) Map() map[string]uint64 {
+	m := make(map[string]uint64, numCounters)
+	for i, v := range s {
+		m[Counter(i).String()] = v
+	}
+	return m
+}

@@ -1,0 +1,232 @@
+// Package datapath is the engine of missiu: packets in, verdict, transform,
+// packets out (RFC 4301, section 5). It joins the TAP and the physical
+// interface, the SPD and the SAD, and owns the goroutines between them. It
+// speaks neither PF_KEY nor IKE; pkg/keyengine edits the databases, and
+// cmd/missiu wires both together.
+//
+//	applications -> kernel routes -> TAP -> outbound worker -> interface -> peer
+//	kernel's stack <- TAP <- inbound worker(s) <- interface, UDP 4500 <- peer
+//
+// Each worker runs its packets to completion in its own buffers: it reads a
+// batch, decides, seals or opens in place in runs of one SA, and writes a
+// batch. The databases are read through snapshots; nothing is locked for all
+// and nothing is allocated per packet. What cannot be finished at once leaves
+// the fast path: packets without SA wait in the hold queue, fragments in a
+// reassembler, both bounded.
+package datapath
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/missiu/missiu/pkg/datapath/packet"
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/datapath/tap"
+	"github.com/missiu/missiu/pkg/datapath/wire"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// Ports of IKE, exempt from every policy (RFC 4301, 4.4.1: IKE must pass).
+const (
+	portIKE  = 500
+	portNATT = 4500
+)
+
+// batch is how many packets a worker handles between two writes.
+const batch = 64
+
+// headroom lies before each frame: an outer IPv6 header, UDP, the ESP header
+// with the longest IV, and alignment. tailroom takes padding and ICV.
+const (
+	headroom = 128
+	tailroom = 128
+	bufSize  = headroom + etherLen + 65535 + tailroom
+	etherLen = 14
+)
+
+// Wire is what the engine asks of the physical interface.
+type Wire interface {
+	wire.Conn
+	// PathMTU is the largest IP packet that reaches dst as far as is known.
+	PathMTU(dst netip.Addr) int
+	// IsLocal tells whether a is an address of this host.
+	IsLocal(a netip.Addr) bool
+}
+
+// Config is what an Engine works with. All but UDP and IKE are required.
+type Config struct {
+	TAP  tap.Device
+	Wire Wire
+	UDP  wire.UDPConn // nil: no ESP in UDP
+	SAD  *sad.DB
+	SPD  *spd.DB
+	// Default is what happens to packets that no policy matches: Bypass or Discard.
+	Default ipsec.Action
+	// NeedSA asks the key engine for an SA. It must not block.
+	NeedSA func(policy *spd.Entry, key sad.OutKey, flow ipsec.Flow)
+	// LimitReached tells the key engine of a soft or hard packet or byte limit. It must not block.
+	LimitReached func(sa *sad.SA, hard bool)
+	// IKE hands over a message that came to port 4500 with the non-ESP marker
+	// (already cut off); it reports whether somebody took it.
+	IKE func(local, remote netip.AddrPort, msg []byte) bool
+	Log *zap.Logger
+}
+
+// Engine moves packets. Create it with New.
+type Engine struct {
+	c       Config
+	out     *outWorker
+	release *outWorker // its own worker, so that held packets need no lock of out's
+	in      []*inWorker
+	hold    holdQueue
+	kick    chan struct{} // wakes the release worker
+	relMu   sync.Mutex
+	relKeys []sad.OutKey
+}
+
+// New checks c and allocates all buffers.
+func New(c Config) (*Engine, error) {
+	if c.Default != ipsec.Bypass && c.Default != ipsec.Discard {
+		return nil, fmt.Errorf("default action %v: want bypass or discard", c.Default)
+	}
+	e := &Engine{c: c, kick: make(chan struct{}, 1)}
+	e.out = newOutWorker(e)
+	e.release = newOutWorker(e)
+	e.in = append(e.in, newInWorker(e))
+	if c.UDP != nil {
+		e.in = append(e.in, newInWorker(e))
+	}
+	return e, nil
+}
+
+// Run moves packets until ctx ends or a device fails. The caller closes the
+// devices when ctx ends, which is what ends the blocking reads.
+func (e *Engine) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return ended(ctx, "tap", e.out.run(ctx)) })
+	g.Go(func() error { return e.release.runRelease(ctx) })
+	g.Go(func() error { return ended(ctx, "interface", e.in[0].run(ctx)) })
+	if e.c.UDP != nil {
+		g.Go(func() error { return ended(ctx, "udp 4500", e.in[1].runUDP(ctx)) })
+	}
+	return g.Wait()
+}
+
+// ended turns the error of a device that was closed on purpose into nil.
+func ended(ctx context.Context, what string, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// Installed tells the engine that an SA for key exists now: packets that wait
+// for it are sent. Callable from any goroutine.
+func (e *Engine) Installed(key sad.OutKey) {
+	e.relMu.Lock()
+	e.relKeys = append(e.relKeys, key)
+	e.relMu.Unlock()
+	select {
+	case e.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Failed tells the engine that the negotiation for key came to nothing:
+// packets that wait for it are dropped, so that none goes out much too late.
+func (e *Engine) Failed(key sad.OutKey) {
+	for _, p := range e.hold.take(func(k sad.OutKey) bool { return k == key }) {
+		clear(p.data)
+		e.release.n.inc(DropOutHold)
+	}
+}
+
+// Stats adds the workers' counters up.
+func (e *Engine) Stats() Stats {
+	var s Stats
+	sum := func(c *counters) {
+		for i := range c.v {
+			s[i] += c.v[i].Load()
+		}
+	}
+	sum(&e.out.n)
+	sum(&e.release.n)
+	for _, w := range e.in {
+		sum(&w.n)
+	}
+	return s
+}
+
+// Held returns how many packets wait for an SA.
+func (e *Engine) Held() int { return e.hold.len() }
+
+// exemptIKE reports whether a packet is IKE of this host, in either direction,
+// given the local side's address. Only whole packets and first fragments show
+// their ports; later fragments are not exempt.
+func (e *Engine) exemptIKE(i *packet.Info, local netip.Addr) bool {
+	return i.Proto == protoUDP && i.HasPorts &&
+		(i.SrcPort == portIKE || i.SrcPort == portNATT || i.DstPort == portIKE || i.DstPort == portNATT) &&
+		e.c.Wire.IsLocal(local)
+}
+
+// isND recognises neighbour discovery that only a neighbour can have sent
+// (RFC 4861, 6.1 and 7.1: hop limit 255). It always passes, or a broad IPv6
+// policy would cut the link under the very SAs that are to protect it.
+func isND(i *packet.Info) bool {
+	return i.Version == 6 && i.Proto == protoICMPv6 && i.TTL == 255 && i.HasPorts && i.SrcPort >= 133 && i.SrcPort <= 137
+}
+
+const (
+	protoIPv4   = 4
+	protoTCP    = 6
+	protoUDP    = 17
+	protoIPv6   = 41
+	protoESP    = 50
+	protoAH     = 51
+	protoICMPv6 = 58
+	protoNone   = 59
+)
+
+// runRelease sends what waited, whenever Installed says so.
+func (w *outWorker) runRelease(ctx context.Context) error {
+	buf := make([]byte, bufSize)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.e.kick:
+			if err := w.sendHeld(buf); err != nil {
+				return ended(ctx, "interface", err)
+			}
+		}
+	}
+}
+
+// sendHeld sends the packets whose SAs were installed since it was last called.
+func (w *outWorker) sendHeld(buf []byte) error {
+	e := w.e
+	e.relMu.Lock()
+	keys := e.relKeys
+	e.relKeys = nil
+	e.relMu.Unlock()
+	for _, p := range e.hold.take(func(k sad.OutKey) bool { return slices.Contains(keys, k) }) {
+		w.n.inc(OutReleased)
+		n := copy(buf[headroom:], p.data)
+		w.ip(buf, headroom, n, time.Now(), p.whole)
+		err := w.flush()
+		clear(p.data)
+		clear(buf[headroom : headroom+n])
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,105 @@
+package datapath
+
+import (
+	"sync"
+	"time"
+
+	"github.com/missiu/missiu/pkg/datapath/sad"
+)
+
+// HoldLimit is how many packets of one policy wait for an SA; the oldest falls out.
+const HoldLimit = 64
+
+// maxHoldPolicies bounds the memory that packets to many silent peers can take:
+// beyond it packets of further policies are dropped rather than held.
+const maxHoldPolicies = 1024
+
+// reacquire is how long after asking for an SA the hold queue asks again when
+// packets keep coming. The key engine ignores what it already knows.
+const reacquire = time.Second
+
+// holdQueue keeps copies of packets that met a Protect policy without an SA.
+type holdQueue struct {
+	mu       sync.Mutex
+	policies map[uint32]*held
+}
+
+type held struct {
+	packets []heldPacket
+	asked   map[sad.OutKey]time.Time
+}
+
+type heldPacket struct {
+	key   sad.OutKey
+	data  []byte
+	whole bool // reassembled here; the sender never asked for one packet of this size
+}
+
+// put copies data into the queue of the policy. It reports whether the key
+// engine is to be asked for an SA, and how many packets were dropped for it.
+func (h *holdQueue) put(policy uint32, key sad.OutKey, data []byte, whole bool, now time.Time) (ask bool, dropped uint) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	q := h.policies[policy]
+	if q == nil {
+		if len(h.policies) >= maxHoldPolicies {
+			return true, 1
+		}
+		q = &held{asked: map[sad.OutKey]time.Time{}}
+		if h.policies == nil {
+			h.policies = map[uint32]*held{}
+		}
+		h.policies[policy] = q
+	}
+	if len(q.packets) >= HoldLimit {
+		clear(q.packets[0].data)
+		copy(q.packets, q.packets[1:])
+		q.packets = q.packets[:HoldLimit-1]
+		dropped = 1
+	}
+	q.packets = append(q.packets, heldPacket{key, append([]byte(nil), data...), whole})
+	if last, ok := q.asked[key]; !ok || now.Sub(last) >= reacquire {
+		if len(q.asked) >= HoldLimit {
+			clear(q.asked)
+		}
+		q.asked[key] = now
+		ask = true
+	}
+	return ask, dropped
+}
+
+// take removes and returns the packets for which want says yes, oldest first
+// within a policy.
+func (h *holdQueue) take(want func(sad.OutKey) bool) []heldPacket {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []heldPacket
+	for id, q := range h.policies {
+		rest := q.packets[:0]
+		for _, p := range q.packets {
+			if want(p.key) {
+				out = append(out, p)
+				delete(q.asked, p.key)
+			} else {
+				rest = append(rest, p)
+			}
+		}
+		clear(q.packets[len(rest):])
+		q.packets = rest
+		if len(rest) == 0 {
+			delete(h.policies, id)
+		}
+	}
+	return out
+}
+
+// len returns how many packets wait.
+func (h *holdQueue) len() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := 0
+	for _, q := range h.policies {
+		n += len(q.packets)
+	}
+	return n
+}

@@ -1,0 +1,393 @@
+package datapath
+
+import (
+	"context"
+	"encoding/binary"
+	"net/netip"
+	"time"
+
+	"github.com/missiu/missiu/pkg/datapath/esp"
+	"github.com/missiu/missiu/pkg/datapath/frag"
+	"github.com/missiu/missiu/pkg/datapath/packet"
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/datapath/tap"
+	"github.com/missiu/missiu/pkg/datapath/wire"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// inWorker takes packets from the interface, or datagrams from UDP 4500, to
+// the TAP. One goroutine owns it.
+type inWorker struct {
+	e       *Engine
+	n       counters
+	pkts    []wire.Packet
+	dgrams  []wire.Datagram
+	jobs    []inJob
+	opens   []esp.Packet // parallel to jobs
+	tx      []tap.Frame
+	scratch *esp.Scratch
+	info    packet.Info // outer packet
+	inner   packet.Info
+	frags   *frag.Reassembler // outer and clear fragments
+}
+
+// inJob is one ESP packet on its way through the batch.
+type inJob struct {
+	sa     *sad.SA
+	buf    []byte
+	outer  packet.Info // Version 0: came in a UDP datagram from remote to local
+	outOff int         // of the outer IP header in buf
+	espOff int
+	local  netip.AddrPort
+	remote netip.AddrPort
+	size   int // of the outer packet, for the SA's byte count
+}
+
+func newInWorker(e *Engine) *inWorker {
+	w := &inWorker{
+		e:       e,
+		pkts:    make([]wire.Packet, batch),
+		dgrams:  make([]wire.Datagram, batch),
+		jobs:    make([]inJob, 0, batch),
+		opens:   make([]esp.Packet, 0, batch),
+		tx:      make([]tap.Frame, 0, batch),
+		scratch: esp.NewScratch(),
+		frags:   frag.New(frag.DefaultLimits),
+	}
+	return w
+}
+
+func (w *inWorker) run(ctx context.Context) error {
+	for i := range w.pkts {
+		w.pkts[i].Buf = make([]byte, bufSize)
+	}
+	for ctx.Err() == nil {
+		for i := range w.pkts {
+			w.pkts[i].Off = headroom + etherLen
+		}
+		n, err := w.e.c.Wire.ReadBatch(w.pkts)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		for i := range n {
+			p := &w.pkts[i]
+			w.ip(p.Buf, p.Off, p.Len, p.Offload, now)
+		}
+		if err := w.flush(now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runUDP serves UDP 4500 (RFC 3948): ESP, IKE behind the non-ESP marker, and keepalives.
+func (w *inWorker) runUDP(ctx context.Context) error {
+	for i := range w.dgrams {
+		w.dgrams[i].Buf = make([]byte, bufSize)
+	}
+	for ctx.Err() == nil {
+		for i := range w.dgrams {
+			w.dgrams[i].Off = headroom + packet.IPv6Len
+		}
+		n, err := w.e.c.UDP.ReadBatch(w.dgrams)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		for i := range n {
+			w.datagram(&w.dgrams[i])
+		}
+		if err := w.flush(now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *inWorker) datagram(d *wire.Datagram) {
+	b := d.Buf[d.Off : d.Off+d.Len]
+	switch {
+	case len(b) == 1 && b[0] == 0xff:
+		w.n.inc(InKeepalive)
+	case len(b) >= 4 && binary.BigEndian.Uint32(b) == 0:
+		if w.e.c.IKE == nil || !w.e.c.IKE(d.Local, d.Remote, b[4:]) {
+			w.n.inc(DropInIKE)
+			return
+		}
+		w.n.inc(InIKE)
+	default:
+		w.esp(inJob{buf: d.Buf, espOff: d.Off, local: d.Local, remote: d.Remote, size: d.Len + packet.UDPLen}, d.Local.Addr(), b)
+	}
+}
+
+// ip sorts an IP packet that the kernel was kept from.
+func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
+	i := &w.info
+	if !packet.Decode(buf[off:off+n], i) {
+		w.n.inc(DropInMalformed)
+		return
+	}
+	n = i.Len
+	if i.IsFragment() {
+		w.n.inc(InFragments)
+		whole, err := w.frags.Add(now, buf[off:off+n], i)
+		if err != nil {
+			w.n.inc(DropInFragment)
+			return
+		}
+		if whole == nil {
+			return
+		}
+		buf = make([]byte, headroom+etherLen+len(whole)+tailroom)
+		off, n, o = headroom+etherLen, len(whole), tap.Offload{}
+		copy(buf[off:], whole)
+		if !packet.Decode(buf[off:off+n], i) {
+			w.n.inc(DropInMalformed)
+			return
+		}
+	}
+	switch {
+	case i.Proto == protoESP && w.e.c.Wire.IsLocal(i.Dst):
+		w.esp(inJob{buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n}, i.Dst, buf[off+i.HdrLen:off+n])
+	case i.Proto == protoAH && w.e.c.Wire.IsLocal(i.Dst):
+		w.n.inc(DropInProtocol)
+	default:
+		w.clear(buf, off, n, o, now)
+	}
+}
+
+// clear judges a packet that came without protection.
+func (w *inWorker) clear(buf []byte, off, n int, o tap.Offload, now time.Time) {
+	i := &w.info
+	if !w.e.exemptIKE(i, i.Dst) && !isND(i) {
+		p, ambiguous := w.lookup(i)
+		switch {
+		case ambiguous:
+			// The datagram was put together, so only an unreadable upper
+			// header leaves the ports open: in doubt, dropped.
+			w.n.inc(DropInClear)
+			return
+		case p == nil && w.e.c.Default == ipsec.Discard:
+			w.n.inc(DropInNoPolicy)
+			return
+		case p == nil:
+		default:
+			p.Hit(now, 1)
+			switch {
+			case p.P.Action == ipsec.Discard:
+				w.n.inc(DropInDiscard)
+				return
+			case p.P.Action == ipsec.Protect && !optional(p):
+				w.n.inc(DropInClear)
+				return
+			}
+		}
+	}
+	w.n.inc(InBypassed)
+	w.deliver(buf, off, n, i.Version, o)
+}
+
+// optional: every transform of the policy is level "use".
+func optional(p *spd.Entry) bool {
+	for k := range p.P.Requests {
+		if p.P.Requests[k].Level != ipsec.LevelUse {
+			return false
+		}
+	}
+	return true
+}
+
+// lookup finds the inbound policy of a packet; what is not for this host is
+// judged by the forward policies where there are any.
+func (w *inWorker) lookup(i *packet.Info) (*spd.Entry, bool) {
+	if !w.e.c.Wire.IsLocal(i.Dst) {
+		if p, amb := w.e.c.SPD.Lookup(ipsec.Fwd, i); p != nil || amb {
+			return p, amb
+		}
+	}
+	return w.e.c.SPD.Lookup(ipsec.In, i)
+}
+
+// esp finds the SA of an ESP packet and queues it for opening in place.
+func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte) {
+	if len(b) < 8 {
+		w.n.inc(DropInMalformed)
+		return
+	}
+	spi := ipsec.SPI(binary.BigEndian.Uint32(b))
+	sa := w.e.c.SAD.Lookup(ipsec.SAID{Proto: ipsec.ESP, Dst: dst, SPI: spi})
+	if sa == nil || sa.T == nil {
+		w.n.inc(DropInNoSA)
+		return
+	}
+	if (sa.P.Encap != nil) != (j.outer.Version == 0) {
+		w.n.inc(DropInEncap)
+		return
+	}
+	seq, ok := sa.Window.Check(binary.BigEndian.Uint32(b[4:]))
+	if !ok {
+		w.n.inc(DropInReplay)
+		sa.ReplayErrors.Add(1)
+		return
+	}
+	h := sa.T.HeaderLen()
+	if len(b) < h {
+		w.n.inc(DropInMalformed)
+		return
+	}
+	j.sa = sa
+	w.jobs = append(w.jobs, j)
+	w.opens = append(w.opens, esp.Packet{Dst: b[h:], Src: b, Seq: seq})
+}
+
+// flush opens the batch in runs of one SA and writes what may pass to the TAP.
+func (w *inWorker) flush(now time.Time) error {
+	for a := 0; a < len(w.jobs); {
+		sa := w.jobs[a].sa
+		b := a + 1
+		for b < len(w.jobs) && w.jobs[b].sa == sa {
+			b++
+		}
+		sa.T.Open(w.scratch, w.opens[a:b])
+		a = b
+	}
+	for k := range w.jobs {
+		w.opened(&w.jobs[k], &w.opens[k], now)
+	}
+	clear(w.jobs)
+	clear(w.opens)
+	w.jobs, w.opens = w.jobs[:0], w.opens[:0]
+	err := writeTAP(w.e.c.TAP, w.tx, &w.n)
+	clear(w.tx)
+	w.tx = w.tx[:0]
+	return err
+}
+
+// opened judges what came out of an ESP packet (RFC 4301, 5.2, steps 3c to 4).
+func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
+	sa := j.sa
+	switch p.Err {
+	case nil:
+	case esp.ErrAuth:
+		w.n.inc(DropInAuth)
+		sa.AuthErrors.Add(1)
+		return
+	default:
+		w.n.inc(DropInMalformed)
+		return
+	}
+	if !sa.Window.Mark(p.Seq) {
+		w.n.inc(DropInReplay)
+		sa.ReplayErrors.Add(1)
+		return
+	}
+	soft, hard := sa.Account(1, j.size, now)
+	if soft || hard && sa.FirstHard() {
+		w.e.c.LimitReached(sa, hard)
+	}
+	if hard {
+		w.n.inc(DropInLifetime)
+		return
+	}
+	if p.Next == protoNone {
+		w.n.inc(InDummy)
+		return
+	}
+	off, n, ok := w.decapsulate(j, p)
+	if !ok || !packet.Decode(j.buf[off:off+n], &w.inner) {
+		w.n.inc(DropInMalformed)
+		return
+	}
+	n = w.inner.Len // beyond it lies TFC padding
+	if !w.fromPeer(j) || !sa.MatchInbound(&w.inner) {
+		w.n.inc(DropInSelector)
+		sa.SelectorErrors.Add(1)
+		return
+	}
+	e, ambiguous := w.lookup(&w.inner)
+	if e == nil || ambiguous || e.P.Action != ipsec.Protect || !serves(sa, e) {
+		w.n.inc(DropInPolicy)
+		sa.SelectorErrors.Add(1)
+		return
+	}
+	e.Hit(now, 1)
+	w.n.inc(InProtected)
+	w.deliver(j.buf, off, n, w.inner.Version, tap.Offload{})
+}
+
+// fromPeer: in transport mode the outer addresses, which no ICV covers, become
+// the packet's own. They must be the SA's, or whoever can send a recorded
+// packet on with another source would choose the sender that we believe in.
+func (w *inWorker) fromPeer(j *inJob) bool {
+	if j.sa.P.Mode != ipsec.Transport {
+		return true
+	}
+	if j.outer.Version == 0 {
+		return j.remote.Addr() == j.sa.P.Src
+	}
+	return j.outer.Src == j.sa.P.Src
+}
+
+// serves: the packet came with exactly the protection that the policy asks for.
+func serves(sa *sad.SA, e *spd.Entry) bool {
+	if len(e.P.Requests) != 1 {
+		return false
+	}
+	r := &e.P.Requests[0]
+	if r.Proto != sa.P.Proto || r.Mode != sa.P.Mode || r.Level == ipsec.LevelUnique && r.ReqID != sa.P.ReqID {
+		return false
+	}
+	return r.Mode != ipsec.Tunnel || r.Src == sa.P.Src && r.Dst == sa.P.Dst
+}
+
+// decapsulate puts the IP packet together that an opened ESP packet carries:
+// buf[off:off+n].
+func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
+	off, n = j.espOff+j.sa.T.HeaderLen(), p.N
+	if j.sa.P.Mode == ipsec.Tunnel {
+		if p.Next != protoIPv4 && p.Next != protoIPv6 {
+			return 0, 0, false
+		}
+		if j.outer.Version != 0 {
+			if !packet.DecapECN(j.buf[off:off+n], j.outer.TOS) {
+				return 0, 0, false
+			}
+		}
+		return off, n, true
+	}
+	if j.outer.Version == 0 {
+		return w.fromUDP(j, p, off, n)
+	}
+	hdr := j.outer.HdrLen
+	start := off - hdr
+	copy(j.buf[start:off], j.buf[j.outOff:j.outOff+hdr])
+	ip := j.buf[start : off+n]
+	ip[j.outer.ProtoOff] = p.Next
+	packet.SetLen(ip, len(ip))
+	packet.FixIPv4Checksum(ip)
+	return start, len(ip), true
+}
+
+// fromUDP gives a transport-mode payload from UDP a new IP header. A NAT has
+// changed addresses under the upper-layer checksum; the ICV vouches for the
+// payload, so the checksum is made anew (RFC 3948, 3.1.2).
+func (w *inWorker) fromUDP(j *inJob, p *esp.Packet, off, n int) (int, int, bool) {
+	hdr := packet.IPv4Len
+	if j.local.Addr().Is6() {
+		hdr = packet.IPv6Len
+	}
+	start := off - hdr
+	ip := j.buf[start : off+n]
+	packet.PutHeader(ip, j.remote.Addr(), j.local.Addr(), p.Next, len(ip), 64)
+	packet.FixIPv4Checksum(ip)
+	packet.FixTransportChecksum(ip, hdr, p.Next)
+	return start, len(ip), true
+}
+
+// deliver queues the IP packet buf[off:off+n] for the TAP.
+func (w *inWorker) deliver(buf []byte, off, n int, version uint8, o tap.Offload) {
+	putEther(buf[off-etherLen:], w.e.c.TAP.MAC(), version)
+	w.tx = append(w.tx, tap.Frame{Buf: buf, Off: off - etherLen, Len: n + etherLen, Offload: o})
+}

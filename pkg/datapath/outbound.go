@@ -1,0 +1,431 @@
+package datapath
+
+import (
+	"context"
+	"encoding/binary"
+	"time"
+
+	"github.com/missiu/missiu/pkg/datapath/esp"
+	"github.com/missiu/missiu/pkg/datapath/frag"
+	"github.com/missiu/missiu/pkg/datapath/neigh"
+	"github.com/missiu/missiu/pkg/datapath/packet"
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/datapath/tap"
+	"github.com/missiu/missiu/pkg/datapath/wire"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// outWorker takes packets from the TAP to the interface. One goroutine owns it.
+type outWorker struct {
+	e       *Engine
+	n       counters
+	frames  []tap.Frame
+	jobs    []outJob     // of the batch, in order
+	seals   []esp.Packet // parallel to jobs; unused where a job has no SA
+	tx      []wire.Packet
+	replies []tap.Frame // ARP, ND and ICMP answers to the TAP
+	scratch *esp.Scratch
+	info    packet.Info
+	frags   *frag.Reassembler
+	ipid    uint16
+}
+
+// outJob is one packet on its way through the batch.
+type outJob struct {
+	sa       *sad.SA // nil: leaves as it is
+	pkt      wire.Packet
+	espOff   int  // where the ESP header stands in pkt.Buf
+	udpSum   bool // IPv6 UDP encapsulation: checksum to be completed after sealing
+	fragment int  // path MTU to cut the result to; 0: fits
+}
+
+func newOutWorker(e *Engine) *outWorker {
+	w := &outWorker{
+		e:       e,
+		frames:  make([]tap.Frame, batch),
+		jobs:    make([]outJob, 0, batch),
+		seals:   make([]esp.Packet, 0, batch),
+		tx:      make([]wire.Packet, 0, batch),
+		replies: make([]tap.Frame, 0, batch),
+		scratch: esp.NewScratch(),
+		frags:   frag.New(frag.DefaultLimits),
+	}
+	for i := range w.frames {
+		w.frames[i].Buf = make([]byte, bufSize)
+	}
+	return w
+}
+
+func (w *outWorker) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		for i := range w.frames {
+			w.frames[i].Off = headroom
+		}
+		n, err := w.e.c.TAP.ReadBatch(w.frames)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		for i := range n {
+			w.frame(&w.frames[i], now)
+		}
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// frame sorts one Ethernet frame from the kernel.
+func (w *outWorker) frame(f *tap.Frame, now time.Time) {
+	b := f.Buf[f.Off : f.Off+f.Len]
+	switch neigh.Classify(b) {
+	case neigh.Data:
+		w.ip(f.Buf, f.Off+etherLen, f.Len-etherLen, now, false)
+	case neigh.Query:
+		// The answer is built in a buffer of its own: the question's may be
+		// too short for it.
+		out := make([]byte, headroom+neigh.MaxAnswer)
+		if n := neigh.Answer(b, out[headroom:], w.e.c.Wire.IsLocal); n > 0 {
+			w.replies = append(w.replies, tap.Frame{Buf: out, Off: headroom, Len: n})
+			w.n.inc(OutAnswered)
+			return
+		}
+		w.n.inc(OutNoise)
+	default:
+		w.n.inc(OutNoise)
+	}
+}
+
+// ip decides about the IP packet buf[off:off+n], which has headroom octets
+// before and tailroom octets behind it. whole says that it was put together
+// from fragments here.
+func (w *outWorker) ip(buf []byte, off, n int, now time.Time, whole bool) {
+	i := &w.info
+	if !packet.Decode(buf[off:off+n], i) {
+		w.n.inc(DropOutMalformed)
+		return
+	}
+	n = i.Len // what lies behind is Ethernet padding
+	if isND(i) && i.DstIsLinkScope() {
+		w.n.inc(OutNoise)
+		return
+	}
+	if w.e.exemptIKE(i, i.Src) || isND(i) {
+		w.pass(buf, off, n, whole)
+		return
+	}
+	if i.IsFragment() {
+		// All fragments of a datagram are to meet one decision, so ports,
+		// which only the first can show, are hidden from it.
+		i.HasPorts = false
+	}
+	p, ambiguous := w.e.c.SPD.Lookup(ipsec.Out, i)
+	if i.IsFragment() && (ambiguous || p != nil && needsWhole(p)) {
+		w.fragment(buf[off:off+n], now)
+		return
+	}
+	switch {
+	case p == nil && w.e.c.Default == ipsec.Discard:
+		w.n.inc(DropOutNoPolicy)
+	case p == nil:
+		w.pass(buf, off, n, whole)
+	default:
+		p.Hit(now, 1)
+		switch p.P.Action {
+		case ipsec.Bypass:
+			w.pass(buf, off, n, whole)
+		case ipsec.Protect:
+			w.protect(p, buf, off, n, now, whole)
+		default:
+			w.n.inc(DropOutDiscard)
+		}
+	}
+}
+
+// needsWhole: transport mode protects whole datagrams only (RFC 4303, 3.3.4).
+func needsWhole(p *spd.Entry) bool {
+	return p.P.Action == ipsec.Protect && p.P.Requests[0].Mode == ipsec.Transport
+}
+
+// fragment collects fragments that can only be judged or protected together.
+func (w *outWorker) fragment(b []byte, now time.Time) {
+	whole, err := w.frags.Add(now, b, &w.info)
+	if err != nil {
+		w.n.inc(DropOutFragment)
+		return
+	}
+	if whole == nil {
+		return
+	}
+	buf := make([]byte, headroom+len(whole)+tailroom)
+	copy(buf[headroom:], whole)
+	w.ip(buf, headroom, len(whole), now, true)
+}
+
+// pass sends a packet as it is; one that we reassembled is cut again.
+func (w *outWorker) pass(buf []byte, off, n int, whole bool) {
+	w.n.inc(OutBypassed)
+	j := outJob{pkt: wire.Packet{Buf: buf, Off: off, Len: n}}
+	if whole {
+		if mtu := w.e.c.Wire.PathMTU(w.info.Dst); n > mtu {
+			j.fragment = mtu
+		}
+	}
+	w.push(j, esp.Packet{})
+}
+
+// protect prepares the packet for its SA, or holds it until there is one.
+func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time, whole bool) {
+	r := &p.P.Requests[0]
+	key := sad.OutKey{Proto: r.Proto, Mode: r.Mode, Src: r.Src, Dst: r.Dst}
+	if r.Level == ipsec.LevelUnique {
+		key.ReqID = r.ReqID
+	}
+	if r.Mode == ipsec.Transport {
+		key.Src, key.Dst = w.info.Src, w.info.Dst
+	}
+	sa := w.e.c.SAD.Out(key, &w.info)
+	if sa == nil {
+		w.noSA(p, r, key, buf, off, n, now, whole)
+		return
+	}
+	w.encapsulate(sa, buf, off, n, now, whole)
+}
+
+// noSA holds the packet and asks for an SA.
+func (w *outWorker) noSA(p *spd.Entry, r *ipsec.Request, key sad.OutKey, buf []byte, off, n int, now time.Time, whole bool) {
+	if r.Level == ipsec.LevelUse {
+		w.e.c.NeedSA(p, key, w.info.Flow())
+		w.pass(buf, off, n, whole)
+		return
+	}
+	w.n.inc(OutHeld)
+	ask, dropped := w.e.hold.put(p.P.ID, key, buf[off:off+n], whole, now)
+	w.n.add(DropOutHold, dropped)
+	if ask {
+		w.e.c.NeedSA(p, key, w.info.Flow())
+	}
+	// The SA may have come between the look-up and the put; nobody would
+	// release the packet then.
+	if w.e.c.SAD.Out(key, &w.info) != nil {
+		w.e.Installed(key)
+	}
+}
+
+// encapsulate writes the headers of the result and queues the payload for
+// sealing in place: headers move to the front, the payload stays.
+func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Time, whole bool) {
+	i, t := &w.info, sa.T
+	tunnel := sa.P.Mode == ipsec.Tunnel
+	src, dst := i.Src, i.Dst
+	hdr := i.TransOff // outer IP header, extension headers included
+	payload := off + i.TransOff
+	next := buf[off+i.TransProtoOff]
+	if tunnel {
+		src, dst = sa.P.Src, sa.P.Dst
+		hdr, payload, next = packet.IPv4Len, off, protoIPv4
+		if dst.Is6() {
+			hdr = packet.IPv6Len
+		}
+		if i.Version == 6 {
+			next = protoIPv6
+		}
+	}
+	udp := 0
+	if sa.P.Encap != nil {
+		udp = packet.UDPLen
+	}
+	plen := off + n - payload
+	fixed := hdr + udp + t.HeaderLen()
+	total := fixed + plen + t.TrailerLen(plen)
+	j := outJob{sa: sa}
+	if mtu := w.e.c.Wire.PathMTU(dst); total > mtu {
+		inner := innerMTU(t, mtu-fixed, payload-off)
+		if !whole && w.refuse(buf[off:off+n], inner, n) {
+			return
+		}
+		j.fragment = mtu
+	}
+	if total > 65535 {
+		w.n.inc(DropOutSeal)
+		return
+	}
+	seq, ok := sa.NextSeq(1)
+	if !ok {
+		w.n.inc(DropOutSequence)
+		return
+	}
+	if !w.account(sa, n, now) {
+		return
+	}
+
+	start := payload - fixed
+	out := buf[start : start+total]
+	if tunnel {
+		w.ipid++
+		packet.PutOuter(out, packet.Outer{Src: src, Dst: dst, Proto: protoESP, Len: total, ID: w.ipid, DontFragment: j.fragment == 0}, i)
+	} else {
+		copy(out, buf[off:payload])
+		out[i.TransProtoOff] = protoESP
+		packet.SetLen(out, total)
+	}
+	if udp != 0 {
+		protoOff := i.TransProtoOff
+		if tunnel {
+			protoOff = packet.OuterProtoOff(out)
+		}
+		out[protoOff] = protoUDP
+		h := out[hdr:]
+		binary.BigEndian.PutUint16(h[0:], sa.P.Encap.SPort)
+		binary.BigEndian.PutUint16(h[2:], sa.P.Encap.DPort)
+		binary.BigEndian.PutUint16(h[4:], uint16(total-hdr))
+		binary.BigEndian.PutUint16(h[6:], 0) // RFC 3948, 2.1: zero over IPv4
+		j.udpSum = out[0]>>4 == 6            // RFC 8200, 8.1: not over IPv6
+	}
+	if j.fragment != 0 {
+		packet.ClearDF(out)
+	}
+	packet.FixIPv4Checksum(out)
+
+	j.pkt = wire.Packet{Buf: buf, Off: start, Len: total}
+	j.espOff = start + hdr + udp
+	w.push(j, esp.Packet{Dst: buf[j.espOff : start+total], Src: buf[payload : off+n : start+total], Next: next, Seq: seq})
+}
+
+// innerMTU is the length of the largest packet whose protected form fits, when room octets
+// remain for payload and trailer, and kept octets of it are not payload.
+func innerMTU(t *esp.Transform, room, kept int) int {
+	p := room - t.ICVLen() - 2 // the trailer without padding
+	for p > 0 && p+t.TrailerLen(p) > room {
+		p--
+	}
+	return p + kept
+}
+
+// refuse answers a packet that is too long for the path once it is protected,
+// if its sender can do something about it; false: cut the result instead.
+func (w *outWorker) refuse(b []byte, mtu, n int) bool {
+	i := &w.info
+	if i.Version == 4 && !i.DF || i.Version == 6 && mtu < packet.MinIPv6MTU {
+		return false
+	}
+	if mtu >= n { // only alignment of the cipher is in the way
+		mtu = n - 1
+	}
+	// The answer comes in the name of the destination: an address of ours
+	// would be a martian on the TAP.
+	out := make([]byte, headroom, headroom+packet.MaxTooBig)
+	out = packet.AppendTooBig(out, b, i, mtu, i.Dst)
+	w.n.inc(OutTooBig)
+	if len(out) > headroom { // there are packets that no error may answer
+		w.reply(out, i.Version)
+	}
+	return true
+}
+
+// reply sends the IP packet out[headroom:] to the kernel.
+func (w *outWorker) reply(out []byte, version uint8) {
+	off := headroom - etherLen
+	putEther(out[off:], w.e.c.TAP.MAC(), version)
+	w.replies = append(w.replies, tap.Frame{Buf: out, Off: off, Len: len(out) - off})
+}
+
+func (w *outWorker) account(sa *sad.SA, n int, now time.Time) bool {
+	soft, hard := sa.Account(1, n, now)
+	if soft || hard && sa.FirstHard() {
+		w.e.c.LimitReached(sa, hard)
+	}
+	if hard {
+		w.n.inc(DropOutLifetime)
+	}
+	return !hard
+}
+
+func (w *outWorker) push(j outJob, s esp.Packet) {
+	w.jobs = append(w.jobs, j)
+	w.seals = append(w.seals, s)
+}
+
+// flush seals the batch in runs of one SA and writes it.
+func (w *outWorker) flush() error {
+	for a := 0; a < len(w.jobs); {
+		sa := w.jobs[a].sa
+		b := a + 1
+		for b < len(w.jobs) && w.jobs[b].sa == sa {
+			b++
+		}
+		if sa != nil {
+			sa.T.Seal(w.scratch, w.seals[a:b])
+		}
+		a = b
+	}
+	for k := range w.jobs {
+		j := &w.jobs[k]
+		if j.sa != nil {
+			if w.seals[k].Err != nil {
+				w.n.inc(DropOutSeal)
+				continue
+			}
+			w.n.inc(OutProtected)
+			if j.udpSum {
+				packet.PutUDPChecksum(j.pkt.Buf[j.pkt.Off : j.pkt.Off+j.pkt.Len])
+			}
+		}
+		if j.fragment != 0 {
+			w.split(j)
+			continue
+		}
+		w.tx = append(w.tx, j.pkt)
+	}
+	err := w.write()
+	clear(w.jobs)
+	clear(w.seals)
+	w.jobs, w.seals = w.jobs[:0], w.seals[:0]
+	return err
+}
+
+// split cuts a result into fragments in buffers of their own: the path for
+// what the sender was not told to make smaller.
+func (w *outWorker) split(j *outJob) {
+	b := j.pkt.Buf[j.pkt.Off : j.pkt.Off+j.pkt.Len]
+	var i packet.Info
+	if !packet.Decode(b, &i) {
+		w.n.inc(DropOutSeal)
+		return
+	}
+	w.ipid++
+	err := frag.Split(b, &i, j.fragment, uint32(w.ipid), func(f []byte) error {
+		buf := make([]byte, headroom+len(f))
+		copy(buf[headroom:], f)
+		w.tx = append(w.tx, wire.Packet{Buf: buf, Off: headroom, Len: len(f)})
+		w.n.inc(OutFragments)
+		return nil
+	})
+	if err != nil {
+		w.n.inc(DropOutSend)
+	}
+}
+
+// write sends packets to the interface and answers to the TAP. Only a device
+// that is gone is an error; a packet that it refuses is counted.
+func (w *outWorker) write() error {
+	for tx := w.tx; len(tx) > 0; {
+		n, err := w.e.c.Wire.WriteBatch(tx)
+		if err != nil {
+			if fatal(err) {
+				return err
+			}
+			w.n.inc(DropOutSend)
+			n++
+		}
+		tx = tx[min(n, len(tx)):]
+	}
+	clear(w.tx)
+	w.tx = w.tx[:0]
+	err := writeTAP(w.e.c.TAP, w.replies, &w.n)
+	clear(w.replies)
+	w.replies = w.replies[:0]
+	return err
+}
