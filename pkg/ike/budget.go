@@ -1,0 +1,135 @@
+package ike
+
+import (
+	"crypto/rand"
+	"io"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// budget counts half-open IKE SAs: those that a stranger began and has not yet
+// proven itself in (RFC 7296, 2.6).
+type budget struct {
+	limits   Limits
+	mu       sync.Mutex
+	total    int
+	bySource map[netip.Prefix]int
+}
+
+// source is what counts as one: an IPv6 host has a whole /64 to itself.
+func source(a netip.Addr) netip.Prefix {
+	bits := 32
+	if !a.Is4() {
+		bits = 64
+	}
+	p, _ := a.WithZone("").Prefix(bits)
+	return p
+}
+
+// needCookie reports whether a cookie is demanded now.
+func (b *budget) needCookie() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.limits.AlwaysCookie || b.total >= b.limits.CookieThreshold
+}
+
+// take counts one more half-open SA from a, if there is room.
+func (b *budget) take(a netip.Addr) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := source(a)
+	if b.total >= b.limits.HalfOpen || b.bySource[s] >= b.limits.HalfOpenPerSource {
+		return false
+	}
+	if b.bySource == nil {
+		b.bySource = map[netip.Prefix]int{}
+	}
+	b.total++
+	b.bySource[s]++
+	return true
+}
+
+// give takes one back.
+func (b *budget) give(a netip.Addr) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := source(a)
+	b.total--
+	if b.bySource[s]--; b.bySource[s] == 0 {
+		delete(b.bySource, s)
+	}
+}
+
+func (b *budget) halfOpen() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.total
+}
+
+// secrets are those of cookies: the present one, and the one before, whose
+// cookies are still out there. Version tells them apart.
+type secrets struct {
+	mu      sync.Mutex
+	rand    io.Reader
+	now     [2]cookieSecret
+	rotated time.Time
+}
+
+type cookieSecret struct {
+	version byte
+	key     []byte
+}
+
+// get returns the secrets in use at now, present one first. Only a secret that
+// has been handed out ages; rotation needs no timer.
+func (s *secrets) get(now time.Time) ([2]cookieSecret, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now[0].key == nil || now.Sub(s.rotated) >= rotateEvery {
+		r := s.rand
+		if r == nil {
+			r = rand.Reader
+		}
+		key := make([]byte, 32)
+		if _, err := io.ReadFull(r, key); err != nil {
+			return s.now, err
+		}
+		// After two periods without use the older one is too old as well.
+		old := s.now[0]
+		if now.Sub(s.rotated) >= 2*rotateEvery {
+			old = cookieSecret{}
+		}
+		s.now = [2]cookieSecret{{s.now[0].version + 1, key}, old}
+		s.rotated = now
+	}
+	return s.now, nil
+}
+
+// bucket limits the unauthenticated answers that strangers can make us send.
+type bucket struct {
+	mu   sync.Mutex
+	left float64
+	last time.Time
+}
+
+const (
+	bucketRate  = 20.0 // a second
+	bucketDepth = 40.0
+)
+
+func (b *bucket) allow(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last.IsZero() {
+		b.left = bucketDepth
+	} else {
+		b.left = min(bucketDepth, b.left+bucketRate*now.Sub(b.last).Seconds())
+	}
+	b.last = now
+	if b.left < 1 {
+		return false
+	}
+	b.left--
+	return true
+}

@@ -1,0 +1,128 @@
+package ike
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+	"go.uber.org/zap"
+)
+
+// Config is what a Daemon needs. The functions are its ways to the outside.
+type Config struct {
+	Local []netip.Addr // our addresses, at least one
+	Rules *pad.DB
+	// Connect lists peers to negotiate with at start, once policy for them is
+	// there.
+	Connect []netip.Addr
+	Limits  Limits
+	// IKEPort and NATTPort are our ports; 0 means 500 and 4500.
+	IKEPort, NATTPort uint16
+
+	// Listen opens the IKE port of one address.
+	Listen func(netip.AddrPort) (Conn, error)
+	// Dial connects to missiu.
+	Dial func(context.Context) (KeySocket, error)
+	// DialNATT connects to missiu's UDP port 4500. May be nil.
+	DialNATT func(context.Context) (Conn, error)
+	// Wait is how long the first connection to missiu may take; 0 means 10 s.
+	Wait time.Duration
+	// Ready is called once sockets are open and missiu has answered. May be nil.
+	Ready func()
+	Log   *zap.Logger
+	Rand  io.Reader // nil means crypto/rand
+}
+
+// Limits protect against floods; zero fields take the defaults. NoCookies
+// aside, they are those of ike.conf.
+type Limits struct {
+	// CookieThreshold half-open IKE SAs are allowed before cookies are demanded
+	// from all; 32. AlwaysCookie demands them always.
+	CookieThreshold   int
+	AlwaysCookie      bool
+	HalfOpen          int           // half-open IKE SAs at a time; 1024
+	HalfOpenPerSource int           // of one IPv4 address or IPv6 /64; 16
+	Expire            time.Duration // a half-open IKE SA's time for IKE_AUTH; 60 s
+}
+
+// Conn carries IKE messages, without non-ESP marker.
+type Conn interface {
+	// Receive blocks for one message, reads it into b and returns its length
+	// and the addresses it came to and from. After Close it returns an error
+	// that wraps net.ErrClosed.
+	Receive(b []byte) (n int, local, remote netip.AddrPort, err error)
+	// Send sends b. On the NAT traversal port the marker is put in front,
+	// except in front of a keepalive, the single octet 0xff.
+	Send(b []byte, local, remote netip.AddrPort) error
+	Close() error
+}
+
+// KeySocket is what the daemon uses of keysock.Client.
+type KeySocket interface {
+	Register(ctx context.Context, protos ...ipsec.Protocol) (keysock.Supported, error)
+	Events() <-chan keysock.Event
+	GetSPI(ctx context.Context, g keysock.GetSPI) (ipsec.SPI, error)
+	Add(ctx context.Context, p *ipsec.SAParams, seq uint32) error
+	Update(ctx context.Context, p *ipsec.SAParams, seq uint32) error
+	Delete(ctx context.Context, id ipsec.SAID, src netip.Addr) error
+	Get(ctx context.Context, id ipsec.SAID, src netip.Addr) (*keysock.SAInfo, error)
+	AcquireFailed(ctx context.Context, seq uint32, errno syscall.Errno) error
+	DumpPolicies(ctx context.Context) ([]*keysock.PolicyInfo, error)
+	Close() error
+}
+
+var _ KeySocket = (*keysock.Client)(nil)
+
+// Errors.
+var (
+	// ErrNoMissiu: missiu did not answer in time.
+	ErrNoMissiu = errors.New("missiu does not answer")
+	errDown     = errors.New("no connection to missiu")
+	errFull     = errors.New("inbox full")
+)
+
+// Fixed waits.
+const (
+	opTimeout   = 5 * time.Second         // a PF_KEY request
+	redialWait  = time.Second             // between attempts to reach missiu
+	peerGrace   = 2500 * time.Millisecond // for answers to our Deletes on stopping
+	dropGrace   = 300 * time.Millisecond  // for the removal of SAs then
+	startWait   = time.Second             // before start_action start tries again, doubling
+	startMax    = time.Minute             // up to this
+	rotateEvery = 2 * time.Minute         // cookie secrets
+	maxMessage  = 65535
+	inboxLen    = 32
+	callsLen    = 1024
+)
+
+func (c *Config) defaults() {
+	def := func(p *int, v int) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	def(&c.Limits.CookieThreshold, 32)
+	def(&c.Limits.HalfOpen, 1024)
+	def(&c.Limits.HalfOpenPerSource, 16)
+	if c.Limits.Expire == 0 {
+		c.Limits.Expire = time.Minute
+	}
+	if c.IKEPort == 0 {
+		c.IKEPort = 500
+	}
+	if c.NATTPort == 0 {
+		c.NATTPort = 4500
+	}
+	if c.Wait == 0 {
+		c.Wait = 10 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+}

@@ -1,0 +1,315 @@
+package ike
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ike/sa"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"go.uber.org/zap"
+)
+
+// Daemon is the key daemon of one host. New makes it, Run runs it.
+type Daemon struct {
+	cfg   Config
+	log   *zap.Logger
+	rules atomic.Pointer[pad.DB]
+	spd   spd
+
+	budget  budget
+	secrets secrets
+	answers bucket // unauthenticated ones
+
+	conns map[netip.Addr]Conn // IKE port, by our address; fixed once Run began
+	link  atomic.Pointer[link]
+
+	fatal chan error
+	kick  chan struct{} // starters have something to do
+	wg    sync.WaitGroup
+	ops   context.Context // of PF_KEY requests; ends when stopping takes too long
+
+	mu       sync.Mutex
+	stopping bool
+	lineages map[*lineage]struct{}
+	bySPI    map[sa.SPI]*lineage     // our SPI
+	byInit   map[initKey]*lineage    // responders not yet authenticated
+	bySA     map[ipsec.SAID]*lineage // child SAs, both directions
+	starters []*starter
+	stale    []installed // SAs that could not be removed while missiu was away
+
+	counters counters
+}
+
+// link is one connection to missiu.
+type link struct {
+	keys KeySocket
+	natt Conn // nil: no UDP port 4500
+}
+
+// initKey finds an IKE_SA_INIT request that is sent again.
+type initKey struct {
+	spi    sa.SPI
+	remote netip.AddrPort
+}
+
+// installed names an SA in missiu.
+type installed struct {
+	id  ipsec.SAID
+	src netip.Addr
+}
+
+// counters count what is dropped without a log line of its own.
+type counters struct {
+	malformed, version, unknownSPI, cookies, refused, full atomic.Uint64
+}
+
+// New checks c and makes a daemon.
+func New(c Config) (*Daemon, error) {
+	c.defaults()
+	switch {
+	case len(c.Local) == 0:
+		return nil, errors.New("ike: no local address")
+	case c.Rules == nil || c.Listen == nil || c.Dial == nil:
+		return nil, errors.New("ike: incomplete configuration")
+	}
+	d := &Daemon{
+		cfg: c, log: c.Log,
+		budget:   budget{limits: c.Limits},
+		secrets:  secrets{rand: c.Rand},
+		conns:    map[netip.Addr]Conn{},
+		fatal:    make(chan error, len(c.Local)),
+		kick:     make(chan struct{}, 1),
+		lineages: map[*lineage]struct{}{},
+		bySPI:    map[sa.SPI]*lineage{},
+		byInit:   map[initKey]*lineage{},
+		bySA:     map[ipsec.SAID]*lineage{},
+	}
+	d.rules.Store(c.Rules)
+	return d, nil
+}
+
+// Run serves until ctx ends, then tells every peer and removes every SA that it
+// made, which takes 3 s at most. It returns nil then, an error if it could not
+// start or go on: an address is not there, a port is in use, missiu did not
+// answer (ErrNoMissiu).
+func (d *Daemon) Run(ctx context.Context) error {
+	ops, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	d.ops = ops
+
+	defer d.closeConns()
+	for _, a := range d.cfg.Local {
+		if d.conns[a] != nil {
+			continue
+		}
+		c, err := d.cfg.Listen(netip.AddrPortFrom(a, d.cfg.IKEPort))
+		if err != nil {
+			return err
+		}
+		d.conns[a] = c
+	}
+	events, err := d.firstConnect(ctx)
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	for _, c := range d.conns {
+		d.wg.Go(func() { d.read(c, true) })
+	}
+	for _, a := range d.cfg.Local {
+		d.log.Info("ready on " + a.String())
+	}
+	if d.cfg.Ready != nil {
+		d.cfg.Ready()
+	}
+	d.initStarters()
+	err = d.loop(ctx, events)
+	d.stop(cancel)
+	return err
+}
+
+// loop is the part of Run between start and stop.
+func (d *Daemon) loop(ctx context.Context, events <-chan event) error {
+	redial := time.NewTimer(0)
+	redial.Stop()
+	start := time.NewTimer(0)
+	defer redial.Stop()
+	defer start.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-d.fatal:
+			return err
+		case e, ok := <-events:
+			if ok {
+				d.handleEvent(e)
+				break
+			}
+			d.lostMissiu()
+			events = nil
+			redial.Reset(redialWait)
+		case <-redial.C:
+			var err error
+			if events, err = d.connect(ctx); err != nil {
+				d.log.Debug("missiu is not back yet", zap.Error(err))
+				events = nil
+				redial.Reset(redialWait)
+				break
+			}
+			d.log.Info("connected to missiu again")
+		case <-d.kick:
+		case <-start.C:
+		}
+		if wait, ok := d.runStarters(time.Now()); ok {
+			start.Reset(wait)
+		}
+	}
+}
+
+// stop ends every lineage: first in order, then, when peers stay silent, without
+// them. Nothing is left running when it returns.
+func (d *Daemon) stop(cancelOps context.CancelFunc) {
+	d.mu.Lock()
+	d.stopping = true
+	ls := d.all()
+	d.mu.Unlock()
+	if len(ls) > 0 {
+		d.log.Info("stopping", zap.Int("ike_sas", len(ls)))
+	}
+	for _, l := range ls {
+		if l.post((*lineage).delete) != nil {
+			l.kill()
+		}
+	}
+	ended := make(chan struct{})
+	go func() {
+		for _, l := range ls {
+			<-l.ended
+		}
+		close(ended)
+	}()
+	grace := time.NewTimer(peerGrace)
+	select {
+	case <-ended:
+		grace.Stop()
+	case <-grace.C:
+		d.log.Info("peers do not answer; leaving")
+		for _, l := range ls {
+			l.kill()
+		}
+		last := time.AfterFunc(dropGrace, cancelOps)
+		<-ended
+		last.Stop()
+	}
+	d.closeConns()
+	if k := d.link.Swap(nil); k != nil {
+		k.close()
+	}
+	d.wg.Wait()
+}
+
+func (d *Daemon) closeConns() {
+	for _, c := range d.conns {
+		c.Close()
+	}
+}
+
+// all lists the lineages; d.mu is held.
+func (d *Daemon) all() []*lineage {
+	ls := make([]*lineage, 0, len(d.lineages))
+	for l := range d.lineages {
+		ls = append(ls, l)
+	}
+	return ls
+}
+
+func (d *Daemon) snapshot() []*lineage {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.all()
+}
+
+// read takes messages from c until it is closed.
+func (d *Daemon) read(c Conn, own bool) {
+	buf := make([]byte, maxMessage)
+	for {
+		n, local, remote, err := c.Receive(buf)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil && own:
+			d.fatal <- fmt.Errorf("ike: receive: %w", err)
+			return
+		case err != nil:
+			if !errors.Is(err, io.EOF) {
+				d.log.Warn("NAT traversal port", zap.Error(err))
+			}
+			return
+		}
+		d.demux(sa.Datagram{Local: local, Remote: remote, Data: slices.Clone(buf[:n])})
+	}
+}
+
+// send sends an IKE message or keepalive.
+func (d *Daemon) send(b []byte, local, remote netip.AddrPort) error {
+	if local.Port() == d.cfg.NATTPort {
+		if k := d.link.Load(); k != nil && k.natt != nil {
+			return k.natt.Send(b, local, remote)
+		}
+		return fmt.Errorf("no NAT traversal port: %w", errDown)
+	}
+	c := d.conns[local.Addr()]
+	if c == nil {
+		return fmt.Errorf("%v is not an address of ours", local.Addr())
+	}
+	return c.Send(b, local, remote)
+}
+
+// Reload puts a new rule database in force. IKE SAs whose rule is gone, or no
+// longer permits their peer or its key, are deleted; all others keep the rule
+// they have until they are made anew.
+func (d *Daemon) Reload(db *pad.DB) {
+	d.rules.Store(db)
+	d.mu.Lock()
+	var gone []*lineage
+	for l := range d.lineages {
+		if l.peer != nil && !stillPermits(db.Rule(l.peer.Rule.Label), l.peer) {
+			gone = append(gone, l)
+		}
+	}
+	d.mu.Unlock()
+	for _, l := range gone {
+		l.log.Info("rule no longer permits this peer")
+		if l.post((*lineage).delete) != nil {
+			l.kill()
+		}
+	}
+	d.initStarters()
+	d.wake()
+}
+
+func stillPermits(r *pad.Rule, p *sa.Peer) bool {
+	if r == nil || !r.PermitsPeer(p.RemoteID) || r.Identity(p.Local.Addr()) != p.LocalID {
+		return false
+	}
+	now, ok := r.Keys(p.LocalID, p.RemoteID)
+	was, _ := p.Rule.Keys(p.LocalID, p.RemoteID)
+	return ok && now.Local.Equal(was.Local) && now.Remote.Equal(was.Remote)
+}
+
+// wake makes Run look at the starters.
+func (d *Daemon) wake() {
+	select {
+	case d.kick <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,20 @@
+// Package ike is the key daemon: the sockets of IKEv2, the demultiplexing of
+// messages to IKE SAs, the defence of RFC 7296, 2.6 against floods, and the
+// connection to missiu by PF_KEY. The protocol itself is pkg/ike/sa, a machine
+// without I/O; this package feeds it and carries out what it says. Only cmd/ike
+// calls it.
+//
+//	socket readers --datagram--> lineage goroutine <--events-- Run <-- PF_KEY events
+//	  (demultiplex,               owns one sa.SA,              (policies, ACQUIRE,
+//	   cookies, budget)            one timer)                    EXPIRE, reconnect)
+//	                                  |  sends, GETSPI, ADD, UPDATE, DELETE
+//
+// Goroutines: one reader per socket; one per lineage, that is an IKE SA and
+// what it becomes by rekeying; Run itself. Shared state is the tables of
+// Daemon, behind one mutex that is never held over I/O or a call of the machine.
+//
+// Inboxes are bounded. A datagram that finds its lineage's inbox full is
+// dropped and counted: the peer sends it again. The outputs of a lineage are
+// carried out in order and to the end, so that an inbound SA is in place before
+// the message leaves that lets the peer use it.
+package ike

@@ -1,0 +1,425 @@
+package ike
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ike/sa"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+	"go.uber.org/zap"
+)
+
+type event = keysock.Event
+
+func (k *link) close() {
+	k.keys.Close()
+	if k.natt != nil {
+		k.natt.Close()
+	}
+}
+
+// keys carries out a PF_KEY request.
+func (d *Daemon) keys(f func(context.Context, KeySocket) error) error {
+	k := d.link.Load()
+	if k == nil {
+		return errDown
+	}
+	ctx, cancel := context.WithTimeout(d.ops, opTimeout)
+	defer cancel()
+	return f(ctx, k.keys)
+}
+
+// firstConnect waits for missiu at start.
+func (d *Daemon) firstConnect(ctx context.Context) (<-chan event, error) {
+	wait, cancel := context.WithTimeout(ctx, d.cfg.Wait)
+	defer cancel()
+	for {
+		events, err := d.connect(wait)
+		if err == nil {
+			return events, nil
+		}
+		d.log.Debug("waiting for missiu", zap.Error(err))
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-wait.Done():
+			return nil, errors.Join(ErrNoMissiu, err)
+		case <-time.After(min(redialWait, d.cfg.Wait/4)):
+		}
+	}
+}
+
+// connect connects to missiu, registers, and reads the SPD.
+func (d *Daemon) connect(ctx context.Context) (<-chan event, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	keys, err := d.cfg.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	k := &link{keys: keys}
+	if _, err := keys.Register(ctx, ipsec.ESP); err != nil {
+		k.close()
+		return nil, err
+	}
+	if err := d.readPolicies(ctx, keys); err != nil {
+		k.close()
+		return nil, err
+	}
+	if d.cfg.DialNATT != nil {
+		if k.natt, err = d.cfg.DialNATT(ctx); err != nil {
+			d.log.Warn("no NAT traversal: UDP port 4500", zap.Error(err))
+			k.natt = nil
+		} else {
+			d.wg.Go(func() { d.read(k.natt, false) })
+		}
+	}
+	// What could not be removed while missiu was away, if it is still there.
+	d.mu.Lock()
+	stale := d.stale
+	d.stale = nil
+	d.mu.Unlock()
+	for _, i := range stale {
+		if err := keys.Delete(ctx, i.id, i.src); err != nil && !errors.Is(err, syscall.ESRCH) {
+			d.log.Warn("SA not removed", zap.Stringer("sa", i.id), zap.Error(err))
+		}
+	}
+	d.link.Store(k)
+	return keys.Events(), nil
+}
+
+func (d *Daemon) readPolicies(ctx context.Context, k KeySocket) error {
+	infos, err := k.DumpPolicies(ctx)
+	if err != nil {
+		return err
+	}
+	ps := make([]*ipsec.Policy, len(infos))
+	for i, p := range infos {
+		ps[i] = &p.Policy
+	}
+	d.spd.replace(ps)
+	return nil
+}
+
+func (d *Daemon) refresh() {
+	err := d.keys(func(ctx context.Context, k KeySocket) error { return d.readPolicies(ctx, k) })
+	if err != nil {
+		d.log.Warn("policies not read", zap.Error(err))
+	}
+}
+
+// lostMissiu ends what depended on it: a new missiu has none of our SAs, and
+// peers must know.
+func (d *Daemon) lostMissiu() {
+	d.log.Warn("missiu has gone; its SAs are negotiated anew when it is back")
+	if k := d.link.Swap(nil); k != nil {
+		k.close()
+	}
+	d.spd.replace(nil)
+	for _, l := range d.snapshot() {
+		if l.post((*lineage).delete) != nil {
+			l.kill()
+		}
+	}
+}
+
+// removeSA deletes an SA that we made. One that is already gone is no matter.
+func (d *Daemon) removeSA(i installed) {
+	err := d.keys(func(ctx context.Context, k KeySocket) error { return k.Delete(ctx, i.id, i.src) })
+	switch {
+	case err == nil, errors.Is(err, syscall.ESRCH):
+	case errors.Is(err, errDown), errors.Is(err, keysock.ErrClosed):
+		d.mu.Lock()
+		d.stale = append(d.stale, i)
+		d.mu.Unlock()
+	default:
+		d.log.Warn("SA not removed", zap.Stringer("sa", i.id), zap.Error(err))
+	}
+}
+
+func (d *Daemon) handleEvent(e event) {
+	switch e := e.(type) {
+	case keysock.Acquire:
+		d.acquire(e)
+	case keysock.Expire:
+		d.toOwner(e.SAID, func(l *lineage, now time.Time) []sa.Output { return l.sa.ChildExpired(now, e.SAID, e.Hard) })
+	case keysock.SADeleted:
+		d.toOwner(e.SAID, func(l *lineage, now time.Time) []sa.Output { return l.sa.ChildLost(now, e.SAID, errDeleted) })
+	case keysock.SAsFlushed:
+		if e.Proto == 0 || e.Proto == ipsec.ESP {
+			d.flushed()
+		}
+	case keysock.PolicyAdded:
+		d.spd.add(&e.Policy)
+	case keysock.PolicyDeleted:
+		d.spd.delete(e.Policy.ID)
+	case keysock.PoliciesFlushed:
+		d.spd.replace(nil)
+	case keysock.PoliciesChanged:
+		d.refresh()
+	case keysock.Lost:
+		d.log.Warn("events lost", zap.Uint64("count", e.N))
+		d.refresh()
+	}
+}
+
+var errDeleted = errors.New("deleted in missiu")
+
+// toOwner posts a call to the lineage that made an SA.
+func (d *Daemon) toOwner(id ipsec.SAID, c call) {
+	d.mu.Lock()
+	l := d.bySA[id]
+	d.mu.Unlock()
+	if l == nil {
+		return // a manual one, or another daemon's
+	}
+	if err := l.post(c); err != nil {
+		l.log.Warn("event dropped", zap.Stringer("sa", id), zap.Error(err))
+	}
+}
+
+// flushed tells every lineage that its SAs are gone.
+func (d *Daemon) flushed() {
+	for _, l := range d.snapshot() {
+		err := l.post(func(l *lineage, now time.Time) (outs []sa.Output) {
+			for id := range l.children {
+				outs = append(outs, l.sa.ChildLost(now, id, errDeleted)...)
+			}
+			return outs
+		})
+		if err != nil {
+			l.log.Warn("event dropped", zap.Error(err))
+		}
+	}
+}
+
+func (d *Daemon) acquireFailed(seq uint32, errno syscall.Errno) {
+	err := d.keys(func(ctx context.Context, k KeySocket) error { return k.AcquireFailed(ctx, seq, errno) })
+	if err != nil && !errors.Is(err, errDown) {
+		d.log.Debug("failure not reported", zap.Uint32("seq", seq), zap.Error(err))
+	}
+}
+
+// acquire begins the negotiation that missiu asks for, or reports why not.
+func (d *Daemon) acquire(a keysock.Acquire) {
+	fields := []zap.Field{zap.Uint32("seq", a.Seq), zap.Stringer("src", a.Src), zap.Stringer("peer", a.Dst), zap.Uint32("policy", a.PolicyID), zap.Stringer("mode", a.Mode)}
+	refuse := func(why string, errno syscall.Errno) {
+		d.log.Warn("ACQUIRE: "+why, fields...)
+		d.acquireFailed(a.Seq, errno)
+	}
+	if a.Proto != ipsec.ESP {
+		refuse("only ESP is negotiated", syscall.EPROTONOSUPPORT)
+		return
+	}
+	if d.conns[a.Src] == nil {
+		refuse("not an address that ike was given", syscall.EADDRNOTAVAIL)
+		return
+	}
+	p, ok := d.spd.outbound(a.PolicyID)
+	if !ok {
+		d.refresh()
+		if p, ok = d.spd.outbound(a.PolicyID); !ok {
+			refuse("no such policy", syscall.ENOENT)
+			return
+		}
+	}
+	rule := d.rules.Load().Outbound(a.Src, a.Dst)
+	if rule == nil {
+		refuse("no rule for this peer", syscall.EACCES)
+		return
+	}
+	d.log.Info("ACQUIRE", fields...)
+	d.ask(a.Src, a.Dst, rule, nil, sa.ChildRequest{Seq: a.Seq, Policy: p, Flow: a.Flow})
+}
+
+// keyOf tells what a request wants: a policy of level unique has an SA for each
+// flow, one in transport mode an SA for each peer, which the lineage is.
+func keyOf(r sa.ChildRequest) acquireKey {
+	k := acquireKey{policy: r.Policy.Out.ID}
+	if r.Flow != nil && r.Policy.Out.Requests[0].Level == ipsec.LevelUnique {
+		k.flow = *r.Flow
+	}
+	return k
+}
+
+// ask asks for child SAs with a peer: of the IKE SA that is there, or of a new
+// one, which is s's if s is not nil.
+func (d *Daemon) ask(local, remote netip.Addr, rule *pad.Rule, s *starter, reqs ...sa.ChildRequest) {
+	d.mu.Lock()
+	if l := d.serving(local, remote); l != nil && d.askOf(l, reqs) {
+		d.mu.Unlock()
+		return
+	}
+	first := true
+	for l := range d.lineages {
+		first = first && (l.remote.Addr() != remote || l.over)
+	}
+	l := d.newLineage(netip.AddrPortFrom(local, d.cfg.IKEPort), netip.AddrPortFrom(remote, rule.RemotePort), true)
+	for _, r := range reqs {
+		l.pending[keyOf(r)] = &pendingChild{seq: r.Seq}
+	}
+	if s != nil {
+		l.starter, s.lineage = s, l
+	}
+	d.mu.Unlock()
+	l.sa = sa.NewInitiator(l.config(first && rule.InitialContact), rule)
+	if !d.start(l, func(now time.Time) []sa.Output { return l.sa.Start(now, reqs...) }) {
+		for _, p := range l.pending {
+			p.fail(d, syscall.ESHUTDOWN)
+		}
+	}
+}
+
+// serving returns an IKE SA between these addresses that can take a child SA:
+// an established one, or one that we are making; d.mu is held.
+func (d *Daemon) serving(local, remote netip.Addr) *lineage {
+	var making *lineage
+	for l := range d.lineages {
+		switch {
+		case l.local.Addr() != local || l.remote.Addr() != remote || l.over || l.halfOpen:
+		case l.peer != nil:
+			return l
+		default:
+			making = l
+		}
+	}
+	return making
+}
+
+// askOf posts requests to l, except those that it already works on; d.mu is
+// held. It returns false when l takes no more.
+func (d *Daemon) askOf(l *lineage, reqs []sa.ChildRequest) bool {
+	var fresh []sa.ChildRequest
+	for _, r := range reqs {
+		if p := l.pending[keyOf(r)]; p != nil {
+			p.later = append(p.later, r.Seq)
+			l.log.Debug("already being negotiated", zap.Uint32("policy", r.Policy.Out.ID))
+			continue
+		}
+		fresh = append(fresh, r)
+	}
+	if len(fresh) == 0 {
+		return true
+	}
+	err := l.post(func(l *lineage, now time.Time) (outs []sa.Output) {
+		for _, r := range fresh {
+			outs = append(outs, l.sa.AddChild(now, r)...)
+		}
+		return outs
+	})
+	if err != nil {
+		return false
+	}
+	for _, r := range fresh {
+		l.pending[keyOf(r)] = &pendingChild{seq: r.Seq}
+	}
+	return true
+}
+
+// starter keeps an IKE SA with a peer up that nobody's packet asked for.
+type starter struct {
+	local, remote netip.Addr
+	keep          bool          // again whenever it is lost (start_action start)
+	wait          time.Duration // before the next attempt; 0: the first
+	next          time.Time
+	lineage       *lineage
+}
+
+// initStarters makes starters for -c and for rules with start_action start.
+func (d *Daemon) initStarters() {
+	for _, p := range d.cfg.Connect {
+		if local, ok := d.localFor(p); ok {
+			d.addStarter(local, p, false)
+		} else {
+			d.log.Warn("no local address of this family", zap.Stringer("peer", p))
+		}
+	}
+	d.cfg.Connect = nil
+	for _, r := range d.rules.Load().Rules() {
+		for _, rng := range r.Remote {
+			if r.StartAction != pad.StartNow || rng.From != rng.To {
+				continue
+			}
+			for _, local := range d.cfg.Local {
+				if local.BitLen() == rng.From.BitLen() && d.rules.Load().Outbound(local, rng.From) == r {
+					d.addStarter(local, rng.From, true)
+					break
+				}
+			}
+		}
+	}
+}
+
+func (d *Daemon) localFor(peer netip.Addr) (netip.Addr, bool) {
+	i := slices.IndexFunc(d.cfg.Local, func(a netip.Addr) bool { return a.BitLen() == peer.BitLen() })
+	if i < 0 {
+		return netip.Addr{}, false
+	}
+	return d.cfg.Local[i], true
+}
+
+func (d *Daemon) addStarter(local, remote netip.Addr, keep bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !slices.ContainsFunc(d.starters, func(s *starter) bool { return s.local == local && s.remote == remote }) {
+		d.starters = append(d.starters, &starter{local: local, remote: remote, keep: keep})
+	}
+	d.wake()
+}
+
+// starterEnded is told that a lineage has ended; d.mu is held.
+func (d *Daemon) starterEnded(l *lineage) {
+	s := l.starter
+	if s == nil {
+		return
+	}
+	s.lineage = nil
+	if !s.keep {
+		d.starters = slices.DeleteFunc(d.starters, func(x *starter) bool { return x == s })
+		return
+	}
+	s.wait = min(max(startWait, 2*s.wait), startMax)
+	s.next = time.Now().Add(s.wait)
+}
+
+// runStarters starts what is due, and returns how long until the next. A peer
+// for which no policy is loaded waits for one.
+func (d *Daemon) runStarters(now time.Time) (wait time.Duration, ok bool) {
+	if d.link.Load() == nil {
+		return 0, false
+	}
+	d.mu.Lock()
+	var due []*starter
+	for _, s := range d.starters {
+		switch {
+		case s.lineage != nil || d.serving(s.local, s.remote) != nil:
+		case s.next.After(now):
+			if w := s.next.Sub(now); !ok || w < wait {
+				wait, ok = w, true
+			}
+		default:
+			due = append(due, s)
+		}
+	}
+	d.mu.Unlock()
+	for _, s := range due {
+		rule := d.rules.Load().Outbound(s.local, s.remote)
+		ps := d.spd.towards(s.local, s.remote)
+		if rule == nil || len(ps) == 0 {
+			continue
+		}
+		reqs := make([]sa.ChildRequest, len(ps))
+		for i, p := range ps {
+			reqs[i].Policy = p
+		}
+		d.log.Info("negotiation at start", zap.Stringer("peer", s.remote), zap.Int("policies", len(ps)))
+		d.ask(s.local, s.remote, rule, s, reqs...)
+	}
+	return wait, ok
+}

@@ -1,0 +1,578 @@
+package ike
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ike/sa"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+	"github.com/missiu/missiu/proto/ikev2"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// lineage is an IKE SA and what it becomes by rekeying: one goroutine that owns
+// the machine and its timer.
+type lineage struct {
+	d         *Daemon
+	sa        *sa.SA // of the goroutine
+	log       *zap.Logger
+	local     netip.AddrPort
+	remote    netip.AddrPort // of the first message
+	initiator bool
+
+	packets  chan sa.Datagram
+	calls    chan call
+	killed   chan struct{}
+	killOnce sync.Once
+	ended    chan struct{}
+	done     bool // of the goroutine
+
+	// Of the goroutine: packets counted by inbound child SAs when last asked.
+	children map[ipsec.SAID]childCount
+
+	// Behind d.mu.
+	spis     []sa.SPI
+	sas      map[ipsec.SAID]netip.Addr // child SAs installed, with their sources
+	init     initKey
+	halfOpen bool
+	over     bool                         // has Failed: takes no new children
+	peer     *sa.Peer                     // once established
+	pending  map[acquireKey]*pendingChild // child SAs in work
+	starter  *starter
+}
+
+// call is an input of the machine other than a datagram.
+type call func(l *lineage, now time.Time) []sa.Output
+
+type childCount struct {
+	src     netip.Addr
+	packets uint64
+}
+
+// acquireKey tells wanted child SAs apart: two requests with the same key want
+// the same SA.
+type acquireKey struct {
+	policy uint32
+	flow   ipsec.Flow
+}
+
+// pendingChild is a child SA in work: the number it was asked for with, and
+// those of ACQUIREs that came for it since.
+type pendingChild struct {
+	seq   uint32
+	later []uint32
+}
+
+// take removes what is pending for a child SA that came, or failed, and
+// returns it; d.mu is held.
+func (l *lineage) take(seq uint32, policy uint32) *pendingChild {
+	for k, p := range l.pending {
+		if p.seq == seq && k.policy == policy {
+			delete(l.pending, k)
+			return p
+		}
+	}
+	return &pendingChild{seq: seq}
+}
+
+// fail reports every ACQUIRE of p as failed.
+func (p *pendingChild) fail(d *Daemon, errno syscall.Errno) {
+	for _, seq := range append(p.later, p.seq) {
+		if seq != 0 {
+			d.acquireFailed(seq, errno)
+		}
+	}
+}
+
+func (d *Daemon) newLineage(local, remote netip.AddrPort, initiator bool) *lineage {
+	return &lineage{
+		d: d, local: local, remote: remote, initiator: initiator,
+		log:      d.log.With(zap.Stringer("local", local.Addr())),
+		packets:  make(chan sa.Datagram, inboxLen),
+		calls:    make(chan call, callsLen),
+		killed:   make(chan struct{}),
+		ended:    make(chan struct{}),
+		children: map[ipsec.SAID]childCount{},
+		sas:      map[ipsec.SAID]netip.Addr{},
+		pending:  map[acquireKey]*pendingChild{},
+	}
+}
+
+func (l *lineage) config(initialContact bool) sa.Config {
+	return sa.Config{
+		Local: l.local, Remote: l.remote, IKEPort: l.d.cfg.IKEPort, NATTPort: l.d.cfg.NATTPort,
+		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.cfg.Limits.Expire, Rand: l.d.cfg.Rand,
+	}
+}
+
+// start registers l and runs it, beginning with first. It returns false when
+// the daemon is stopping.
+func (d *Daemon) start(l *lineage, first func(time.Time) []sa.Output) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stopping {
+		return false
+	}
+	d.lineages[l] = struct{}{}
+	if l.halfOpen {
+		d.byInit[l.init] = l
+	}
+	d.wg.Go(func() { l.run(first) })
+	return true
+}
+
+// deliver puts a datagram into the inbox, if there is room.
+func (l *lineage) deliver(dg sa.Datagram) bool {
+	select {
+	case l.packets <- dg:
+		return true
+	default:
+		return false
+	}
+}
+
+// post puts a call into the inbox. It fails, without waiting, when the inbox is
+// full or the lineage has ended.
+func (l *lineage) post(c call) error {
+	select {
+	case <-l.ended:
+		return sa.ErrClosed
+	case l.calls <- c:
+		return nil
+	default:
+		return errFull
+	}
+}
+
+// kill ends the lineage without waiting for the peer.
+func (l *lineage) kill() { l.killOnce.Do(func() { close(l.killed) }) }
+
+func (l *lineage) delete(now time.Time) []sa.Output { return l.sa.Delete(now) }
+
+func (l *lineage) run(first func(time.Time) []sa.Output) {
+	defer l.forget()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	l.carryOut(first(time.Now()))
+	for !l.done {
+		var due <-chan time.Time
+		if t := l.sa.Deadline(); !t.IsZero() {
+			timer.Reset(max(0, time.Until(t)))
+			due = timer.C
+		}
+		select {
+		case dg := <-l.packets:
+			l.carryOut(l.sa.Receive(time.Now(), dg))
+		case c := <-l.calls:
+			l.carryOut(c(l, time.Now()))
+		case <-due:
+			l.pollChildren()
+			l.carryOut(l.sa.Tick(time.Now()))
+		case <-l.killed:
+			l.carryOut(l.sa.Drop(time.Now(), sa.ErrClosed))
+			return
+		}
+	}
+}
+
+// pollChildren tells the machine whether a child SA has received anything: then
+// no probe is needed to know that the peer lives.
+func (l *lineage) pollChildren() {
+	for id, c := range l.children {
+		var n uint64
+		err := l.d.keys(func(ctx context.Context, k KeySocket) error {
+			i, err := k.Get(ctx, id, c.src)
+			if err == nil {
+				n = i.Packets
+				i.Wipe()
+			}
+			return err
+		})
+		if err == nil && n != c.packets {
+			l.children[id] = childCount{c.src, n}
+			l.sa.Heard(time.Now())
+			return
+		}
+	}
+}
+
+// carryOut does what the machine says, in order. Answers to its questions go
+// back in, and what they bring is done after what is already there.
+func (l *lineage) carryOut(outs []sa.Output) {
+	for len(outs) > 0 {
+		o := outs[0]
+		outs = outs[1:]
+		switch o := o.(type) {
+		case sa.Send:
+			l.send(o)
+		case sa.Keepalive:
+			if err := l.d.send([]byte{0xff}, o.Local, o.Remote); err != nil {
+				l.log.Debug("keepalive", zap.Error(err))
+			}
+		case sa.NeedSPI:
+			spi, err := l.getSPI(o)
+			outs = append(outs, l.sa.ChildSPI(time.Now(), o.Token, spi, err)...)
+		case sa.ReleaseSPI:
+			l.d.removeSA(installed{ipsec.SAID{Proto: ipsec.ESP, Dst: o.Dst, SPI: o.SPI}, netip.Addr{}})
+		case sa.InstallChild:
+			if err := l.install(o); err != nil {
+				l.log.Error("child SA not installed", zap.Stringer("spi_in", o.In.SPI), zap.Stringer("spi_out", o.Out.SPI), zap.Error(err))
+				outs = append(outs, l.sa.ChildLost(time.Now(), o.In.SAID, err)...)
+			}
+		case sa.RemoveChild:
+			l.remove(o)
+		case sa.ChildFailed:
+			l.childFailed(o)
+		case sa.NewIKESA:
+			l.newIKESA(o)
+		case sa.GoneIKESA:
+			l.d.mu.Lock()
+			delete(l.d.bySPI, o.Local)
+			l.d.mu.Unlock()
+		case sa.Established:
+			l.established(o)
+		case sa.Rekeyed:
+			if o.NewIKE != 0 {
+				l.log.Info("IKE SA rekeyed", zap.Stringer("old", o.OldIKE), zap.Stringer("new", o.NewIKE))
+			} else {
+				l.log.Info("child SA rekeyed", zap.Stringer("old", o.Old), zap.Stringer("new", o.New))
+			}
+		case sa.PeerMoved:
+			l.log.Info("peer moved", zap.Stringer("old", o.Old), zap.Stringer("new", o.New))
+			l.moveSAs(o)
+		case sa.Failed:
+			l.failed(o.Err)
+		case sa.Done:
+			l.done = true
+		case sa.Log:
+			l.logLine(o)
+		}
+	}
+}
+
+func (l *lineage) send(o sa.Send) {
+	note := ""
+	if o.Again {
+		note = "sent again"
+	}
+	if h, _, err := ikev2.ParseHeader(o.Data); err == nil {
+		l.d.logMessage(l.log, "sent", h, o.Remote, len(o.Data), note)
+	}
+	if err := l.d.send(o.Data, o.Local, o.Remote); err != nil {
+		l.log.Warn("send", zap.Stringer("peer", o.Remote), zap.Error(err))
+	}
+}
+
+func (l *lineage) getSPI(o sa.NeedSPI) (spi ipsec.SPI, err error) {
+	err = l.d.keys(func(ctx context.Context, k KeySocket) error {
+		spi, err = k.GetSPI(ctx, keysock.GetSPI{Proto: ipsec.ESP, Src: o.Src, Dst: o.Dst, Mode: o.Mode, ReqID: o.ReqID, Seq: o.Seq, Encap: o.Encap})
+		return err
+	})
+	if err != nil {
+		l.log.Error("no SPI", zap.Stringer("peer", o.Src), zap.Error(err))
+	}
+	return spi, err
+}
+
+// install puts both SAs of a child SA in force, or neither.
+func (l *lineage) install(o sa.InstallChild) error {
+	defer o.In.Wipe()
+	defer o.Out.Wipe()
+	in, out := installed{o.In.SAID, o.In.Src}, installed{o.Out.SAID, o.Out.Src}
+	// Registered first: an EXPIRE may follow at once.
+	l.d.mu.Lock()
+	for _, i := range []installed{in, out} {
+		l.d.bySA[i.id] = l
+		l.sas[i.id] = i.src
+	}
+	l.take(o.Seq, policyID(o.Policy))
+	l.d.mu.Unlock()
+	err := l.d.keys(func(ctx context.Context, k KeySocket) error {
+		if err := k.Update(ctx, o.In, o.Seq); err != nil {
+			return err
+		}
+		return k.Add(ctx, o.Out, o.Seq)
+	})
+	if err != nil {
+		l.drop(in)
+		l.drop(out)
+		return err
+	}
+	l.children[in.id] = childCount{src: in.src}
+	l.log.Info("child SA up", zap.Stringer("spi_in", o.In.SPI), zap.Stringer("spi_out", o.Out.SPI),
+		zap.Stringer("peer", o.Out.Dst), zap.Stringer("mode", o.In.Mode), zap.String("suite", suiteOf(o.In)),
+		zap.Bool("udp", o.In.Encap != nil), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq))
+	return nil
+}
+
+func suiteOf(p *ipsec.SAParams) string {
+	s := p.Encr.String()
+	if bits := (p.EncrKey.Len() - p.Encr.Info().SaltLen) * 8; bits > 0 {
+		s += "-" + strconv.Itoa(bits)
+	}
+	if p.Auth != 0 {
+		s += "/" + p.Auth.String()
+	}
+	if p.ESN {
+		s += "/esn"
+	}
+	return s
+}
+
+// drop removes an SA from the tables and from missiu.
+func (l *lineage) drop(i installed) {
+	l.d.mu.Lock()
+	if l.d.bySA[i.id] == l {
+		delete(l.d.bySA, i.id)
+	}
+	delete(l.sas, i.id)
+	l.d.mu.Unlock()
+	delete(l.children, i.id)
+	l.d.removeSA(i)
+}
+
+func (l *lineage) remove(o sa.RemoveChild) {
+	for _, i := range []installed{{o.Out, o.OutSrc}, {o.In, o.InSrc}} {
+		if i.id.SPI != 0 {
+			l.drop(i)
+			l.log.Info("child SA removed", zap.Stringer("sa", i.id), zap.NamedError("reason", o.Reason))
+		}
+	}
+}
+
+// moveSAs gives SAs in UDP the port that the peer's NAT has now.
+func (l *lineage) moveSAs(o sa.PeerMoved) {
+	if o.Old.Addr() != o.New.Addr() {
+		return // another address is another SA: the machine makes new ones
+	}
+	l.d.mu.Lock()
+	sas := make([]installed, 0, len(l.sas))
+	for id, src := range l.sas {
+		if id.Dst == o.Old.Addr() || src == o.Old.Addr() {
+			sas = append(sas, installed{id, src})
+		}
+	}
+	l.d.mu.Unlock()
+	for _, i := range sas {
+		err := l.d.keys(func(ctx context.Context, k KeySocket) error {
+			info, err := k.Get(ctx, i.id, i.src)
+			if err != nil {
+				return err
+			}
+			defer info.Wipe()
+			if info.Encap == nil {
+				return nil
+			}
+			e := *info.Encap
+			if i.src == o.Old.Addr() {
+				e.SPort = o.New.Port()
+			} else {
+				e.DPort = o.New.Port()
+			}
+			info.Encap = &e
+			return k.Update(ctx, &info.SAParams, 0)
+		})
+		if err != nil {
+			l.log.Warn("peer moved", zap.Stringer("sa", i.id), zap.Error(err))
+		}
+	}
+}
+
+func (l *lineage) childFailed(o sa.ChildFailed) {
+	l.log.Warn("child SA refused", failure(o.Err, zap.Stringer("peer", l.remote), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq))...)
+	l.d.mu.Lock()
+	p := l.take(o.Seq, policyID(o.Policy))
+	l.d.mu.Unlock()
+	p.fail(l.d, errnoOf(o.Err))
+}
+
+func (l *lineage) newIKESA(o sa.NewIKESA) {
+	l.d.mu.Lock()
+	l.d.bySPI[o.Local] = l
+	l.spis = append(l.spis, o.Local)
+	l.d.mu.Unlock()
+}
+
+func (l *lineage) established(o sa.Established) {
+	d := l.d
+	l.log.Info("IKE SA up", zap.Stringer("peer", o.Peer.Remote), zap.Stringer("id", o.Peer.RemoteID), zap.Stringer("local_id", o.Peer.LocalID),
+		zap.String("rule", o.Peer.Rule.Label), zap.Stringer("suite", o.Suite), zap.Stringer("spi_local", o.Local), zap.Stringer("spi_remote", o.Remote),
+		zap.Bool("initiator", o.Initiator), zap.Bool("nat_local", o.NATLocal), zap.Bool("nat_remote", o.NATRemote))
+	d.mu.Lock()
+	peer := o.Peer
+	l.peer = &peer
+	wasHalfOpen := l.settle()
+	if l.starter != nil {
+		l.starter.wait = 0
+	}
+	var old []*lineage
+	if replace := peer.Rule.UniqueIDs == pad.UniqueReplace && !o.Initiator; replace || o.OnlyOne && peer.Rule.UniqueIDs != pad.UniqueNever {
+		old = d.sameIDs(l, peer)
+	}
+	d.mu.Unlock()
+	if wasHalfOpen {
+		d.budget.give(l.init.remote.Addr())
+	}
+	for _, x := range old {
+		x.log.Info("replaced by a newer IKE SA of the same identity", zap.Stringer("id", peer.RemoteID))
+		if x.post(func(x *lineage, now time.Time) []sa.Output { return x.sa.Drop(now, sa.ErrRekeyed) }) != nil {
+			x.kill()
+		}
+	}
+}
+
+// settle takes l out of what is half open; d.mu is held. It reports whether it was.
+func (l *lineage) settle() bool {
+	if !l.halfOpen {
+		return false
+	}
+	l.halfOpen = false
+	if l.d.byInit[l.init] == l {
+		delete(l.d.byInit, l.init)
+	}
+	return true
+}
+
+// sameIDs lists the other lineages between these identities; d.mu is held.
+func (d *Daemon) sameIDs(l *lineage, p sa.Peer) []*lineage {
+	var ls []*lineage
+	for x := range d.lineages {
+		if x != l && x.peer != nil && !x.over && x.peer.RemoteID == p.RemoteID && x.peer.LocalID == p.LocalID {
+			ls = append(ls, x)
+		}
+	}
+	return ls
+}
+
+func (l *lineage) failed(err error) {
+	l.d.mu.Lock()
+	l.over = true
+	peer, s := l.peer, l.starter
+	l.d.mu.Unlock()
+	fields := failure(err, zap.Stringer("peer", l.remote))
+	switch {
+	case errors.Is(err, sa.ErrClosed), errors.Is(err, sa.ErrPeerDeleted), errors.Is(err, sa.ErrRekeyed):
+		l.log.Info("IKE SA down", fields...)
+	case peer == nil:
+		l.log.Warn("IKE SA not established", fields...)
+	default:
+		l.log.Warn("IKE SA lost", fields...)
+	}
+	if errors.Is(err, sa.ErrTimeout) && peer != nil && peer.Rule.DPDAction == pad.DPDRestart && s == nil {
+		l.d.addStarter(l.local.Addr(), l.remote.Addr(), false)
+	}
+}
+
+// forget takes the lineage out of every table; SAs that are left are removed.
+func (l *lineage) forget() {
+	d := l.d
+	d.mu.Lock()
+	for _, spi := range l.spis {
+		if d.bySPI[spi] == l {
+			delete(d.bySPI, spi)
+		}
+	}
+	wasHalfOpen := l.settle()
+	var left []installed
+	for id, src := range l.sas {
+		left = append(left, installed{id, src})
+	}
+	delete(d.lineages, l)
+	d.mu.Unlock()
+	if wasHalfOpen {
+		d.budget.give(l.init.remote.Addr())
+	}
+	for _, i := range left {
+		l.drop(i)
+	}
+	d.mu.Lock()
+	pending := l.pending
+	l.pending = nil
+	d.starterEnded(l)
+	d.mu.Unlock()
+	for _, p := range pending {
+		p.fail(d, syscall.ECANCELED)
+	}
+	close(l.ended)
+	d.wake()
+}
+
+func (l *lineage) logLine(o sa.Log) {
+	level := zapcore.DebugLevel
+	switch {
+	case o.Level >= slog.LevelError:
+		level = zapcore.ErrorLevel
+	case o.Level >= slog.LevelWarn:
+		level = zapcore.WarnLevel
+	case o.Level >= slog.LevelInfo:
+		level = zapcore.InfoLevel
+	}
+	c := l.log.Check(level, o.Msg)
+	if c == nil {
+		return
+	}
+	fields := make([]zap.Field, len(o.Attrs))
+	for i, a := range o.Attrs {
+		fields[i] = zap.Any(a.Key, a.Value.Resolve().Any())
+	}
+	c.Write(fields...)
+}
+
+// failure makes the fields of a failure: the error, and both sides' offers
+// where they did not meet.
+func failure(err error, fields ...zap.Field) []zap.Field {
+	fields = append(fields, zap.Error(err))
+	if m := mismatch(err); m != nil {
+		fields = append(fields, zap.Stringers("ours", m.Ours), zap.Stringers("theirs", m.Theirs))
+	}
+	return fields
+}
+
+// errnoOf is what missiu is told about a failed ACQUIRE.
+func errnoOf(err error) syscall.Errno {
+	var peer *sa.PeerError
+	var local *sa.LocalError
+	switch {
+	case errors.Is(err, sa.ErrTimeout):
+		return syscall.ETIMEDOUT
+	case errors.As(err, &peer):
+		return syscall.ECONNREFUSED
+	case errors.As(err, &local):
+		return syscall.EPROTO
+	}
+	return syscall.ECANCELED
+}
+
+func policyID(p sa.Policy) uint32 {
+	if p.Out == nil {
+		return 0
+	}
+	return p.Out.ID
+}
+
+// host answers a machine's questions.
+type host struct {
+	d *Daemon
+	l *lineage
+}
+
+func (h host) Policies(q sa.Query) []sa.Policy { return h.d.spd.policies(q) }
+
+func (h host) Admit(p sa.Peer) (first bool, err error) {
+	h.d.mu.Lock()
+	defer h.d.mu.Unlock()
+	same := h.d.sameIDs(h.l, p)
+	if len(same) > 0 && p.Rule.UniqueIDs == pad.UniqueKeep {
+		return false, errors.New("an IKE SA with this identity exists (unique_ids keep)")
+	}
+	return len(same) == 0 && p.Rule.InitialContact, nil
+}
