@@ -1,0 +1,167 @@
+package keyengine
+
+import (
+	"syscall"
+	"time"
+
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+// pending is an SA that was asked for. There is one per SA, whatever the
+// traffic; it ends with an SA that fits, with a failure report, or after
+// LarvalLife. failed: it has ended badly, and stays for FailureHold as a brake.
+type pending struct {
+	key    sad.OutKey
+	seq    uint32
+	failed bool
+	timer  timer
+}
+
+// NeedSA is called by the data path for a packet of flow f that met the policy
+// p and found no SA for key. It costs little to call it again and again. Any
+// goroutine.
+func (e *Engine) NeedSA(p *spd.Entry, key sad.OutKey, f ipsec.Flow) {
+	e.mu.Lock()
+	known := e.asked[key]
+	full := !known && len(e.asked) >= MaxPending
+	switch {
+	case full:
+		e.refused++
+	case !known:
+		e.asked[key] = true
+	}
+	e.mu.Unlock()
+	if known || full {
+		return
+	}
+	e.srv.Do(func() {
+		e.acquire(p, key, f)
+		e.arm()
+	})
+}
+
+// acquire asks the key daemons for an SA.
+func (e *Engine) acquire(p *spd.Entry, key sad.OutKey, f ipsec.Flow) {
+	if e.pending[key] != nil {
+		return
+	}
+	var r *ipsec.Request
+	for i := range p.P.Requests {
+		if q := &p.P.Requests[i]; q.Proto == key.Proto && q.Mode == key.Mode {
+			r = q
+			break
+		}
+	}
+	if e.o.SPD.Edit().Get(p.P.ID) != p || r == nil {
+		e.forget(key) // policy gone meanwhile
+		e.fail(key)
+		return
+	}
+	if sa := e.o.SAD.Out(key, nil); sa != nil && len(sa.P.SrcTS) == 0 && len(sa.P.DstTS) == 0 {
+		e.forget(key) // an SA for any packet came meanwhile
+		e.installed(key)
+		return
+	}
+	for e.seq++; e.seq == 0 || e.bySeq[e.seq] != nil; e.seq++ {
+	}
+	w := &pending{key: key, seq: e.seq}
+	w.timer.fire = func(now time.Time) { e.timeout(w, now) }
+	e.mu.Lock()
+	e.pending[key] = w
+	e.mu.Unlock()
+	e.bySeq[w.seq] = w
+	now := e.o.Now()
+	ok := e.srv.Acquire(keysock.Acquire{
+		Seq: w.seq, Proto: key.Proto, Src: key.Src, Dst: key.Dst, PolicyID: p.P.ID,
+		Mode: key.Mode, ReqID: r.ReqID, Proposals: p.P.Proposals, Flow: &f,
+	})
+	if !ok { // nobody registered
+		e.failed(w, now)
+		return
+	}
+	e.timers.set(&w.timer, now.Add(LarvalLife))
+}
+
+// answered ends the ACQUIREs that SA r answers: the one of seq, if protocol
+// and destination agree, and those of its key.
+func (e *Engine) answered(r *record, seq uint32) {
+	if w := e.bySeq[seq]; seq != 0 && w != nil && w.key.Proto == r.p.Proto && w.key.Dst == r.p.Dst {
+		e.done(w)
+		e.installed(w.key)
+	}
+	key := sad.OutKey{Proto: r.p.Proto, Mode: r.p.Mode, ReqID: r.p.ReqID, Src: r.p.Src, Dst: r.p.Dst}
+	for {
+		if w := e.pending[key]; w != nil {
+			e.done(w)
+		}
+		e.installed(key)
+		if key.ReqID == 0 {
+			return
+		}
+		key.ReqID = 0
+	}
+}
+
+// AcquireFailed implements keysock.Backend.
+func (e *Engine) AcquireFailed(seq uint32, _ syscall.Errno) {
+	defer e.arm()
+	if w := e.bySeq[seq]; seq != 0 && w != nil && !w.failed {
+		e.failed(w, e.o.Now())
+	}
+}
+
+// timeout: nobody answered, or a failure is old enough.
+func (e *Engine) timeout(w *pending, _ time.Time) {
+	e.done(w)
+	if w.failed {
+		return
+	}
+	e.fail(w.key)
+	// As Linux: the SA that was wanted, with SPI 0, has expired.
+	e.srv.Expire(&keysock.SAInfo{
+		SAParams: ipsec.SAParams{
+			SAID: ipsec.SAID{Proto: w.key.Proto, Dst: w.key.Dst}, Src: w.key.Src, Mode: w.key.Mode, ReqID: w.key.ReqID,
+			Hard: ipsec.Lifetime{AddTime: LarvalLife},
+		},
+		State: keysock.Dead, Seq: w.seq,
+	}, true)
+}
+
+// failed drops the packets that wait for w and starts the brake.
+func (e *Engine) failed(w *pending, now time.Time) {
+	w.failed = true
+	delete(e.bySeq, w.seq)
+	e.timers.set(&w.timer, now.Add(FailureHold))
+	e.fail(w.key)
+}
+
+// done forgets w.
+func (e *Engine) done(w *pending) {
+	e.timers.stop(&w.timer)
+	e.mu.Lock()
+	delete(e.pending, w.key)
+	e.mu.Unlock()
+	delete(e.bySeq, w.seq)
+	e.forget(w.key)
+}
+
+func (e *Engine) forget(key sad.OutKey) {
+	e.mu.Lock()
+	delete(e.asked, key)
+	e.mu.Unlock()
+}
+
+func (e *Engine) installed(key sad.OutKey) {
+	if e.o.Installed != nil {
+		e.o.Installed(key)
+	}
+}
+
+func (e *Engine) fail(key sad.OutKey) {
+	if e.o.Failed != nil {
+		e.o.Failed(key)
+	}
+}

@@ -1,0 +1,379 @@
+package keyengine
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+// maxRequests of a policy (Linux: XFRM_MAX_DEPTH).
+const maxRequests = 6
+
+// freshReqID is the first reqid that the engine gives by itself; those below
+// are for clients (Linux: IPSEC_MANUAL_REQID_MAX).
+const freshReqID ipsec.ReqID = 0x4000
+
+// expireRetry is when a policy whose life ends during a transaction is looked
+// at again.
+const expireRetry = time.Second
+
+// transaction is the one that is open. While it is, changes by others are
+// refused with EBUSY, since its commit would undo them.
+type transaction struct {
+	conn uint64
+	edit *spd.Edit
+}
+
+// AddPolicy implements keysock.Backend.
+func (e *Engine) AddPolicy(conn uint64, p *ipsec.Policy) (*keysock.PolicyInfo, error) {
+	return e.edit(conn, func(ed *spd.Edit) (*spd.Entry, error) {
+		q, err := e.policy(p, nil)
+		if err != nil {
+			return nil, err
+		}
+		return ed.Add(q, e.o.Now())
+	})
+}
+
+// UpdatePolicy implements keysock.Backend.
+func (e *Engine) UpdatePolicy(conn uint64, p *ipsec.Policy) (*keysock.PolicyInfo, error) {
+	return e.edit(conn, func(ed *spd.Edit) (*spd.Entry, error) {
+		q, err := e.policy(p, ed.Find(p.Dir, p.Sel))
+		if err != nil {
+			return nil, err
+		}
+		n, _, err := ed.Update(q, e.o.Now())
+		return n, err
+	})
+}
+
+// DeletePolicy implements keysock.Backend.
+func (e *Engine) DeletePolicy(conn uint64, dir ipsec.Direction, sel ipsec.Selector) (*keysock.PolicyInfo, error) {
+	return e.edit(conn, func(ed *spd.Edit) (*spd.Entry, error) { return ed.Delete(dir, sel) })
+}
+
+// DeletePolicyID implements keysock.Backend.
+func (e *Engine) DeletePolicyID(conn uint64, id uint32) (*keysock.PolicyInfo, error) {
+	return e.edit(conn, func(ed *spd.Edit) (*spd.Entry, error) { return ed.DeleteID(id) })
+}
+
+// GetPolicy implements keysock.Backend.
+func (e *Engine) GetPolicy(conn uint64, id uint32) (*keysock.PolicyInfo, error) {
+	n := e.view(conn).Get(id)
+	if n == nil {
+		return nil, refuse(syscall.ENOENT, "no such policy")
+	}
+	return policyInfo(n), nil
+}
+
+// Policies implements keysock.Backend: by direction, then in order.
+func (e *Engine) Policies(conn uint64) []*keysock.PolicyInfo {
+	all := e.view(conn).All()
+	l := make([]*keysock.PolicyInfo, len(all))
+	for i, n := range all {
+		l[i] = policyInfo(n)
+	}
+	return l
+}
+
+// FlushPolicies implements keysock.Backend. It is the one change that is not
+// refused during another connection's transaction, which it makes void: it
+// cannot say EBUSY, and who flushes means it.
+func (e *Engine) FlushPolicies(conn uint64) (removed bool) {
+	defer e.arm()
+	if e.tx != nil && e.tx.conn == conn {
+		return len(e.tx.edit.Flush()) > 0
+	}
+	ed := e.o.SPD.Edit()
+	all := ed.Flush()
+	if len(all) == 0 || e.commit(ed) != nil {
+		ed.Abort()
+		return false
+	}
+	e.watchAll()
+	return true
+}
+
+// Begin implements keysock.Backend.
+func (e *Engine) Begin(conn uint64) error {
+	if e.tx != nil {
+		return refuse(syscall.EBUSY, "a transaction is open")
+	}
+	e.tx = &transaction{conn, e.o.SPD.Begin()}
+	return nil
+}
+
+// Commit implements keysock.Backend.
+func (e *Engine) Commit(conn uint64) error {
+	defer e.arm()
+	if e.tx == nil || e.tx.conn != conn {
+		return refuse(syscall.EINVAL, "no transaction is open")
+	}
+	ed := e.tx.edit
+	e.tx = nil
+	if err := e.commit(ed); err != nil {
+		return err
+	}
+	e.watchAll()
+	return nil
+}
+
+// Abort implements keysock.Backend.
+func (e *Engine) Abort(conn uint64) error {
+	if e.tx == nil || e.tx.conn != conn {
+		return refuse(syscall.EINVAL, "no transaction is open")
+	}
+	e.tx.edit.Abort()
+	e.tx = nil
+	return nil
+}
+
+// view is the SPD as conn sees it.
+func (e *Engine) view(conn uint64) *spd.Edit {
+	if e.tx != nil && e.tx.conn == conn {
+		return e.tx.edit
+	}
+	return e.o.SPD.Edit()
+}
+
+// edit carries out one change, in conn's transaction or at once.
+func (e *Engine) edit(conn uint64, f func(*spd.Edit) (*spd.Entry, error)) (*keysock.PolicyInfo, error) {
+	defer e.arm()
+	if e.tx != nil {
+		if e.tx.conn != conn {
+			return nil, refuse(syscall.EBUSY, "a transaction is open")
+		}
+		n, err := f(e.tx.edit)
+		if err != nil {
+			return nil, policyError(err)
+		}
+		return policyInfo(n), nil
+	}
+	ed := e.o.SPD.Edit()
+	n, err := f(ed)
+	if err != nil {
+		ed.Abort()
+		return nil, policyError(err)
+	}
+	if err := e.commit(ed); err != nil {
+		return nil, err
+	}
+	e.watch(n)
+	return policyInfo(n), nil
+}
+
+// commit puts ed in force between the two changes of the divert set, or
+// aborts it.
+func (e *Engine) commit(ed *spd.Edit) error {
+	added, removed := ed.Divert()
+	if len(added) > 0 && e.o.Divert != nil {
+		c := DivertChange{Add: added, Set: func() []netip.Prefix { return union(ed.Remotes(), removed) }}
+		if err := e.o.Divert(c); err != nil {
+			ed.Abort()
+			return wrap(syscall.EIO, "divert", err)
+		}
+	}
+	if err := ed.Commit(); err != nil {
+		return policyError(err)
+	}
+	if len(removed) > 0 && e.o.Divert != nil {
+		// Too large a set is safe: the packets come here, find no policy and
+		// go on.
+		_ = e.o.Divert(DivertChange{Remove: removed, Set: ed.Remotes})
+	}
+	return nil
+}
+
+// union joins two sorted lists.
+func union(a, b []netip.Prefix) []netip.Prefix {
+	l := slices.Concat(a, b)
+	slices.SortFunc(l, func(a, b netip.Prefix) int {
+		if c := a.Addr().Compare(b.Addr()); c != 0 {
+			return c
+		}
+		return a.Bits() - b.Bits()
+	})
+	return slices.Compact(l)
+}
+
+func policyError(err error) error {
+	switch {
+	case errors.Is(err, spd.ErrExists):
+		return wrap(syscall.EEXIST, "policy", err)
+	case errors.Is(err, spd.ErrNotFound):
+		return wrap(syscall.ENOENT, "policy", err)
+	case errors.Is(err, spd.ErrInvalid):
+		return wrap(syscall.EINVAL, "policy", err)
+	case errors.Is(err, spd.ErrConflict):
+		return wrap(syscall.EBUSY, "policy", err)
+	}
+	return err
+}
+
+func policyInfo(n *spd.Entry) *keysock.PolicyInfo {
+	return &keysock.PolicyInfo{Policy: n.P, Added: n.Created, LastUsed: n.LastUsed()}
+}
+
+// policy returns p checked and complete, in slices of its own. old is the
+// policy that it replaces, nil if there is none.
+func (e *Engine) policy(p *ipsec.Policy, old *spd.Entry) (*ipsec.Policy, error) {
+	q := *p
+	q.Proposals = slices.Clone(p.Proposals)
+	q.Requests = nil
+	switch p.Action {
+	case ipsec.Discard, ipsec.Bypass:
+		return &q, nil
+	case ipsec.Protect:
+	default:
+		return nil, refuse(syscall.EINVAL, "policy type")
+	}
+	switch n := len(p.Requests); {
+	case n == 0:
+		// Linux takes it and passes clear text; nobody can mean that.
+		return nil, refuse(syscall.EINVAL, "policy without a request")
+	case n > maxRequests:
+		return nil, refuse(syscall.ELOOP, "too many requests")
+	}
+	q.Requests = slices.Clone(p.Requests)
+	for i := range q.Requests {
+		if err := checkRequest(&q.Requests[i], p.Dir); err != nil {
+			return nil, err
+		}
+	}
+	if len(q.Requests) > 1 {
+		return nil, refuse(syscall.EPROTONOSUPPORT, "more than one transform")
+	}
+	for i := range q.Requests {
+		e.giveReqID(&q.Requests[i], old, i)
+	}
+	return &q, nil
+}
+
+func checkRequest(r *ipsec.Request, dir ipsec.Direction) error {
+	if err := supported(r.Proto); err != nil {
+		return err
+	}
+	switch r.Level {
+	case ipsec.LevelDefault:
+		r.Level = ipsec.LevelRequire
+	case ipsec.LevelUse, ipsec.LevelRequire, ipsec.LevelUnique:
+	default:
+		return refuse(syscall.EINVAL, "level")
+	}
+	switch r.Mode {
+	case ipsec.Transport:
+		r.Src, r.Dst = netip.Addr{}, netip.Addr{}
+	case ipsec.Tunnel:
+		if !r.Src.IsValid() || !r.Dst.IsValid() || r.Src.BitLen() != r.Dst.BitLen() || r.Src.Is4In6() || r.Dst.Is4In6() {
+			return refuse(syscall.EINVAL, "tunnel addresses")
+		}
+		if r.Level == ipsec.LevelUse && dir == ipsec.Out {
+			return refuse(syscall.EINVAL, "a tunnel at level use")
+		}
+	default:
+		return refuse(syscall.EINVAL, "mode")
+	}
+	return nil
+}
+
+// giveReqID gives a request of level unique the reqid that it lacks: that of
+// the policy it replaces, so that SAs keep serving it, else a fresh one.
+func (e *Engine) giveReqID(r *ipsec.Request, old *spd.Entry, i int) {
+	if r.ReqID != 0 {
+		if r.ReqID >= freshReqID {
+			e.explicit[r.ReqID] = true
+		}
+		return
+	}
+	if r.Level != ipsec.LevelUnique {
+		return
+	}
+	if old != nil && i < len(old.P.Requests) {
+		if o := &old.P.Requests[i]; o.Level == ipsec.LevelUnique && o.ReqID >= freshReqID && o.Proto == r.Proto && o.Mode == r.Mode {
+			r.ReqID = o.ReqID
+			return
+		}
+	}
+	for e.explicit[e.reqid] || e.reqid < freshReqID {
+		e.reqid++
+	}
+	r.ReqID = e.reqid
+	e.reqid++
+}
+
+// Lifetimes of policies (Linux: hard limits since creation and since last use).
+
+// watch sets or stops the timer of the policy of n's ID.
+func (e *Engine) watch(n *spd.Entry) {
+	id := n.P.ID
+	if e.o.SPD.Edit().Get(id) != n {
+		n = nil
+	}
+	t := e.polTimer[id]
+	if n == nil || n.P.Hard.AddTime <= 0 && n.P.Hard.UseTime <= 0 {
+		if t != nil {
+			e.timers.stop(t)
+			delete(e.polTimer, id)
+		}
+		return
+	}
+	if t == nil {
+		t = &timer{fire: func(now time.Time) { e.expirePolicy(id, now) }}
+		e.polTimer[id] = t
+	}
+	e.timers.set(t, policyEnd(n))
+}
+
+// watchAll is watch for all policies, after many have changed.
+func (e *Engine) watchAll() {
+	for id, t := range e.polTimer {
+		e.timers.stop(t)
+		delete(e.polTimer, id)
+	}
+	for _, n := range e.o.SPD.Edit().All() {
+		e.watch(n)
+	}
+}
+
+func policyEnd(n *spd.Entry) (t time.Time) {
+	if n.P.Hard.AddTime > 0 {
+		t = n.Created.Add(n.P.Hard.AddTime)
+	}
+	if n.P.Hard.UseTime > 0 {
+		from := n.LastUsed()
+		if from.IsZero() {
+			from = n.Created
+		}
+		t = earlier(t, from.Add(n.P.Hard.UseTime))
+	}
+	return t
+}
+
+// expirePolicy removes a policy whose life has ended; PF_KEY has no message
+// for it.
+func (e *Engine) expirePolicy(id uint32, now time.Time) {
+	ed := e.o.SPD.Edit()
+	n := ed.Get(id)
+	if n == nil {
+		delete(e.polTimer, id)
+		return
+	}
+	if end := policyEnd(n); end.After(now) {
+		e.watch(n) // used meanwhile
+		return
+	}
+	if e.tx != nil {
+		e.timers.set(e.polTimer[id], now.Add(expireRetry))
+		return
+	}
+	if _, err := ed.DeleteID(id); err == nil {
+		_ = e.commit(ed) // an Edit of this moment has no conflict, and takes nothing into the divert set
+	}
+	e.watch(n)
+}

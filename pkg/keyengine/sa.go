@@ -1,0 +1,367 @@
+package keyengine
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/aead"
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/datapath/packet"
+	"github.com/missiu/missiu/pkg/datapath/replay"
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+// record is what the engine keeps of an SA beside the SAD.
+type record struct {
+	sa       *sad.SA
+	p        ipsec.SAParams // with keys and the limits in force
+	seq      uint32         // of the ACQUIRE
+	n        uint64         // order of making
+	overhead int
+	timer    timer
+}
+
+type protoSPI struct {
+	proto ipsec.Protocol
+	spi   ipsec.SPI
+}
+
+// Range of SPIs where the client names none (as Linux).
+const (
+	defaultMinSPI = ipsec.MinSPI
+	defaultMaxSPI = ipsec.SPI(0x0fffffff)
+)
+
+// GetSPI implements keysock.Backend: it makes a larval SA with a random SPI
+// that no SA of the protocol has. SPIs 1-255 are reserved (RFC 4303, 2.1):
+// a range that starts below 256 is cut there.
+func (e *Engine) GetSPI(g keysock.GetSPI) (*keysock.SAInfo, error) {
+	defer e.arm()
+	if err := supported(g.Proto); err != nil {
+		return nil, err
+	}
+	if !g.Dst.IsValid() || g.Src.IsValid() && g.Src.BitLen() != g.Dst.BitLen() {
+		return nil, refuse(syscall.EINVAL, "addresses")
+	}
+	lo, hi := g.Min, g.Max
+	if lo == 0 && hi == 0 {
+		lo, hi = defaultMinSPI, defaultMaxSPI
+	}
+	lo = max(lo, ipsec.MinSPI)
+	if lo > hi {
+		return nil, refuse(syscall.EINVAL, "SPI range")
+	}
+	spi, ok := e.freeSPI(g.Proto, lo, hi)
+	if !ok {
+		return nil, refuse(syscall.EEXIST, "no SPI free in the range")
+	}
+	p := ipsec.SAParams{
+		SAID: ipsec.SAID{Proto: g.Proto, Dst: g.Dst, SPI: spi},
+		Src:  g.Src, Mode: g.Mode, ReqID: g.ReqID, Encap: g.Encap,
+		Hard: ipsec.Lifetime{AddTime: LarvalLife},
+	}
+	if p.Mode == ipsec.ModeAny {
+		p.Mode = ipsec.Transport
+	}
+	now := e.o.Now()
+	r := e.newRecord(p, g.Seq)
+	r.sa = sad.NewLarval(&p, now)
+	if !e.o.SAD.Insert(r.sa) {
+		return nil, refuse(syscall.EEXIST, "SA exists")
+	}
+	e.remember(r)
+	e.schedule(r, now)
+	return r.info(), nil
+}
+
+// freeSPI picks a random free SPI. When guessing does not succeed soon it
+// looks at one after the other: n SAs cannot fill more than n in a row.
+func (e *Engine) freeSPI(proto ipsec.Protocol, lo, hi ipsec.SPI) (ipsec.SPI, bool) {
+	size := uint64(hi-lo) + 1
+	var at uint64
+	for range 32 {
+		var b [8]byte
+		rand.Read(b[:])
+		// The bias of the remainder, 2^-32 at most, tells nobody anything.
+		at = binary.LittleEndian.Uint64(b[:]) % size
+		if spi := lo + ipsec.SPI(at); e.spis[protoSPI{proto, spi}] == 0 {
+			return spi, true
+		}
+	}
+	for range min(size, uint64(len(e.spis))+1) {
+		at = (at + 1) % size
+		if spi := lo + ipsec.SPI(at); e.spis[protoSPI{proto, spi}] == 0 {
+			return spi, true
+		}
+	}
+	return 0, false
+}
+
+// Add implements keysock.Backend.
+func (e *Engine) Add(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) {
+	defer e.arm()
+	if err := e.check(p); err != nil {
+		p.Wipe()
+		return nil, err
+	}
+	if e.recs[p.SAID] != nil {
+		p.Wipe()
+		return nil, refuse(syscall.EEXIST, "SA exists")
+	}
+	return e.install(p, seq, nil)
+}
+
+// Update implements keysock.Backend. A larval SA becomes mature; of another
+// one limits and UDP ports change, and keys or algorithms that differ are
+// refused (RFC 2367, 3.1.3).
+func (e *Engine) Update(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) {
+	defer e.arm()
+	r := e.recs[p.SAID]
+	if r == nil {
+		p.Wipe()
+		return nil, refuse(syscall.ESRCH, "no such SA")
+	}
+	if r.sa.State() == sad.Larval {
+		if err := e.check(p); err != nil {
+			p.Wipe()
+			return nil, err
+		}
+		return e.install(p, seq, r)
+	}
+	defer p.Wipe()
+	q := &r.p
+	switch {
+	case p.Encr != q.Encr || p.Auth != q.Auth || !p.EncrKey.Equal(q.EncrKey) || !p.AuthKey.Equal(q.AuthKey):
+		return nil, refuse(syscall.EINVAL, "keys or algorithms of a mature SA do not change")
+	case p.Mode != q.Mode:
+		return nil, refuse(syscall.EINVAL, "the mode of a mature SA does not change")
+	case (p.Encap == nil) != (q.Encap == nil):
+		return nil, refuse(syscall.EINVAL, "an SA with UDP encapsulation does not lose it, nor gain it")
+	}
+	if p.Encap != nil && *p.Encap != *q.Encap {
+		n := r.sa.WithEncap(p.Encap)
+		if !e.o.SAD.Replace(r.sa, n) {
+			return nil, refuse(syscall.ESRCH, "no such SA")
+		}
+		r.sa, q.Encap = n, p.Encap
+	}
+	q.Hard, q.Soft = p.Hard, p.Soft
+	r.sa.SetLimits(p.Soft, p.Hard)
+	r.sa.SetState(sad.Mature)
+	e.schedule(r, e.o.Now())
+	return r.info(), nil
+}
+
+// install makes a mature SA, in the place of the larval one if there is one.
+// The keys of p become the record's, or are wiped.
+func (e *Engine) install(p *ipsec.SAParams, seq uint32, larval *record) (*keysock.SAInfo, error) {
+	now := e.o.Now()
+	p.ReplayWindow = min(p.ReplayWindow, replay.MaxSize)
+	sa, err := sad.New(p, now)
+	if err != nil {
+		p.Wipe()
+		errno := syscall.EINVAL
+		if u := (*aead.UnsupportedError)(nil); errors.As(err, &u) {
+			errno = syscall.ENOSYS
+		}
+		return nil, wrap(errno, "transform", err)
+	}
+	r := larval
+	if r == nil {
+		r = e.newRecord(*p, seq)
+		r.sa = sa
+		if !e.o.SAD.Insert(sa) {
+			p.Wipe()
+			return nil, refuse(syscall.EEXIST, "SA exists")
+		}
+		e.remember(r)
+	} else {
+		if !e.o.SAD.Replace(r.sa, sa) {
+			p.Wipe()
+			return nil, refuse(syscall.ESRCH, "no such SA")
+		}
+		r.sa, r.p = sa, *p
+		if seq != 0 {
+			r.seq = seq
+		}
+	}
+	r.overhead = overhead(sa)
+	e.addOverhead(r.overhead, 1)
+	e.schedule(r, now)
+	e.answered(r, seq)
+	return r.info(), nil
+}
+
+// check refuses what no SA can be.
+func (e *Engine) check(p *ipsec.SAParams) error {
+	if err := supported(p.Proto); err != nil {
+		return err
+	}
+	switch {
+	case p.SPI < ipsec.MinSPI:
+		return refuse(syscall.EINVAL, "reserved SPI")
+	case !p.Src.IsValid() || !p.Dst.IsValid() || p.Src.BitLen() != p.Dst.BitLen() || p.Dst.Is4In6() || p.Src.Is4In6():
+		return refuse(syscall.EINVAL, "addresses")
+	case p.Mode != ipsec.Transport && p.Mode != ipsec.Tunnel:
+		return refuse(syscall.EINVAL, "mode")
+	case p.Encr == alg.EncrNone:
+		return refuse(syscall.EINVAL, "ESP without encryption algorithm")
+	case p.Auth == alg.IntegNone && p.Encr == alg.EncrNULL:
+		return refuse(syscall.EINVAL, "neither encryption nor integrity")
+	case p.Auth == alg.IntegNone && !p.Encr.Info().AEAD && !e.o.AllowUnauthenticated:
+		// What can be altered unnoticed can be read by and by (RFC 4303, 1).
+		return refuse(syscall.EINVAL, "ESP without integrity")
+	}
+	return nil
+}
+
+func supported(p ipsec.Protocol) error {
+	switch p {
+	case ipsec.ESP:
+		return nil
+	case ipsec.AH, ipsec.IPComp:
+		return refuse(syscall.EPROTONOSUPPORT, p.String())
+	}
+	return refuse(syscall.EINVAL, p.String())
+}
+
+// Delete implements keysock.Backend.
+func (e *Engine) Delete(id ipsec.SAID, _ netip.Addr) (*keysock.SAInfo, error) {
+	defer e.arm()
+	r := e.recs[id]
+	if r == nil {
+		return nil, refuse(syscall.ESRCH, "no such SA")
+	}
+	e.remove(r)
+	return r.info(), nil
+}
+
+// Get implements keysock.Backend.
+func (e *Engine) Get(id ipsec.SAID, _ netip.Addr) (*keysock.SAInfo, error) {
+	r := e.recs[id]
+	if r == nil {
+		return nil, refuse(syscall.ESRCH, "no such SA")
+	}
+	return r.full(), nil
+}
+
+// Flush implements keysock.Backend.
+func (e *Engine) Flush(proto ipsec.Protocol) (removed bool) {
+	defer e.arm()
+	for id, r := range e.recs {
+		if proto == 0 || proto == id.Proto {
+			e.remove(r)
+			removed = true
+		}
+	}
+	return removed
+}
+
+// SAs implements keysock.Backend; oldest first.
+func (e *Engine) SAs(proto ipsec.Protocol) []*keysock.SAInfo {
+	var rs []*record
+	for id, r := range e.recs {
+		if proto == 0 || proto == id.Proto {
+			rs = append(rs, r)
+		}
+	}
+	slices.SortFunc(rs, func(a, b *record) int { return int(int64(a.n) - int64(b.n)) })
+	l := make([]*keysock.SAInfo, len(rs))
+	for i, r := range rs {
+		l[i] = r.full()
+	}
+	return l
+}
+
+func (e *Engine) newRecord(p ipsec.SAParams, seq uint32) *record {
+	e.count++
+	r := &record{p: p, seq: seq, n: e.count}
+	r.timer.fire = func(now time.Time) { e.expire(r, now) }
+	return r
+}
+
+func (e *Engine) remember(r *record) {
+	e.mu.Lock()
+	e.recs[r.p.SAID] = r
+	e.mu.Unlock()
+	e.spis[protoSPI{r.p.Proto, r.p.SPI}]++
+}
+
+// remove takes an SA out of everything and wipes its keys.
+func (e *Engine) remove(r *record) {
+	e.o.SAD.Remove(r.sa)
+	e.timers.stop(&r.timer)
+	e.mu.Lock()
+	delete(e.recs, r.p.SAID)
+	delete(e.mapped, r.p.SAID)
+	e.mu.Unlock()
+	k := protoSPI{r.p.Proto, r.p.SPI}
+	if e.spis[k]--; e.spis[k] == 0 {
+		delete(e.spis, k)
+	}
+	r.p.Wipe()
+	r.p.EncrKey, r.p.AuthKey = ipsec.Key{}, ipsec.Key{}
+	if r.overhead != 0 {
+		e.addOverhead(r.overhead, -1)
+	}
+	if e.o.Removed != nil {
+		e.o.Removed(r.sa)
+	}
+}
+
+// overhead is how many octets sa adds to a packet at most.
+func overhead(sa *sad.SA) int {
+	n := sa.T.MaxOverhead()
+	if sa.P.Encap != nil {
+		n += packet.UDPLen
+	}
+	if sa.P.Mode == ipsec.Tunnel {
+		if sa.P.Dst.Is4() {
+			return n + packet.IPv4Len
+		}
+		return n + packet.IPv6Len
+	}
+	return n
+}
+
+func (e *Engine) addOverhead(n, d int) {
+	if e.overhead[n] += d; e.overhead[n] == 0 {
+		delete(e.overhead, n)
+	}
+	top := 0
+	for k := range e.overhead { // as many as there are kinds of SA
+		top = max(top, k)
+	}
+	e.mu.Lock()
+	changed := top != e.maxOver
+	e.maxOver = top
+	e.mu.Unlock()
+	if changed && e.o.Overhead != nil {
+		e.o.Overhead(top)
+	}
+}
+
+// info describes the SA without keys.
+func (r *record) info() *keysock.SAInfo {
+	i := &keysock.SAInfo{
+		SAParams: r.p, State: keysock.State(r.sa.State()), Seq: r.seq,
+		Packets: r.sa.Packets(), Bytes: r.sa.Bytes(),
+		Added: r.sa.Created(), FirstUsed: r.sa.FirstUsed(),
+	}
+	i.EncrKey, i.AuthKey = ipsec.Key{}, ipsec.Key{}
+	return i
+}
+
+// full describes the SA with keys of its own.
+func (r *record) full() *keysock.SAInfo {
+	i := r.info()
+	i.EncrKey, i.AuthKey = r.p.EncrKey.Clone(), r.p.AuthKey.Clone()
+	return i
+}
