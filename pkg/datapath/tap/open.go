@@ -1,16 +1,225 @@
 package tap
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 
-// Open makes a TAP, or adopts the one called o.Name that a killed instance
-// left. It has one queue, which the kernel gives to one process only: with
-// IFF_MULTI_QUEUE a second process could attach unnoticed and take frames away.
-func Open(o Options) (Device, error) { return nil, errors.New("tap: not built yet") }
+	"github.com/songgao/water"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// aliasPrefix marks our devices in the kernel itself, where the mark lives and
+// dies with the device.
+const aliasPrefix = "missiu:"
+
+// vnetHdrLen is the length of struct virtio_net_hdr without the buffer count.
+const vnetHdrLen = HeadroomMin
+
+// Open makes a TAP, or adopts the one that a killed instance left: that called
+// o.Name, or without a name that of the interface o.For. It has one queue,
+// which the kernel gives to one process only: with IFF_MULTI_QUEUE a second
+// process could attach unnoticed and take frames away.
+func Open(o Options) (Device, error) {
+	if o.Name == "" && o.For != "" {
+		name, err := Find(o.For)
+		if err != nil {
+			return nil, err
+		}
+		o.Name = name
+	}
+	what := o.Name
+	if what == "" {
+		what = "new tap"
+	}
+	d, err := open(o)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return d, nil
+}
+
+func open(o Options) (*device, error) {
+	if o.Offload == "" {
+		o.Offload = OffloadAuto
+	}
+	if o.Offload != OffloadAuto && o.Offload != OffloadNone {
+		return nil, fmt.Errorf("offload %q: want %s or %s", o.Offload, OffloadAuto, OffloadNone)
+	}
+	if len(o.Name) >= unix.IFNAMSIZ {
+		return nil, fmt.Errorf("name longer than %d octets", unix.IFNAMSIZ-1)
+	}
+	adopted, err := adoptable(o)
+	if err != nil {
+		return nil, err
+	}
+	file, name, err := attach(o)
+	if err != nil {
+		return nil, explain(err)
+	}
+	d, err := newDevice(file, name, o)
+	if err == nil {
+		err = d.configure(o)
+	}
+	if err != nil {
+		if !adopted && d != nil {
+			d.Persist(false)
+		}
+		file.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// adoptable reports whether there is a device called o.Name, and an error if
+// it is not one to take.
+func adoptable(o Options) (bool, error) {
+	if o.Name == "" {
+		return false, nil
+	}
+	link, err := netlink.LinkByName(o.Name)
+	if err != nil {
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return false, nil
+		}
+		return false, err
+	}
+	t, ok := link.(*netlink.Tuntap)
+	if !ok || t.Mode != netlink.TUNTAP_MODE_TAP {
+		return false, ErrNotTAP
+	}
+	if a := link.Attrs().Alias; o.For != "" && strings.HasPrefix(a, aliasPrefix) && a != aliasPrefix+o.For {
+		return false, fmt.Errorf("%w: it belongs to interface %s", ErrInUse, strings.TrimPrefix(a, aliasPrefix))
+	}
+	return true, nil
+}
+
+// attach opens the device and makes it persistent.
+func attach(o Options) (*os.File, string, error) {
+	if o.Offload == OffloadNone {
+		p := water.PlatformSpecificParams{Name: o.Name, Persist: true}
+		i, err := water.New(water.Config{DeviceType: water.TAP, PlatformSpecificParams: p})
+		if err != nil {
+			return nil, "", err
+		}
+		f, ok := i.ReadWriteCloser.(*os.File)
+		if !ok {
+			i.Close()
+			return nil, "", errors.New("water: not a file")
+		}
+		return f, i.Name(), nil
+	}
+	t := &netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: o.Name},
+		Mode:      netlink.TUNTAP_MODE_TAP,
+		Flags:     netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR,
+		Queues:    1,
+	}
+	if err := netlink.LinkAdd(t); err != nil {
+		return nil, "", err
+	}
+	return t.Fds[0], t.Name, nil
+}
+
+// explain says what an operator can do about the errors of opening. The
+// libraries give some errno only as text.
+func explain(err error) error {
+	is := func(e syscall.Errno) bool { return errors.Is(err, e) || strings.HasSuffix(err.Error(), e.Error()) }
+	switch {
+	case is(unix.ENOENT), is(unix.ENODEV), is(unix.ENXIO):
+		return fmt.Errorf("/dev/net/tun: %w (load the kernel module tun)", unix.ENOENT)
+	case is(unix.EPERM):
+		return &PrivilegeError{Op: "TUNSETIFF", Capability: "CAP_NET_ADMIN", Err: unix.EPERM}
+	case is(unix.EACCES):
+		return &PrivilegeError{Op: "open /dev/net/tun", Capability: "read and write access, or CAP_DAC_OVERRIDE", Err: unix.EACCES}
+	case is(unix.EBUSY):
+		return ErrInUse
+	case is(unix.EINVAL):
+		return fmt.Errorf("%w as a TAP with one queue", unix.EINVAL)
+	}
+	return err
+}
+
+func (d *device) configure(o Options) error {
+	link, err := netlink.LinkByName(d.name)
+	if err != nil {
+		return err
+	}
+	d.index = link.Attrs().Index
+	if o.For != "" {
+		if err := netlink.LinkSetAlias(link, aliasPrefix+o.For); err != nil {
+			return fmt.Errorf("alias: %w", err)
+		}
+	}
+	if len(o.MAC) != 0 {
+		if err := netlink.LinkSetHardwareAddr(link, o.MAC); err != nil {
+			return fmt.Errorf("address %v: %w", o.MAC, err)
+		}
+		d.mac = append(d.mac, o.MAC...)
+	} else {
+		d.mac = append(d.mac, link.Attrs().HardwareAddr...)
+	}
+	d.mtu.Store(int32(link.Attrs().MTU))
+	if o.MTU != 0 {
+		if err := d.SetMTU(o.MTU); err != nil {
+			return err
+		}
+	}
+	// The answers of a peer come through the TAP although its route may lead
+	// over the interface: strict reverse path filtering would drop them.
+	rp := filepath.Join("/proc/sys/net/ipv4/conf", d.name, "rp_filter")
+	if err := os.WriteFile(rp, []byte("2"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if o.Up {
+		return netlink.LinkSetUp(link)
+	}
+	return nil
+}
+
+// ours returns the TAPs that were made for the interface ifname.
+func ours(ifname string) ([]netlink.Link, error) {
+	var links []netlink.Link
+	var err error
+	for range 3 { // a dump is cut short when the list changes meanwhile
+		if links, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []netlink.Link
+	for _, l := range links {
+		if t, ok := l.(*netlink.Tuntap); ok && t.Mode == netlink.TUNTAP_MODE_TAP && l.Attrs().Alias == aliasPrefix+ifname {
+			out = append(out, l)
+		}
+	}
+	return out, nil
+}
 
 // Find returns the name of the TAP that an earlier instance made for the
 // interface ifname, "" if there is none.
-func Find(ifname string) (string, error) { return "", nil }
+func Find(ifname string) (string, error) {
+	links, err := ours(ifname)
+	if err != nil || len(links) == 0 {
+		return "", err
+	}
+	return links[0].Attrs().Name, nil
+}
 
 // Remove deletes the TAP that an earlier instance made for the interface
 // ifname; it reports whether there was one.
-func Remove(ifname string) (bool, error) { return false, nil }
+func Remove(ifname string) (bool, error) {
+	links, err := ours(ifname)
+	for _, l := range links {
+		if e := netlink.LinkDel(l); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", l.Attrs().Name, e))
+		}
+	}
+	return len(links) > 0, err
+}

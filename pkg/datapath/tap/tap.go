@@ -46,7 +46,7 @@ type Frame struct {
 	Offload Offload
 }
 
-// Device is a TAP. One goroutine at a time may read, and one write.
+// Device is a TAP. It is safe for concurrent use.
 type Device interface {
 	Name() string
 	Index() int

@@ -1,0 +1,282 @@
+package tap
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Flags of virtio_net_hdr and of TUNSETOFFLOAD.
+const (
+	vnetNeedsCsum = 1
+
+	readOffloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_USO4 | unix.TUN_F_USO6
+)
+
+// device is one queue of a TAP. The frame loops run inside RawConn callbacks
+// that are made once, because a closure per batch would be an allocation.
+type device struct {
+	file  *os.File
+	raw   syscall.RawConn
+	name  string
+	index int
+	mac   net.HardwareAddr
+	mtu   atomic.Int32
+	vnet  bool // frames carry a virtio_net_hdr
+	done  atomic.Bool
+
+	rmu sync.Mutex // the callback's arguments and results
+	r   struct {
+		fs  []Frame
+		n   int
+		err error
+		fn  func(uintptr) bool
+	}
+	wmu sync.Mutex
+	w   struct {
+		fs  []Frame
+		n   int
+		err error
+		fn  func(uintptr) bool
+		seg segmenter // plain TAP only
+	}
+}
+
+func newDevice(f *os.File, name string, o Options) (*device, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	d := &device{file: f, raw: raw, name: name, vnet: o.Offload == OffloadAuto}
+	d.r.fn = d.readLoop
+	d.w.fn = d.writeLoop
+	if !d.vnet {
+		return d, nil
+	}
+	// An adopted device keeps what its last owner set.
+	if err := d.ioctl("TUNSETVNETHDRSZ", func(fd int) error {
+		return unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHdrLen)
+	}); err != nil {
+		return d, err
+	}
+	offloads := 0
+	if o.ReadOffload {
+		offloads = readOffloads
+	}
+	return d, d.ioctl("TUNSETOFFLOAD", func(fd int) error {
+		err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads)
+		if err == unix.EINVAL && offloads != 0 { // before Linux 6.2 without USO
+			err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads&^(unix.TUN_F_USO4|unix.TUN_F_USO6))
+		}
+		return err
+	})
+}
+
+func (d *device) ioctl(op string, f func(fd int) error) error {
+	var err error
+	if e := d.raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
+		return d.failed(e)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	return nil
+}
+
+// failed translates an error of the netpoller. It has none of its own for a
+// device that is gone: that one is an event in error.
+func (d *device) failed(error) error {
+	if d.done.Load() {
+		return os.ErrClosed
+	}
+	return unix.EBADFD
+}
+
+func (d *device) Name() string          { return d.name }
+func (d *device) Index() int            { return d.index }
+func (d *device) MAC() net.HardwareAddr { return d.mac }
+func (d *device) MTU() int              { return int(d.mtu.Load()) }
+
+func (d *device) SetMTU(mtu int) error {
+	link, err := netlink.LinkByIndex(d.index)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("mtu %d: %w", mtu, err)
+	}
+	d.mtu.Store(int32(mtu))
+	return nil
+}
+
+func (d *device) Persist(on bool) error {
+	v := 0
+	if on {
+		v = 1
+	}
+	return d.ioctl("TUNSETPERSIST", func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, v) })
+}
+
+func (d *device) Close() error {
+	d.done.Store(true)
+	return d.file.Close()
+}
+
+var errHeadroom = errors.New("tap: frame with too little room before it")
+
+func (d *device) ReadBatch(fs []Frame) (int, error) {
+	if len(fs) == 0 {
+		return 0, nil
+	}
+	d.rmu.Lock()
+	defer d.rmu.Unlock()
+	d.r.fs, d.r.n, d.r.err = fs, 0, nil
+	err := d.raw.Read(d.r.fn)
+	d.r.fs = nil
+	if err != nil && d.r.n == 0 {
+		return 0, d.failed(err)
+	}
+	if d.r.n > 0 {
+		return d.r.n, nil // an error will come again
+	}
+	return 0, d.r.err
+}
+
+// readLoop reads frames until there are none. The calls do not block, so the
+// scheduler need not know of them.
+func (d *device) readLoop(fd uintptr) bool {
+	r := &d.r
+	for r.n < len(r.fs) {
+		f := &r.fs[r.n]
+		if f.Off < HeadroomMin || f.Off >= len(f.Buf) {
+			r.err = errHeadroom
+			return true
+		}
+		start := f.Off
+		if d.vnet {
+			start -= vnetHdrLen
+		}
+		n, errno := rawIO(unix.SYS_READ, fd, f.Buf[start:])
+		switch errno {
+		case 0:
+		case unix.EAGAIN:
+			return r.n > 0
+		case unix.EINTR:
+			continue
+		default:
+			r.err = errno
+			return true
+		}
+		f.Offload = Offload{}
+		if d.vnet {
+			if n -= vnetHdrLen; n < 0 {
+				continue
+			}
+			f.Offload.decode(f.Buf[start:f.Off])
+		}
+		f.Len = n
+		r.n++
+	}
+	return true
+}
+
+func (d *device) WriteBatch(fs []Frame) (int, error) {
+	if len(fs) == 0 {
+		return 0, nil
+	}
+	d.wmu.Lock()
+	defer d.wmu.Unlock()
+	d.w.fs, d.w.n, d.w.err = fs, 0, nil
+	err := d.raw.Write(d.w.fn)
+	d.w.fs = nil
+	if err != nil {
+		return d.w.n, d.failed(err)
+	}
+	return d.w.n, d.w.err
+}
+
+func (d *device) writeLoop(fd uintptr) bool {
+	w := &d.w
+	for w.n < len(w.fs) {
+		errno := d.write(fd, &w.fs[w.n])
+		switch errno {
+		case 0:
+			w.n++
+		case unix.EAGAIN:
+			return false
+		case unix.EINTR:
+		default:
+			w.err = errno
+			return true
+		}
+	}
+	return true
+}
+
+func (d *device) write(fd uintptr, f *Frame) syscall.Errno {
+	if f.Off < HeadroomMin || f.Len <= 0 || f.Off+f.Len > len(f.Buf) {
+		return unix.EINVAL
+	}
+	if d.vnet {
+		start := f.Off - vnetHdrLen
+		f.Offload.encode(f.Buf[start:f.Off])
+		_, errno := rawIO(unix.SYS_WRITE, fd, f.Buf[start:f.Off+f.Len])
+		return errno
+	}
+	b := f.Buf[f.Off : f.Off+f.Len]
+	if f.Offload.GSOType != GSONone {
+		return d.w.seg.write(fd, b, f.Offload)
+	}
+	if !FinishChecksum(b, f.Offload) {
+		return unix.EINVAL
+	}
+	_, errno := rawIO(unix.SYS_WRITE, fd, b)
+	return errno
+}
+
+func rawIO(trap, fd uintptr, b []byte) (int, syscall.Errno) {
+	n, _, errno := syscall.RawSyscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	return int(n), errno
+}
+
+// decode and encode: struct virtio_net_hdr, in the byte order of the machine.
+func (o *Offload) decode(b []byte) {
+	e := binary.NativeEndian
+	*o = Offload{
+		NeedsCsum:  b[0]&vnetNeedsCsum != 0,
+		GSOType:    b[1],
+		HdrLen:     e.Uint16(b[2:]),
+		GSOSize:    e.Uint16(b[4:]),
+		CsumStart:  e.Uint16(b[6:]),
+		CsumOffset: e.Uint16(b[8:]),
+	}
+}
+
+func (o *Offload) encode(b []byte) {
+	e := binary.NativeEndian
+	b[0] = 0
+	if o.NeedsCsum {
+		b[0] = vnetNeedsCsum
+	}
+	b[1] = o.GSOType
+	e.PutUint16(b[2:], o.HdrLen)
+	e.PutUint16(b[4:], o.GSOSize)
+	e.PutUint16(b[6:], o.CsumStart)
+	e.PutUint16(b[8:], o.CsumOffset)
+}
+
+// DecodeOffload reads the kernel's header for the metadata of a frame, b[:HeadroomMin].
+func DecodeOffload(b []byte) Offload {
+	var o Offload
+	o.decode(b[:vnetHdrLen])
+	return o
+}

@@ -1,0 +1,100 @@
+package tap
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const nsEnv = "MISSIU_TEST_NETNS"
+
+// TestMain runs the tests in a network namespace of their own when it may.
+func TestMain(m *testing.M) {
+	if os.Getenv(nsEnv) != "" || os.Geteuid() != 0 || exec.Command("ip", "netns", "list").Run() != nil {
+		os.Exit(m.Run())
+	}
+	os.Exit(runInNetns(fmt.Sprintf("mi-tap-%d", os.Getpid())))
+}
+
+func runInNetns(ns string) int {
+	exe, err := os.Executable()
+	if err == nil {
+		err = exec.Command("ip", "netns", "add", ns).Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer exec.Command("ip", "netns", "del", ns).Run()
+	c := exec.Command("ip", append([]string{"netns", "exec", ns, exe}, os.Args[1:]...)...)
+	c.Env = append(os.Environ(), nsEnv+"="+ns)
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := c.Run(); err != nil {
+		return 1
+	}
+	return 0
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Getenv(nsEnv) == "" {
+		t.Skip("needs root and ip(8): makes TAPs in a network namespace")
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skip("needs /dev/net/tun")
+	}
+}
+
+func sh(t testing.TB, line string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", line).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// htons for AF_PACKET.
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+// sniffer is an AF_PACKET socket on one interface.
+type sniffer struct{ fd int }
+
+func sniff(t testing.TB, ifname string) *sniffer {
+	t.Helper()
+	ifi, err := net.InterfaceByName(ifname)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: ifi.Index}); err != nil {
+		t.Fatal(err)
+	}
+	tv := unix.NsecToTimeval(2e9)
+	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	return &sniffer{fd}
+}
+
+// next returns the next frame for which want says yes.
+func (s *sniffer) next(t testing.TB, want func([]byte) bool) []byte {
+	t.Helper()
+	buf := make([]byte, 70000)
+	for {
+		n, _, err := unix.Recvfrom(s.fd, buf, 0)
+		if err != nil {
+			t.Fatalf("no such frame: %v", err)
+		}
+		if want(buf[:n]) {
+			return buf[:n]
+		}
+	}
+}

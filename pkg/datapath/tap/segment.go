@@ -1,0 +1,176 @@
+package tap
+
+import (
+	"encoding/binary"
+	"hash/crc32"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// sctpCsum is the offset of the checksum field in SCTP, and in no other
+// protocol whose checksums are left to devices (TCP 16, UDP 6, ICMPv6 2).
+const sctpCsum = 8
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// FinishChecksum completes the upper-layer checksum of a frame with NeedsCsum
+// and without segmentation, in place: the field holds the sum of the pseudo
+// header, and the octets from CsumStart on are added to it (RFC 1071). false:
+// the metadata do not fit the frame. Frames without NeedsCsum stay as they are.
+func FinishChecksum(frame []byte, o Offload) bool {
+	if !o.NeedsCsum {
+		return true
+	}
+	at := int(o.CsumStart) + int(o.CsumOffset)
+	if at+2 > len(frame) {
+		return false
+	}
+	if o.CsumOffset == sctpCsum {
+		// SCTP alone has a CRC (RFC 9260, 6.8), whose field is summed as zero.
+		if at+4 > len(frame) {
+			return false
+		}
+		clear(frame[at : at+4])
+		binary.LittleEndian.PutUint32(frame[at:], crc32.Checksum(frame[o.CsumStart:], castagnoli))
+		return true
+	}
+	sum := fold(add(0, frame[o.CsumStart:]))
+	binary.BigEndian.PutUint16(frame[at:], nonzero(^sum))
+	return true
+}
+
+// nonzero: 0 means "no checksum" in UDP (RFC 768), and 0xffff is equal to it
+// in the others.
+func nonzero(sum uint16) uint16 {
+	if sum == 0 {
+		return 0xffff
+	}
+	return sum
+}
+
+func add(s uint64, b []byte) uint64 {
+	for len(b) >= 4 {
+		s += uint64(binary.BigEndian.Uint32(b))
+		b = b[4:]
+	}
+	if len(b) >= 2 {
+		s += uint64(binary.BigEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) == 1 {
+		s += uint64(b[0]) << 8
+	}
+	return s
+}
+
+func fold(s uint64) uint16 {
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return uint16(s)
+}
+
+// segmenter cuts super-frames for a plain TAP, as the kernel would.
+type segmenter struct{ buf [65536 + 14]byte }
+
+const etherLen = 14
+
+// layout of a super-frame: where its parts begin.
+type layout struct {
+	v6        bool
+	transport int
+	payload   int
+	udp       bool
+}
+
+func (o *Offload) layout(b []byte) (layout, bool) {
+	l := layout{transport: int(o.CsumStart)}
+	if !o.NeedsCsum || o.GSOSize == 0 || l.transport < etherLen+20 || l.transport+8 > len(b) {
+		return l, false
+	}
+	switch b[etherLen] >> 4 {
+	case 4:
+	case 6:
+		l.v6 = true
+		if l.transport < etherLen+40 {
+			return l, false
+		}
+	default:
+		return l, false
+	}
+	switch o.GSOType &^ GSOECN {
+	case GSOTCPv4, GSOTCPv6:
+		if l.transport+20 > len(b) {
+			return l, false
+		}
+		n := int(b[l.transport+12]>>4) * 4
+		if n < 20 || o.CsumOffset != 16 {
+			return l, false
+		}
+		l.payload = l.transport + n
+	case GSOUDPL4:
+		if o.CsumOffset != 6 {
+			return l, false
+		}
+		l.udp, l.payload = true, l.transport+8
+	default:
+		return l, false
+	}
+	return l, l.payload < len(b)
+}
+
+// write sends the segments of the super-frame b.
+func (s *segmenter) write(fd uintptr, b []byte, o Offload) syscall.Errno {
+	return s.each(b, o, func(seg []byte) syscall.Errno {
+		_, errno := rawIO(unix.SYS_WRITE, fd, seg)
+		return errno
+	})
+}
+
+// each calls emit with every segment of the super-frame b; the segments share a buffer.
+func (s *segmenter) each(b []byte, o Offload, emit func([]byte) syscall.Errno) syscall.Errno {
+	l, ok := o.layout(b)
+	if !ok || l.payload+int(o.GSOSize) > len(s.buf) {
+		return unix.EINVAL
+	}
+	be := binary.BigEndian
+	field := l.transport + int(o.CsumOffset)
+	oldLen := len(b) - l.transport
+	for i, off := 0, l.payload; off < len(b); i++ {
+		n := min(int(o.GSOSize), len(b)-off)
+		seg := s.buf[:l.payload+n]
+		copy(seg, b[:l.payload])
+		copy(seg[l.payload:], b[off:off+n])
+		last := off+n == len(b)
+		ip, t := seg[etherLen:], seg[l.transport:]
+		if l.v6 {
+			be.PutUint16(ip[4:], uint16(len(ip)-40))
+		} else {
+			be.PutUint16(ip[2:], uint16(len(ip)))
+			be.PutUint16(ip[4:], be.Uint16(ip[4:])+uint16(i))
+			be.PutUint16(ip[10:], 0)
+			be.PutUint16(ip[10:], ^fold(add(0, ip[:l.transport-etherLen])))
+		}
+		if l.udp {
+			be.PutUint16(t[4:], uint16(len(t)))
+		} else {
+			be.PutUint32(t[4:], be.Uint32(t[4:])+uint32(off-l.payload))
+			if !last {
+				t[13] &^= 0x09 // FIN, PSH
+			}
+			if i > 0 {
+				t[13] &^= 0x80 // CWR (RFC 3168, 6.1.2)
+			}
+		}
+		// The pseudo header's sum counts the length of the whole.
+		sum := uint64(be.Uint16(b[field:])) + uint64(^uint16(oldLen)) + uint64(len(t))
+		be.PutUint16(seg[field:], fold(sum))
+		be.PutUint16(seg[field:], nonzero(^fold(add(0, t))))
+		if errno := emit(seg); errno != 0 {
+			return errno
+		}
+		off += n
+	}
+	return 0
+}

@@ -1,0 +1,459 @@
+package tap
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var testMAC = net.HardwareAddr{2, 1, 2, 3, 4, 5}
+
+func openTest(t testing.TB, o Options) Device {
+	t.Helper()
+	needRoot(t)
+	o.Up = true
+	d, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		d.Persist(false)
+		d.Close()
+	})
+	// No chatter of the kernel's own between the frames under test.
+	sh(t, "echo 1 >/proc/sys/net/ipv6/conf/"+d.Name()+"/disable_ipv6")
+	return d
+}
+
+func frames(n, off int) []Frame {
+	fs := make([]Frame, n)
+	for i := range fs {
+		fs[i] = Frame{Buf: make([]byte, 70000), Off: off}
+	}
+	return fs
+}
+
+func eachMode(t *testing.T, f func(t *testing.T, mode string)) {
+	for _, mode := range []string{OffloadAuto, OffloadNone} {
+		t.Run(mode, func(t *testing.T) { f(t, mode) })
+	}
+}
+
+func TestOpen(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode string) {
+		d := openTest(t, Options{For: "mi-phys", MAC: testMAC, MTU: 1400, Offload: mode})
+		if d.Name() != "tap0" {
+			t.Errorf("name: got %q, want tap0", d.Name())
+		}
+		ifi, err := net.InterfaceByName(d.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(ifi.HardwareAddr, testMAC) || ifi.MTU != 1400 || ifi.Index != d.Index() || !bytes.Equal(d.MAC(), testMAC) {
+			t.Errorf("got %+v, device %v %d", ifi, d.MAC(), d.Index())
+		}
+		if err := d.SetMTU(1300); err != nil || d.MTU() != 1300 {
+			t.Errorf("SetMTU: %v, got %d, want 1300", err, d.MTU())
+		}
+		if got := sh(t, "cat /proc/sys/net/ipv4/conf/tap0/rp_filter"); got != "2" {
+			t.Errorf("rp_filter: got %s, want 2", got)
+		}
+		if _, err := Open(Options{Name: "tap0"}); !errors.Is(err, ErrInUse) {
+			t.Errorf("second open: got %v, want ErrInUse", err)
+		}
+		if _, err := Open(Options{Name: "lo"}); !errors.Is(err, ErrNotTAP) {
+			t.Errorf("open lo: got %v, want ErrNotTAP", err)
+		}
+		if _, err := Open(Options{Name: "tap0", For: "other"}); !errors.Is(err, ErrInUse) {
+			t.Errorf("open for another interface: got %v, want ErrInUse", err)
+		}
+	})
+	if out, _ := exec.Command("ip", "-br", "link", "show", "tap0").Output(); len(out) != 0 {
+		t.Errorf("after Persist(false) and Close: %s", out)
+	}
+}
+
+// A killed instance leaves its device; the next one takes it over with the
+// routes that lead there, whatever the mode it was made in.
+func TestAdopt(t *testing.T) {
+	needRoot(t)
+	for _, first := range []string{OffloadAuto, OffloadNone} {
+		for _, second := range []string{OffloadAuto, OffloadNone} {
+			d, err := Open(Options{For: "mi-phys", MAC: testMAC, Offload: first, Up: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sh(t, "ip route add 192.0.2.1/32 dev "+d.Name())
+			d.Close()
+			if name, err := Find("mi-phys"); err != nil || name != d.Name() {
+				t.Fatalf("Find: got %q, %v, want %q", name, err, d.Name())
+			}
+			e, err := Open(Options{For: "mi-phys", MAC: testMAC, Offload: second})
+			if err != nil {
+				t.Fatalf("%s then %s: %v", first, second, err)
+			}
+			if e.Name() != d.Name() {
+				t.Errorf("adopted %q, want %q", e.Name(), d.Name())
+			}
+			if got := sh(t, "ip route show 192.0.2.1"); got == "" {
+				t.Error("the route is gone")
+			}
+			testRead(t, e)
+			e.Close()
+			if ok, err := Remove("mi-phys"); !ok || err != nil {
+				t.Errorf("Remove: got %v, %v", ok, err)
+			}
+			if ok, err := Remove("mi-phys"); ok || err != nil {
+				t.Errorf("second Remove: got %v, %v", ok, err)
+			}
+		}
+	}
+}
+
+// testRead sends to the device until it reads a frame: the kernel takes up to
+// a second to notice that an adopted device has its carrier back.
+func testRead(t *testing.T, d Device) {
+	t.Helper()
+	gen := generator(t, d)
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+				gen(1)
+			}
+		}
+	}()
+	if _, err := d.ReadBatch(frames(8, 64)); err != nil {
+		t.Error(err)
+	}
+	close(stop)
+	<-ended
+}
+
+// A persistent TAP without owner swallows what is routed to it although a
+// default route leads elsewhere: no way around policy when missiu is dead.
+func TestDeadTAPFailsClosed(t *testing.T) {
+	needRoot(t)
+	sh(t, `ip link add mi-a type veth peer name mi-b; ip link set mi-a up; ip link set mi-b up
+		ip addr add 198.51.100.1/24 dev mi-a; ip -6 addr add 2001:db8::1/64 dev mi-a nodad
+		ip route add default dev mi-a; ip -6 route add default dev mi-a`)
+	defer sh(t, "ip link del mi-a")
+	d, err := Open(Options{For: "mi-a", MAC: testMAC, Up: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer Remove("mi-a")
+	sh(t, "ip route add 198.51.100.9/32 dev tap0; ip -6 route add 2001:db8::9/128 dev tap0")
+	s := sniff(t, "mi-b")
+	send := func(addr string) {
+		c, err := net.Dial("udp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write([]byte("x"))
+		c.Close()
+	}
+	d.Close() // as by SIGKILL: without Persist(false)
+	send("198.51.100.9:9")
+	send("[2001:db8::9]:9")
+	send("198.51.100.8:9") // the control: leaves by the default route
+	send("[2001:db8::8]:9")
+	want := map[string]bool{"198.51.100.8": true, "2001:db8::8": true}
+	for len(want) > 0 {
+		f := s.next(t, func([]byte) bool { return true })
+		if bytes.Contains(f, net.ParseIP("198.51.100.9").To4()) || bytes.Contains(f, net.ParseIP("2001:db8::9")) || bytes.HasSuffix(f[:min(len(f), 42)], []byte{198, 51, 100, 9}) {
+			t.Fatalf("leaked past the dead TAP: % x", f)
+		}
+		for a := range want {
+			ip := net.ParseIP(a)
+			if v4 := ip.To4(); v4 != nil {
+				ip = v4
+			}
+			if bytes.Contains(f, ip) {
+				delete(want, a)
+			}
+		}
+	}
+	for _, q := range []string{"198.51.100.9", "2001:db8::9"} {
+		if got := sh(t, "ip route get "+q); !bytes.Contains([]byte(got), []byte("dev tap0")) {
+			t.Errorf("route to %s: got %q, want over tap0", q, got)
+		}
+	}
+}
+
+// ipv4UDP makes a frame for the TAP: Ethernet, IPv4, UDP to 192.0.2.254:port.
+func ipv4UDP(payload int) []byte {
+	b := make([]byte, 42+payload)
+	copy(b, testMAC)
+	copy(b[6:], []byte{2, 0, 0, 0, 0, 9})
+	b[12], b[13] = 8, 0
+	ip := b[14:]
+	ip[0], ip[8], ip[9] = 0x45, 64, 17
+	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
+	copy(ip[12:], []byte{192, 0, 2, 7, 192, 0, 2, 254})
+	binary.BigEndian.PutUint16(ip[10:], ^fold(add(0, ip[:20])))
+	u := ip[20:]
+	binary.BigEndian.PutUint16(u, 7777)
+	binary.BigEndian.PutUint16(u[2:], 7000)
+	binary.BigEndian.PutUint16(u[4:], uint16(len(u)))
+	for i := range payload {
+		u[8+i] = byte(i)
+	}
+	return b
+}
+
+// pseudo puts the sum of the pseudo header into the checksum field.
+func pseudo(b []byte) {
+	ip := b[14:]
+	s := add(0, ip[12:20]) + uint64(ip[9]) + uint64(len(ip)-20)
+	field := 26
+	if ip[9] == 6 {
+		field = 36
+	}
+	binary.BigEndian.PutUint16(ip[field:], fold(s))
+}
+
+func TestWriteOffload(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode string) {
+		d := openTest(t, Options{MAC: testMAC, Offload: mode})
+		sh(t, "ip addr add 192.0.2.254/24 dev "+d.Name())
+		c, err := net.ListenPacket("udp4", "192.0.2.254:7000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		plain := ipv4UDP(100) // UDP checksum zero: none
+		csum := ipv4UDP(200)
+		pseudo(csum)
+		super := ipv4UDP(2500)
+		pseudo(super)
+		var fs []Frame
+		for _, f := range []struct {
+			b []byte
+			o Offload
+		}{
+			{plain, Offload{}},
+			{csum, Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 6}},
+			{super, Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 6, GSOType: GSOUDPL4, GSOSize: 1000, HdrLen: 42}},
+		} {
+			fs = append(fs, Frame{Buf: append(make([]byte, 32), f.b...), Off: 32, Len: len(f.b), Offload: f.o})
+		}
+		if n, err := d.WriteBatch(fs); n != 3 || err != nil {
+			t.Fatalf("got %d, %v, want 3", n, err)
+		}
+		buf := make([]byte, 4000)
+		for _, want := range []int{100, 200, 1000, 1000, 500} {
+			n, _, err := c.ReadFrom(buf)
+			if err != nil || n != want {
+				t.Fatalf("got %d octets, %v, want %d", n, err, want)
+			}
+		}
+		bad := []Frame{fs[0], {Buf: make([]byte, 32), Off: 16, Len: 3}, fs[0]}
+		bad[2].Buf = append([]byte(nil), bad[0].Buf...)
+		if n, err := d.WriteBatch(bad); n != 1 || !errors.Is(err, unix.EINVAL) {
+			t.Errorf("a cut frame: got %d, %v, want 1, EINVAL", n, err)
+		}
+		sh(t, "ip link set "+d.Name()+" down")
+		if n, err := d.WriteBatch(fs[:1]); n != 0 || !errors.Is(err, unix.EIO) {
+			t.Errorf("device down: got %d, %v, want 0, EIO", n, err)
+		}
+	})
+}
+
+// Super-frames of TCP are cut with correct numbers, flags and checksums.
+func TestSegmentTCP(t *testing.T) {
+	b := ipv4UDP(3012) // 12 octets more make a TCP header out of the UDP header
+	b[14+9] = 6
+	tcp := b[34:]
+	binary.BigEndian.PutUint32(tcp[4:], 1000)
+	tcp[12], tcp[13] = 5<<4, 0x80|0x10|0x08|0x01 // CWR ACK PSH FIN
+	pseudo(b)
+	o := Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 16, GSOType: GSOTCPv4, GSOSize: 1400}
+	var s segmenter
+	wantLen, wantSeq, wantFlags := []int{1400, 1400, 200}, []uint32{1000, 2400, 3800}, []byte{0x90, 0x10, 0x19}
+	i := 0
+	errno := s.each(b, o, func(seg []byte) (e unix.Errno) {
+		ip, tcp := seg[14:], seg[34:]
+		if got := len(tcp) - 20; got != wantLen[i] {
+			t.Errorf("segment %d: got %d octets, want %d", i, got, wantLen[i])
+		}
+		if got := binary.BigEndian.Uint32(tcp[4:]); got != wantSeq[i] {
+			t.Errorf("segment %d: got number %d, want %d", i, got, wantSeq[i])
+		}
+		if tcp[13] != wantFlags[i] {
+			t.Errorf("segment %d: got flags %#x, want %#x", i, tcp[13], wantFlags[i])
+		}
+		if fold(add(0, ip[:20])) != 0xffff {
+			t.Errorf("segment %d: IP checksum", i)
+		}
+		if fold(add(add(0, ip[12:20])+6+uint64(len(tcp)), tcp)) != 0xffff {
+			t.Errorf("segment %d: TCP checksum", i)
+		}
+		i++
+		return 0
+	})
+	if errno != 0 || i != 3 {
+		t.Fatalf("got %d segments, %v, want 3", i, errno)
+	}
+	for _, bad := range []Offload{{}, {NeedsCsum: true, GSOType: GSOTCPv4, CsumStart: 60000, CsumOffset: 16, GSOSize: 1},
+		{NeedsCsum: true, GSOType: GSOTCPv4, CsumStart: 34, CsumOffset: 16}, {NeedsCsum: true, GSOType: 99, CsumStart: 34, CsumOffset: 16, GSOSize: 9}} {
+		if errno := s.each(b, bad, func([]byte) unix.Errno { return 0 }); errno != unix.EINVAL {
+			t.Errorf("%+v: got %v, want EINVAL", bad, errno)
+		}
+	}
+}
+
+func TestFinishChecksumSCTP(t *testing.T) {
+	b := make([]byte, 14+20+12)
+	b[34] = 1
+	if !FinishChecksum(b, Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 8}) {
+		t.Fatal("refused")
+	}
+	if got := binary.BigEndian.Uint32(b[42:]); got == 0 {
+		t.Error("no CRC")
+	}
+	for _, o := range []Offload{{NeedsCsum: true, CsumStart: 46}, {NeedsCsum: true, CsumStart: 65535, CsumOffset: 65535}, {NeedsCsum: true, CsumStart: 36, CsumOffset: 8}} {
+		if FinishChecksum(b, o) {
+			t.Errorf("%+v: accepted", o)
+		}
+	}
+}
+
+func TestCloseEndsRead(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode string) {
+		d := openTest(t, Options{MAC: testMAC, Offload: mode})
+		done := make(chan error)
+		go func() {
+			for {
+				if _, err := d.ReadBatch(frames(1, 10)); err != nil {
+					done <- err
+					return
+				}
+			}
+		}()
+		d.Persist(false)
+		d.Close()
+		if err := <-done; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("got %v, want os.ErrClosed", err)
+		}
+		if _, err := d.WriteBatch(frames(1, 10)); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("write: got %v, want os.ErrClosed", err)
+		}
+	})
+}
+
+// The kernel answers read and write of a deleted device with EBADFD.
+func TestDeleted(t *testing.T) {
+	d := openTest(t, Options{MAC: testMAC})
+	sh(t, "ip link del "+d.Name())
+	var err error
+	for err == nil {
+		_, err = d.ReadBatch(frames(1, 10))
+	}
+	if !errors.Is(err, unix.EBADFD) {
+		t.Errorf("read: got %v, want EBADFD", err)
+	}
+	f := Frame{Buf: append(make([]byte, 10), ipv4UDP(1)...), Off: 10, Len: 43}
+	if _, err := d.WriteBatch([]Frame{f}); !errors.Is(err, unix.EBADFD) {
+		t.Errorf("write: got %v, want EBADFD", err)
+	}
+}
+
+// generator sends UDP datagrams into the device from a raw packet socket, as
+// the stack would.
+func generator(t testing.TB, d Device) func(n int) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	to := &unix.SockaddrLinklayer{Ifindex: d.Index()}
+	b := ipv4UDP(1000)
+	return func(n int) {
+		for range n {
+			if err := unix.Sendto(fd, b, 0, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func TestNoAllocs(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode string) {
+		d := openTest(t, Options{MAC: testMAC, Offload: mode})
+		gen := generator(t, d)
+		fs := frames(64, 64)
+		read := func() {
+			gen(32)
+			for got := 0; got < 32; {
+				n, err := d.ReadBatch(fs)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got += n
+			}
+		}
+		base := testing.AllocsPerRun(100, func() {
+			gen(32)
+			read()
+		})
+		out := []Frame{}
+		for range 32 {
+			b := ipv4UDP(1000)
+			out = append(out, Frame{Buf: append(make([]byte, 64), b...), Off: 64, Len: len(b)})
+		}
+		gens := testing.AllocsPerRun(100, func() { gen(32); gen(32) })
+		if base > gens {
+			t.Errorf("ReadBatch: %v allocations, want 0", base-gens)
+		}
+		if n := testing.AllocsPerRun(100, func() { d.WriteBatch(out) }); n != 0 {
+			t.Errorf("WriteBatch: %v allocations, want 0", n)
+		}
+	})
+}
+
+func BenchmarkReadBatch(b *testing.B) {
+	d := openTest(b, Options{MAC: testMAC})
+	gen := generator(b, d)
+	fs := frames(64, 64)
+	b.SetBytes(1042)
+	b.ReportAllocs()
+	for i := 0; i < b.N; {
+		b.StopTimer()
+		gen(64)
+		b.StartTimer()
+		n, err := d.ReadBatch(fs)
+		if err != nil {
+			b.Fatal(err)
+		}
+		i += n
+	}
+}
+
+func BenchmarkWriteBatch(b *testing.B) {
+	d := openTest(b, Options{MAC: testMAC})
+	var out []Frame
+	for range 64 {
+		p := ipv4UDP(1000)
+		out = append(out, Frame{Buf: append(make([]byte, 64), p...), Off: 64, Len: len(p)})
+	}
+	b.SetBytes(1042)
+	b.ReportAllocs()
+	for i := 0; i < b.N; i += 64 {
+		if n, err := d.WriteBatch(out); n != 64 || err != nil {
+			b.Fatal(n, err)
+		}
+	}
+}
