@@ -74,6 +74,9 @@ type Config struct {
 	NeedSA func(policy *spd.Entry, key sad.OutKey, flow ipsec.Flow)
 	// LimitReached tells the key engine of a soft or hard packet or byte limit. It must not block.
 	LimitReached func(sa *sad.SA, hard bool)
+	// NewMapping tells the key engine that authenticated ESP in UDP came from
+	// another address or port than the SA has. It must not block; nil: nobody cares.
+	NewMapping func(sa *sad.SA, peer netip.AddrPort)
 	// IKE hands over a message that came to port 4500 with the non-ESP marker
 	// (already cut off); it reports whether somebody took it.
 	IKE func(local, remote netip.AddrPort, msg []byte) bool
@@ -90,6 +93,7 @@ type Engine struct {
 	kick    chan struct{} // wakes the release worker
 	relMu   sync.Mutex
 	relKeys []sad.OutKey
+	tapMu   sync.Mutex // one writer at a time, of a batch
 }
 
 // New checks c and allocates all buffers.

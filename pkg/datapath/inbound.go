@@ -259,7 +259,7 @@ func (w *inWorker) flush(now time.Time) error {
 	clear(w.jobs)
 	clear(w.opens)
 	w.jobs, w.opens = w.jobs[:0], w.opens[:0]
-	err := writeTAP(w.e.c.TAP, w.tx, &w.n)
+	err := w.e.writeTAP(w.tx, &w.n)
 	clear(w.tx)
 	w.tx = w.tx[:0]
 	return err
@@ -290,6 +290,9 @@ func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 	if hard {
 		w.n.inc(DropInLifetime)
 		return
+	}
+	if j.outer.Version == 0 && w.e.c.NewMapping != nil && (j.remote.Port() != sa.P.Encap.SPort || j.remote.Addr() != sa.P.Src) {
+		w.e.c.NewMapping(sa, j.remote)
 	}
 	if p.Next == protoNone {
 		w.n.inc(InDummy)

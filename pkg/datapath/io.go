@@ -23,9 +23,14 @@ func putEther(b []byte, mac net.HardwareAddr, version uint8) {
 }
 
 // writeTAP writes all frames; what the kernel refuses is counted.
-func writeTAP(d tap.Device, fs []tap.Frame, n *counters) error {
+func (e *Engine) writeTAP(fs []tap.Frame, n *counters) error {
+	if len(fs) == 0 {
+		return nil
+	}
+	e.tapMu.Lock()
+	defer e.tapMu.Unlock()
 	for len(fs) > 0 {
-		k, err := d.WriteBatch(fs)
+		k, err := e.c.TAP.WriteBatch(fs)
 		if err != nil {
 			if fatal(err) {
 				return err

@@ -424,7 +424,7 @@ func (w *outWorker) write() error {
 	}
 	clear(w.tx)
 	w.tx = w.tx[:0]
-	err := writeTAP(w.e.c.TAP, w.replies, &w.n)
+	err := w.e.writeTAP(w.replies, &w.n)
 	clear(w.replies)
 	w.replies = w.replies[:0]
 	return err

@@ -1,0 +1,231 @@
+// Command missiu is the data path of user-mode IPsec: it owns the TAP, the
+// interception of one physical interface, the SPD, the SAD and the PF_KEY
+// socket. See missiu(8).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/daemon"
+	"github.com/missiu/missiu/pkg/datapath/wire"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+// Exit statuses (DESIGN: 0 done, 1 failed, 2 usage).
+const (
+	exitOK = iota
+	exitFailed
+	exitUsage
+)
+
+const usage = `usage: missiu -i INTERFACE [options] startRaw|start|stop|status
+
+  startRaw, start   protect what is routed to a new TAP; returns when ready
+  stop              end the instance and leave the host as it was
+  status            what the instance does
+
+`
+
+// startTimeout is how long startRaw waits for its daemon, stopTimeout how long
+// stop waits for the running one.
+const (
+	startTimeout = 30 * time.Second
+	stopTimeout  = 15 * time.Second
+)
+
+type options struct {
+	ifname          string
+	log             string
+	tap             string
+	offload         string
+	defaultRule     string
+	foreground      bool
+	child           bool // started by Spawn
+	json            bool
+	unauthenticated bool
+}
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	var o options
+	var help, version bool
+	f := pflag.NewFlagSet("missiu", pflag.ContinueOnError)
+	f.SortFlags = false
+	f.SetOutput(io.Discard)
+	f.StringVarP(&o.ifname, "interface", "i", "", "the physical `interface` (required)")
+	f.StringVarP(&o.log, "log", "l", "", "log `file`; a plain name lies under "+daemon.LogDir)
+	f.StringVar(&o.tap, "tap", "", "`name` of the TAP (default: the kernel's next tapN)")
+	f.StringVar(&o.offload, "offload", "auto", "auto, or none for a plain TAP")
+	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
+	f.BoolVar(&o.unauthenticated, "allow-unauthenticated", false, "accept manual ESP SAs without integrity")
+	f.BoolVar(&o.foreground, "foreground", false, "stay in the foreground (for systemd)")
+	f.BoolVar(&o.json, "json", false, "status as JSON")
+	f.BoolVarP(&help, "help", "h", false, "this help")
+	f.BoolVarP(&version, "version", "V", false, "the version")
+	f.BoolVar(&o.child, "child", false, "")
+	f.MarkHidden("child")
+	bad := func(format string, a ...any) int {
+		fmt.Fprintf(stderr, "missiu: "+format+"\n", a...)
+		fmt.Fprint(stderr, usage)
+		return exitUsage
+	}
+	if err := f.Parse(args); err != nil {
+		return bad("%v", err)
+	}
+	switch {
+	case help:
+		fmt.Fprint(stdout, usage+f.FlagUsages())
+		return exitOK
+	case version:
+		fmt.Fprintln(stdout, "missiu", buildVersion())
+		return exitOK
+	case f.NArg() == 0:
+		return bad("no verb; want startRaw, start, stop or status")
+	case f.NArg() > 1:
+		return bad("more than one verb: %s", strings.Join(f.Args(), " "))
+	}
+	verb := f.Arg(0)
+	switch verb {
+	case "startRaw", "start", "stop", "status":
+	default:
+		return bad("unknown verb %q; want startRaw, start, stop or status", verb)
+	}
+	switch {
+	case o.ifname == "" && verb != "status":
+		return bad("-i INTERFACE is missing")
+	case o.ifname != "" && !validIfname(o.ifname):
+		return bad("-i %q: not a name of an interface", o.ifname)
+	case o.tap != "" && !validIfname(o.tap):
+		return bad("--tap %q: not a name of an interface", o.tap)
+	case o.offload != "auto" && o.offload != "none":
+		return bad("--offload %q: want auto or none", o.offload)
+	case o.defaultRule != "pass" && o.defaultRule != "drop":
+		return bad("--default %q: want pass or drop", o.defaultRule)
+	}
+	var err error
+	switch verb {
+	case "stop":
+		err = stop(&o)
+	case "status":
+		err = status(&o, stdout)
+	default:
+		err = start(&o, args, stdout)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "missiu: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+func (o *options) defaultAction() ipsec.Action {
+	if o.defaultRule == "drop" {
+		return ipsec.Discard
+	}
+	return ipsec.Bypass
+}
+
+// validIfname: what the kernel takes, and what cannot lead out of a directory.
+func validIfname(s string) bool {
+	return s != "." && s != ".." && len(s) < unix.IFNAMSIZ && !strings.ContainsAny(s, "/: \t\n")
+}
+
+func pidPath(ifname string) string { return filepath.Join(keysock.Dir, ifname+".pid") }
+
+// start runs the daemon in the foreground, or starts itself again as one and
+// returns when that is ready.
+func start(o *options, args []string, stdout io.Writer) error {
+	if o.foreground || o.child {
+		return serve(o)
+	}
+	// The same checks come again in the daemon; here they answer at once.
+	if err := precheck(o); err != nil {
+		return err
+	}
+	pid, err := daemon.Spawn(append([]string{"--child"}, args...), startTimeout)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "missiu: %s: ready, pid %d\n", o.ifname, pid)
+	return nil
+}
+
+func precheck(o *options) error {
+	if pid, err := daemon.Owner(pidPath(o.ifname)); err == nil && pid != 0 {
+		return fmt.Errorf("%s: %w", o.ifname, &daemon.RunningError{Path: pidPath(o.ifname), Pid: pid})
+	}
+	if _, err := net.InterfaceByName(o.ifname); err != nil {
+		return fmt.Errorf("%s: no such interface", o.ifname)
+	}
+	return nil
+}
+
+// stop ends the daemon and waits until it is gone. What a killed one left is
+// removed all the same.
+func stop(o *options) error {
+	path := pidPath(o.ifname)
+	pid, err := daemon.Owner(path)
+	if err != nil {
+		return err
+	}
+	if pid == 0 {
+		return stopDead(o.ifname, path)
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("pid %d: %w", pid, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		now, err := daemon.Owner(path)
+		if err == nil && now != pid {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("pid %d did not stop within %v", pid, stopTimeout)
+		case <-tick.C:
+		}
+	}
+}
+
+func stopDead(ifname, path string) error {
+	// The lock keeps a startRaw from building while we tear down.
+	lock, err := daemon.LockPidFile(path)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	removed, err := wire.Cleanup(ifname)
+	if err != nil {
+		return err
+	}
+	if removeState(ifname) || removed {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", ifname, keysock.ErrNoInstance)
+}
+
+func buildVersion() string {
+	if i, ok := debug.ReadBuildInfo(); ok && i.Main.Version != "" {
+		return i.Main.Version
+	}
+	return "(devel)"
+}

@@ -1,0 +1,327 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/missiu/missiu/pkg/daemon"
+	"github.com/missiu/missiu/pkg/datapath"
+	"github.com/missiu/missiu/pkg/datapath/packet"
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/datapath/tap"
+	"github.com/missiu/missiu/pkg/datapath/wire"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keyengine"
+	"github.com/missiu/missiu/pkg/keysock"
+	"github.com/missiu/missiu/pkg/natt"
+)
+
+// worstOverhead is what protection can add at most: outer IPv6 header, UDP,
+// ESP header with a 16-octet IV, padding, trailer, a 32-octet ICV. The TAP's
+// MTU leaves room for it until SAs tell how much they need.
+const worstOverhead = 40 + 8 + 8 + 16 + 15 + 2 + 32
+
+func nattPath(ifname string) string { return natt.Path(ifname) }
+
+// instance is everything that one daemon owns.
+type instance struct {
+	o     *options
+	log   *zap.Logger
+	since time.Time
+	wire  *wire.Wire
+	tap   tap.Device
+	udp   *wire.UDP // nil: another process has port 4500
+	keys  *keyengine.Engine
+	rec   *recorder
+	srv   *keysock.Server
+	natt  *natt.Server
+	eng   *datapath.Engine
+}
+
+// serve is the daemon: it returns when a signal stopped it, or it failed.
+func serve(o *options) (err error) {
+	ready := daemon.NewReadiness(o.child)
+	defer func() {
+		if err != nil {
+			ready.Fail(err)
+		}
+	}()
+	log, logFile, err := openLog(o)
+	if err != nil {
+		return err
+	}
+	defer log.Sync()
+	pid, err := daemon.LockPidFile(pidPath(o.ifname))
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.ifname, err)
+	}
+	defer pid.Close()
+	hup := func() {
+		if logFile != nil {
+			if err := logFile.Reopen(); err != nil {
+				log.Error("log file not opened again", zap.Error(err))
+			}
+		}
+	}
+	ctx, cancel := daemon.Signals(context.Background(), hup)
+	defer cancel()
+	in := &instance{o: o, log: log.Named("missiu").With(zap.String("if", o.ifname)), since: time.Now()}
+	adopted, err := tap.Find(o.ifname)
+	if err != nil {
+		return err
+	}
+	if err := in.open(adopted); err != nil {
+		// Nothing half done; but what a killed predecessor keeps closed stays so.
+		if adopted == "" {
+			in.closeDevices()
+			in.close()
+		}
+		return err
+	}
+	in.log.Info("ready", zap.Int("pid", os.Getpid()), zap.String("tap", in.tap.Name()), zap.Bool("udp4500", in.udp != nil))
+	ready.Ready()
+	if err := in.run(ctx); err != nil {
+		// As after a kill: what policy protects stays closed until stop or startRaw.
+		in.log.Error("failed; protected traffic stays blocked", zap.Error(err))
+		return err
+	}
+	in.close()
+	in.log.Info("stopped")
+	return nil
+}
+
+func openLog(o *options) (*zap.Logger, *daemon.LogFile, error) {
+	if o.log != "" {
+		f, err := daemon.OpenLog(daemon.LogPath(o.log))
+		if err != nil {
+			return nil, nil, err
+		}
+		return daemon.NewLogger(f, zapcore.InfoLevel), f, nil
+	}
+	if o.child {
+		return zap.NewNop(), nil, nil
+	}
+	return daemon.NewLogger(zapcore.Lock(os.Stderr), zapcore.InfoLevel), nil, nil
+}
+
+// open makes everything, in an order in which nothing passes that should not:
+// the policies of a killed predecessor are in force before packets move.
+func (in *instance) open(adopted string) (err error) {
+	ifname := in.o.ifname
+	if in.wire, err = wire.Open(ifname); err != nil {
+		return err
+	}
+	link := in.wire.Link()
+	name := in.o.tap
+	if name == "" {
+		name = adopted
+	}
+	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, worstOverhead), Offload: in.o.offload})
+	if err != nil {
+		return err
+	}
+	if in.udp, err = in.wire.OpenUDP(wire.UDPOptions{}); err != nil {
+		if !errors.Is(err, wire.ErrPortTaken) {
+			return err
+		}
+		in.udp = nil
+		in.log.Warn("no ESP in UDP: port 4500 is taken", zap.Error(err))
+	}
+	db, pol := sad.NewDB(), spd.NewDB()
+	in.keys = keyengine.New(keyengine.Options{
+		SAD: db, SPD: pol,
+		AllowUnauthenticated: in.o.unauthenticated,
+		Installed:            func(k sad.OutKey) { in.eng.Installed(k) },
+		Failed:               func(k sad.OutKey) { in.eng.Failed(k) },
+		Overhead:             in.overhead,
+		Divert:               in.divert,
+		Status:               in.status,
+	})
+	in.rec = newRecorder(in.keys)
+	c := datapath.Config{
+		TAP: in.tap, Wire: in.wire, SAD: db, SPD: pol, Default: in.o.defaultAction(),
+		NeedSA: in.keys.NeedSA, LimitReached: in.keys.LimitReached, NewMapping: in.keys.NewMapping,
+		IKE: func(local, remote netip.AddrPort, msg []byte) bool { return in.natt.Deliver(local, remote, msg) },
+		Log: in.log,
+	}
+	if in.udp != nil {
+		c.UDP = in.udp
+	}
+	if in.eng, err = datapath.New(c); err != nil {
+		return err
+	}
+	in.wire.VerifyTooBig(func(t wire.TooBig) bool { return sent(db, &t) })
+	if in.srv, err = keysock.NewServer(keysock.Path(ifname), in.rec, keysock.ServerOptions{}); err != nil {
+		return err
+	}
+	in.keys.Attach(in.srv)
+	saved, err := loadPolicies(ifname)
+	if err != nil {
+		return err
+	}
+	if err := in.rec.restore(saved); err != nil {
+		return fmt.Errorf("policies of the instance before: %w", err)
+	}
+	if len(saved) > 0 {
+		in.log.Warn("took over after an instance that was killed", zap.Int("policies", len(saved)))
+	}
+	in.natt, err = natt.Listen(nattPath(ifname), in.sendIKE)
+	return err
+}
+
+// run moves packets and answers requests until ctx ends, then closes the
+// devices and returns nil; or something fails, whose error it returns at once,
+// with everything left as it is.
+func (in *instance) run(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return in.srv.Serve(gctx) })
+	g.Go(func() error { return in.keys.Run(gctx) })
+	g.Go(func() error { return in.eng.Run(gctx) })
+	g.Go(func() error { in.rec.save(gctx, in.o.ifname, in.srv.Do, in.log); return nil })
+	g.Go(func() error { return in.follow(gctx) })
+	<-gctx.Done()
+	if ctx.Err() == nil {
+		return context.Cause(gctx)
+	}
+	in.closeDevices() // ends the engine's blocking reads
+	return g.Wait()
+}
+
+// follow adapts to changes of the interface.
+func (in *instance) follow(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case l, ok := <-in.wire.Changes():
+			if !ok {
+				if err := in.wire.Err(); err != nil && ctx.Err() == nil {
+					return err
+				}
+				return nil
+			}
+			in.srv.Do(func() { in.overhead(in.keys.Stats().MaxOverhead) })
+			in.log.Info("interface changed", zap.Bool("up", l.Up), zap.Int("mtu", l.MTU), zap.Stringer("mac", l.MAC))
+		}
+	}
+}
+
+// overhead gives the TAP the MTU that the SAs leave (DESIGN, decision 4).
+func (in *instance) overhead(n int) {
+	if n == 0 {
+		n = worstOverhead
+	}
+	mtu := tapMTU(in.wire.Link().MTU, n)
+	if mtu == in.tap.MTU() {
+		return
+	}
+	if err := in.tap.SetMTU(mtu); err != nil {
+		in.log.Warn("mtu of the tap not set", zap.Int("mtu", mtu), zap.Error(err))
+	}
+}
+
+// tapMTU never goes below what IPv6 needs, if the link itself has that much:
+// the kernel would take IPv6 off the TAP. Results that are too long then are
+// cut into fragments.
+func tapMTU(link, overhead int) int {
+	mtu := link - overhead
+	if mtu < packet.MinIPv6MTU && link >= packet.MinIPv6MTU {
+		return packet.MinIPv6MTU
+	}
+	return max(mtu, packet.MinIPv4MTU)
+}
+
+// divert has the kernel kept from packets of protected sources.
+func (in *instance) divert(c keyengine.DivertChange) error {
+	var v4, v6 []netip.Prefix
+	for _, p := range c.Set() {
+		if p.Addr().Is4() {
+			v4 = append(v4, p)
+		} else {
+			v6 = append(v6, p)
+		}
+	}
+	return in.wire.SetDivert(v4, v6)
+}
+
+// sent reports whether an ICMP error quotes a packet that one of our SAs could
+// have sent: the only ones whose word about the path counts (RFC 4301, 8.2.1).
+func sent(db *sad.DB, t *wire.TooBig) bool {
+	return t.SPI != 0 && db.LookupSPI(ipsec.ESP, ipsec.SPI(t.SPI), t.Dst) != nil
+}
+
+// sendIKE sends a message of the key daemon from port 4500, behind the non-ESP
+// marker; a keepalive goes without it.
+func (in *instance) sendIKE(m natt.Message) {
+	if in.udp == nil {
+		return
+	}
+	b := m.Payload
+	if len(b) != 1 {
+		b = append(make([]byte, 4, 4+len(b)), b...)
+	}
+	_, err := in.udp.WriteBatch([]wire.Datagram{{Buf: b, Len: len(b), Local: m.Local, Remote: m.Remote}})
+	if err != nil {
+		in.log.Debug("ike message not sent", zap.Stringer("peer", m.Remote), zap.Error(err))
+	}
+}
+
+func (in *instance) status() ([]byte, error) {
+	link, ks, es := in.wire.Link(), in.keys.Stats(), in.eng.Stats()
+	s := Status{
+		Interface: in.o.ifname, Pid: os.Getpid(), Version: buildVersion(), Since: in.since, Mode: "raw",
+		Default: in.o.defaultRule, MTU: link.MTU,
+		TAP:   TAPStatus{in.tap.Name(), in.tap.MAC().String(), in.tap.MTU()},
+		Paths: map[string]string{"native esp": "packet socket in, raw socket out", "esp in udp": "off: port 4500 is taken", "tap offload": in.o.offload},
+		SAs:   ks.SAs, Policies: ks.Policies, Held: in.eng.Held(), Counters: es.Map(),
+	}
+	if in.udp != nil {
+		s.Paths["esp in udp"] = "socket in, raw socket out"
+	}
+	ws := in.wire.Stats()
+	s.Counters["wire_kernel_drops"] = ws.KernelDrops
+	s.Counters["wire_send_refused"] = ws.SendTooBig + ws.SendNoBufs + ws.SendDenied + ws.SendOther
+	return json.Marshal(&s)
+}
+
+// closeDevices gives the host back what was taken from it.
+func (in *instance) closeDevices() {
+	if in.natt != nil {
+		in.natt.Close()
+	}
+	if in.udp != nil {
+		in.udp.Close()
+	}
+	if in.tap != nil {
+		if err := in.tap.Persist(false); err != nil {
+			in.log.Error("tap stays", zap.Error(err))
+		}
+		in.tap.Close()
+	}
+	if in.wire != nil {
+		if err := in.wire.Close(); err != nil {
+			in.log.Error("interface not given back", zap.Error(err))
+		}
+	}
+}
+
+// close ends what holds keys and files.
+func (in *instance) close() {
+	if in.srv != nil {
+		in.srv.Close()
+	}
+	if in.keys != nil {
+		in.keys.Close()
+	}
+	removeState(in.o.ifname)
+}

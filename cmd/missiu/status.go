@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+// Status is the document behind `missiu status`. Fields are only ever added.
+type Status struct {
+	Interface string            `json:"interface"`
+	Pid       int               `json:"pid"`
+	Version   string            `json:"version"`
+	Since     time.Time         `json:"since"`
+	Mode      string            `json:"mode"` // "raw"
+	Default   string            `json:"default"`
+	TAP       TAPStatus         `json:"tap"`
+	MTU       int               `json:"mtu"` // of the interface
+	Paths     map[string]string `json:"paths"`
+	SAs       int               `json:"sas"`
+	Policies  int               `json:"policies"`
+	Held      int               `json:"held"` // packets that wait for an SA
+	Counters  map[string]uint64 `json:"counters"`
+}
+
+// TAPStatus describes the TAP.
+type TAPStatus struct {
+	Name string `json:"name"`
+	MAC  string `json:"mac"`
+	MTU  int    `json:"mtu"`
+}
+
+// status asks one instance, or all that run when no interface is named.
+func status(o *options, w io.Writer) error {
+	paths := []string{keysock.Path(o.ifname)}
+	if o.ifname == "" {
+		var err error
+		if paths, err = filepath.Glob(keysock.Path("*")); err != nil {
+			return err
+		}
+		if len(paths) == 0 {
+			return keysock.ErrNoInstance
+		}
+	} else if _, err := keysock.Find(o.ifname); err != nil {
+		return err
+	}
+	var all []Status
+	var errs []error
+	for _, p := range paths {
+		s, err := ask(p)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", p, err))
+			continue
+		}
+		all = append(all, *s)
+	}
+	if o.json {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		for i := range all {
+			if err := e.Encode(&all[i]); err != nil {
+				return err
+			}
+		}
+	} else {
+		for i := range all {
+			all[i].print(w)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func ask(path string) (*Status, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	c, err := keysock.Dial(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	raw, err := c.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := new(Status)
+	return s, json.Unmarshal(raw, s)
+}
+
+func (s *Status) print(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(t, "%s\tpid %d, up %v, mtu %d\n", s.Interface, s.Pid, time.Since(s.Since).Truncate(time.Second), s.MTU)
+	fmt.Fprintf(t, "  tap\t%s, %s, mtu %d\n", s.TAP.Name, s.TAP.MAC, s.TAP.MTU)
+	for _, k := range sortedKeys(s.Paths) {
+		fmt.Fprintf(t, "  %s\t%s\n", k, s.Paths[k])
+	}
+	fmt.Fprintf(t, "  policies\t%d, no match: %s\n", s.Policies, s.Default)
+	fmt.Fprintf(t, "  sas\t%d, packets waiting: %d\n", s.SAs, s.Held)
+	for _, k := range sortedKeys(s.Counters) {
+		if v := s.Counters[k]; v != 0 {
+			fmt.Fprintf(t, "  %s\t%d\n", strings.ReplaceAll(k, "_", " "), v)
+		}
+	}
+	t.Flush()
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
