@@ -18,8 +18,8 @@
 //	Start   -> NewIKESA, Send   ----->   NewResponder, Receive
 //	Receive -> NeedSPI          <-----      -> NewIKESA, Send
 //	ChildSPI-> Send             ----->   Receive  -> NeedSPI
-//	Receive -> InstallChild,    <-----   ChildSPI -> InstallChild, Send,
-//	           Established                           Established
+//	Receive -> Established,     <-----   ChildSPI -> InstallChild, Send,
+//	           InstallChild                          Established
 //
 // NeedSPI asks for the SPI that a child SA will receive on; the exchange stands
 // still until ChildSPI answers it (with an error, too). All else goes on.

@@ -1,7 +1,11 @@
 package sa
 
 import (
+	"crypto/rand"
+	"encoding/binary"
+	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/missiu/missiu/pkg/ike/pad"
@@ -9,77 +13,400 @@ import (
 	"github.com/missiu/missiu/proto/ikev2"
 )
 
-// State of the IKE SA that a lineage uses.
-type State uint8
-
 // SA is an IKE SA, its child SAs, and what it becomes by rekeying.
-type SA struct{}
+type SA struct {
+	cfg       Config
+	candidate []*pad.Rule // responder, until authenticated
+	rule      *pad.Rule   // nil for a responder that has not chosen yet
+	initiator bool
+	peer      Peer
+
+	// IKE SAs that still receive, oldest first. cur is the one in use: ours
+	// are its requests, its end is the lineage's.
+	ikes []*ikeSA
+	cur  *ikeSA
+
+	children []*child
+	queue    []task    // want cur's window
+	delayed  []delayed // will want it later
+	first    []ChildRequest
+	spiWaits map[uint32]func(ipsec.SPI, error)
+	token    uint32
+
+	// Path and NATs (RFC 7296, 2.23).
+	local, remote       netip.AddrPort
+	natLocal, natRemote bool
+
+	now       time.Time // of the present input
+	heard     time.Time // last sign of life of the peer
+	lastSent  time.Time
+	closing   bool // Delete was called
+	failed    bool // Failed was told
+	done      bool // Done was told
+	onlyOne   bool // peer sent INITIAL_CONTACT
+	childless bool // peer can do without a first child SA
+	out       []Output
+	counters  Counters
+	rand      io.Reader
+	newNonce  func() []byte // tests choose nonces
+}
+
+// A task is one exchange that we initiate, with its repetitions.
+type task interface {
+	// start takes i's window by setting i.active, and sends or asks for an
+	// SPI; or does nothing if there is nothing to do any more.
+	start(s *SA, i *ikeSA)
+	// answer takes the payloads of the response. The window is free already.
+	answer(s *SA, i *ikeSA, ps []ikev2.Payload)
+	// shape is what the answer must look like.
+	shape() shape
+	// cancel says that the task will not be finished because of err.
+	cancel(s *SA, err error)
+}
+
+type delayed struct {
+	at time.Time
+	t  task
+}
+
+// Numbers without a keyword in the configuration.
+const (
+	defaultHalfOpen = 60 * time.Second
+	// linger is how long a last response is repeated: it covers the peer's
+	// first four waits.
+	linger = 20 * time.Second
+	// staleAfter bounds how long a replaced or redundant IKE SA waits for the
+	// peer's Delete.
+	staleAfter = 3 * time.Minute
+	// retryMin and retrySpread: wait after TEMPORARY_FAILURE. Both sides may
+	// wait for each other, so it must be random.
+	retryMin, retrySpread = 500 * time.Millisecond, 2 * time.Second
+	maxRetries            = 20 // after TEMPORARY_FAILURE
+	maxKETries            = 3  // INVALID_KE_PAYLOAD per exchange
+	maxCookies            = 5
+)
 
 // NewInitiator makes an SA that will speak first, by rule. Start begins.
-func NewInitiator(c Config, rule *pad.Rule) *SA { return &SA{} }
+func NewInitiator(c Config, rule *pad.Rule) *SA {
+	s := newSA(c)
+	s.initiator, s.rule = true, rule
+	s.peer.Rule = rule
+	s.peer.LocalID = rule.Identity(c.Local.Addr())
+	return s
+}
 
 // NewResponder makes an SA for an IKE_SA_INIT request, which is then given to
 // Receive. candidates are the rules that cover the addresses, in their order
 // (pad.DB.Inbound). If the request is refused, the outputs of Receive hold the
 // refusal, if there is one to send, Failed and Done.
-func NewResponder(c Config, candidates []*pad.Rule) *SA { return &SA{} }
+func NewResponder(c Config, candidates []*pad.Rule) *SA {
+	s := newSA(c)
+	s.candidate = candidates
+	return s
+}
+
+func newSA(c Config) *SA {
+	if c.IKEPort == 0 {
+		c.IKEPort = 500
+	}
+	if c.NATTPort == 0 {
+		c.NATTPort = 4500
+	}
+	if c.HalfOpen == 0 {
+		c.HalfOpen = defaultHalfOpen
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	s := &SA{cfg: c, rand: c.Rand, local: c.Local, remote: c.Remote, spiWaits: map[uint32]func(ipsec.SPI, error){}}
+	s.peer = Peer{Local: c.Local, Remote: c.Remote}
+	s.newNonce = func() []byte { return s.random(s.rule.NonceLen) }
+	return s
+}
+
+// input runs f, then whatever has become possible, and hands out the outputs.
+func (s *SA) input(now time.Time, f func()) []Output {
+	if s.done {
+		return nil
+	}
+	s.now = now
+	f()
+	s.pump()
+	if s.failed && len(s.ikes) == 0 && !s.done {
+		s.done = true
+		s.emit(Done{})
+	}
+	out := s.out
+	s.out = nil
+	return out
+}
+
+func (s *SA) emit(o Output) { s.out = append(s.out, o) }
 
 // Start begins IKE_SA_INIT. The first request becomes the child SA of
 // IKE_AUTH, the others follow. Without any the IKE SA is made childless if the
 // peer can (RFC 6023), else it fails.
-func (s *SA) Start(now time.Time, reqs ...ChildRequest) []Output { return nil }
-
-// Receive takes an IKE message.
-func (s *SA) Receive(now time.Time, d Datagram) []Output { return nil }
+func (s *SA) Start(now time.Time, reqs ...ChildRequest) []Output {
+	return s.input(now, func() {
+		if s.initiator && s.cur == nil {
+			s.first = append(s.first, reqs...)
+			s.startInit()
+		}
+	})
+}
 
 // AddChild asks for one more child SA, in any state before the end.
-func (s *SA) AddChild(now time.Time, r ChildRequest) []Output { return nil }
+func (s *SA) AddChild(now time.Time, r ChildRequest) []Output {
+	return s.input(now, func() {
+		if s.failed || s.closing {
+			s.emit(ChildFailed{r.Seq, r.Policy, ErrClosed})
+			return
+		}
+		s.queue = append(s.queue, &createChild{req: r})
+	})
+}
 
 // ChildSPI answers NeedSPI: an SPI, or the error that prevented one.
-func (s *SA) ChildSPI(now time.Time, token uint32, spi ipsec.SPI, err error) []Output { return nil }
+func (s *SA) ChildSPI(now time.Time, token uint32, spi ipsec.SPI, err error) []Output {
+	return s.input(now, func() {
+		f := s.spiWaits[token]
+		if f == nil {
+			if err == nil {
+				s.release(spi)
+			}
+			return
+		}
+		delete(s.spiWaits, token)
+		f(spi, err)
+	})
+}
 
 // ChildExpired says that an SA of a child SA, of either direction, reached a
 // limit: soft rekeys it, hard deletes it.
-func (s *SA) ChildExpired(now time.Time, id ipsec.SAID, hard bool) []Output { return nil }
+func (s *SA) ChildExpired(now time.Time, id ipsec.SAID, hard bool) []Output {
+	return s.input(now, func() {
+		c := s.childBy(id)
+		switch {
+		case c == nil || s.closing:
+		case hard:
+			s.deleteChild(c, ErrExpired)
+		case c.replaced || c.deleting || c.rekeying != nil || s.queuedRekey(c):
+		default:
+			s.queue = append(s.queue, &createChild{req: ChildRequest{Policy: c.policy}, rekeys: c})
+		}
+	})
+}
 
 // ChildLost says that an SA was not installed or vanished (flushed, deleted by
 // hand): the peer is told by a Delete.
-func (s *SA) ChildLost(now time.Time, id ipsec.SAID, err error) []Output { return nil }
+func (s *SA) ChildLost(now time.Time, id ipsec.SAID, err error) []Output {
+	return s.input(now, func() {
+		if c := s.childBy(id); c != nil {
+			s.deleteChild(c, err)
+		}
+	})
+}
 
 // Heard says that a child SA received something: the peer lives.
-func (s *SA) Heard(now time.Time) {}
+func (s *SA) Heard(now time.Time) {
+	if now.After(s.heard) {
+		s.heard = now
+	}
+}
 
 // Rekey rekeys the IKE SA now.
-func (s *SA) Rekey(now time.Time) []Output { return nil }
+func (s *SA) Rekey(now time.Time) []Output {
+	return s.input(now, func() { s.wantRekey() })
+}
 
 // Delete ends the lineage in order: the peer is told. Failed with ErrClosed
 // comes with the peer's answer, or when it does not come.
-func (s *SA) Delete(now time.Time) []Output { return nil }
+func (s *SA) Delete(now time.Time) []Output {
+	return s.input(now, func() {
+		if s.failed || s.closing {
+			return
+		}
+		s.closing = true
+		if s.cur == nil || s.cur.state < StateEstablished && s.cur.state != StateAuthSent {
+			s.fail(ErrClosed, false)
+			return
+		}
+		s.cancelQueued(ErrClosed)
+		// What waits for an SPI has not been sent: it need not end first.
+		if t := s.cur.waiting(s); t != nil {
+			t.cancel(s, ErrClosed)
+		}
+	})
+}
 
 // Drop ends the lineage at once, without telling the peer.
-func (s *SA) Drop(now time.Time, reason error) []Output { return nil }
-
-// Tick does what is due at now.
-func (s *SA) Tick(now time.Time) []Output { return nil }
-
-// Deadline returns when Tick is wanted; the zero time for never.
-func (s *SA) Deadline() time.Time { return time.Time{} }
+func (s *SA) Drop(now time.Time, reason error) []Output {
+	return s.input(now, func() {
+		s.fail(reason, false)
+		for _, i := range slices.Clone(s.ikes) {
+			s.gone(i)
+		}
+	})
+}
 
 // Status describes the SA.
-func (s *SA) Status() Status { return Status{} }
-
-// Cookie makes the cookie that a responder demands of an IKE_SA_INIT request
-// (RFC 7296, 2.6): version, which tells the secrets apart, and a MAC under
-// secret over nonce, the peer's address and its SPI. ok is false if init is not
-// an IKE_SA_INIT request with a nonce.
-func Cookie(secret []byte, version byte, remote netip.AddrPort, init *ikev2.Message) (cookie []byte, ok bool) {
-	return nil, false
+func (s *SA) Status() Status {
+	st := Status{Peer: s.peer, Counters: s.counters}
+	st.Peer.Local, st.Peer.Remote = s.local, s.remote
+	if i := s.cur; i != nil {
+		st.State, st.Local, st.Remote, st.Initiator, st.Suite = i.state, i.local, i.remote, i.initiator, i.suite
+		st.Created, st.RekeyAt, st.ExpireAt = i.created, i.rekeyAt, i.expireAt
+	}
+	for _, c := range s.children {
+		st.Children = append(st.Children, ChildInfo{
+			In: c.in, Out: c.outSPI, Mode: c.mode, Suite: c.suite, ReqID: c.policy.reqIDs().out,
+			LocalTS: c.local, PeerTS: c.remote, Created: c.created, Deleting: c.deleting,
+		})
+	}
+	return st
 }
 
-// CheckCookie reports whether init brings back the cookie of secret.
-func CheckCookie(secret []byte, version byte, remote netip.AddrPort, init *ikev2.Message) bool {
-	return false
+// pump lets tasks begin whose window is free.
+func (s *SA) pump() {
+	for _, i := range slices.Clone(s.ikes) {
+		if i.active == nil && i.then != nil && i.state != StateDead {
+			t := i.then
+			i.then = nil
+			t.start(s, i)
+		}
+	}
+	for s.cur != nil && s.cur.state == StateEstablished && s.cur.active == nil && s.cur.peerNew == nil {
+		i := s.cur
+		if s.closing {
+			(&deleteIKE{}).start(s, i)
+			return
+		}
+		if len(s.queue) == 0 {
+			return
+		}
+		t := s.queue[0]
+		s.queue = s.queue[1:]
+		t.start(s, i)
+	}
 }
 
-// CookieResponse makes the response to init that demands cookie.
-func CookieResponse(init *ikev2.Message, cookie []byte) ([]byte, error) { return nil, nil }
+// later puts t off after TEMPORARY_FAILURE.
+func (s *SA) later(t task) {
+	s.delayed = append(s.delayed, delayed{s.now.Add(retryMin + s.jitter(retrySpread)), t})
+}
+
+func (s *SA) cancelQueued(err error) {
+	q := s.queue
+	for _, d := range s.delayed {
+		q = append(q, d.t)
+	}
+	s.queue, s.delayed = nil, nil
+	for _, t := range q {
+		t.cancel(s, err)
+	}
+	for _, r := range s.first {
+		s.emit(ChildFailed{r.Seq, r.Policy, err})
+	}
+	s.first = nil
+}
+
+// fail ends the lineage. If again, the last response is kept for a while, for
+// a peer that did not get it.
+func (s *SA) fail(err error, again bool) {
+	if s.failed {
+		return
+	}
+	s.failed = true
+	for _, i := range s.ikes {
+		if i.active != nil {
+			t := i.active
+			i.active, i.req = nil, nil
+			t.cancel(s, err)
+		}
+	}
+	s.cancelQueued(err)
+	clear(s.spiWaits)
+	for _, c := range slices.Clone(s.children) {
+		s.removeChild(c, err)
+	}
+	s.log(levelOf(err), "IKE SA ends", attrErr(err))
+	s.emit(Failed{err})
+	for _, i := range slices.Clone(s.ikes) {
+		s.bury(i, again)
+	}
+}
+
+// bury ends one IKE SA.
+func (s *SA) bury(i *ikeSA, again bool) {
+	if i.state == StateDead || i.state == StateGone {
+		return
+	}
+	i.active, i.req, i.then, i.peerNew = nil, nil, nil, nil
+	i.wipe()
+	if !again || i.lastResp == nil {
+		s.gone(i)
+		return
+	}
+	i.to(StateDead)
+	i.dropAt = s.now.Add(linger)
+}
+
+func (s *SA) gone(i *ikeSA) {
+	if i.state == StateGone {
+		return
+	}
+	i.wipe()
+	i.to(StateGone)
+	s.ikes = slices.DeleteFunc(s.ikes, func(o *ikeSA) bool { return o == i })
+	s.emit(GoneIKESA{i.local})
+}
+
+// needSPI asks for an SPI on behalf of an exchange of i; f gets the answer if i
+// then still has keys. The token can be taken back by deleting it.
+func (s *SA) needSPI(i *ikeSA, p Policy, mode ipsec.Mode, seq uint32, f func(ipsec.SPI, error)) (token uint32) {
+	s.token++
+	s.spiWaits[s.token] = func(spi ipsec.SPI, err error) {
+		if !i.hasKeys() {
+			s.release(spi)
+			return
+		}
+		f(spi, err)
+	}
+	s.emit(NeedSPI{
+		Token: s.token, Src: s.remote.Addr(), Dst: s.local.Addr(), Mode: mode,
+		ReqID: p.reqIDs().in, Encap: s.encap(netip.Addr{}).in, Seq: seq,
+	})
+	return s.token
+}
+
+func (s *SA) release(spi ipsec.SPI) {
+	if spi != 0 {
+		s.emit(ReleaseSPI{spi, s.local.Addr()})
+	}
+}
+
+// random returns n octets of the caller's source. Ours does not fail; a test's
+// that does is the test's fault.
+func (s *SA) random(n int) []byte {
+	b := make([]byte, n)
+	if _, err := io.ReadFull(s.rand, b); err != nil {
+		panic("ike/sa: random source: " + err.Error())
+	}
+	return b
+}
+
+func (s *SA) newSPI() SPI {
+	for {
+		if v := SPI(binary.BigEndian.Uint64(s.random(8))); v != 0 {
+			return v
+		}
+	}
+}
+
+// jitter returns a random duration below d.
+func (s *SA) jitter(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return time.Duration(binary.BigEndian.Uint64(s.random(8)) % uint64(d))
+}

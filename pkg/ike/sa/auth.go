@@ -1,0 +1,301 @@
+package sa
+
+import (
+	"crypto/hmac"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/keymat"
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// IKE_AUTH (RFC 7296, 1.2):
+//
+//	HDR, SK {IDi, [IDr,] AUTH, N(INITIAL_CONTACT), SAi2, TSi, TSr}  -->
+//	                          <--  HDR, SK {IDr, AUTH, SAr2, TSi, TSr}
+//	                          or   HDR, SK {IDr, AUTH, N(child refused)}
+//	                          or   HDR, SK {N(AUTHENTICATION_FAILED)}
+
+// authTask is the initiator's side. Its offer is nil for a childless IKE SA.
+type authTask struct {
+	offer *offer
+}
+
+func (t *authTask) shape() shape { return shapeAuthResponse }
+
+func (t *authTask) start(*SA, *ikeSA) {}
+
+func (t *authTask) cancel(s *SA, err error) {
+	if t.offer != nil {
+		s.abandon(t.offer, err)
+	}
+}
+
+// startAuth goes on after IKE_SA_INIT: first the SPI, then the request.
+func (s *SA) startAuth(i *ikeSA) {
+	t := &authTask{}
+	i.active = t
+	if len(s.first) == 0 {
+		if !s.childless {
+			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: errors.New("no child SA to ask for, and the peer wants one")}, false)
+			return
+		}
+		s.sendAuth(i, t)
+		return
+	}
+	r := s.first[0]
+	s.first = s.first[1:]
+	for _, more := range s.first {
+		s.queue = append(s.queue, &createChild{req: more})
+	}
+	s.first = nil
+	o, err := s.newOffer(i, r, nil)
+	if err != nil {
+		// The IKE SA is no use without anything to ask for.
+		i.active = nil
+		s.emit(ChildFailed{r.Seq, r.Policy, err})
+		s.fail(err, false)
+		return
+	}
+	t.offer = o
+	s.needSPI(i, o.req.Policy, o.mode, o.req.Seq, func(spi ipsec.SPI, err error) {
+		if err != nil {
+			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: fmt.Errorf("no SPI: %w", err)}, false)
+			return
+		}
+		o.spi = spi
+		s.sendAuth(i, t)
+	})
+}
+
+func idBody(id pad.ID) []byte {
+	w := id.Wire()
+	b, _ := w.Append(nil) // never fails
+	return b
+}
+
+// authData computes the AUTH data of the initiator or the responder.
+func (s *SA) authData(i *ikeSA, psk ipsec.Key, ofInitiator bool, id []byte) ([]byte, error) {
+	h := i.hs
+	msg, nonce, skp := h.request, h.nr, i.keys.PI
+	if !ofInitiator {
+		msg, nonce, skp = h.response, h.ni, i.keys.PR
+	}
+	octets, err := keymat.SignedOctets(i.suite.PRF, msg, nonce, skp, id)
+	if err != nil {
+		return nil, err
+	}
+	return keymat.PSKAuth(i.suite.PRF, psk, octets)
+}
+
+var errNoKey = errors.New("no pre-shared key for these identities")
+
+// sendAuth sends the request.
+func (s *SA) sendAuth(i *ikeSA, t *authTask) {
+	local := s.peer.LocalID
+	expected, exact := s.rule.ExpectedID()
+	if !exact {
+		expected = pad.AddrID(s.cfg.Remote.Addr()) // a guess, to find a key by
+	}
+	keys, ok := s.rule.Keys(local, expected)
+	if !ok {
+		s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: errNoKey}, false)
+		return
+	}
+	auth, err := s.authData(i, keys.Local, true, idBody(local))
+	if err != nil {
+		s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: err}, false)
+		return
+	}
+	ps := []ikev2.Payload{&ikev2.IDi{ID: local.Wire()}}
+	if s.cfg.InitialContact {
+		ps = append(ps, notify(ikev2.INITIAL_CONTACT))
+	}
+	if exact {
+		ps = append(ps, &ikev2.IDr{ID: expected.Wire()})
+	}
+	ps = append(ps, &ikev2.Auth{Method: ikev2.AuthPSK, Data: auth})
+	if t.offer != nil {
+		ps = append(ps, t.offer.payloads(true)...)
+	}
+	i.to(StateAuthSent)
+	s.request(i, t, ikev2.IKE_AUTH, ps...)
+}
+
+// answer is the initiator's judgement on the responder.
+func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
+	idr, auth := ikev2.Find[*ikev2.IDr](ps), ikev2.Find[*ikev2.Auth](ps)
+	if idr == nil || auth == nil {
+		err := &PeerError{ikev2.IKE_AUTH, refusal(ps).Type} // the shape wants one or the other
+		t.cancel(s, err)
+		s.fail(err, false)
+		return
+	}
+	id := pad.FromWire(idr.ID)
+	if err := s.verify(i, id, auth, false); err != nil {
+		// The responder takes us for established: it must hear of it
+		// (RFC 7296, 2.21.2).
+		le := &LocalError{ikev2.IKE_AUTH, ikev2.AUTHENTICATION_FAILED, err}
+		s.farewell(i, notify(ikev2.AUTHENTICATION_FAILED))
+		t.cancel(s, le)
+		s.fail(le, false)
+		return
+	}
+	s.peer.RemoteID = id
+	s.established(i, ikev2.FindNotify(ps, ikev2.INITIAL_CONTACT) != nil)
+	has, err := childTriple(ps)
+	switch n := refusal(ps); {
+	case t.offer == nil:
+	case has && err == nil && n == nil:
+		s.accept(i, t.offer, ps, true, i.hs.ni, i.hs.nr)
+	case n != nil:
+		s.abandon(t.offer, &PeerError{ikev2.IKE_AUTH, n.Type})
+	default:
+		if err == nil {
+			err = errors.New("no child SA in the answer")
+		}
+		// Perhaps the peer made one: our Delete removes it.
+		s.orphan(t.offer, &LocalError{Exchange: ikev2.IKE_AUTH, Err: err})
+	}
+	s.endHandshake(i)
+}
+
+// verify checks who the peer says it is, and its proof.
+func (s *SA) verify(i *ikeSA, id pad.ID, auth *ikev2.Auth, ofInitiator bool) error {
+	if !s.rule.PermitsPeer(id) {
+		return fmt.Errorf("identity %v is not permitted by rule %q", id, s.rule.Label)
+	}
+	if auth.Method != ikev2.AuthPSK {
+		return fmt.Errorf("authentication method %v: want %v", auth.Method, ikev2.AuthPSK)
+	}
+	keys, ok := s.rule.Keys(s.peer.LocalID, id)
+	if !ok {
+		return errNoKey
+	}
+	want, err := s.authData(i, keys.Remote, ofInitiator, idBody(id))
+	if err != nil {
+		return err
+	}
+	if !hmac.Equal(want, auth.Data) {
+		return fmt.Errorf("identity %v: AUTH does not verify: not the same pre-shared key", id)
+	}
+	return nil
+}
+
+// established begins the life of the first IKE SA.
+func (s *SA) established(i *ikeSA, onlyOne bool) {
+	i.to(StateEstablished)
+	i.dropAt = time.Time{} // no longer half open
+	s.lifetimes(i)
+	s.heard = s.now
+	s.emit(Established{
+		Peer: s.peer, Local: i.local, Remote: i.remote, Initiator: i.initiator, Suite: i.suite,
+		NATLocal: s.natLocal, NATRemote: s.natRemote, OnlyOne: onlyOne,
+	})
+	s.log(levelInfo, "IKE SA established", slog.String("id", s.peer.RemoteID.String()), slog.String("suite", i.suite.String()))
+}
+
+// endHandshake forgets what only AUTH needed.
+func (s *SA) endHandshake(i *ikeSA) {
+	i.hs.wipe()
+	i.hs = nil
+	if i.keys != nil {
+		i.keys.PI.Wipe()
+		i.keys.PR.Wipe()
+	}
+}
+
+// authRequest is the responder's side: who is it, may it, can it prove it; then
+// the child SA.
+func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
+	deny := func(err error) {
+		le := &LocalError{ikev2.IKE_AUTH, ikev2.AUTHENTICATION_FAILED, err}
+		s.refuse(i, notify(ikev2.AUTHENTICATION_FAILED), err)
+		s.fail(le, true)
+	}
+	has, err := childTriple(ps)
+	if err != nil {
+		s.syntax(i, ikev2.IKE_AUTH, err)
+		return
+	}
+	auth := ikev2.Find[*ikev2.Auth](ps)
+	if auth == nil {
+		deny(errors.New("no AUTH payload: EAP is not supported"))
+		return
+	}
+	claim := pad.Claim{IDi: pad.FromWire(ikev2.Find[*ikev2.IDi](ps).ID), Suite: i.suite}
+	if auth.Method == ikev2.AuthPSK {
+		claim.Method = pad.Preshared
+	}
+	if idr := ikev2.Find[*ikev2.IDr](ps); idr != nil {
+		claim.IDr = pad.FromWire(idr.ID)
+	}
+	r := pad.Authorize(s.candidate, claim)
+	if r == nil {
+		deny(fmt.Errorf("no rule for identity %v by %v, asking for %v", claim.IDi, auth.Method, claim.IDr))
+		return
+	}
+	s.rule, s.peer.Rule, s.peer.LocalID = r, r, r.Identity(s.local.Addr())
+	if err := s.verify(i, claim.IDi, auth, true); err != nil {
+		deny(err)
+		return
+	}
+	s.peer.RemoteID = claim.IDi
+	first, err := s.cfg.Host.Admit(s.peer)
+	if err != nil {
+		deny(err)
+		return
+	}
+	keys, ok := r.Keys(s.peer.LocalID, s.peer.RemoteID)
+	if !ok {
+		deny(errNoKey)
+		return
+	}
+	mine, err := s.authData(i, keys.Local, false, idBody(s.peer.LocalID))
+	if err != nil {
+		deny(err)
+		return
+	}
+	out := []ikev2.Payload{&ikev2.IDr{ID: s.peer.LocalID.Wire()}, &ikev2.Auth{Method: ikev2.AuthPSK, Data: mine}}
+	if first && r.InitialContact {
+		out = append(out, notify(ikev2.INITIAL_CONTACT))
+	}
+	s.onlyOne = ikev2.FindNotify(ps, ikev2.INITIAL_CONTACT) != nil
+	s.candidate = nil
+	finish := func(more ...ikev2.Payload) {
+		s.respond(i, append(out, more...)...)
+		s.established(i, s.onlyOne)
+		s.endHandshake(i)
+	}
+	if !has { // RFC 6023
+		finish()
+		return
+	}
+	g, rf := s.grant(i, ps, true, nil)
+	if rf != nil {
+		s.log(levelWarn, "child SA refused", attrNotify(rf.n.Type), attrErr(rf.err))
+		finish(rf.n)
+		return
+	}
+	g.ni, g.nr = i.hs.ni, i.hs.nr
+	i.to(StateAuthWork)
+	s.needSPI(i, g.policy, g.mode, 0, func(spi ipsec.SPI, err error) {
+		if err != nil {
+			s.log(levelWarn, "child SA refused", attrErr(err))
+			g.wipe()
+			finish(notify(ikev2.TEMPORARY_FAILURE))
+			return
+		}
+		_, more, err := s.install(i, g, spi, true)
+		if err != nil {
+			s.release(spi)
+			finish(notify(ikev2.NO_PROPOSAL_CHOSEN))
+			return
+		}
+		finish(more...)
+	})
+}

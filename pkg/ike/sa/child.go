@@ -1,0 +1,387 @@
+package sa
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/crypto/dh"
+	"github.com/missiu/missiu/pkg/crypto/keymat"
+	"github.com/missiu/missiu/pkg/ike/proposal"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// child is a pair of SAs.
+type child struct {
+	in, outSPI    ipsec.SPI
+	inDst, outDst netip.Addr // we, the peer, when it was installed
+	mode          ipsec.Mode
+	suite         proposal.ChildSuite
+	policy        Policy
+	local, remote []ipsec.TrafficSelector
+	created       time.Time
+
+	// Nonces of the exchange that made it, for RFC 7296, 2.8.1.
+	ni, nr []byte
+
+	rekeying *createChild // our request to replace it is on its way
+	replaced bool         // the peer has replaced it and will delete it
+	peerNew  *child       // by which, while ours is on its way too
+	deleting bool         // our Delete is queued or on its way; the outbound SA is gone
+	removed  bool
+}
+
+func (c *child) String() string { return fmt.Sprintf("in %v, out %v", c.in, c.outSPI) }
+
+type reqIDs struct{ in, out ipsec.ReqID }
+
+// reqIDs returns those of the policy's requests.
+func (p Policy) reqIDs() (r reqIDs) {
+	if q := espRequest(p.Out); q != nil {
+		r.out, r.in = q.ReqID, q.ReqID
+	}
+	if q := espRequest(p.In); q != nil {
+		r.in = q.ReqID
+	}
+	return r
+}
+
+// mode returns that of the policy; false if it has no ESP request.
+func (p Policy) mode() (ipsec.Mode, bool) {
+	q := espRequest(p.Out)
+	if q == nil {
+		return 0, false
+	}
+	if q.Mode == ipsec.Tunnel {
+		return ipsec.Tunnel, true
+	}
+	return ipsec.Transport, true
+}
+
+func espRequest(p *ipsec.Policy) *ipsec.Request {
+	if p == nil {
+		return nil
+	}
+	for i := range p.Requests {
+		if p.Requests[i].Proto == ipsec.ESP {
+			return &p.Requests[i]
+		}
+	}
+	return nil
+}
+
+// childBy finds the child SA of an SA of either direction.
+func (s *SA) childBy(id ipsec.SAID) *child {
+	for _, c := range s.children {
+		if id.SPI == c.in && id.Dst == c.inDst || id.SPI == c.outSPI && id.Dst == c.outDst {
+			return c
+		}
+	}
+	return nil
+}
+
+// childOut finds a child SA by the SPI that the peer receives on.
+func (s *SA) childOut(b ipsec.SPI) *child {
+	for _, c := range s.children {
+		if c.outSPI == b {
+			return c
+		}
+	}
+	return nil
+}
+
+func (s *SA) queuedRekey(c *child) bool {
+	is := func(t task) bool { r, ok := t.(*createChild); return ok && r.rekeys == c }
+	return slices.ContainsFunc(s.queue, is) ||
+		slices.ContainsFunc(s.delayed, func(d delayed) bool { return is(d.t) })
+}
+
+// offer is what we ask for, kept until the answer.
+type offer struct {
+	req       ChildRequest
+	rekeys    *child
+	mode      ipsec.Mode
+	proposals []proposal.Child
+	spi       ipsec.SPI
+	tsi, tsr  []ipsec.TrafficSelector
+	ni        []byte
+	key       dh.PrivateKey // nil without PFS
+}
+
+// newOffer prepares the request for a child SA, without SPI, nonce and key.
+func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalError) {
+	fail := func(text string) (*offer, *LocalError) {
+		return nil, &LocalError{Exchange: ikev2.CREATE_CHILD_SA, Err: errors.New(text)}
+	}
+	o := &offer{req: r, rekeys: rekeys}
+	if r.Policy.Out == nil {
+		return fail("no policy")
+	}
+	var ok bool
+	if o.mode, ok = r.Policy.mode(); !ok {
+		return fail("policy without ESP")
+	}
+	o.proposals = proposal.WithKE(proposal.ForChild(r.Policy.Out.Proposals, s.rule.PFS, s.rule.ESN), i.suite.KE)
+	if len(o.proposals) == 0 {
+		return fail("policy has no usable algorithms")
+	}
+	l, p, ok := policyTS(r.Policy, o.mode, s.local.Addr(), s.remote.Addr())
+	if !ok {
+		return fail("policy does not hold the addresses of the IKE SA")
+	}
+	if r.Flow != nil {
+		// The packet's own selectors first, so that a responder that has to
+		// choose knows which matter (RFC 7296, 2.9).
+		if fl, fp := flowTS(*r.Flow); within(fl, l) && within(fp, p) {
+			o.tsi, o.tsr = append(o.tsi, fl), append(o.tsr, fp)
+		}
+	}
+	if rekeys != nil { // at least what it had (RFC 7296, 2.9.2)
+		o.tsi, o.tsr = append(o.tsi, rekeys.local...), append(o.tsr, rekeys.remote...)
+	}
+	o.tsi, o.tsr = appendTS(o.tsi, l), appendTS(o.tsr, p)
+	return o, nil
+}
+
+// payloads makes the part of a request that asks for the child SA.
+func (o *offer) payloads(initial bool) []ikev2.Payload {
+	var ps []ikev2.Payload
+	if o.rekeys != nil {
+		ps = append(ps, &ikev2.Notify{Protocol: ikev2.ProtocolESP, SPI: proposal.SPIBytes(o.rekeys.in), Type: ikev2.REKEY_SA})
+	}
+	if o.mode == ipsec.Transport {
+		ps = append(ps, notify(ikev2.USE_TRANSPORT_MODE))
+	}
+	// The data path does not strip TFC padding (RFC 4303, 2.7).
+	ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED), proposal.OfferChild(o.proposals, o.spi, initial))
+	if !initial {
+		ps = append(ps, &ikev2.Nonce{Data: o.ni})
+		if o.key != nil {
+			ps = append(ps, &ikev2.KE{Method: ikev2.KEID(o.key.KE()), Data: o.key.Public()})
+		}
+	}
+	return append(ps, &ikev2.TSi{Selectors: toWire(o.tsi)}, &ikev2.TSr{Selectors: toWire(o.tsr)})
+}
+
+func (o *offer) wipe() {
+	if o.key != nil {
+		o.key.Wipe()
+	}
+}
+
+// abandon gives an offer up that the peer has not accepted.
+func (s *SA) abandon(o *offer, err error) {
+	o.wipe()
+	s.release(o.spi)
+	o.spi = 0
+	if o.rekeys == nil {
+		s.log(levelWarn, "child SA failed", attrErr(err))
+		s.emit(ChildFailed{o.req.Seq, o.req.Policy, err})
+	} else {
+		s.log(levelWarn, "child SA not rekeyed", attrChild(o.rekeys), attrErr(err))
+	}
+}
+
+// orphan gives an offer up that the peer has accepted: what it made of it is
+// deleted.
+func (s *SA) orphan(o *offer, err error) {
+	s.queue = append(s.queue, &deleteChild{spi: o.spi})
+	s.abandon(o, err)
+}
+
+// accept makes a child SA of the responder's answer. It returns nil, having
+// told everybody, if the answer is not acceptable.
+func (s *SA) accept(i *ikeSA, o *offer, ps []ikev2.Payload, initial bool, ni, nr []byte) *child {
+	x := ikev2.CREATE_CHILD_SA
+	if initial {
+		x = ikev2.IKE_AUTH
+	}
+	g, err := s.checkAnswer(o, ps, initial)
+	if err != nil {
+		s.orphan(o, &LocalError{Exchange: x, Err: err})
+		return nil
+	}
+	g.ni, g.nr = ni, nr
+	c, _, err := s.install(i, g, o.spi, false)
+	if err != nil {
+		s.orphan(o, &LocalError{Exchange: x, Err: err})
+		return nil
+	}
+	o.wipe()
+	return c
+}
+
+// checkAnswer holds the answer against what was offered.
+func (s *SA) checkAnswer(o *offer, ps []ikev2.Payload, initial bool) (*granted, error) {
+	suite, peer, err := proposal.CheckChild(o.proposals, ikev2.Find[*ikev2.SA](ps), initial)
+	if err != nil {
+		return nil, err
+	}
+	g := &granted{policy: o.req.Policy, mode: ipsec.Tunnel, suite: suite, peerSPI: peer, seq: o.req.Seq, rekeys: o.rekeys}
+	if ikev2.FindNotify(ps, ikev2.USE_TRANSPORT_MODE) != nil {
+		g.mode = ipsec.Transport
+	}
+	if g.mode != o.mode {
+		return nil, fmt.Errorf("peer answers in %v mode, policy wants %v", g.mode, o.mode)
+	}
+	g.local = fromWire(ikev2.Find[*ikev2.TSi](ps).Selectors)
+	g.remote = fromWire(ikev2.Find[*ikev2.TSr](ps).Selectors)
+	if !allWithin(g.local, o.tsi) || !allWithin(g.remote, o.tsr) {
+		return nil, fmt.Errorf("selectors %v, %v are not within %v, %v", g.local, g.remote, o.tsi, o.tsr)
+	}
+	if suite.KE != alg.KENone {
+		ke := ikev2.Find[*ikev2.KE](ps)
+		if ke == nil || o.key == nil || o.key.KE() != suite.KE || alg.KE(ke.Method) != suite.KE {
+			return nil, fmt.Errorf("suite has %v, KE payload not", suite.KE)
+		}
+		if g.shared, err = o.key.Shared(ke.Data); err != nil {
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// granted is an agreed child SA before it has an SPI of ours.
+type granted struct {
+	initial       bool // by IKE_AUTH
+	policy        Policy
+	mode          ipsec.Mode
+	suite         proposal.ChildSuite
+	answer        ikev2.Proposal // responder
+	public        []byte         // responder's KE
+	shared        ipsec.Key
+	peerSPI       ipsec.SPI
+	local, remote []ipsec.TrafficSelector
+	tsi, tsr      []ipsec.TrafficSelector // responder: as they go into the answer
+	oa            netip.Addr
+	ni, nr        []byte
+	seq           uint32
+	rekeys        *child
+}
+
+func (g *granted) wipe() { g.shared.Wipe() }
+
+// install derives the keys, emits InstallChild and records the child SA; as
+// responder it returns the payloads of the answer too, which is to be sent
+// after.
+func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*child, []ikev2.Payload, error) {
+	defer g.wipe()
+	k, err := keymat.ChildSA(keymat.ChildSuite{Encr: g.suite.Encr, EncrBits: g.suite.Bits, Integ: g.suite.Integ},
+		i.suite.PRF, i.keys.D, g.shared, g.ni, g.nr)
+	if err != nil {
+		return nil, nil, err
+	}
+	// The initiator of the exchange sends under the first keys (RFC 7296, 2.17).
+	outE, outA, inE, inA := k.EncrI, k.IntegI, k.EncrR, k.IntegR
+	if responder {
+		outE, outA, inE, inA = inE, inA, outE, outA
+	}
+	ids, e := g.policy.reqIDs(), s.encap(g.oa)
+	hard, soft := s.childLife(g.suite)
+	base := ipsec.SAParams{
+		Mode: g.mode, Encr: g.suite.Encr, Auth: g.suite.Integ,
+		ReplayWindow: s.rule.ReplayWindow, ESN: g.suite.ESN, Hard: hard, Soft: soft,
+	}
+	in, out := base, base
+	in.SAID = ipsec.SAID{Proto: ipsec.ESP, Dst: s.local.Addr(), SPI: spi}
+	in.Src, in.ReqID, in.Encap, in.EncrKey, in.AuthKey = s.remote.Addr(), ids.in, e.in, inE, inA
+	in.SrcTS, in.DstTS = g.remote, g.local
+	out.SAID = ipsec.SAID{Proto: ipsec.ESP, Dst: s.remote.Addr(), SPI: g.peerSPI}
+	out.Src, out.ReqID, out.Encap, out.EncrKey, out.AuthKey = s.local.Addr(), ids.out, e.out, outE, outA
+	out.SrcTS, out.DstTS = slices.Clone(g.local), slices.Clone(g.remote)
+	c := &child{
+		in: spi, outSPI: g.peerSPI, inDst: s.local.Addr(), outDst: s.remote.Addr(), mode: g.mode, suite: g.suite, policy: g.policy,
+		local: slices.Clone(g.local), remote: slices.Clone(g.remote), created: s.now, ni: g.ni, nr: g.nr,
+	}
+	s.children = append(s.children, c)
+	ic := InstallChild{In: &in, Out: &out, Seq: g.seq, Policy: g.policy}
+	if g.rekeys != nil {
+		ic.Rekeys = g.rekeys.in
+	}
+	s.emit(ic)
+	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.String("suite", c.suite.String()),
+		slog.Any("local", c.local), slog.Any("remote", c.remote))
+	if !responder {
+		return c, nil, nil
+	}
+	g.answer.SPI = proposal.SPIBytes(spi)
+	var ps []ikev2.Payload
+	if g.mode == ipsec.Transport {
+		ps = append(ps, notify(ikev2.USE_TRANSPORT_MODE))
+	}
+	ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED), &ikev2.SA{Proposals: []ikev2.Proposal{g.answer}})
+	if !g.initial {
+		ps = append(ps, &ikev2.Nonce{Data: g.nr})
+	}
+	if g.public != nil {
+		ps = append(ps, &ikev2.KE{Method: ikev2.KEID(g.suite.KE), Data: g.public})
+	}
+	return c, append(ps, &ikev2.TSi{Selectors: toWire(g.tsi)}, &ikev2.TSr{Selectors: toWire(g.tsr)}), nil
+}
+
+// childLife merges lifetimes field by field: the policy's, else the rule's.
+// Our soft limits vary, so that both sides seldom rekey at the same time.
+func (s *SA) childLife(suite proposal.ChildSuite) (hard, soft ipsec.Lifetime) {
+	r := s.rule
+	pick := func(ph, ps, rh, rs uint64) (h, w uint64) {
+		h, w = rh, rs
+		if ph != 0 || ps != 0 {
+			h, w = ph, ps
+			if w == 0 {
+				w = h / 10 * 9
+			}
+		}
+		if h != 0 && w >= h {
+			return h, 0 // never rekeyed by us
+		}
+		if fuzz := h / 100 * uint64(max(r.RekeyFuzz, 0)); w != 0 && fuzz != 0 {
+			w -= min(w-1, uint64(s.jitter(time.Duration(fuzz))))
+		}
+		return h, w
+	}
+	var a, b uint64
+	hard.Packets, soft.Packets = pick(suite.Hard.Packets, suite.Soft.Packets, r.ChildHard.Packets, r.ChildSoft.Packets)
+	hard.Bytes, soft.Bytes = pick(suite.Hard.Bytes, suite.Soft.Bytes, r.ChildHard.Bytes, r.ChildSoft.Bytes)
+	a, b = pick(uint64(suite.Hard.AddTime), uint64(suite.Soft.AddTime), uint64(r.ChildHard.AddTime), uint64(r.ChildSoft.AddTime))
+	hard.AddTime, soft.AddTime = time.Duration(a), wholeSeconds(b)
+	a, b = pick(uint64(suite.Hard.UseTime), uint64(suite.Soft.UseTime), uint64(r.ChildHard.UseTime), uint64(r.ChildSoft.UseTime))
+	hard.UseTime, soft.UseTime = time.Duration(a), wholeSeconds(b)
+	return hard, soft
+}
+
+// wholeSeconds is what PF_KEY can say; a limit does not become none.
+func wholeSeconds(ns uint64) time.Duration {
+	d := time.Duration(ns)
+	if d > time.Second {
+		return d.Truncate(time.Second)
+	}
+	return d
+}
+
+// removeChild ends a child SA: both its SAs go, except the outbound one if it
+// has gone before.
+func (s *SA) removeChild(c *child, reason error) {
+	if c.removed {
+		return
+	}
+	c.removed = true
+	s.children = slices.DeleteFunc(s.children, func(o *child) bool { return o == c })
+	r := c.remove(reason)
+	if c.deleting {
+		r.Out, r.OutSrc = ipsec.SAID{}, netip.Addr{}
+	}
+	s.emit(r)
+	s.log(levelInfo, "child SA removed", attrChild(c), attrErr(reason))
+}
+
+func (c *child) remove(reason error) RemoveChild {
+	return RemoveChild{
+		In: ipsec.SAID{Proto: ipsec.ESP, Dst: c.inDst, SPI: c.in}, Out: ipsec.SAID{Proto: ipsec.ESP, Dst: c.outDst, SPI: c.outSPI},
+		InSrc: c.outDst, OutSrc: c.inDst, Reason: reason,
+	}
+}

@@ -1,0 +1,225 @@
+package sa
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/crypto/dh"
+	"github.com/missiu/missiu/pkg/ike/proposal"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// refused is why a child SA is not granted, and what the peer hears.
+type refused struct {
+	n     *ikev2.Notify
+	err   error
+	fatal bool // INVALID_SYNTAX: the IKE SA ends (RFC 7296, 2.21.3)
+}
+
+func refuseWith(t ikev2.NotifyType, format string, args ...any) *refused {
+	return &refused{n: notify(t), err: fmt.Errorf(format, args...)}
+}
+
+// grant is the responder's judgement on a request for a child SA: policy,
+// selectors, algorithms, key exchange. rekeys is the child SA to be replaced,
+// whose policy then serves.
+func (s *SA) grant(i *ikeSA, ps []ikev2.Payload, initial bool, rekeys *child) (*granted, *refused) {
+	w := want{
+		mode: ipsec.Tunnel,
+		tsi:  fromWire(ikev2.Find[*ikev2.TSi](ps).Selectors),
+		tsr:  fromWire(ikev2.Find[*ikev2.TSr](ps).Selectors),
+		sa:   ikev2.Find[*ikev2.SA](ps),
+	}
+	if ikev2.FindNotify(ps, ikev2.USE_TRANSPORT_MODE) != nil {
+		w.mode = ipsec.Transport
+	}
+	g, rf := s.choosePolicy(i, w, initial, rekeys)
+	if rf != nil && w.mode == ipsec.Transport {
+		// Transport mode is a wish; tunnel mode is the answer to whoever
+		// asks in vain (RFC 7296, 1.3.1).
+		w.mode = ipsec.Tunnel
+		if t, trf := s.choosePolicy(i, w, initial, rekeys); trf == nil {
+			g, rf = t, nil
+		}
+	}
+	if rf != nil {
+		return nil, rf
+	}
+	if g.suite.KE == alg.KENone {
+		return g, nil
+	}
+	ke := ikev2.Find[*ikev2.KE](ps)
+	if ke == nil || alg.KE(ke.Method) != g.suite.KE {
+		return nil, &refused{n: invalidKE(uint16(g.suite.KE)), err: fmt.Errorf("want key exchange by %v", g.suite.KE)}
+	}
+	key, err := dh.Generate(g.suite.KE, s.rand)
+	if err != nil {
+		return nil, &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: err}
+	}
+	defer key.Wipe()
+	if g.shared, err = key.Shared(ke.Data); err != nil { // RFC 6989, 5
+		return nil, &refused{n: notify(ikev2.INVALID_SYNTAX), err: err, fatal: true}
+	}
+	g.public = key.Public()
+	return g, nil
+}
+
+// want is what a peer asks for.
+type want struct {
+	mode     ipsec.Mode
+	tsi, tsr []ipsec.TrafficSelector
+	sa       *ikev2.SA
+}
+
+// choosePolicy finds the first policy that leaves something of the selectors
+// and has common algorithms. One that holds the first selectors, which may be
+// those of the packet that raised the request, goes before others (RFC 7296, 2.9).
+func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*granted, *refused) {
+	g := &granted{initial: initial, mode: w.mode, rekeys: rekeys}
+	local, remote := w.tsr, w.tsi
+	if w.mode == ipsec.Transport {
+		// RFC 7296, 2.23.1: addresses that a NAT has changed are replaced by
+		// those that we see, and changed back in the answer.
+		if s.natRemote {
+			remote, g.oa = replaceAddr(remote, s.remote.Addr())
+		}
+		if s.natLocal {
+			local, _ = replaceAddr(local, s.local.Addr())
+		}
+	}
+	if len(local) == 0 || len(remote) == 0 {
+		return nil, refuseWith(ikev2.TS_UNACCEPTABLE, "no usable traffic selectors")
+	}
+	var policies []Policy
+	if rekeys != nil {
+		policies = []Policy{rekeys.policy}
+	} else {
+		policies = s.cfg.Host.Policies(Query{Peer: s.peer, Mode: w.mode, LocalTS: local, PeerTS: remote})
+	}
+	rf := refuseWith(ikev2.TS_UNACCEPTABLE, "no policy for %v mode, local %v, remote %v", w.mode, local, remote)
+	for pass := range 2 {
+		for _, p := range policies {
+			if m, ok := p.mode(); !ok || m != w.mode {
+				continue
+			}
+			l, r, ok := policyTS(p, w.mode, s.local.Addr(), s.remote.Addr())
+			if !ok {
+				continue
+			}
+			_, firstL := intersect(local[0], l)
+			_, firstR := intersect(remote[0], r)
+			if (firstL && firstR) == (pass == 1) {
+				continue // this pass is for the others
+			}
+			g.local = narrow(local, []ipsec.TrafficSelector{l})
+			g.remote = narrow(remote, []ipsec.TrafficSelector{r})
+			if len(g.local) == 0 || len(g.remote) == 0 {
+				continue
+			}
+			ours := proposal.WithKE(proposal.ForChild(p.Out.Proposals, s.rule.PFS, s.rule.ESN), i.suite.KE)
+			suite, answer, peer, err := proposal.ChooseChild(ours, w.sa, 0, initial)
+			if err != nil {
+				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: err}
+				continue
+			}
+			if s.childOut(peer) != nil {
+				return nil, refuseWith(ikev2.NO_ADDITIONAL_SAS, "SPI %v is in use", peer)
+			}
+			g.policy, g.suite, g.answer, g.peerSPI = p, suite, answer, peer
+			g.tsi, g.tsr = s.asAsked(g.remote, g.oa, s.natRemote), s.asAsked(g.local, single(w.tsr), s.natLocal)
+			return g, nil
+		}
+	}
+	return nil, rf
+}
+
+// asAsked undoes replaceAddr for the answer.
+func (s *SA) asAsked(l []ipsec.TrafficSelector, orig netip.Addr, nat bool) []ipsec.TrafficSelector {
+	if nat && orig.IsValid() {
+		if back, _ := replaceAddr(l, orig); len(back) == len(l) {
+			return back
+		}
+	}
+	return l
+}
+
+// single returns the address of the first selector if it is just one.
+func single(l []ipsec.TrafficSelector) netip.Addr {
+	if len(l) > 0 && l[0].Start == l[0].End {
+		return l[0].Start
+	}
+	return netip.Addr{}
+}
+
+var errBusyIKE = errors.New("the IKE SA is being replaced or closed")
+
+// childRequest answers CREATE_CHILD_SA for a new child SA or to rekey one.
+func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
+	if s.unsettled(i) {
+		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errBusyIKE)
+		return
+	}
+	var old *child
+	if n := ikev2.FindNotify(ps, ikev2.REKEY_SA); n != nil {
+		spi, ok := proposal.SPIFromBytes(n.SPI)
+		if n.Protocol == ikev2.ProtocolESP && ok {
+			old = s.childOut(spi)
+		}
+		switch { // RFC 7296, 2.25.1
+		case old == nil:
+			s.refuse(i, &ikev2.Notify{Protocol: n.Protocol, SPI: n.SPI, Type: ikev2.CHILD_SA_NOT_FOUND}, errors.New("no such child SA"))
+			return
+		case old.deleting || old.replaced || old.peerNew != nil:
+			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errors.New("child SA is being closed"))
+			return
+		}
+	}
+	g, rf := s.grant(i, ps, false, old)
+	if rf != nil {
+		s.refuse(i, rf.n, rf.err)
+		if rf.fatal {
+			s.fail(&LocalError{ikev2.CREATE_CHILD_SA, rf.n.Type, rf.err}, true)
+		}
+		return
+	}
+	g.ni = ikev2.Find[*ikev2.Nonce](ps).Data
+	s.needSPI(i, g.policy, g.mode, 0, func(spi ipsec.SPI, err error) {
+		if err == nil && (s.unsettled(i) || old != nil && (old.removed || old.deleting)) {
+			// Gone or going while we waited.
+			s.release(spi)
+			g.wipe()
+			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errors.New("child SA is being closed"))
+			return
+		}
+		if err != nil {
+			g.wipe()
+			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), err)
+			return
+		}
+		g.nr = s.newNonce()
+		c, out, err := s.install(i, g, spi, true)
+		if err != nil {
+			s.release(spi)
+			s.refuse(i, notify(ikev2.NO_PROPOSAL_CHOSEN), err)
+			return
+		}
+		s.respond(i, out...)
+		if old != nil {
+			s.replacedByPeer(old, c)
+		}
+	})
+}
+
+// replacedByPeer notes that the peer made c in place of old. If our own request
+// to do so is on its way, its answer decides.
+func (s *SA) replacedByPeer(old, c *child) {
+	if old.rekeying != nil {
+		old.peerNew = c
+		return
+	}
+	old.replaced = true
+	s.emit(Rekeyed{Old: old.in, New: c.in})
+}

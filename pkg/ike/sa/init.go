@@ -1,0 +1,305 @@
+package sa
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/crypto/dh"
+	"github.com/missiu/missiu/pkg/crypto/keymat"
+	"github.com/missiu/missiu/pkg/ike/proposal"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// IKE_SA_INIT (RFC 7296, 1.2):
+//
+//	HDR(SPIi, 0), [N(COOKIE)], SAi1, KEi, Ni, N(NAT…)  -->
+//	                   <--  HDR(SPIi, SPIr), SAr1, KEr, Nr, N(NAT…)
+//	                   or   N(COOKIE), N(INVALID_KE_PAYLOAD), another error
+//
+// Nothing here is authenticated. AUTH will cover both messages, so a lie is
+// found out later; until then it must cost us as little as possible.
+
+// handshake is what the first two exchanges need and nothing after them.
+type handshake struct {
+	ni, nr       []byte
+	key          dh.PrivateKey
+	request      []byte // IKE_SA_INIT as sent, for AUTH
+	response     []byte
+	cookie       []byte
+	cookies, kes int   // how often each was demanded
+	refused      error // what the peer, or somebody, answered; counts when the wait is over
+}
+
+func (h *handshake) wipe() {
+	if h == nil {
+		return
+	}
+	if h.key != nil {
+		h.key.Wipe()
+	}
+}
+
+// startInit makes the first IKE SA and sends its first request.
+func (s *SA) startInit() {
+	i := &ikeSA{initiator: true, local: s.newSPI(), hs: &handshake{ni: s.newNonce()}}
+	s.ikes, s.cur = append(s.ikes, i), i
+	s.emit(NewIKESA{Local: i.local, Initiator: true})
+	if err := s.newKE(i, s.rule.Proposals[0].KE[0]); err != nil {
+		s.fail(&LocalError{Exchange: ikev2.IKE_SA_INIT, Err: err}, false)
+		return
+	}
+	i.to(StateInitSent)
+	s.sendInit(i)
+}
+
+func (s *SA) newKE(i *ikeSA, ke alg.KE) (err error) {
+	if i.hs.key != nil {
+		i.hs.key.Wipe()
+	}
+	i.hs.key, err = dh.Generate(ke, s.rand)
+	return err
+}
+
+// sendInit sends IKE_SA_INIT: SPI, nonce and offer stay the same whatever the
+// responder demands (RFC 7296, 2.6 and 2.7); the message ID stays 0.
+func (s *SA) sendInit(i *ikeSA) {
+	h := i.hs
+	var ps []ikev2.Payload
+	if h.cookie != nil {
+		ps = append(ps, &ikev2.Notify{Type: ikev2.COOKIE, Data: h.cookie})
+	}
+	ps = append(ps, proposal.OfferIKE(s.rule.Proposals, nil),
+		&ikev2.KE{Method: ikev2.KEID(h.key.KE()), Data: h.key.Public()}, &ikev2.Nonce{Data: h.ni})
+	ps = append(ps, s.natPayloads(i)...)
+	m := &ikev2.Message{Header: i.header(ikev2.IKE_SA_INIT, 0, false), Payloads: ps}
+	data, err := m.Append(nil)
+	if err != nil {
+		s.fail(&LocalError{Exchange: ikev2.IKE_SA_INIT, Err: err}, false)
+		return
+	}
+	i.nextID = 1
+	h.request, h.refused = data, nil
+	s.transmit(i, 0, ikev2.IKE_SA_INIT, data)
+	s.logMessage("sent", i, m.Header, ps, len(data))
+}
+
+// receiveInitResponse is the initiator's side of the answer.
+func (s *SA) receiveInitResponse(i *ikeSA, d Datagram, hd ikev2.Header) {
+	m, err := ikev2.Parse(d.Data)
+	if err != nil || i.state != StateInitSent || d.Remote != i.req.remote || critical(m.Payloads) != nil {
+		s.counters.Malformed++
+		return
+	}
+	h := i.hs
+	if n := ikev2.FindNotify(m.Payloads, ikev2.COOKIE); n != nil && ikev2.Find[*ikev2.SA](m.Payloads) == nil {
+		if len(n.Data) == 0 || len(n.Data) > 64 || bytes.Equal(n.Data, h.cookie) || h.cookies >= maxCookies {
+			s.counters.Unexpected++ // the same once more: a duplicate
+			return
+		}
+		s.logMessage("received", i, hd, m.Payloads, len(d.Data))
+		h.cookies++
+		h.cookie = n.Data
+		s.sendInit(i)
+		return
+	}
+	ps, err := shapeInitResponse.check(m.Payloads)
+	if err != nil {
+		s.counters.Malformed++
+		return
+	}
+	s.logMessage("received", i, hd, m.Payloads, len(d.Data))
+	if n := refusal(ps); n != nil {
+		if n.Type == ikev2.INVALID_KE_PAYLOAD && len(n.Data) == 2 {
+			ke := alg.KE(binary.BigEndian.Uint16(n.Data))
+			if ke == h.key.KE() { // a duplicate
+				s.counters.Unexpected++
+				return
+			}
+			if h.kes++; h.kes <= maxKETries && offers(s.rule.Proposals, ke) {
+				if err := s.newKE(i, ke); err == nil {
+					s.sendInit(i)
+					return
+				}
+			}
+		}
+		h.refused = &PeerError{ikev2.IKE_SA_INIT, n.Type}
+		return
+	}
+	if err := s.initDone(i, ps, hd.ResponderSPI, d.Data); err != nil {
+		h.refused = &LocalError{Exchange: ikev2.IKE_SA_INIT, Err: err}
+	}
+}
+
+func offers(ps []proposal.IKE, ke alg.KE) bool {
+	for _, p := range ps {
+		for _, k := range p.KE {
+			if k == ke {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// initDone takes a good answer.
+func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error {
+	h := i.hs
+	suite, err := proposal.CheckIKE(s.rule.Proposals, ikev2.Find[*ikev2.SA](ps), 0)
+	if err != nil {
+		return err
+	}
+	ke := ikev2.Find[*ikev2.KE](ps)
+	if alg.KE(ke.Method) != suite.KE || suite.KE != h.key.KE() {
+		return fmt.Errorf("key exchange by %v, suite has %v, sent %v", ke.Method, suite.KE, h.key.KE())
+	}
+	if spi == 0 {
+		return errors.New("responder's SPI is 0")
+	}
+	shared, err := h.key.Shared(ke.Data)
+	if err != nil {
+		return err
+	}
+	defer shared.Wipe()
+	i.remote, i.suite, h.nr, h.response = spi, suite, ikev2.Find[*ikev2.Nonce](ps).Data, data
+	if err := s.deriveFirst(i, shared); err != nil {
+		i.remote = 0
+		return err
+	}
+	i.req, i.active = nil, nil
+	s.emit(NewIKESA{Local: i.local, Remote: i.remote, Initiator: true})
+	s.childless = ikev2.FindNotify(ps, ikev2.CHILDLESS_IKEV2_SUPPORTED) != nil
+	s.heard = s.now
+	s.detectNAT(i, ps, s.local, s.remote)
+	s.float()
+	i.to(StateAuthWait)
+	s.startAuth(i)
+	return nil
+}
+
+// deriveFirst makes the keys of the first IKE SA (RFC 7296, 2.14).
+func (s *SA) deriveFirst(i *ikeSA, shared ipsec.Key) error {
+	h := i.hs
+	seed, err := keymat.SKEYSEED(i.suite.PRF, h.ni, h.nr, shared)
+	if err != nil {
+		return err
+	}
+	defer seed.Wipe()
+	return s.derive(i, seed, h.ni, h.nr)
+}
+
+func (s *SA) derive(i *ikeSA, seed ipsec.Key, ni, nr []byte) error {
+	a, b := i.spis()
+	k, err := keymat.IKESA(i.suiteKeys(), seed, ni, nr, uint64(a), uint64(b))
+	if err != nil {
+		return err
+	}
+	if err := i.setKeys(k); err != nil {
+		k.Wipe()
+		return err
+	}
+	return nil
+}
+
+// receiveInitRequest is the responder's side. Whatever is refused here leaves
+// no state.
+func (s *SA) receiveInitRequest(d Datagram, hd ikev2.Header) {
+	fail := func(n *ikev2.Notify, err error) {
+		le := &LocalError{Exchange: ikev2.IKE_SA_INIT, Err: err}
+		if n != nil {
+			le.Notify = n.Type
+			m := &ikev2.Message{Header: hd, Payloads: []ikev2.Payload{n}}
+			m.Flags = ikev2.FlagResponse
+			if data, err := m.Append(nil); err == nil {
+				s.send(d.Local, d.Remote, data, false)
+			}
+		}
+		s.fail(le, false)
+	}
+	m, err := ikev2.Parse(d.Data)
+	switch {
+	case err != nil:
+		s.counters.Malformed++
+		fail(nil, err)
+		return
+	case hd.Exchange != ikev2.IKE_SA_INIT || hd.IsResponse() || !hd.FromInitiator() || hd.MessageID != 0 || hd.InitiatorSPI == 0 || hd.ResponderSPI != 0:
+		s.counters.Unexpected++
+		fail(nil, errors.New("not an IKE_SA_INIT request"))
+		return
+	}
+	if n := critical(m.Payloads); n != nil {
+		fail(n, errors.New("unknown critical payload"))
+		return
+	}
+	ps, err := shapeInitRequest.check(m.Payloads)
+	if err != nil {
+		s.counters.Malformed++
+		fail(nil, err)
+		return
+	}
+	// The first rule that accepts an offer fixes the suite; which rule it is
+	// in the end, IKE_AUTH tells.
+	err = fmt.Errorf("no rule")
+	for _, r := range s.candidate {
+		suite, answer, _, cerr := proposal.ChooseIKE(r.Proposals, ikev2.Find[*ikev2.SA](ps), 0)
+		if cerr != nil {
+			err = cerr
+			continue
+		}
+		s.rule = r
+		if n, rerr := s.acceptInit(d, hd, ps, suite, answer); rerr != nil {
+			fail(n, rerr)
+		}
+		return
+	}
+	fail(notify(ikev2.NO_PROPOSAL_CHOSEN), err)
+}
+
+// acceptInit makes the half-open IKE SA and answers.
+func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite proposal.IKESuite, answer ikev2.Proposal) (*ikev2.Notify, error) {
+	ke := ikev2.Find[*ikev2.KE](ps)
+	if alg.KE(ke.Method) != suite.KE {
+		return invalidKE(uint16(suite.KE)), fmt.Errorf("key exchange by %v: want %v", ke.Method, suite.KE)
+	}
+	key, err := dh.Generate(suite.KE, s.rand)
+	if err != nil {
+		return nil, err
+	}
+	defer key.Wipe()
+	shared, err := key.Shared(ke.Data)
+	if err != nil {
+		return nil, err
+	}
+	defer shared.Wipe()
+	i := &ikeSA{local: s.newSPI(), remote: hd.InitiatorSPI, suite: suite}
+	i.hs = &handshake{ni: ikev2.Find[*ikev2.Nonce](ps).Data, nr: s.newNonce(), request: d.Data}
+	if err := s.deriveFirst(i, shared); err != nil {
+		return nil, err
+	}
+	s.local, s.remote = d.Local, d.Remote
+	s.peer.Local, s.peer.Remote = d.Local, d.Remote
+	s.ikes, s.cur = append(s.ikes, i), i
+	s.emit(NewIKESA{Local: i.local, Remote: i.remote})
+	s.logMessage("received", i, hd, ps, len(d.Data))
+	s.detectNAT(i, ps, d.Local, d.Remote)
+
+	out := []ikev2.Payload{&ikev2.SA{Proposals: []ikev2.Proposal{answer}},
+		&ikev2.KE{Method: ke.Method, Data: key.Public()}, &ikev2.Nonce{Data: i.hs.nr}}
+	out = append(out, s.natPayloads(i)...)
+	out = append(out, notify(ikev2.CHILDLESS_IKEV2_SUPPORTED))
+	m := &ikev2.Message{Header: i.header(ikev2.IKE_SA_INIT, 0, true), Payloads: out}
+	data, err := m.Append(nil)
+	if err != nil {
+		return nil, err
+	}
+	i.hs.response, i.lastResp, i.lastReq, i.expect = data, data, sha256.Sum256(d.Data), 1
+	i.dropAt = s.now.Add(s.cfg.HalfOpen)
+	i.to(StateHalfOpen)
+	s.send(d.Local, d.Remote, data, false)
+	s.logMessage("sent", i, m.Header, out, len(data))
+	return nil, nil
+}

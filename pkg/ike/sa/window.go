@@ -1,0 +1,287 @@
+package sa
+
+import (
+	"crypto/sha256"
+	"errors"
+	"math"
+	"net/netip"
+	"time"
+
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// send emits a datagram.
+func (s *SA) send(local, remote netip.AddrPort, data []byte, again bool) {
+	s.lastSent = s.now
+	s.emit(Send{local, remote, data, again})
+}
+
+// request sends a protected request of t, which takes the window of i.
+func (s *SA) request(i *ikeSA, t task, x ikev2.ExchangeType, ps ...ikev2.Payload) {
+	id := i.nextID
+	m := &ikev2.Message{Header: i.header(x, id, false), Payloads: ps}
+	data, err := m.AppendSealed(nil, i.seal)
+	if err != nil || id == math.MaxUint32 {
+		// Neither happens in practice: our payloads fit, and rekeying comes
+		// before the 2^32nd message (RFC 7296, 2.2).
+		s.fail(&LocalError{Exchange: x, Err: errors.Join(err, errors.New("no further request possible"))}, false)
+		return
+	}
+	i.nextID++
+	i.active = t
+	s.transmit(i, id, x, data)
+	s.logMessage("sent", i, m.Header, ps, len(data))
+}
+
+// transmit puts a new request on its way.
+func (s *SA) transmit(i *ikeSA, id uint32, x ikev2.ExchangeType, data []byte) {
+	i.req = &request{id: id, exchange: x, data: data, local: s.local, remote: s.remote}
+	s.transmission(i.req)
+}
+
+// transmission sends r once more and sets the wait that follows, shortened by
+// up to a tenth so that two sides do not keep step.
+func (s *SA) transmission(r *request) {
+	rt := s.rule.Retransmit
+	if r.wait *= 2; r.sent == 0 {
+		r.wait = rt.Init
+	}
+	r.wait = max(min(r.wait, rt.Max), time.Millisecond)
+	r.due = s.now.Add(r.wait - s.jitter(r.wait/10))
+	s.send(r.local, r.remote, r.data, r.sent > 0)
+	r.sent++
+}
+
+// retransmit sends i's request again, or gives up.
+func (s *SA) retransmit(i *ikeSA) {
+	r := i.req
+	if i.state == StateInitSent && i.hs.refused != nil {
+		s.fail(i.hs.refused, false)
+		return
+	}
+	if r.sent <= s.rule.Retransmit.Limit {
+		s.transmission(r)
+		return
+	}
+	if t := i.active; t != nil {
+		i.active = nil
+		t.cancel(s, ErrTimeout)
+	}
+	i.req = nil
+	switch {
+	case i != s.cur: // replaced or redundant: nothing hangs on it
+		s.gone(i)
+	case i.state == StateDeleting:
+		s.fail(ErrClosed, false)
+	default:
+		s.fail(ErrTimeout, false)
+	}
+}
+
+// respond answers the request in work. The answer is kept for retransmissions.
+func (s *SA) respond(i *ikeSA, ps ...ikev2.Payload) {
+	h, _, err := ikev2.ParseHeader(i.from.Data)
+	if err != nil {
+		return
+	}
+	m := &ikev2.Message{Header: i.header(h.Exchange, h.MessageID, true), Payloads: ps}
+	data, err := m.AppendSealed(nil, i.seal)
+	if err != nil {
+		s.fail(&LocalError{Exchange: h.Exchange, Err: err}, false)
+		return
+	}
+	i.lastResp, i.busy = data, false
+	s.send(i.from.Local, i.from.Remote, data, false)
+	s.logMessage("sent", i, m.Header, ps, len(data))
+}
+
+// refuse answers the request in work with one error notify.
+func (s *SA) refuse(i *ikeSA, n *ikev2.Notify, why error) {
+	s.log(levelWarn, "refused", attrNotify(n.Type), attrErr(why))
+	s.respond(i, n)
+}
+
+// farewell tells the peer in one message, without waiting for an answer, that
+// i ends.
+func (s *SA) farewell(i *ikeSA, ps ...ikev2.Payload) {
+	if len(ps) == 0 {
+		ps = []ikev2.Payload{&ikev2.Delete{Protocol: ikev2.ProtocolIKE}}
+	}
+	m := &ikev2.Message{Header: i.header(ikev2.INFORMATIONAL, i.nextID, false), Payloads: ps}
+	if data, err := m.AppendSealed(nil, i.seal); err == nil {
+		i.nextID++
+		s.send(s.local, s.remote, data, false)
+		s.logMessage("sent", i, m.Header, ps, len(data))
+	}
+}
+
+// Receive takes an IKE message.
+func (s *SA) Receive(now time.Time, d Datagram) []Output {
+	return s.input(now, func() { s.receive(d) })
+}
+
+func (s *SA) receive(d Datagram) {
+	h, _, err := ikev2.ParseHeader(d.Data)
+	if err != nil {
+		s.counters.Malformed++
+		s.noRequest()
+		return
+	}
+	if s.cur == nil && !s.initiator {
+		s.receiveInitRequest(d, h)
+		s.noRequest()
+		return
+	}
+	i := s.find(h)
+	if i == nil {
+		s.counters.Unexpected++
+		return
+	}
+	if h.IsResponse() {
+		s.receiveResponse(i, d, h)
+	} else {
+		s.receiveRequest(i, d, h)
+	}
+}
+
+// noRequest ends a responder whose first datagram was no request to begin with.
+func (s *SA) noRequest() {
+	if s.cur == nil && !s.initiator {
+		s.fail(&LocalError{Exchange: ikev2.IKE_SA_INIT, Err: errors.New("malformed request")}, false)
+	}
+}
+
+// find returns the IKE SA that a header belongs to. Its Initiator flag says
+// which of the SPIs is ours.
+func (s *SA) find(h ikev2.Header) *ikeSA {
+	local, remote := h.InitiatorSPI, h.ResponderSPI
+	if h.FromInitiator() {
+		local, remote = remote, local
+	}
+	for _, i := range s.ikes {
+		if i.initiator == h.FromInitiator() {
+			continue
+		}
+		switch {
+		case i.local == local && i.remote == remote:
+			return i
+		case i.state == StateInitSent && i.local == local: // the peer's is not known yet
+			return i
+		case i.state == StateHalfOpen && local == 0 && i.remote == remote && h.Exchange == ikev2.IKE_SA_INIT:
+			return i // its first request, again
+		}
+	}
+	return nil
+}
+
+// receiveRequest checks the window and the protection of a request.
+func (s *SA) receiveRequest(i *ikeSA, d Datagram, h ikev2.Header) {
+	switch {
+	case i.expect > 0 && h.MessageID == i.expect-1 && i.isLast(d.Data):
+		// The same octets need no second look: whoever repeats them learns
+		// nothing but what it has seen, and changes nothing.
+		s.counters.Retransmits++
+		if i.lastResp != nil {
+			s.send(d.Local, d.Remote, i.lastResp, true)
+		}
+		return
+	case h.MessageID != i.expect || i.busy:
+		s.counters.MessageID++
+		return
+	case !i.hasKeys() || h.Exchange == ikev2.IKE_SA_INIT || i.initiator && i.state < StateEstablished:
+		// The last: the responder may be ready before its IKE_AUTH response is
+		// here; it will ask again.
+		s.counters.Unexpected++
+		return
+	}
+	ps, ok, err := s.openMessage(i, d.Data)
+	if !ok {
+		return
+	}
+	i.expect++
+	i.busy, i.lastReq, i.lastResp, i.from = true, sha256.Sum256(d.Data), nil, d
+	s.alive(i, d)
+	s.logMessage("received", i, h, ps, len(d.Data))
+	s.handleRequest(i, h, ps, err)
+}
+
+// receiveResponse does so for a response.
+func (s *SA) receiveResponse(i *ikeSA, d Datagram, h ikev2.Header) {
+	r := i.req
+	if r == nil || h.MessageID != r.id {
+		s.counters.MessageID++
+		return
+	}
+	if h.Exchange != r.exchange {
+		s.counters.Unexpected++
+		return
+	}
+	if h.Exchange == ikev2.IKE_SA_INIT {
+		s.receiveInitResponse(i, d, h)
+		return
+	}
+	ps, ok, err := s.openMessage(i, d.Data)
+	if !ok {
+		return
+	}
+	s.alive(i, d)
+	s.logMessage("received", i, h, ps, len(d.Data))
+	t := i.active
+	i.req, i.active = nil, nil
+	if n := critical(ps); err == nil && n != nil {
+		err = errors.New("unknown critical payload in a response")
+	}
+	if err == nil {
+		ps, err = t.shape().check(ps)
+	}
+	if err != nil {
+		// Both sides no longer agree on what happened (RFC 7296, 2.21.3).
+		t.cancel(s, err)
+		err = &LocalError{Exchange: h.Exchange, Err: err}
+		if i != s.cur {
+			s.gone(i)
+			return
+		}
+		s.farewell(i)
+		s.fail(err, false)
+		return
+	}
+	t.answer(s, i, ps)
+}
+
+// openMessage opens the protection. ok is false for what is not authentic; err
+// is about the contents of what is.
+func (s *SA) openMessage(i *ikeSA, data []byte) (ps []ikev2.Payload, ok bool, err error) {
+	i.open.verified = false
+	m, err := ikev2.Open(data, i.open)
+	switch {
+	case i.open.verified && err != nil:
+		return nil, true, err
+	case err == nil:
+		return m.Payloads, true, nil
+	case errors.Is(err, ikev2.ErrIntegrity):
+		s.counters.Integrity++
+	default:
+		s.counters.Malformed++
+	}
+	return nil, false, nil
+}
+
+// alive notes that something authentic came from the peer, and follows it to a
+// new address behind its NAT (RFC 7296, 2.23); whoever is behind a NAT itself
+// does not.
+func (s *SA) alive(i *ikeSA, d Datagram) {
+	s.heard = s.now
+	if s.remote == d.Remote && s.local == d.Local {
+		return
+	}
+	// The initiator chooses the port by its IKE_AUTH request.
+	if first := i.state == StateHalfOpen; first || s.natRemote && !s.natLocal && i == s.cur {
+		old := s.remote
+		s.local, s.remote = d.Local, d.Remote
+		s.peer.Local, s.peer.Remote = d.Local, d.Remote
+		if !first && old != d.Remote {
+			s.emit(PeerMoved{old, d.Remote})
+		}
+	}
+}
