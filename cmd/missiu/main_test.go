@@ -1,0 +1,110 @@
+package main
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+func TestCommandLine(t *testing.T) {
+	keysock.Dir = t.TempDir()
+	for _, tt := range []struct {
+		args string
+		code int
+		out  string // in standard output, or of errors in standard error
+	}{
+		{"-h", exitOK, "usage: missiu"},
+		{"--help startRaw", exitOK, "--foreground"},
+		{"-V", exitOK, "missiu "},
+		{"", exitUsage, "no verb"},
+		{"-i lo", exitUsage, "no verb"},
+		{"startRaw", exitUsage, "-i INTERFACE is missing"},
+		{"-i", exitUsage, "flag needs an argument"},
+		{"-i lo startTwice", exitUsage, `unknown verb "startTwice"`},
+		{"-i lo start stop", exitUsage, "more than one verb"},
+		{"-i lo --frob start", exitUsage, "unknown flag: --frob"},
+		{"-i ../x start", exitUsage, "not a name of an interface"},
+		{"-i averyverylongname start", exitUsage, "not a name of an interface"},
+		{"-i lo --default maybe start", exitUsage, "want pass or drop"},
+		{"-i lo --offload some start", exitUsage, "want auto or none"},
+		{"-i mi-none start", exitFailed, "mi-none: no such interface"},
+		{"-i mi-none stop", exitFailed, "no missiu is running"},
+		{"-i mi-none status", exitFailed, "no missiu is running"},
+		{"status", exitFailed, "no missiu is running"},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := run(strings.Fields(tt.args), &stdout, &stderr)
+		text := stdout.String()
+		if tt.code != exitOK {
+			if text != "" {
+				t.Errorf("%q: standard output %q", tt.args, text)
+			}
+			text = stderr.String()
+		}
+		if code != tt.code || !strings.Contains(text, tt.out) {
+			t.Errorf("%q: exit %d, %q; want %d, %q", tt.args, code, text, tt.code, tt.out)
+		}
+		if tt.code == exitUsage && !strings.Contains(text, "usage:") {
+			t.Errorf("%q: no usage in %q", tt.args, text)
+		}
+	}
+}
+
+func TestPoliciesFile(t *testing.T) {
+	keysock.Dir = t.TempDir()
+	if ps, err := loadPolicies("eth0"); ps != nil || err != nil {
+		t.Fatalf("without a file: %v, %v", ps, err)
+	}
+	want := []ipsec.Policy{{
+		ID: 9, Dir: ipsec.Out, Priority: 5, Action: ipsec.Protect,
+		Sel:       ipsec.Selector{Src: netip.MustParsePrefix("0.0.0.0/0"), Dst: netip.MustParsePrefix("192.0.2.1/32"), Proto: 1},
+		Requests:  []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Tunnel, Level: ipsec.LevelUnique, ReqID: 0x4000, Src: netip.MustParseAddr("2001:db8::1"), Dst: netip.MustParseAddr("2001:db8::2")}},
+		Proposals: []ipsec.Proposal{{Encr: alg.EncrAESCBC, EncrMinBits: 128, EncrMaxBits: 256, Auth: alg.IntegHMACSHA1, Hard: ipsec.Lifetime{AddTime: time.Hour}}},
+	}}
+	if err := savePolicies("eth0", want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := loadPolicies("eth0")
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
+	}
+	if s, err := os.Stat(statePath("eth0")); err != nil || s.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", s.Mode(), err)
+	}
+	if err := os.WriteFile(statePath("eth0"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadPolicies("eth0"); err == nil {
+		t.Error("a broken file is no error: the instance would start without policies")
+	}
+	if !removeState("eth0") || removeState("eth0") {
+		t.Error("state not removed, or twice")
+	}
+}
+
+func TestTAPMTU(t *testing.T) {
+	for _, tt := range []struct{ link, overhead, want int }{
+		{1500, worstOverhead, 1379}, {1500, 60, 1440}, {1300, 121, 1280}, {576, 60, 516}, {100, 60, 68},
+	} {
+		if got := tapMTU(tt.link, tt.overhead); got != tt.want {
+			t.Errorf("tapMTU(%d, %d) = %d, want %d", tt.link, tt.overhead, got, tt.want)
+		}
+	}
+}
+
+func TestStatusText(t *testing.T) {
+	s := Status{Interface: "eth0", Pid: 7, Since: time.Now(), Counters: map[string]uint64{"in_protected": 3, "drop_in_auth": 0}, Paths: map[string]string{"native esp": "x"}}
+	var b bytes.Buffer
+	s.print(&b)
+	if got := b.String(); !strings.Contains(got, "in protected") || strings.Contains(got, "drop in auth") || !strings.Contains(got, "pid 7") {
+		t.Errorf("got %s", got)
+	}
+}
