@@ -47,8 +47,8 @@ func TestBadInput(t *testing.T) {
 		{"./loadConfig -f bad.conf", 1, "bad.conf:3:9:"},
 		{"./loadConfig -dP", 1, "missiu"},
 		{"./ike -h", 0, "-p"},
-		{"./ike", 2, "usage"},
-		{"./ike --frobnicate 192.168.3.118", 2, "usage"},
+		{"./ike", 2, "ike -h"},
+		{"./ike --frobnicate 192.168.3.118", 2, "frobnicate"},
 		{"./ike 192.168.3.118", 3, "ike.conf"},
 		{"./ike -p @../nowhere 192.168.3.118", 3, "nowhere"},
 		{"./ike -p @../psk644 192.168.3.118", 3, "want 0600"},
@@ -153,7 +153,7 @@ func TestSocketAbuse(t *testing.T) {
 	} {
 		r := a.Run("bin/pfkey", sock, "raw", tt.hex)
 		if r.Code != 0 || strings.TrimSpace(r.Out) == "0" {
-			t.Errorf("%s: %v, want an errno or a closed connection", tt.name, r)
+			t.Errorf("%s: %v, want an errno, a closed connection or no answer", tt.name, r)
 		}
 	}
 	deaf := a.Start("bash", "-c", "sleep 1000 | bin/pfkey "+sock+" deaf 20000")

@@ -5,7 +5,8 @@
 //	pfkey SOCKET dump              a JSON object for each SA
 //	pfkey SOCKET add-sa JSON       as dump shows it
 //	pfkey SOCKET add-policy JSON   {"dir","src","dst","proto","mode","tun_src","tun_dst","reqid"}
-//	pfkey SOCKET raw HEX           sends octets as they are; prints the errno of the answer
+//	pfkey SOCKET raw HEX           sends octets as they are; prints the errno of the answer,
+//	                               "closed" or "no answer"
 //	pfkey SOCKET deaf N            sends N DUMPs and REGISTERs and never reads; ends at the end of its input
 package main
 
@@ -173,6 +174,10 @@ func (s *socket) dump(w io.Writer) error {
 }
 
 func (s *socket) raw(b []byte) error {
+	tv := syscall.NsecToTimeval(int64(2 * time.Second))
+	if err := syscall.SetsockoptTimeval(s.fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &tv); err != nil {
+		return err
+	}
 	if _, err := syscall.Write(s.fd, b); err != nil {
 		return err
 	}
@@ -180,6 +185,9 @@ func (s *socket) raw(b []byte) error {
 	switch {
 	case errors.Is(err, errEnd):
 		fmt.Println("closed")
+		return nil
+	case errors.Is(err, syscall.EAGAIN):
+		fmt.Println("no answer")
 		return nil
 	case err != nil:
 		return err
