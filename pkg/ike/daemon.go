@@ -186,7 +186,8 @@ func (d *Daemon) stop(cancelOps context.CancelFunc) {
 		d.log.Info("stopping", zap.Int("ike_sas", len(ls)))
 	}
 	for _, l := range ls {
-		if l.post((*lineage).delete) != nil {
+		// One that is over only waits to repeat its last response.
+		if l.isOver() || l.post((*lineage).delete) != nil {
 			l.kill()
 		}
 	}
@@ -221,6 +222,12 @@ func (d *Daemon) closeConns() {
 	for _, c := range d.conns {
 		c.Close()
 	}
+}
+
+func (l *lineage) isOver() bool {
+	l.d.mu.Lock()
+	defer l.d.mu.Unlock()
+	return l.over
 }
 
 // all lists the lineages; d.mu is held.

@@ -41,7 +41,9 @@ func TestNegotiateAndStop(t *testing.T) {
 		}
 		synctest.Wait()
 		wantPair(t, a, b, 0)
-		b.stop(t)
+		if took := b.stop(t); took > time.Second {
+			t.Errorf("stopping after the peer's end took %v", took)
+		}
 	})
 }
 
@@ -551,7 +553,7 @@ func TestLogLines(t *testing.T) {
 		for _, e := range a.logs.All() {
 			if strings.HasPrefix(e.Message, "sent ") || strings.HasPrefix(e.Message, "received ") {
 				got = append(got, e.Message)
-				for _, k := range []string{"msgid", "spi_i", "spi_r", "peer", "octets"} {
+				for _, k := range []string{"msgid", "spi_i", "spi_r", "peer", "bytes"} {
 					if _, ok := e.ContextMap()[k]; !ok {
 						t.Errorf("%s: no %s", e.Message, k)
 					}

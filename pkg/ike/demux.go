@@ -2,9 +2,9 @@ package ike
 
 import (
 	"errors"
+	"net/netip"
 	"time"
 
-	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ike/sa"
 	"github.com/missiu/missiu/proto/ikev2"
 	"github.com/missiu/missiu/proto/isakmp"
@@ -34,7 +34,6 @@ func (d *Daemon) demux(dg sa.Datagram) {
 	d.mu.Unlock()
 	switch {
 	case l != nil:
-		d.logMessage(l.log, "received", h, dg.Remote, len(dg.Data), "")
 		if !l.deliver(dg) {
 			d.counters.full.Add(1)
 		}
@@ -56,9 +55,9 @@ func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
 	if d.budget.needCookie() && !d.hasCookie(dg, m) {
 		return
 	}
-	d.logMessage(d.log, "received", h, dg.Remote, len(dg.Data), "")
 	candidates := d.rules.Load().Inbound(dg.Local.Addr(), dg.Remote.Addr())
 	if len(candidates) == 0 {
+		d.logMessage(d.log, "received", h, dg.Remote, len(dg.Data))
 		d.log.Info("no rule for this peer", zap.Stringer("peer", dg.Remote), zap.Stringer("local", dg.Local))
 		d.answer(dg, h, ikev2.NO_PROPOSAL_CHOSEN, nil)
 		return
@@ -146,33 +145,21 @@ func (d *Daemon) answer(dg sa.Datagram, h ikev2.Header, n ikev2.NotifyType, data
 	if err != nil {
 		return
 	}
-	d.logMessage(d.log, "sent", h, dg.Remote, len(b), n.String())
+	d.logMessage(d.log, "sent", h, dg.Remote, len(b), zap.Stringer("notify", n))
 	if err := d.send(b, dg.Local, dg.Remote); err != nil {
 		d.log.Debug("send", zap.Error(err))
 	}
 }
 
-// logMessage writes the line that every message gets.
-func (d *Daemon) logMessage(log *zap.Logger, dir string, h ikev2.Header, peer interface{ String() string }, n int, note string) {
+// logMessage writes the line of a message that no machine sees. The keys are
+// those of the machine's own lines.
+func (d *Daemon) logMessage(log *zap.Logger, dir string, h ikev2.Header, peer netip.AddrPort, n int, more ...zap.Field) {
 	kind := "request"
 	if h.IsResponse() {
 		kind = "response"
 	}
-	fields := []zap.Field{
-		zap.Uint32("msgid", h.MessageID), zap.Stringer("spi_i", h.InitiatorSPI), zap.Stringer("spi_r", h.ResponderSPI),
-		zap.Stringer("peer", peer), zap.Int("octets", n),
-	}
-	if note != "" {
-		fields = append(fields, zap.String("note", note))
-	}
-	log.Info(dir+" "+h.Exchange.String()+" "+kind, fields...)
-}
-
-// mismatch returns both sides' offers when err is about proposals.
-func mismatch(err error) *proposal.Mismatch {
-	var m *proposal.Mismatch
-	if errors.As(err, &m) {
-		return m
-	}
-	return nil
+	log.Info(dir+" "+h.Exchange.String()+" "+kind, append([]zap.Field{
+		zap.Stringer("peer", peer), zap.Stringer("spi_i", h.InitiatorSPI), zap.Stringer("spi_r", h.ResponderSPI),
+		zap.Uint32("msgid", h.MessageID), zap.Int("bytes", n),
+	}, more...)...)
 }

@@ -373,13 +373,13 @@ func (d *Daemon) addStarter(local, remote netip.Addr, keep bool) {
 	d.wake()
 }
 
-// starterEnded is told that a lineage has ended; d.mu is held.
+// starterEnded is told that a lineage has failed or ended; d.mu is held.
 func (d *Daemon) starterEnded(l *lineage) {
 	s := l.starter
 	if s == nil {
 		return
 	}
-	s.lineage = nil
+	s.lineage, l.starter = nil, nil
 	if !s.keep {
 		d.starters = slices.DeleteFunc(d.starters, func(x *starter) bool { return x == s })
 		return

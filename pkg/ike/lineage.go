@@ -241,11 +241,7 @@ func (l *lineage) carryOut(outs []sa.Output) {
 		case sa.Established:
 			l.established(o)
 		case sa.Rekeyed:
-			if o.NewIKE != 0 {
-				l.log.Info("IKE SA rekeyed", zap.Stringer("old", o.OldIKE), zap.Stringer("new", o.NewIKE))
-			} else {
-				l.log.Info("child SA rekeyed", zap.Stringer("old", o.Old), zap.Stringer("new", o.New))
-			}
+			l.log.Debug("rekeyed", zap.Stringer("old_child", o.Old), zap.Stringer("new_child", o.New), zap.Stringer("old", o.OldIKE), zap.Stringer("new", o.NewIKE))
 		case sa.PeerMoved:
 			l.log.Info("peer moved", zap.Stringer("old", o.Old), zap.Stringer("new", o.New))
 			l.moveSAs(o)
@@ -260,12 +256,9 @@ func (l *lineage) carryOut(outs []sa.Output) {
 }
 
 func (l *lineage) send(o sa.Send) {
-	note := ""
-	if o.Again {
-		note = "sent again"
-	}
-	if h, _, err := ikev2.ParseHeader(o.Data); err == nil {
-		l.d.logMessage(l.log, "sent", h, o.Remote, len(o.Data), note)
+	// The machine logs what is in a message once; what it repeats is told here.
+	if h, _, err := ikev2.ParseHeader(o.Data); err == nil && o.Again {
+		l.d.logMessage(l.log, "sent again", h, o.Remote, len(o.Data))
 	}
 	if err := l.d.send(o.Data, o.Local, o.Remote); err != nil {
 		l.log.Warn("send", zap.Stringer("peer", o.Remote), zap.Error(err))
@@ -308,7 +301,7 @@ func (l *lineage) install(o sa.InstallChild) error {
 		return err
 	}
 	l.children[in.id] = childCount{src: in.src}
-	l.log.Info("child SA up", zap.Stringer("spi_in", o.In.SPI), zap.Stringer("spi_out", o.Out.SPI),
+	l.log.Debug("child SA installed", zap.Stringer("spi_in", o.In.SPI), zap.Stringer("spi_out", o.Out.SPI),
 		zap.Stringer("peer", o.Out.Dst), zap.Stringer("mode", o.In.Mode), zap.String("suite", suiteOf(o.In)),
 		zap.Bool("udp", o.In.Encap != nil), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq))
 	return nil
@@ -344,7 +337,7 @@ func (l *lineage) remove(o sa.RemoveChild) {
 	for _, i := range []installed{{o.Out, o.OutSrc}, {o.In, o.InSrc}} {
 		if i.id.SPI != 0 {
 			l.drop(i)
-			l.log.Info("child SA removed", zap.Stringer("sa", i.id), zap.NamedError("reason", o.Reason))
+			l.log.Debug("SA removed", zap.Stringer("sa", i.id), zap.NamedError("reason", o.Reason))
 		}
 	}
 }
@@ -388,7 +381,7 @@ func (l *lineage) moveSAs(o sa.PeerMoved) {
 }
 
 func (l *lineage) childFailed(o sa.ChildFailed) {
-	l.log.Warn("child SA refused", failure(o.Err, zap.Stringer("peer", l.remote), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq))...)
+	l.log.Debug("child SA failed", zap.Stringer("peer", l.remote), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq), zap.Error(o.Err))
 	l.d.mu.Lock()
 	p := l.take(o.Seq, policyID(o.Policy))
 	l.d.mu.Unlock()
@@ -404,8 +397,8 @@ func (l *lineage) newIKESA(o sa.NewIKESA) {
 
 func (l *lineage) established(o sa.Established) {
 	d := l.d
-	l.log.Info("IKE SA up", zap.Stringer("peer", o.Peer.Remote), zap.Stringer("id", o.Peer.RemoteID), zap.Stringer("local_id", o.Peer.LocalID),
-		zap.String("rule", o.Peer.Rule.Label), zap.Stringer("suite", o.Suite), zap.Stringer("spi_local", o.Local), zap.Stringer("spi_remote", o.Remote),
+	l.log.Info("peer authenticated", zap.Stringer("peer", o.Peer.Remote), zap.Stringer("id", o.Peer.RemoteID), zap.Stringer("local_id", o.Peer.LocalID),
+		zap.String("rule", o.Peer.Rule.Label), zap.Stringer("spi_local", o.Local), zap.Stringer("spi_remote", o.Remote),
 		zap.Bool("initiator", o.Initiator), zap.Bool("nat_local", o.NATLocal), zap.Bool("nat_remote", o.NATRemote))
 	d.mu.Lock()
 	peer := o.Peer
@@ -454,21 +447,18 @@ func (d *Daemon) sameIDs(l *lineage, p sa.Peer) []*lineage {
 }
 
 func (l *lineage) failed(err error) {
-	l.d.mu.Lock()
+	d := l.d
+	d.mu.Lock()
 	l.over = true
 	peer, s := l.peer, l.starter
-	l.d.mu.Unlock()
-	fields := failure(err, zap.Stringer("peer", l.remote))
-	switch {
-	case errors.Is(err, sa.ErrClosed), errors.Is(err, sa.ErrPeerDeleted), errors.Is(err, sa.ErrRekeyed):
-		l.log.Info("IKE SA down", fields...)
-	case peer == nil:
-		l.log.Warn("IKE SA not established", fields...)
-	default:
-		l.log.Warn("IKE SA lost", fields...)
+	d.starterEnded(l)
+	if d.stopping {
+		l.kill() // nobody is left to repeat the last response for
 	}
+	d.mu.Unlock()
+	d.wake()
 	if errors.Is(err, sa.ErrTimeout) && peer != nil && peer.Rule.DPDAction == pad.DPDRestart && s == nil {
-		l.d.addStarter(l.local.Addr(), l.remote.Addr(), false)
+		d.addStarter(l.local.Addr(), l.remote.Addr(), false)
 	}
 }
 
@@ -525,16 +515,6 @@ func (l *lineage) logLine(o sa.Log) {
 		fields[i] = zap.Any(a.Key, a.Value.Resolve().Any())
 	}
 	c.Write(fields...)
-}
-
-// failure makes the fields of a failure: the error, and both sides' offers
-// where they did not meet.
-func failure(err error, fields ...zap.Field) []zap.Field {
-	fields = append(fields, zap.Error(err))
-	if m := mismatch(err); m != nil {
-		fields = append(fields, zap.Stringers("ours", m.Ours), zap.Stringers("theirs", m.Theirs))
-	}
-	return fields
 }
 
 // errnoOf is what missiu is told about a failed ACQUIRE.
