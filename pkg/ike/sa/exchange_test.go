@@ -1,0 +1,127 @@
+package sa
+
+import (
+	"testing"
+)
+
+// a                                          b
+// IKE_SA_INIT  SA, KE, Ni              -->
+//
+//	<--   SA, KE, Nr
+//
+// IKE_AUTH     IDi, AUTH, SA, TSi, TSr -->
+//
+//	<--   IDr, AUTH, SA, TSi, TSr
+func TestEstablish(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.establish()
+		l.want(1)
+		for _, n := range []*node{l.a, l.b} {
+			if e := told[Established](n); len(e) != 1 || len(told[InstallChild](n)) != 1 {
+				t.Errorf("%s: %d Established, %d InstallChild; want one each", n.name, len(e), len(told[InstallChild](n)))
+			}
+		}
+		// The answer comes after the SAs are there.
+		installed := false
+		for _, o := range l.b.events {
+			switch o := o.(type) {
+			case InstallChild:
+				installed = true
+			case Send:
+				if o.Data[18] == 35 && !installed {
+					t.Errorf("IKE_AUTH response before InstallChild")
+				}
+			}
+		}
+	})
+}
+
+func TestAddChild(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.establish()
+		l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+		l.settle()
+		l.want(2)
+		if g := told[InstallChild](l.a); g[1].Seq != 2 {
+			t.Errorf("ACQUIRE %d installed, want 2", g[1].Seq)
+		}
+	})
+}
+
+// Either side rekeys the child SA and deletes the old one.
+func TestRekeyChild(t *testing.T) {
+	for _, side := range []string{"initiator", "responder"} {
+		t.Run(side, func(t *testing.T) {
+			withFaults(t, func(t *testing.T, l *lab) {
+				l.establish()
+				n := l.a
+				if side == "responder" {
+					n = l.b
+				}
+				old := inSPI(t, n)
+				n.do(n.sa.ChildExpired(l.now, old, false))
+				l.settle()
+				l.want(1)
+				for _, n := range []*node{l.a, l.b} {
+					if r := told[Rekeyed](n); len(r) != 1 {
+						t.Errorf("%s: Rekeyed %v, want one", n.name, r)
+					}
+				}
+				if n.sads[old] != nil {
+					t.Errorf("old SA %v is still there", old)
+				}
+			})
+		})
+	}
+}
+
+func TestRekeyIKE(t *testing.T) {
+	for _, side := range []string{"initiator", "responder"} {
+		t.Run(side, func(t *testing.T) {
+			withFaults(t, func(t *testing.T, l *lab) {
+				l.establish()
+				n := l.a
+				if side == "responder" {
+					n = l.b
+				}
+				old := n.sa.cur.local
+				n.do(n.sa.Rekey(l.now))
+				l.settle()
+				l.step(l.now.Add(linger + 1)) // the old one's last response
+				l.want(1)
+				if n.sa.cur.local == old || n.sa.cur.initiator != true {
+					t.Errorf("%s: not rekeyed", n.name)
+				}
+				// The new IKE SA works both ways.
+				l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+				l.settle()
+				l.b.do(l.b.sa.ChildExpired(l.now, inSPI(t, l.b), false))
+				l.settle()
+				l.want(2)
+			})
+		})
+	}
+}
+
+func TestDelete(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.establish()
+		l.a.do(l.a.sa.Delete(l.now))
+		l.settle()
+		l.a.wantEnd(ErrClosed)
+		l.b.wantEnd(ErrPeerDeleted)
+		l.step(l.now.Add(linger + 1))
+		if !l.a.sa.done || !l.b.sa.done || len(l.a.spis)+len(l.b.spis) != 0 {
+			t.Errorf("not done: a %s, b %s", l.a.describe(), l.b.describe())
+		}
+	})
+}
+
+func TestDeleteChild(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.establish()
+		l.b.do(l.b.sa.ChildExpired(l.now, inSPI(t, l.b), true))
+		l.settle()
+		l.want(0)
+	})
+}
