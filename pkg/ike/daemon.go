@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -28,6 +27,7 @@ type Daemon struct {
 	budget  budget
 	secrets secrets
 	answers bucket // unauthenticated ones
+	noise   bucket // log lines that strangers can cause
 
 	conns map[netip.Addr]Conn // IKE port, by our address; fixed once Run began
 	link  atomic.Pointer[link]
@@ -51,8 +51,11 @@ type Daemon struct {
 
 // link is one connection to missiu.
 type link struct {
-	keys KeySocket
-	natt Conn // nil: no UDP port 4500
+	keys  KeySocket
+	mu    sync.Mutex
+	natt  Conn // nil: no UDP port 4500 now
+	over  bool
+	ended chan struct{} // closed with over
 }
 
 // initKey finds an IKE_SA_INIT request that is sent again.
@@ -122,7 +125,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	for _, c := range d.conns {
-		d.wg.Go(func() { d.read(c, true) })
+		d.wg.Go(func() {
+			if err := d.read(c); err != nil {
+				d.fatal <- fmt.Errorf("ike: receive: %w", err)
+			}
+		})
 	}
 	for _, a := range d.cfg.Local {
 		d.log.Info("ready on " + a.String())
@@ -215,6 +222,7 @@ func (d *Daemon) stop(cancelOps context.CancelFunc) {
 	if k := d.link.Swap(nil); k != nil {
 		k.close()
 	}
+	cancelOps()
 	d.wg.Wait()
 }
 
@@ -246,21 +254,15 @@ func (d *Daemon) snapshot() []*lineage {
 }
 
 // read takes messages from c until it is closed.
-func (d *Daemon) read(c Conn, own bool) {
+func (d *Daemon) read(c Conn) error {
 	buf := make([]byte, maxMessage)
 	for {
 		n, local, remote, err := c.Receive(buf)
-		switch {
-		case errors.Is(err, net.ErrClosed):
-			return
-		case err != nil && own:
-			d.fatal <- fmt.Errorf("ike: receive: %w", err)
-			return
-		case err != nil:
-			if !errors.Is(err, io.EOF) {
-				d.log.Warn("NAT traversal port", zap.Error(err))
-			}
-			return
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
 		}
 		d.demux(sa.Datagram{Local: local, Remote: remote, Data: slices.Clone(buf[:n])})
 	}
@@ -269,8 +271,8 @@ func (d *Daemon) read(c Conn, own bool) {
 // send sends an IKE message or keepalive.
 func (d *Daemon) send(b []byte, local, remote netip.AddrPort) error {
 	if local.Port() == d.cfg.NATTPort {
-		if k := d.link.Load(); k != nil && k.natt != nil {
-			return k.natt.Send(b, local, remote)
+		if c := d.link.Load().port(); c != nil {
+			return c.Send(b, local, remote)
 		}
 		return fmt.Errorf("no NAT traversal port: %w", errDown)
 	}

@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -571,6 +572,50 @@ func TestLogLines(t *testing.T) {
 			a.dump(t)
 		}
 		a.stop(t)
+		b.stop(t)
+	})
+}
+
+// nat_traversal force: IKE moves to UDP port 4500, ESP goes in UDP; and the
+// port may be lost and come back.
+func TestNATTraversal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{}
+		force := func(c *Config, _ *missiu) {
+			r := pad.NewRule("force")
+			r.Remote, r.PSK, r.NATT = pad.Any(), keys("k"), pad.NATTForce
+			db, err := pad.NewDB([]*pad.Rule{r})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Rules = db
+			local := netip.AddrPortFrom(c.Local[0], 4500)
+			c.DialNATT = func(context.Context) (Conn, error) { return n.listen(local) }
+		}
+		a := newNode(t, n, addrA, addrB, "k", force)
+		b := newNode(t, n, addrB, addrA, "k", force)
+		a.acquire(1, addrA, addrB)
+		synctest.Wait()
+		wantPair(t, a, b, 1)
+		for _, p := range a.m.list() {
+			if p.Encap == nil || p.Encap.SPort != 4500 || p.Encap.DPort != 4500 {
+				t.Errorf("SA %v: encapsulation %+v, want ports 4500", p.SAID, p.Encap)
+			}
+		}
+		for _, p := range n.packets()[2:] {
+			if p.from.Port() != 4500 || p.to.Port() != 4500 {
+				t.Errorf("IKE_AUTH from %v to %v, want ports 4500", p.from, p.to)
+			}
+		}
+		n.mu.Lock()
+		lost := n.conns[netip.AddrPortFrom(addrB, 4500)]
+		n.mu.Unlock()
+		lost.Close()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		a.stop(t)
+		synctest.Wait()
+		wantPair(t, a, b, 0)
 		b.stop(t)
 	})
 }

@@ -57,14 +57,19 @@ func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
 	}
 	candidates := d.rules.Load().Inbound(dg.Local.Addr(), dg.Remote.Addr())
 	if len(candidates) == 0 {
-		d.logMessage(d.log, "received", h, dg.Remote, len(dg.Data))
-		d.log.Info("no rule for this peer", zap.Stringer("peer", dg.Remote), zap.Stringer("local", dg.Local))
+		d.counters.refused.Add(1)
+		if d.noise.allow(time.Now()) {
+			d.logMessage(d.log, "received", h, dg.Remote, len(dg.Data))
+			d.log.Info("no rule for this peer", zap.Stringer("peer", dg.Remote), zap.Stringer("local", dg.Local))
+		}
 		d.answer(dg, h, ikev2.NO_PROPOSAL_CHOSEN, nil)
 		return
 	}
 	if !d.budget.take(dg.Remote.Addr()) {
 		d.counters.refused.Add(1)
-		d.log.Warn("too many half-open IKE SAs", zap.Stringer("peer", dg.Remote), zap.Int("half_open", d.budget.halfOpen()))
+		if d.noise.allow(time.Now()) {
+			d.log.Warn("too many half-open IKE SAs", zap.Stringer("peer", dg.Remote), zap.Int("half_open", d.budget.halfOpen()))
+		}
 		return
 	}
 	l := d.newLineage(dg.Local, dg.Remote, false)

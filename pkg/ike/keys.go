@@ -19,8 +19,69 @@ type event = keysock.Event
 
 func (k *link) close() {
 	k.keys.Close()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.over = true
+	close(k.ended)
 	if k.natt != nil {
 		k.natt.Close()
+	}
+}
+
+// port returns the connection to UDP port 4500; nil if there is none.
+func (k *link) port() Conn {
+	if k == nil {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.natt
+}
+
+// setPort takes a new connection to UDP port 4500, or nil. It returns false, and
+// closes c, when the link has ended.
+func (k *link) setPort(c Conn) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.over {
+		if c != nil {
+			c.Close()
+		}
+		return false
+	}
+	k.natt = c
+	return true
+}
+
+// serveNATT keeps a connection to UDP port 4500 for as long as the link lives.
+func (d *Daemon) serveNATT(k *link) {
+	told := false
+	for {
+		ctx, cancel := context.WithTimeout(d.ops, opTimeout)
+		c, err := d.cfg.DialNATT(ctx)
+		cancel()
+		if err == nil {
+			told = false
+			if !k.setPort(c) {
+				return
+			}
+			err = d.read(c)
+			c.Close()
+			if !k.setPort(nil) {
+				return
+			}
+		}
+		if !told {
+			d.log.Warn("no UDP port 4500: no NAT traversal for now", zap.Error(err))
+			told = true
+		}
+		select {
+		case <-d.ops.Done():
+			return
+		case <-k.ended:
+			return
+		case <-time.After(redialWait):
+		}
 	}
 }
 
@@ -63,7 +124,7 @@ func (d *Daemon) connect(ctx context.Context) (<-chan event, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &link{keys: keys}
+	k := &link{keys: keys, ended: make(chan struct{})}
 	if _, err := keys.Register(ctx, ipsec.ESP); err != nil {
 		k.close()
 		return nil, err
@@ -73,12 +134,7 @@ func (d *Daemon) connect(ctx context.Context) (<-chan event, error) {
 		return nil, err
 	}
 	if d.cfg.DialNATT != nil {
-		if k.natt, err = d.cfg.DialNATT(ctx); err != nil {
-			d.log.Warn("no NAT traversal: UDP port 4500", zap.Error(err))
-			k.natt = nil
-		} else {
-			d.wg.Go(func() { d.read(k.natt, false) })
-		}
+		d.wg.Go(func() { d.serveNATT(k) })
 	}
 	// What could not be removed while missiu was away, if it is still there.
 	d.mu.Lock()
@@ -166,6 +222,7 @@ func (d *Daemon) handleEvent(e event) {
 	case keysock.Lost:
 		d.log.Warn("events lost", zap.Uint64("count", e.N))
 		d.refresh()
+		d.audit()
 	}
 }
 
@@ -190,6 +247,30 @@ func (d *Daemon) flushed() {
 		err := l.post(func(l *lineage, now time.Time) (outs []sa.Output) {
 			for id := range l.children {
 				outs = append(outs, l.sa.ChildLost(now, id, errDeleted)...)
+			}
+			return outs
+		})
+		if err != nil {
+			l.log.Warn("event dropped", zap.Error(err))
+		}
+	}
+}
+
+// audit finds SAs whose end we were not told.
+func (d *Daemon) audit() {
+	for _, l := range d.snapshot() {
+		err := l.post(func(l *lineage, now time.Time) (outs []sa.Output) {
+			for id, c := range l.children {
+				err := d.keys(func(ctx context.Context, k KeySocket) error {
+					i, err := k.Get(ctx, id, c.src)
+					if err == nil {
+						i.Wipe()
+					}
+					return err
+				})
+				if errors.Is(err, syscall.ESRCH) {
+					outs = append(outs, l.sa.ChildLost(now, id, errDeleted)...)
+				}
 			}
 			return outs
 		})

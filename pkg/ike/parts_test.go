@@ -3,9 +3,11 @@ package ike
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ike/sa"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
@@ -102,80 +104,59 @@ func TestSPD(t *testing.T) {
 	}
 	bypass := tunnel(9, ipsec.Out, 0, "0.0.0.0/0", "0.0.0.0/0", addrA, addrB)
 	bypass.Action = ipsec.Bypass
+	seed := policies(addrA, addrB)
+	seed[0].ID, seed[1].ID = 5, 6
 	var s spd
+	s.add(tunnel(1, ipsec.Out, 5, "10.1.0.0/16", "10.2.0.0/16", addrA, addrB)) // before the first dump
 	s.replace([]*ipsec.Policy{
-		tunnel(1, ipsec.Out, 5, "10.1.0.0/16", "10.2.0.0/16", addrA, addrB),
-		tunnel(2, ipsec.In, 5, "10.2.0.0/16", "10.1.0.0/16", addrB, addrA),
 		tunnel(3, ipsec.Out, 1, "10.1.0.0/24", "10.2.0.0/16", addrA, addrB),
 		tunnel(4, ipsec.In, 1, "10.2.0.0/16", "10.1.0.0/24", addrA, addrB), // of other end points
-		bypass,
+		tunnel(1, ipsec.Out, 5, "10.1.0.0/16", "10.2.0.0/16", addrA, addrB),
+		bypass, &seed[0], &seed[1],
 	})
-	seed := policies(addrA, addrB)
-	s.add(&seed[0])
+	s.add(tunnel(2, ipsec.In, 5, "10.2.0.0/16", "10.1.0.0/16", addrB, addrA))
 	ts := func(p string) []ipsec.TrafficSelector {
-		r := pfx(p)
-		return []ipsec.TrafficSelector{{Start: r.Addr(), End: last(r), PortHi: 65535}}
+		r := pad.Prefix(pfx(p))
+		return []ipsec.TrafficSelector{{Start: r.From, End: r.To, PortHi: 65535}}
 	}
 	q := func(mode ipsec.Mode, local, peer string) sa.Query {
 		return sa.Query{Mode: mode, LocalTS: ts(local), PeerTS: ts(peer),
 			Peer: sa.Peer{Local: netip.AddrPortFrom(addrA, 500), Remote: netip.AddrPortFrom(addrB, 4500)}}
 	}
-	for _, tt := range []struct {
-		name string
-		q    sa.Query
-		want []uint32 // Out, In; 0 for none
-	}{
-		{"tunnel, strongest first", q(ipsec.Tunnel, "10.1.0.0/16", "10.2.0.0/16"), []uint32{3, 0, 1, 2}},
-		{"selectors of one", q(ipsec.Tunnel, "10.1.5.0/24", "10.2.0.0/16"), []uint32{1, 2}},
-		{"wider than policy", q(ipsec.Tunnel, "0.0.0.0/0", "0.0.0.0/0"), []uint32{3, 0, 1, 2}},
-		{"elsewhere", q(ipsec.Tunnel, "10.3.0.0/16", "10.2.0.0/16"), nil},
-		{"transport", q(ipsec.Transport, "192.0.2.1/32", "192.0.2.2/32"), []uint32{1, 0}},
-		{"other family", q(ipsec.Tunnel, "2001:db8::/32", "2001:db8::/32"), nil},
-	} {
-		if tt.name == "transport" {
-			// The seed's policy took the ID of the first one, which is gone.
-			s.add(&seed[1])
-			tt.want = []uint32{1, 2}
-		} else if tt.name != "other family" {
-			s.replace([]*ipsec.Policy{
-				tunnel(3, ipsec.Out, 1, "10.1.0.0/24", "10.2.0.0/16", addrA, addrB),
-				tunnel(4, ipsec.In, 1, "10.2.0.0/16", "10.1.0.0/24", addrA, addrB),
-				tunnel(1, ipsec.Out, 5, "10.1.0.0/16", "10.2.0.0/16", addrA, addrB),
-				tunnel(2, ipsec.In, 5, "10.2.0.0/16", "10.1.0.0/16", addrB, addrA),
-				bypass,
-			})
-		} else {
-			s.replace(nil)
-		}
-		if tt.name == "transport" {
-			s.add(&seed[0])
-		}
-		var got []uint32
-		for _, p := range s.policies(tt.q) {
+	check := func(name string, ps []sa.Policy, want ...uint32) {
+		t.Helper()
+		var got []uint32 // Out, In; 0 for none
+		for _, p := range ps {
 			in := uint32(0)
 			if p.In != nil {
 				in = p.In.ID
 			}
 			got = append(got, p.Out.ID, in)
 		}
-		if len(got) != len(tt.want) {
-			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
-			continue
-		}
-		for i := range got {
-			if got[i] != tt.want[i] {
-				t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
-				break
-			}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", name, got, want)
 		}
 	}
-}
-
-func last(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
+	check("strongest first", s.policies(q(ipsec.Tunnel, "10.1.0.0/16", "10.2.0.0/16")), 3, 0, 1, 2)
+	check("selectors of one", s.policies(q(ipsec.Tunnel, "10.1.5.0/24", "10.2.0.0/16")), 1, 2)
+	check("wider than policy", s.policies(q(ipsec.Tunnel, "0.0.0.0/0", "0.0.0.0/0")), 3, 0, 1, 2)
+	check("elsewhere", s.policies(q(ipsec.Tunnel, "10.3.0.0/16", "10.2.0.0/16")))
+	check("transport", s.policies(q(ipsec.Transport, "192.0.2.1/32", "192.0.2.2/32")), 5, 6)
+	check("other family", s.policies(q(ipsec.Tunnel, "2001:db8::/32", "2001:db8::/32")))
+	check("at start", s.towards(addrA, addrB), 5, 6, 3, 0, 1, 2)
+	check("at start, other peer", s.towards(addrA, addrA))
+	if p, ok := s.outbound(1); !ok || p.In == nil || p.In.ID != 2 {
+		t.Errorf("outbound 1: got %+v, %v", p, ok)
 	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
+	for _, id := range []uint32{2, 9, 77} { // inbound, bypass, none
+		if p, ok := s.outbound(id); ok {
+			t.Errorf("outbound %d: got %+v, want none", id, p)
+		}
+	}
+	s.delete(2)
+	s.delete(3)
+	s.delete(77)
+	check("after deletion", s.policies(q(ipsec.Tunnel, "10.1.0.0/16", "10.2.0.0/16")), 1, 0)
+	s.replace(nil)
+	check("emptied", s.policies(q(ipsec.Tunnel, "10.1.0.0/16", "10.2.0.0/16")))
 }
