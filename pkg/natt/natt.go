@@ -23,8 +23,7 @@
 package natt
 
 import (
-	"context"
-	"errors"
+	"encoding/binary"
 	"net/netip"
 	"path/filepath"
 )
@@ -42,52 +41,103 @@ type Message struct {
 	Payload       []byte
 }
 
-var errTODO = errors.New("natt: not built yet")
-
-// Server is missiu's end.
-type Server struct{}
-
-// Listen makes the socket; a stale one is replaced, a live one is an error.
-// send is called for each message of a client, from one goroutine at a time;
-// the payload is valid until it returns.
-func Listen(path string, send func(Message)) (*Server, error) { return nil, errTODO }
-
-// Deliver hands a message to the key daemon. It never blocks: without a client,
-// or when the client is slow, the message is dropped and counted, and Deliver
-// returns false. The payload is not kept. Callable from any goroutine.
-func (s *Server) Deliver(local, remote netip.AddrPort, payload []byte) bool { return false }
-
-// Stats returns messages delivered, dropped for want of a client, dropped
-// because the client was slow, and messages of clients that were malformed.
-func (s *Server) Stats() Stats { return Stats{} }
-
-// Stats are counters since Listen.
-type Stats struct{ Delivered, NoClient, Slow, Malformed, Received uint64 }
-
-// Close removes the socket and waits for the server's goroutines.
-func (s *Server) Close() error { return nil }
-
-// Client is ike's end.
-type Client struct{}
-
-// Dial connects to missiu. Connecting again after an error is the caller's.
-func Dial(ctx context.Context, path string) (*Client, error) { return nil, errTODO }
-
-// Receive waits for the next message. The payload lies in buf, which should
-// hold MaxMessage octets. io.EOF: missiu has gone. Malformed messages are errors
-// of type *FormatError, after which the connection is still good.
-func (c *Client) Receive(buf []byte) (Message, error) { return Message{}, errTODO }
-
-// Send has missiu send m from m.Local to m.Remote. Callable from any goroutine.
-func (c *Client) Send(m Message) error { return errTODO }
-
-// Close ends the connection; a blocked Receive returns net.ErrClosed.
-func (c *Client) Close() error { return nil }
+const (
+	version   = 1
+	headerLen = 40
+	minIKE    = 28 // the IKE header
+)
 
 // MaxMessage is the length of the longest packet on the socket, in octets.
-const MaxMessage = 40 + 65535
+const MaxMessage = headerLen + 65535
 
 // FormatError says what is wrong with a message.
 type FormatError struct{ Reason string }
 
 func (e *FormatError) Error() string { return "natt: " + e.Reason }
+
+// Append appends the packet of m to b; the error is a *FormatError.
+func (m *Message) Append(b []byte) ([]byte, error) {
+	l, r := m.Local.Addr(), m.Remote.Addr()
+	switch {
+	case !l.IsValid() || !r.IsValid() || l.Is4() != r.Is4() || l.Is4In6() || r.Is4In6():
+		return b, &FormatError{"addresses of two families, or none"}
+	case l.Zone() != "" || r.Zone() != "":
+		return b, &FormatError{"address with a zone"}
+	case m.Local.Port() == 0 || m.Remote.Port() == 0:
+		return b, &FormatError{"port 0"}
+	}
+	if err := checkPayload(m.Payload); err != nil {
+		return b, err
+	}
+	family := byte(6)
+	if l.Is4() {
+		family = 4
+	}
+	b = append(b, version, family, 0, 0)
+	b = binary.BigEndian.AppendUint16(b, m.Local.Port())
+	b = binary.BigEndian.AppendUint16(b, m.Remote.Port())
+	for _, a := range []netip.Addr{l, r} {
+		var x [16]byte
+		copy(x[:], a.AsSlice())
+		b = append(b, x[:]...)
+	}
+	return append(b, m.Payload...), nil
+}
+
+// Parse takes a packet apart; the payload lies in b. The error is a *FormatError.
+func Parse(b []byte) (Message, error) {
+	var m Message
+	if len(b) < headerLen {
+		return m, &FormatError{"shorter than its header"}
+	}
+	if b[0] != version || b[2] != 0 || b[3] != 0 {
+		return m, &FormatError{"unknown version"}
+	}
+	l, err := addr(b[1], b[8:24])
+	if err != nil {
+		return m, err
+	}
+	r, err := addr(b[1], b[24:40])
+	if err != nil {
+		return m, err
+	}
+	m.Local = netip.AddrPortFrom(l, binary.BigEndian.Uint16(b[4:]))
+	m.Remote = netip.AddrPortFrom(r, binary.BigEndian.Uint16(b[6:]))
+	if m.Local.Port() == 0 || m.Remote.Port() == 0 {
+		return Message{}, &FormatError{"port 0"}
+	}
+	if err := checkPayload(b[headerLen:]); err != nil {
+		return Message{}, err
+	}
+	m.Payload = b[headerLen:]
+	return m, nil
+}
+
+func addr(family byte, b []byte) (netip.Addr, error) {
+	switch family {
+	case 4:
+		if [12]byte(b[4:16]) != [12]byte{} {
+			return netip.Addr{}, &FormatError{"octets behind an IPv4 address"}
+		}
+		return netip.AddrFrom4([4]byte(b[:4])), nil
+	case 6:
+		a := netip.AddrFrom16([16]byte(b))
+		if a.Is4In6() {
+			return netip.Addr{}, &FormatError{"IPv4 address in IPv6 form"}
+		}
+		return a, nil
+	}
+	return netip.Addr{}, &FormatError{"unknown address family"}
+}
+
+func checkPayload(p []byte) error {
+	switch {
+	case len(p) == 1 && p[0] == 0xff:
+		return nil
+	case len(p) < minIKE:
+		return &FormatError{"payload is neither an IKE message nor a keepalive"}
+	case len(p) > MaxMessage-headerLen:
+		return &FormatError{"payload too long"}
+	}
+	return nil
+}
