@@ -122,10 +122,8 @@ func (c *Client) Events() <-chan Event { return c.events.out }
 func (c *Client) newSeq() uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.seq++; c.seq == 0 {
-		c.seq = 1
-	}
-	return c.seq
+	c.seq++
+	return c.seq | ownSeq
 }
 
 // do sends a request and waits until on has taken the last answer. The keys in m

@@ -38,7 +38,7 @@ func takeGetSPI(m *pfkey.Message) (g GetSPI, err error) {
 	if g.Encap, err = takeEncap(m); err != nil {
 		return g, err
 	}
-	g.Seq = m.Seq
+	g.Seq = acquireSeq(m.Seq)
 	if r := m.SPIRange; r != nil {
 		// 1-255 are reserved (RFC 4303, 2.1), 0 is no SPI.
 		g.Min, g.Max = max(ipsec.SPI(r.Min), ipsec.MinSPI), ipsec.SPI(r.Max)
@@ -59,7 +59,7 @@ func (s *Server) addSA(c *conn, m *pfkey.Message) error {
 	if m.Type == pfkey.Update {
 		f = s.b.Update
 	}
-	i, err := f(p, m.Seq)
+	i, err := f(p, acquireSeq(m.Seq))
 	if err != nil {
 		p.Wipe()
 		return err

@@ -1,9 +1,10 @@
 package keysock
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -47,12 +48,12 @@ func Find(ifname string) (string, error) {
 	return "", fmt.Errorf("several instances of missiu are running, choose one of %s", strings.Join(names, ", "))
 }
 
-// alive reports whether a server listens at path.
+// alive reports whether a server listens at path. One that we may not connect to
+// does: the caller's own attempt will tell why not.
 func alive(path string) bool {
-	var d net.Dialer
-	c, err := d.DialContext(context.Background(), "unixpacket", path)
+	c, err := net.Dial("unixpacket", path)
 	if err != nil {
-		return false
+		return errors.Is(err, os.ErrPermission)
 	}
 	c.Close()
 	return true

@@ -179,8 +179,8 @@ func (s *Server) accept() error {
 			continue
 		}
 		if !entitled(nc) || !s.admit(nc) {
-			nc.Close()
 			s.count(func(st *Stats) { st.Refused++ })
+			nc.Close()
 		}
 	}
 }

@@ -63,7 +63,7 @@ type Event interface{ event() }
 
 // Acquire asks the key daemons for an SA. It goes to registered sockets.
 type Acquire struct {
-	Seq       uint32 // nonzero; goes into the requests that answer it
+	Seq       uint32 // 1 to 0x7fffffff; goes into the requests that answer it
 	Proto     ipsec.Protocol
 	Src, Dst  netip.Addr // end points of the wanted SA
 	PolicyID  uint32

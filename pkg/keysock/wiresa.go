@@ -11,6 +11,18 @@ import (
 	"github.com/missiu/missiu/proto/pfkey"
 )
 
+// ownSeq is set in the sequence numbers that clients of this package make up, and
+// never in those of an ACQUIRE, so that no request answers one by accident.
+const ownSeq = 1 << 31
+
+// acquireSeq returns the seq of a request as far as it may be an ACQUIRE's.
+func acquireSeq(seq uint32) uint32 {
+	if seq&ownSeq != 0 {
+		return 0
+	}
+	return seq
+}
+
 // What of an SA goes into a message.
 const (
 	withKeys    = 1 << iota // key material
@@ -111,6 +123,11 @@ func takeSA(m *pfkey.Message) (*SAInfo, error) {
 	}
 	if i.DstTS, err = tsFromWire(m.TSDst); err != nil {
 		return nil, err
+	}
+	for _, k := range []*pfkey.Key{m.EncrKey, m.AuthKey} {
+		if k != nil && k.Bits%8 != 0 {
+			return nil, refuse(syscall.EINVAL, "key of %d bits", k.Bits)
+		}
 	}
 	if k := m.EncrKey; k != nil {
 		i.EncrKey = ipsec.NewKey(k.Key).Clone()
@@ -244,7 +261,9 @@ func takeEncap(m *pfkey.Message) (*ipsec.Encap, error) {
 	}
 	e := &ipsec.Encap{SPort: m.NATTSPort.Port, DPort: m.NATTDPort.Port}
 	if m.NATTOA != nil {
-		e.OA = m.NATTOA.Addr.Addr()
+		if e.OA = m.NATTOA.Addr.Addr(); e.OA.Is4In6() {
+			return nil, refuse(syscall.EINVAL, "IPv4-mapped original address")
+		}
 	}
 	return e, nil
 }
@@ -312,7 +331,7 @@ func tsFromWire(w *pfkey.TSList) ([]ipsec.TrafficSelector, error) {
 	l := make([]ipsec.TrafficSelector, len(w.TS))
 	for i, t := range w.TS {
 		opaque := t.PortLo == 65535 && t.PortHi == 0
-		if t.End.Less(t.Start) || t.Start.Is4In6() || t.PortLo > t.PortHi && !opaque {
+		if t.End.Less(t.Start) || t.Start.Is4In6() || t.End.Is4In6() || t.PortLo > t.PortHi && !opaque {
 			return nil, refuse(syscall.EINVAL, "traffic selector %v-%v", t.Start, t.End)
 		}
 		l[i] = ipsec.TrafficSelector{Proto: t.Proto, PortLo: t.PortLo, PortHi: t.PortHi, Start: t.Start, End: t.End}

@@ -174,6 +174,9 @@ func proposalsToWire(l []ipsec.Proposal) (*pfkey.Proposal, error) {
 			return nil, err
 		}
 		salt := uint16(p.Encr.Info().SaltLen * 8)
+		if max(p.EncrMinBits, p.EncrMaxBits) > math.MaxUint16-salt {
+			return nil, refuse(syscall.EINVAL, "key sizes %d to %d", p.EncrMinBits, p.EncrMaxBits)
+		}
 		c.EncryptMin, c.EncryptMax = plus(p.EncrMinBits, salt), plus(p.EncrMaxBits, salt)
 		c.AuthMin = uint16(p.Auth.Info().KeyLen * 8)
 		c.AuthMax = c.AuthMin
