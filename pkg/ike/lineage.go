@@ -512,7 +512,14 @@ func (l *lineage) logLine(o sa.Log) {
 	}
 	fields := make([]zap.Field, len(o.Attrs))
 	for i, a := range o.Attrs {
-		fields[i] = zap.Any(a.Key, a.Value.Resolve().Any())
+		switch v := a.Value.Resolve().Any().(type) {
+		case error:
+			fields[i] = zap.Error(v)
+		case []ipsec.TrafficSelector:
+			fields[i] = zap.Stringers(a.Key, v)
+		default:
+			fields[i] = zap.Any(a.Key, v)
+		}
 	}
 	c.Write(fields...)
 }
