@@ -28,7 +28,8 @@ type Backend interface {
 	GetSPI(GetSPI) (*SAInfo, error)
 	// Add makes an SA. Addresses are valid and of one family, mode is Transport
 	// or Tunnel, key lengths fit the algorithms, Encr is EncrNone only for AH.
-	// seq is that of the Acquire it answers, 0 or unknown otherwise.
+	// seq is that of the Acquire it answers, 0 or unknown otherwise; seqs of
+	// 0x80000000 and above, which clients of this package make up, come as 0.
 	Add(p *ipsec.SAParams, seq uint32) (*SAInfo, error)
 	// Update completes a larval SA or gives new lifetimes and NAT-T ports to a
 	// mature one. p is as in Add. The result shows what is, not what was asked.

@@ -177,27 +177,43 @@ func (s SAState) String() string { return name(stateNames, s, "SAState") }
 
 // SA flags. Unknown ones are to be ignored.
 const (
-	FlagPFS         = 0x1        // RFC 2367; KAME: old format
-	FlagXCyclicSeq  = 0x40       // KAME
-	FlagXESN        = 0x400      // FreeBSD
-	FlagNoPMTUDisc  = 0x20000000 // Linux
-	FlagDecapDSCP   = 0x40000000 // Linux
-	FlagNoECN       = 0x80000000 // Linux
-	MaxSecCtxLen    = 4096
-	AnyProto        = 255 // upper protocol "any" in an ADDRESS extension
-	protoESP        = 50
-	protoAH         = 51
-	protoIPComp     = 108
-	maxRequests     = 6
-	familyIPv4      = 2
-	familyIPv6      = 10
-	lenSockaddrIn   = 16
-	lenSockaddrIn6  = 28
+	FlagPFS        = 0x1        // RFC 2367; KAME: old format
+	FlagXCyclicSeq = 0x40       // KAME
+	FlagXESN       = 0x400      // FreeBSD
+	FlagNoPMTUDisc = 0x20000000 // Linux
+	FlagDecapDSCP  = 0x40000000 // Linux
+	FlagNoECN      = 0x80000000 // Linux
+)
+
+// AnyProto is the upper protocol "any" in an ADDRESS extension, as is 0.
+const AnyProto = 255
+
+// MaxSecCtxLen is the longest context of X_SEC_CTX in octets.
+const MaxSecCtxLen = 4096
+
+// IP protocols of requests in X_POLICY, and how many of those there may be.
+const (
+	protoESP    = 50
+	protoAH     = 51
+	protoIPComp = 108
+	maxRequests = 6
+)
+
+// Families and lengths in octets of Linux's sockaddrs.
+const (
+	familyIPv4     = 2
+	familyIPv6     = 10
+	lenSockaddrIn  = 16
+	lenSockaddrIn6 = 28
+)
+
+// Lengths in octets.
+const (
+	wordLen         = 8 // the unit of length fields
 	lenHeader       = 16
 	lenReqHeader    = 16
 	lenComb         = 72
 	lenTSEntry      = 40
-	wordLen         = 8
 	maxMessageWords = 0xffff
 )
 
