@@ -30,8 +30,8 @@ type child struct {
 	ni, nr []byte
 
 	rekeying *createChild // our request to replace it is on its way
-	replaced bool         // the peer has replaced it and will delete it
-	peerNew  *child       // by which, while ours is on its way too
+	replaced *child       // what the peer made in its place; the peer will delete it
+	peerNew  *child       // the same while our own request is on its way too
 	deleting bool         // our Delete is queued or on its way; the outbound SA is gone
 	removed  bool
 }
@@ -111,6 +111,7 @@ type offer struct {
 	tsi, tsr  []ipsec.TrafficSelector
 	ni        []byte
 	key       dh.PrivateKey // nil without PFS
+	deleted   []ipsec.SPI   // of the peer, deleted before we knew them
 }
 
 // newOffer prepares the request for a child SA, without SPI, nonce and key.
@@ -204,6 +205,12 @@ func (s *SA) accept(i *ikeSA, o *offer, ps []ikev2.Payload, initial bool, ni, nr
 	g, err := s.checkAnswer(o, ps, initial)
 	if err != nil {
 		s.orphan(o, &LocalError{Exchange: x, Err: err})
+		return nil
+	}
+	if slices.Contains(o.deleted, g.peerSPI) {
+		// The Delete has overtaken the answer.
+		g.wipe()
+		s.abandon(o, ErrPeerDeleted)
 		return nil
 	}
 	g.ni, g.nr = ni, nr
@@ -371,6 +378,14 @@ func (s *SA) removeChild(c *child, reason error) {
 	}
 	c.removed = true
 	s.children = slices.DeleteFunc(s.children, func(o *child) bool { return o == c })
+	for _, o := range s.children { // so the peer thought better of it
+		if o.replaced == c {
+			o.replaced = nil
+		}
+		if o.peerNew == c {
+			o.peerNew = nil
+		}
+	}
 	r := c.remove(reason)
 	if c.deleting {
 		r.Out, r.OutSrc = ipsec.SAID{}, netip.Addr{}

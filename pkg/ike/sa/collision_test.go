@@ -3,6 +3,8 @@ package sa
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -194,6 +196,9 @@ func TestRandom(t *testing.T) {
 	n := 400
 	if testing.Short() {
 		n = 50
+	}
+	if v, err := strconv.Atoi(os.Getenv("SA_SEEDS")); err == nil {
+		n = v
 	}
 	for seed := range n {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -54,7 +54,7 @@ func (t *createChild) cancel(s *SA, err error) {
 // pointless reports whether what was to be rekeyed is gone or going.
 func (t *createChild) pointless() bool {
 	c := t.rekeys
-	return c != nil && (c.removed || c.deleting || c.replaced)
+	return c != nil && (c.removed || c.deleting || c.replaced != nil)
 }
 
 func (t *createChild) start(s *SA, i *ikeSA) {
@@ -123,14 +123,14 @@ func (t *createChild) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 	old.rekeying, old.peerNew = nil, nil
 	switch {
 	case c == nil && p != nil:
-		old.replaced = true
+		old.replaced = p
 		s.emit(Rekeyed{Old: old.in, New: p.in})
 	case c == nil:
 	case p != nil && lowest(c.ni, c.nr, p.ni, p.nr):
 		// Both sides rekeyed. Ours has the lowest of the four nonces: it is
 		// redundant, and we close it; the peer closes the old one
 		// (RFC 7296, 2.8.1).
-		old.replaced = true
+		old.replaced = p
 		s.emit(Rekeyed{Old: old.in, New: p.in})
 		s.deleteChild(c, ErrRedundant)
 	default:
@@ -146,7 +146,7 @@ func (t *createChild) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 	if old != nil {
 		old.rekeying = nil
 		if p := old.peerNew; p != nil { // the peer's own one stays
-			old.peerNew, old.replaced = nil, true
+			old.peerNew, old.replaced = nil, p
 			s.emit(Rekeyed{Old: old.in, New: p.in})
 			t.cancel(s, err)
 			return

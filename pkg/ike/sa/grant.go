@@ -169,10 +169,14 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 			old = s.childOut(spi)
 		}
 		switch { // RFC 7296, 2.25.1
+		case old == nil && i.inFlight() != nil:
+			// Perhaps the one that we are about to hear of.
+			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errors.New("no such child SA yet"))
+			return
 		case old == nil:
 			s.refuse(i, &ikev2.Notify{Protocol: n.Protocol, SPI: n.SPI, Type: ikev2.CHILD_SA_NOT_FOUND}, errors.New("no such child SA"))
 			return
-		case old.deleting || old.replaced || old.peerNew != nil:
+		case old.deleting || old.replaced != nil || old.peerNew != nil:
 			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errors.New("child SA is being closed"))
 			return
 		}
@@ -220,6 +224,6 @@ func (s *SA) replacedByPeer(old, c *child) {
 		old.peerNew = c
 		return
 	}
-	old.replaced = true
+	old.replaced = c
 	s.emit(Rekeyed{Old: old.in, New: c.in})
 }

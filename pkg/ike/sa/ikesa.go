@@ -119,6 +119,15 @@ func (i *ikeSA) waiting(s *SA) *createChild {
 	return t
 }
 
+// inFlight returns the offer of a child SA that the peer may have accepted
+// already, or nil.
+func (i *ikeSA) inFlight() *offer {
+	if t, ok := i.active.(*createChild); ok && i.req != nil {
+		return t.o
+	}
+	return nil
+}
+
 // wipe forgets all secrets.
 func (i *ikeSA) wipe() {
 	if i.keys != nil {

@@ -179,7 +179,7 @@ func (s *SA) informational(i *ikeSA, ps []ikev2.Payload) {
 				return
 			}
 			if p.Protocol == ikev2.ProtocolESP {
-				spis = append(spis, s.childrenDeleted(p.SPIs)...)
+				spis = append(spis, s.childrenDeleted(i, p.SPIs)...)
 			}
 		case *ikev2.Notify:
 			if !p.Type.IsError() {
@@ -205,17 +205,20 @@ func (s *SA) informational(i *ikeSA, ps []ikev2.Payload) {
 // childrenDeleted removes child SAs that the peer deletes and returns the SPIs
 // of the other direction. What we are deleting ourselves is not named again
 // (RFC 7296, 1.4.1), nor what does not exist.
-func (s *SA) childrenDeleted(in []uint32) (out []uint32) {
+func (s *SA) childrenDeleted(i *ikeSA, in []uint32) (out []uint32) {
 	for _, v := range in {
 		c := s.childOut(ipsec.SPI(v))
 		if c == nil {
+			if o := i.inFlight(); o != nil {
+				o.deleted = append(o.deleted, ipsec.SPI(v))
+			}
 			continue
 		}
 		if !c.deleting {
 			out = append(out, uint32(c.in))
 		}
 		reason := ErrPeerDeleted
-		if c.replaced || c.peerNew != nil {
+		if c.replaced != nil || c.peerNew != nil {
 			reason = ErrRekeyed
 		}
 		s.removeChild(c, reason)

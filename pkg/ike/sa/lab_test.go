@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -143,6 +144,11 @@ func (n *node) do(outs []Output) {
 	n.t.Helper()
 	for _, o := range outs {
 		n.events = append(n.events, o)
+		if traceLab {
+			if _, ok := o.(Send); !ok {
+				n.t.Logf("%s %s %T %+v", n.now.Format("05.000"), n.name, o, o)
+			}
+		}
 		switch o := o.(type) {
 		case Send:
 			n.put(packet{src: o.Local, dst: o.Remote, data: slices.Clone(o.Data), from: n})
@@ -348,7 +354,7 @@ func later(a, b time.Time) time.Time {
 func (l *lab) settle() {
 	l.t.Helper()
 	l.run()
-	for range 400 {
+	for range 1000 {
 		if !l.a.busy() && !l.b.busy() && len(l.held) == 0 {
 			return
 		}
@@ -505,3 +511,5 @@ func inSPI(t testing.TB, n *node) ipsec.SAID {
 	c := n.sa.children[0]
 	return ipsec.SAID{Proto: ipsec.ESP, Dst: c.inDst, SPI: c.in}
 }
+
+var traceLab = os.Getenv("SA_TRACE") != ""
