@@ -137,7 +137,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.cfg.Ready != nil {
 		d.cfg.Ready()
 	}
-	d.initStarters()
+	d.connectPeers()
+	d.startRules(d.rules.Load())
 	err = d.loop(ctx, events)
 	d.stop(cancel)
 	return err
@@ -302,7 +303,7 @@ func (d *Daemon) Reload(db *pad.DB) {
 			l.kill()
 		}
 	}
-	d.initStarters()
+	d.startRules(db)
 	d.wake()
 }
 

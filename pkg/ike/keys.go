@@ -412,8 +412,8 @@ type starter struct {
 	lineage       *lineage
 }
 
-// initStarters makes starters for -c and for rules with start_action start.
-func (d *Daemon) initStarters() {
+// connectPeers makes starters for -c.
+func (d *Daemon) connectPeers() {
 	for _, p := range d.cfg.Connect {
 		if local, ok := d.localFor(p); ok {
 			d.addStarter(local, p, false)
@@ -421,14 +421,21 @@ func (d *Daemon) initStarters() {
 			d.log.Warn("no local address of this family", zap.Stringer("peer", p))
 		}
 	}
-	d.cfg.Connect = nil
-	for _, r := range d.rules.Load().Rules() {
+}
+
+// startRules makes starters for the rules with start_action start, in place of
+// those of the rules before.
+func (d *Daemon) startRules(db *pad.DB) {
+	d.mu.Lock()
+	d.starters = slices.DeleteFunc(d.starters, func(s *starter) bool { return s.keep })
+	d.mu.Unlock()
+	for _, r := range db.Rules() {
 		for _, rng := range r.Remote {
 			if r.StartAction != pad.StartNow || rng.From != rng.To {
 				continue
 			}
 			for _, local := range d.cfg.Local {
-				if local.BitLen() == rng.From.BitLen() && d.rules.Load().Outbound(local, rng.From) == r {
+				if local.BitLen() == rng.From.BitLen() && db.Outbound(local, rng.From) == r {
 					d.addStarter(local, rng.From, true)
 					break
 				}
