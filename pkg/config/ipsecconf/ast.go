@@ -1,0 +1,132 @@
+// Package ipsecconf is the policy language of loadConfig: the union of Solaris
+// ipsecconf and the policy scripts of NanoSec. A text becomes policies in three
+// steps: tokens (pkg/config/lexer), grammar ([Parse]: an AST with positions),
+// meaning ([File.Policies]: the SPD entries). Only the third knows addresses,
+// names and algorithms. [Format] writes policies in the language again.
+//
+// Entries are tried in the order of the file, the first that matches counts.
+//
+//	{ raddr 192.0.2.9 ulp tcp rport 23 } ipsec { encr_algs aes encr_auth_algs sha256 }
+//	{ laddr 10.1.0.0/16 raddr 10.2.0.0/16 } ipsec { encr_algs gcm tladdr 192.0.2.1 traddr 192.0.2.2 }
+//	{ lport 22 dir both } bypass {}
+//
+// What the language has beyond this and the package does not do yet is an
+// error that names it: AH (auth_algs), "sa unique" and "sa init", Solaris tunnel
+// interfaces, "or" before another action than that of the first alternative,
+// commands (flush, spdflush, add).
+//
+// For loadConfig.
+package ipsecconf
+
+import (
+	"strings"
+
+	"github.com/missiu/missiu/pkg/config/lexer"
+)
+
+// File is a parsed text.
+type File struct{ Items []Item }
+
+// Item is one of *Entry, *Constants, *Command.
+type Item interface {
+	item()
+	write(*strings.Builder)
+}
+
+// Word is a word with its place.
+type Word struct {
+	Pos    lexer.Pos
+	Text   string
+	Quoted bool
+}
+
+// Param is a key with its value.
+type Param struct{ Key, Value Word }
+
+// Entry is { selectors } action { properties }, with more actions behind "or".
+type Entry struct {
+	Pos          lexer.Pos // of its brace
+	Selectors    []Param
+	Alternatives []Alternative
+	bad          bool // an error in it was reported
+}
+
+// Alternative is an action with its properties.
+type Alternative struct {
+	Action     Word
+	Properties []Param
+}
+
+// Constants is [ name value ... ].
+type Constants struct {
+	Pos  lexer.Pos
+	Defs []Param // the last one's value may be empty
+}
+
+// Command is a word of NanoSec's command language with its arguments.
+type Command struct {
+	Name Word
+	Args []Word // may hold keys
+}
+
+func (*Entry) item()     {}
+func (*Constants) item() {}
+func (*Command) item()   {}
+
+// String writes the text so that Parse reads the same again, apart from
+// comments, layout and positions. With an add command it holds keys.
+func (f *File) String() string {
+	var b strings.Builder
+	for _, i := range f.Items {
+		i.write(&b)
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+func (w Word) write(b *strings.Builder) {
+	if w.Quoted {
+		b.WriteString(lexer.Quote(w.Text))
+	} else {
+		b.WriteString(w.Text)
+	}
+}
+
+func writeParams(b *strings.Builder, open string, ps []Param, end string) {
+	b.WriteString(open)
+	for _, p := range ps {
+		b.WriteByte(' ')
+		p.Key.write(b)
+		if p.Value.Text != "" || p.Value.Quoted {
+			b.WriteByte(' ')
+			p.Value.write(b)
+		}
+	}
+	if len(ps) > 0 {
+		b.WriteByte(' ')
+	}
+	b.WriteString(end)
+}
+
+func (e *Entry) write(b *strings.Builder) {
+	writeParams(b, "{", e.Selectors, "}")
+	for i, a := range e.Alternatives {
+		if i > 0 {
+			b.WriteString(" or")
+		}
+		b.WriteByte(' ')
+		a.Action.write(b)
+		writeParams(b, " {", a.Properties, "}")
+	}
+}
+
+func (c *Constants) write(b *strings.Builder) { writeParams(b, "[", c.Defs, "]") }
+
+func (c *Command) write(b *strings.Builder) {
+	c.Name.write(b)
+	for _, a := range c.Args {
+		b.WriteByte(' ')
+		a.write(b)
+	}
+	b.WriteByte(';')
+}

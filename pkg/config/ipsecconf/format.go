@@ -1,0 +1,151 @@
+package ipsecconf
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// Format writes a policy as an entry of the language. What the language cannot
+// say is told in the note, which is empty where the entry, parsed again, is the
+// policy: a forward policy is shown as an inbound one, for instance.
+func Format(p *ipsec.Policy) (entry, note string) {
+	var b strings.Builder
+	var notes []string
+	dir := p.Dir
+	if dir == ipsec.Fwd {
+		dir, notes = ipsec.In, append(notes, "forwarded packets")
+	}
+	local, remote, lport, rport := p.Sel.Src, p.Sel.Dst, p.Sel.SrcPort, p.Sel.DstPort
+	if dir == ipsec.In && !isICMP(p.Sel.Proto) {
+		lport, rport = rport, lport
+	}
+	if dir == ipsec.In {
+		local, remote = remote, local
+	}
+	// One address has to stay where both are any, or the entry is of both families.
+	b.WriteString("{")
+	if local.Bits() != 0 {
+		fmt.Fprintf(&b, " laddr %s", prefix(local))
+	}
+	if remote.Bits() != 0 || local.Bits() == 0 {
+		fmt.Fprintf(&b, " raddr %s", prefix(remote))
+	}
+	if p.Sel.Proto != 0 {
+		fmt.Fprintf(&b, " ulp %s", protocolName(p.Sel.Proto))
+	}
+	switch {
+	case isICMP(p.Sel.Proto):
+		switch {
+		case lport != 0:
+			fmt.Fprintf(&b, " type %d", lport-1)
+		case rport != 0:
+			fmt.Fprintf(&b, " type 0-255")
+		}
+		if rport != 0 {
+			fmt.Fprintf(&b, " code %d", rport-1)
+		}
+	default:
+		if lport != 0 {
+			fmt.Fprintf(&b, " lport %d", lport)
+		}
+		if rport != 0 {
+			fmt.Fprintf(&b, " rport %d", rport)
+		}
+	}
+	fmt.Fprintf(&b, " dir %v } ", dir)
+	switch p.Action {
+	case ipsec.Bypass:
+		b.WriteString("bypass {}")
+	case ipsec.Discard:
+		b.WriteString("drop {}")
+	case ipsec.Protect:
+		ends, n := formatRequests(p, dir)
+		notes = append(notes, n...)
+		alts := p.Proposals
+		if len(alts) == 0 {
+			alts, notes = []ipsec.Proposal{{}}, append(notes, "algorithms left to the key daemon")
+		}
+		for i := range alts {
+			if i > 0 {
+				b.WriteString(" or ")
+			}
+			b.WriteString("ipsec { " + formatProposal(&alts[i]) + ends + " }")
+		}
+	default:
+		fmt.Fprintf(&b, "drop {}")
+		notes = append(notes, p.Action.String())
+	}
+	if !p.Hard.IsZero() {
+		notes = append(notes, fmt.Sprintf("policy expires: %v", p.Hard.AddTime))
+	}
+	return b.String(), strings.Join(notes, "; ")
+}
+
+func prefix(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+func protocolName(n uint8) string {
+	for _, name := range []string{"icmp", "tcp", "udp", "ipv6-icmp"} {
+		if protocols[name] == n {
+			return name
+		}
+	}
+	return fmt.Sprint(n)
+}
+
+// formatRequests writes the tunnel end points, and tells what else there is.
+func formatRequests(p *ipsec.Policy, dir ipsec.Direction) (ends string, notes []string) {
+	for i, r := range p.Requests {
+		if r.Proto != ipsec.ESP || i > 0 {
+			notes = append(notes, fmt.Sprintf("%v %v", r.Proto, r.Mode))
+			continue
+		}
+		if r.Mode == ipsec.Tunnel {
+			l, e := r.Src, r.Dst
+			if dir == ipsec.In {
+				l, e = e, l
+			}
+			ends = fmt.Sprintf(" tladdr %v traddr %v", l, e)
+		}
+		switch r.Level {
+		case ipsec.LevelUnique:
+		case ipsec.LevelUse:
+			notes = append(notes, "clear text while there is no SA")
+		default:
+			notes = append(notes, "SAs shared with other policies")
+		}
+	}
+	return ends, notes
+}
+
+func formatProposal(p *ipsec.Proposal) string {
+	w := algWord{min: p.EncrMinBits, max: p.EncrMaxBits}
+	var s string
+	switch p.Encr {
+	case alg.EncrNone:
+		s = "encr_algs " + w.write("any")
+	case alg.EncrNULL:
+		s = "encr_algs null"
+	default:
+		s = "encr_algs " + w.write(p.Encr.String())
+	}
+	if p.Auth != alg.IntegNone {
+		s += " encr_auth_algs " + strings.TrimPrefix(p.Auth.String(), "hmac-")
+	}
+	if n := p.Hard.AddTime; n != 0 {
+		s += fmt.Sprintf(" lifetime_secs %d", n/time.Second)
+	}
+	if n := p.Hard.Bytes; n != 0 {
+		s += fmt.Sprintf(" lifetime_bytes %d", n)
+	}
+	return s
+}

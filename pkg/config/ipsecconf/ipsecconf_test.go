@@ -1,0 +1,288 @@
+package ipsecconf
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/config/lexer"
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// testOptions resolve a few names without the network.
+func testOptions() Options {
+	return Options{
+		LookupHost: func(name string) ([]netip.Addr, error) {
+			switch name {
+			case "peer.example.com":
+				return []netip.Addr{netip.MustParseAddr("192.0.2.9")}, nil
+			case "dual.example.com":
+				return []netip.Addr{netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9"), netip.MustParseAddr("192.0.2.9")}, nil
+			}
+			return nil, errors.New("no such host")
+		},
+		LookupPort: func(name string) (uint16, error) {
+			if name == "finger" {
+				return 79, nil
+			}
+			return 0, errors.New("no such service")
+		},
+	}
+}
+
+// render shows rules as the golden files have them.
+func render(rules []Rule) string {
+	var b strings.Builder
+	for _, r := range rules {
+		entry, note := Format(&r.Policy)
+		if note != "" {
+			entry += "  # " + note
+		}
+		fmt.Fprintf(&b, "%v +%d %v\n", r.Pos, r.Policy.Priority-PriorityBase, entry)
+	}
+	return b.String()
+}
+
+// TestGolden reads testdata/NAME.in. testdata/NAME.out has the policies, behind
+// the warnings, or the errors.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.in")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no testdata", err)
+	}
+	for _, in := range files {
+		name := strings.TrimSuffix(filepath.Base(in), ".in")
+		t.Run(name, func(t *testing.T) {
+			f, err := os.Open(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			opt := testOptions()
+			if strings.HasPrefix(name, "solaris-order") {
+				opt.Order = OrderSolaris
+			}
+			rules, l := Load(filepath.Base(in), f, opt)
+			var b strings.Builder
+			lexer.Print(&b, l.All())
+			if !l.Failed() {
+				b.WriteString(render(rules))
+			} else if !strings.HasPrefix(name, "bad-") {
+				t.Errorf("%s has errors", in)
+			}
+			golden := strings.TrimSuffix(in, ".in") + ".out"
+			if *update {
+				if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b.String() != string(want) {
+				t.Errorf("got\n%s\nwant\n%s", &b, want)
+			}
+		})
+	}
+}
+
+func load(t *testing.T, src string) []Rule {
+	t.Helper()
+	rules, l := Load("", strings.NewReader(src), testOptions())
+	if err := l.Err(); err != nil {
+		t.Fatalf("%s\n%v", src, err)
+	}
+	return rules
+}
+
+// The seed of the language, down to the values that the daemons get.
+func TestSeed(t *testing.T) {
+	got := load(t, "{ raddr 192.168.3.119 ulp icmp } ipsec { encr_algs aes encr_auth_algs sha1 }\n")
+	any4, peer := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("192.168.3.119/32")
+	pol := func(dir ipsec.Direction, src, dst netip.Prefix) Rule {
+		return Rule{lexer.Pos{Line: 1, Col: 1}, ipsec.Policy{
+			Dir: dir, Sel: ipsec.Selector{Src: src, Dst: dst, Proto: 1}, Action: ipsec.Protect, Priority: PriorityBase,
+			Requests:  []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Transport, Level: ipsec.LevelUnique}},
+			Proposals: []ipsec.Proposal{{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA1}},
+		}}
+	}
+	want := []Rule{pol(ipsec.Out, any4, peer), pol(ipsec.In, peer, any4)}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%+v\nwant\n%+v", got, want)
+	}
+	if !Mirrors(&got[1].Policy, &got[0].Policy) || Mirrors(&got[0].Policy, &got[1].Policy) {
+		t.Error("in mirrors out, not the reverse")
+	}
+}
+
+func TestTunnel(t *testing.T) {
+	rules := load(t, "{ laddr 10.1.0.0/16 raddr 10.2.0.0/16 lport 80 ulp tcp } ipsec { encr_algs gcm tladdr 192.0.2.1 traddr 192.0.2.2 lifetime_secs 100 lifetime_bytes 1000 }\n")
+	if len(rules) != 3 {
+		t.Fatalf("%d rules, want out, in, fwd", len(rules))
+	}
+	out, in, fwd := rules[0].Policy, rules[1].Policy, rules[2].Policy
+	if in.Sel != out.Sel.Reverse() || in.Requests[0].Src != out.Requests[0].Dst || in.Requests[0].Dst != out.Requests[0].Src {
+		t.Errorf("in is %+v, out is %+v", in, out)
+	}
+	if fwd.Dir = ipsec.In; !reflect.DeepEqual(fwd, in) {
+		t.Errorf("fwd is %+v, in is %+v", fwd, in)
+	}
+	p := out.Proposals[0]
+	if want := (ipsec.Lifetime{AddTime: 100 * time.Second, Bytes: 1000}); p.Hard != want {
+		t.Errorf("hard %+v, want %+v", p.Hard, want)
+	}
+	if want := (ipsec.Lifetime{AddTime: 90 * time.Second, Bytes: 900}); p.Soft != want {
+		t.Errorf("soft %+v, want %+v", p.Soft, want)
+	}
+}
+
+// Every algorithm that we have has a name here, and Format uses it.
+func TestAllAlgorithms(t *testing.T) {
+	check := func(p ipsec.Proposal) {
+		t.Helper()
+		text := "{ raddr 192.0.2.9 dir out } ipsec { " + formatProposal(&p) + " }"
+		if got := load(t, text)[0].Policy.Proposals[0]; got != p {
+			t.Errorf("%s is %+v, want %+v", text, got, p)
+		}
+	}
+	for _, e := range alg.AllEncr() {
+		if i := e.Info(); i.AEAD {
+			check(ipsec.Proposal{Encr: e})
+			continue
+		}
+		for _, a := range append(alg.AllInteg(), alg.IntegNone) {
+			check(ipsec.Proposal{Encr: e, Auth: a})
+		}
+	}
+	check(ipsec.Proposal{})
+	check(ipsec.Proposal{EncrMinBits: 192})
+	check(ipsec.Proposal{Encr: alg.EncrAESCBC, EncrMaxBits: 192})
+	check(ipsec.Proposal{Encr: alg.EncrAESCBC, EncrMinBits: 128, EncrMaxBits: 128, Hard: ipsec.Lifetime{Bytes: 77}, Soft: ipsec.Lifetime{Bytes: 70}})
+}
+
+func TestNumber(t *testing.T) {
+	for _, tt := range []struct {
+		s     string
+		limit uint64
+		n     uint64
+		ok    bool
+	}{
+		{"0", 9, 0, true}, {"9", 9, 9, true}, {"10", 9, 0, false}, {"010", 99, 0, false}, {"0x10", 99, 16, true}, {"0xfF", 255, 255, true},
+		{"", 9, 0, false}, {"0x", 9, 0, false}, {"-1", 9, 0, false}, {"+1", 9, 0, false}, {"1a", 99, 0, false}, {"5", 4, 0, false},
+		{"18446744073709551615", 1<<64 - 1, 1<<64 - 1, true}, {"18446744073709551616", 1<<64 - 1, 0, false},
+	} {
+		if n, ok := number(tt.s, tt.limit); ok != tt.ok || ok && n != tt.n {
+			t.Errorf("number(%q, %d) = %d, %v, want %d, %v", tt.s, tt.limit, n, ok, tt.n, tt.ok)
+		}
+	}
+}
+
+// Whatever its size, a text costs bounded time and messages.
+func TestBounds(t *testing.T) {
+	for _, tt := range []struct {
+		name, src string
+		want      string // the last message
+	}{
+		{"many errors", strings.Repeat("{ radr x } drop {}\n", 100000), "too many errors"},
+		{"a long line", "{ " + strings.Repeat("raddr 10.0.0.1 ", 70000) + "} drop {}", "too many errors"},
+		{"a long word", "{ raddr " + strings.Repeat("x", 1<<20) + " } drop {}", "1:9: word of more than 4096 octets"},
+		{"many braces", strings.Repeat("{", 1<<20), "too many errors"},
+		{"too large", strings.Repeat(" ", MaxFile+1), "larger than 67108864 octets"},
+	} {
+		start := time.Now()
+		_, l := Load("", strings.NewReader(tt.src), Options{})
+		es := l.Errors()
+		if got := es[len(es)-1].String(); got != tt.want && !(tt.name == "many braces" && strings.HasSuffix(got, "closed")) {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+		if d := time.Since(start); d > 20*time.Second {
+			t.Errorf("%s took %v", tt.name, d)
+		}
+	}
+}
+
+// A hundred thousand entries are nothing special.
+func TestMany(t *testing.T) {
+	var b strings.Builder
+	for i := range 100000 {
+		fmt.Fprintf(&b, "{ raddr 10.%d.%d.%d ulp tcp } ipsec { encr_algs gcm }\n", i>>16, i>>8&255, i&255)
+	}
+	if n := len(load(t, b.String())); n != 200000 {
+		t.Errorf("%d rules, want 200000", n)
+	}
+}
+
+// strip forgets positions and order.
+func strip(rules []Rule) []ipsec.Policy {
+	var ps []ipsec.Policy
+	for _, r := range rules {
+		if r.Policy.Priority = 0; r.Policy.Dir != ipsec.Fwd {
+			ps = append(ps, r.Policy)
+		}
+	}
+	return ps
+}
+
+// FuzzParse: no input panics; what parses, prints and parses to the same; what
+// has a meaning, formats and means the same.
+func FuzzParse(f *testing.F) {
+	files, _ := filepath.Glob("testdata/*.in")
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(b))
+	}
+	f.Fuzz(func(t *testing.T, src string) {
+		var l lexer.List
+		file := Parse(src, &l)
+		bad := l.Failed()
+		rules := file.Policies(&l, testOptions())
+		l.Errors()
+		if bad {
+			return
+		}
+		var l2 lexer.List
+		text := file.String()
+		again := Parse(text, &l2)
+		if err := l2.Err(); err != nil {
+			t.Fatalf("%q printed as %q: %v", src, text, err)
+		}
+		if text2 := again.String(); text2 != text {
+			t.Fatalf("%q printed as %q, then as %q", src, text, text2)
+		}
+		if l.Failed() || len(rules) > 1000 {
+			return
+		}
+		var b strings.Builder
+		for _, r := range rules {
+			if r.Policy.Dir != ipsec.Fwd {
+				entry, note := Format(&r.Policy)
+				if note != "" {
+					t.Fatalf("%q has note %q", entry, note)
+				}
+				b.WriteString(entry + "\n")
+			}
+		}
+		got, l3 := Load("", strings.NewReader(b.String()), testOptions())
+		if err := l3.Err(); err != nil {
+			t.Fatalf("%q: %q: %v", src, b.String(), err)
+		}
+		if want := strip(rules); !reflect.DeepEqual(strip(got), want) {
+			t.Fatalf("%q is\n%+v\nof %q\n%+v", b.String(), strip(got), src, want)
+		}
+	})
+}

@@ -1,0 +1,181 @@
+package ipsecconf
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/missiu/missiu/pkg/config/lexer"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// Order is the order in which entries are tried.
+type Order uint8
+
+// Orders: that of the file; that of Solaris, where bypass and drop come before
+// all else.
+const (
+	OrderFile Order = iota
+	OrderSolaris
+)
+
+// Options are what the meaning of a text depends on. The zero value resolves no
+// names but those built in.
+type Options struct {
+	Order Order
+	// LookupHost gives the addresses of a host, LookupPort the port of a service.
+	LookupHost func(name string) ([]netip.Addr, error)
+	LookupPort func(name string) (uint16, error)
+}
+
+// SystemNames resolves names as other programs of this host do.
+func SystemNames() Options {
+	return Options{
+		LookupHost: func(name string) ([]netip.Addr, error) {
+			ips, err := net.LookupIP(name)
+			var as []netip.Addr
+			for _, ip := range ips {
+				if a, ok := netip.AddrFromSlice(ip); ok {
+					as = append(as, a.Unmap())
+				}
+			}
+			return as, err
+		},
+		LookupPort: func(name string) (uint16, error) {
+			n, err := net.LookupPort("tcp", name)
+			if err != nil {
+				n, err = net.LookupPort("udp", name)
+			}
+			return uint16(n), err
+		},
+	}
+}
+
+// Policies are in force between the priorities PriorityBase and PriorityLast,
+// in file order. No other program uses them, so these policies can be told from
+// those of others.
+const (
+	PriorityBase = 0x40000000
+	PriorityLast = PriorityBase + MaxEntries - 1
+)
+
+// Rule is one SPD entry with the place of the entry that it comes from.
+// Requests are of level unique and have no reqid. An inbound or forward rule
+// goes with an outbound rule that is its mirror, and shares the reqid that
+// that one gets; see Mirrors.
+type Rule struct {
+	Pos    lexer.Pos
+	Policy ipsec.Policy
+}
+
+// Mirrors reports whether the inbound or forward policy in and the outbound
+// policy out are two sides of one: the same traffic, mode and end points.
+func Mirrors(in, out *ipsec.Policy) bool {
+	if in.Dir == ipsec.Out || out.Dir != ipsec.Out || in.Sel != out.Sel.Reverse() || len(in.Requests) != len(out.Requests) {
+		return false
+	}
+	for k, i := range in.Requests {
+		o := out.Requests[k]
+		if i.Proto != o.Proto || i.Mode != o.Mode || i.Src != o.Dst || i.Dst != o.Src {
+			return false
+		}
+	}
+	return true
+}
+
+// Load reads a text and gives its rules in match order, outbound before the
+// inbound and forward ones of the same entry. With errors the rules mean nothing.
+// The List has errors and warnings, by file.
+func Load(file string, r io.Reader, opt Options) ([]Rule, *lexer.List) {
+	l := &lexer.List{File: file, Max: maxMessages}
+	src, err := lexer.ReadAll(r, MaxFile)
+	if err != nil {
+		l.Errorf(lexer.Pos{}, "%v", cause(err))
+		return nil, l
+	}
+	return Parse(src, l).Policies(l, opt), l
+}
+
+// cause strips the file name, which stands in front already.
+func cause(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}
+
+// Policies gives the meaning of a text. Errors and warnings go to l.
+func (f *File) Policies(l *lexer.List, opt Options) []Rule {
+	m := &meaning{l: l, opt: opt, consts: map[string]constant{}, hosts: map[string]hostResult{}}
+	// Of constants those above an entry count, as in NanoSec.
+	var entries [][]Rule
+	for _, i := range f.Items {
+		switch i := i.(type) {
+		case *Constants:
+			m.define(i)
+		case *Command:
+			l.Errorf(i.Name.Pos, "%s: commands are not supported yet", i.Name.Text)
+		case *Entry:
+			if rs := m.entry(i); len(rs) > 0 {
+				entries = append(entries, rs)
+			}
+		}
+	}
+	if l.Failed() {
+		return nil
+	}
+	if opt.Order == OrderSolaris {
+		slices.SortStableFunc(entries, func(a, b []Rule) int { return solarisClass(a) - solarisClass(b) })
+	}
+	for k, rs := range entries {
+		for i := range rs {
+			rs[i].Policy.Priority = PriorityBase + uint32(k)
+		}
+	}
+	return forward(lint(l, entries))
+}
+
+// solarisClass: bypass and pass come first, Oracle's text puts drop with them
+// (which illumos does not).
+func solarisClass(rs []Rule) int {
+	if rs[0].Policy.Action == ipsec.Protect {
+		return 1
+	}
+	return 0
+}
+
+// forward adds to every inbound rule its twin for packets that are forwarded
+// after decapsulation, if there is a tunnel. The other inbound rules get one
+// too, since otherwise those of tunnels would come before them.
+func forward(rules []Rule) []Rule {
+	tunnel := false
+	n := 0
+	for i := range rules {
+		if p := &rules[i].Policy; p.Dir == ipsec.In {
+			n++
+			tunnel = tunnel || len(p.Requests) > 0 && p.Requests[0].Mode == ipsec.Tunnel
+		}
+	}
+	if !tunnel {
+		return rules
+	}
+	out := make([]Rule, 0, len(rules)+n)
+	for _, r := range rules {
+		out = append(out, r)
+		if r.Policy.Dir == ipsec.In {
+			r.Policy.Dir = ipsec.Fwd
+			r.Policy.Requests = slices.Clone(r.Policy.Requests)
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// soft is the soft limit that goes with a hard one.
+func soft(h ipsec.Lifetime) ipsec.Lifetime {
+	return ipsec.Lifetime{Bytes: h.Bytes - h.Bytes/10, AddTime: (h.AddTime - h.AddTime/10).Truncate(time.Second)}
+}

@@ -1,0 +1,244 @@
+package ipsecconf
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// transform is what the properties of one alternative ask for.
+type transform struct {
+	proposal      ipsec.Proposal
+	local, remote netip.Addr // tunnel end points as written, else invalid
+}
+
+// transform reads the properties of an alternative.
+func (m *entryMeaning) transform(a Alternative, ps params) (t transform) {
+	switch a.Action.Text {
+	case "ipsec", "apply", "permit":
+	default:
+		for _, p := range a.Properties {
+			if p.Key.Text != "dir" {
+				m.errorf(p.Key, "%s: not with %s", p.Key.Text, a.Action.Text)
+			}
+		}
+		return t
+	}
+	before := m.bad
+	m.algorithms(a, ps, &t.proposal, before)
+	m.endPoints(ps, &t)
+	if p, ok := ps["sa"]; ok {
+		switch p.Value.Text {
+		case "shared":
+		case "unique":
+			m.badValue(p, "not supported yet; every entry has SAs of its own as it is. Want shared")
+		case "init":
+			m.badValue(p, "not supported yet; use start_action start in ike.conf. Want shared")
+		default:
+			m.badValue(p, "want shared, unique or init")
+		}
+	}
+	if p, ok := ps["lifetime_secs"]; ok {
+		n, ok := number(p.Value.Text, 1<<32-1)
+		if !ok || n == 0 {
+			m.badValue(p, "want a number of seconds from 1 to 4294967295")
+		}
+		t.proposal.Hard.AddTime = time.Duration(n) * time.Second
+	}
+	if p, ok := ps["lifetime_bytes"]; ok {
+		n, ok := number(p.Value.Text, 1<<63-1)
+		if !ok || n == 0 {
+			m.badValue(p, "want a number of bytes from 1 to 9223372036854775807")
+		}
+		t.proposal.Hard.Bytes = n
+	}
+	t.proposal.Soft = soft(t.proposal.Hard)
+	return t
+}
+
+// algorithms reads encr_algs, encr_auth_algs and what belongs to them.
+func (m *entryMeaning) algorithms(a Alternative, ps params, out *ipsec.Proposal, bad bool) {
+	if p, ok := ps["auth_algs"]; ok && !strings.EqualFold(p.Value.Text, "none") {
+		m.badValue(p, "AH is not supported yet; use encr_auth_algs for integrity by ESP")
+		return
+	}
+	e, hasEncr := m.encryption(ps, out)
+	auth, hasAuth := m.integrity(ps, out)
+	switch {
+	case m.bad && !bad:
+	case !hasEncr && !hasAuth:
+		if !bad {
+			m.errorf(a.Action, "%s: no algorithms; want encr_algs or encr_auth_algs", a.Action.Text)
+		}
+	case !hasEncr:
+		out.Encr = alg.EncrNULL
+		for _, key := range []string{"keylength", "tag"} {
+			if p, ok := ps[key]; ok {
+				m.missing(p.Key, "%s: encr_algs missing", key)
+			}
+		}
+	case out.Encr.Info().AEAD && out.Auth != alg.IntegNone:
+		m.badValue(auth, "not with %s, which has integrity of its own", e.Value.Text)
+	}
+}
+
+// encryption reads encr_algs, keylength and tag.
+func (m *entryMeaning) encryption(ps params, out *ipsec.Proposal) (p Param, ok bool) {
+	if p, ok = ps["encr_algs"]; !ok {
+		return p, false
+	}
+	w, valid := splitAlg(p.Value.Text)
+	e, known := encrs[w.name]
+	switch {
+	case !valid:
+		m.badValue(p, wantEncr)
+		return p, false
+	case w.name == "none" && !w.ranged:
+		return p, false
+	case w.name == "any":
+		e = alg.EncrNone
+	case foreignEncrs[w.name]:
+		m.badValue(p, "not supported; %s", wantEncr)
+		return p, false
+	case !known:
+		m.badValue(p, wantEncr)
+		return p, false
+	}
+	sizes := e.Info().KeyBits
+	if w.name == "any" {
+		sizes = alg.EncrAESCBC.Info().KeyBits
+	}
+	switch {
+	case w.ranged && sizes == nil:
+		m.badValue(p, "the algorithm has no key length")
+		return p, false
+	case w.ranged && !w.fits(sizes):
+		m.badValue(p, "key length; want %s bits", bitList(sizes))
+		return p, false
+	}
+	if k, ok := ps["keylength"]; ok {
+		n, valid := number(k.Value.Text, 8191)
+		one := algWord{min: uint16(n * 8), max: uint16(n * 8)}
+		switch {
+		case w.ranged:
+			m.errorf(k.Key, "keylength: not with the key length in %s", p.Value.Text)
+			return p, false
+		case sizes == nil:
+			m.errorf(k.Key, "keylength: %s has no key length", p.Value.Text)
+			return p, false
+		case !valid || n == 0 || !one.fits(sizes):
+			m.badValue(k, "key length in bytes; want %s", byteList(sizes))
+			return p, false
+		}
+		w.min, w.max = one.min, one.max
+	}
+	if g, ok := ps["tag"]; ok && !m.tag(g, p, &e) {
+		return p, false
+	}
+	out.Encr, out.EncrMinBits, out.EncrMaxBits = e, w.min, w.max
+	return p, true
+}
+
+// tag takes the length of an AEAD's ICV in octets.
+func (m *entryMeaning) tag(g, p Param, e *alg.Encr) bool {
+	if !e.Info().AEAD {
+		m.errorf(g.Key, "tag: only with gcm or chacha20-poly1305")
+		return false
+	}
+	n, ok := number(g.Value.Text, 255)
+	switch {
+	case ok && int(n) == e.Info().ICVLen:
+		return true
+	case *e == alg.EncrChaCha20Poly1305:
+		m.badValue(g, "want 16")
+		return false
+	case !strings.HasSuffix(strings.ToLower(strings.SplitN(p.Value.Text, "(", 2)[0]), "gcm"):
+		m.badValue(g, "not with %s", p.Value.Text)
+		return false
+	}
+	switch n {
+	case 8:
+		*e = alg.EncrAESGCM8
+	case 12:
+		*e = alg.EncrAESGCM12
+	default:
+		m.badValue(g, "want 8, 12 or 16")
+		return false
+	}
+	return true
+}
+
+// integrity reads encr_auth_algs.
+func (m *entryMeaning) integrity(ps params, out *ipsec.Proposal) (p Param, ok bool) {
+	if p, ok = ps["encr_auth_algs"]; !ok {
+		return p, false
+	}
+	w, valid := splitAlg(p.Value.Text)
+	w.name = strings.TrimPrefix(w.name, "hmac-")
+	a, known := auths[w.name]
+	switch {
+	case !valid:
+		m.badValue(p, wantAuth)
+		return p, false
+	case w.name == "none" && !w.ranged:
+		return p, false
+	case w.name == "any":
+		return p, true // what IntegNone means
+	case foreignAuths[w.name]:
+		m.badValue(p, "not supported; %s", wantAuth)
+		return p, false
+	case !known:
+		m.badValue(p, wantAuth)
+		return p, false
+	case w.ranged && !w.holds(a.Info().KeyLen*8):
+		m.badValue(p, "key length; want %d bits", a.Info().KeyLen*8)
+		return p, false
+	}
+	out.Auth = a
+	return p, true
+}
+
+// endPoints reads the ends of a tunnel, both or none.
+func (m *entryMeaning) endPoints(ps params, t *transform) {
+	for _, pair := range [][2]string{{"tladdr", "traddr"}, {"tsrc", "tdst"}} {
+		l, hasL := ps[pair[0]]
+		r, hasR := ps[pair[1]]
+		switch {
+		case hasL && !hasR:
+			m.missing(l.Key, "%s: %s missing", pair[0], pair[1])
+		case hasR && !hasL:
+			m.missing(r.Key, "%s: %s missing", pair[1], pair[0])
+		case hasL:
+			t.local, t.remote = m.endPoint(l), m.endPoint(r)
+			if t.local.IsValid() && t.remote.IsValid() && t.local.BitLen() != t.remote.BitLen() {
+				m.badValue(r, "mixed address families")
+			}
+		}
+	}
+}
+
+func (m *entryMeaning) endPoint(p Param) netip.Addr {
+	as := m.hostAddrs(p, p.Value.Text)
+	switch {
+	case len(as) == 0: // reported
+		return netip.Addr{}
+	case len(as) > 1:
+		m.badValue(p, "the name has several addresses; want one")
+		return netip.Addr{}
+	case as[0].IsUnspecified() || as[0].IsMulticast():
+		m.badValue(p, "want the address of a host")
+		return netip.Addr{}
+	}
+	return as[0]
+}
+
+func byteList(bits []int) string {
+	l := make([]int, len(bits))
+	for i, b := range bits {
+		l[i] = b / 8
+	}
+	return bitList(l)
+}
