@@ -236,7 +236,9 @@ func (c *conn) write() {
 		if err != nil && !errors.Is(err, syscall.EMSGSIZE) {
 			return
 		}
-		c.sent(p, d)
+		if p.answer {
+			c.answered()
+		}
 	}
 }
 
@@ -267,17 +269,11 @@ func (c *conn) take(dumpTurn bool) (p packet, d *dump, ok bool) {
 	return p, d, true
 }
 
-// sent accounts for a datagram after it was written, so that one in the hands of
-// the writer still counts.
-func (c *conn) sent(p packet, d *dump) {
+// answered accounts for an answer after it was written, so that one in the hands
+// of the writer still counts.
+func (c *conn) answered() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if d != nil && d.k == d.n && c.dump == d {
-		c.dump = nil
-	}
-	if !p.answer || d != nil {
-		return
-	}
 	c.answers--
 	select {
 	case c.room <- struct{}{}:
@@ -303,7 +299,16 @@ func (c *conn) nextOfDump(d *dump) packet {
 		b = m.Header.Append(nil)
 	}
 	c.s.promiscuous(b)
-	return packet{b: b, answer: true, secret: true}
+	last := d.k == d.n
+	if last {
+		// The dump ends before its last answer is out, since who reads that may ask
+		// for another one at once. The answer counts like any other.
+		c.mu.Lock()
+		c.dump = nil
+		c.answers++
+		c.mu.Unlock()
+	}
+	return packet{b: b, answer: last, secret: true}
 }
 
 // wipe wipes what was not sent.
