@@ -110,16 +110,18 @@ func (c *memConn) Close() error {
 
 // missiu is a fake engine; conns of it come and go.
 type missiu struct {
-	mu       sync.Mutex
-	t        *testing.T
-	spi      ipsec.SPI
-	sas      map[ipsec.SAID]*ipsec.SAParams
-	larval   map[ipsec.SAID]bool
-	policies []ipsec.Policy
-	failed   map[uint32]syscall.Errno
-	conn     *fakeKeys
-	down     bool
-	trace    func(string)
+	mu        sync.Mutex
+	t         *testing.T
+	spi       ipsec.SPI
+	sas       map[ipsec.SAID]*ipsec.SAParams
+	larval    map[ipsec.SAID]bool
+	policies  []ipsec.Policy
+	failed    map[uint32]syscall.Errno
+	conn      *fakeKeys
+	down      bool
+	packets   uint64 // that every SA counts
+	refuseAdd syscall.Errno
+	trace     func(string)
 }
 
 type fakeKeys struct {
@@ -221,6 +223,9 @@ func clone(p *ipsec.SAParams) *ipsec.SAParams {
 
 func (k *fakeKeys) Add(_ context.Context, p *ipsec.SAParams, seq uint32) error {
 	return k.do("add", func(m *missiu) error {
+		if m.refuseAdd != 0 {
+			return m.refuseAdd
+		}
 		if m.sas[p.SAID] != nil || m.larval[p.SAID] {
 			return syscall.EEXIST
 		}
@@ -254,7 +259,7 @@ func (k *fakeKeys) Get(_ context.Context, id ipsec.SAID, _ netip.Addr) (i *keyso
 		if p == nil {
 			return syscall.ESRCH
 		}
-		i = &keysock.SAInfo{SAParams: *clone(p)}
+		i = &keysock.SAInfo{SAParams: *clone(p), Packets: m.packets}
 		return nil
 	})
 }
