@@ -52,7 +52,7 @@ func loadPolicies(ifname string) ([]ipsec.Policy, error) {
 // reports whether there were any.
 func removeState(ifname string) bool {
 	any := false
-	for _, p := range []string{statePath(ifname), statePath(ifname) + ".new", keysock.Path(ifname), nattPath(ifname)} {
+	for _, p := range []string{statePath(ifname), statePath(ifname) + ".new", keysock.Path(ifname), keysock.Path(ifname) + ".lock", nattPath(ifname)} {
 		if os.Remove(p) == nil {
 			any = true
 		}
