@@ -88,20 +88,23 @@ func (e *Engine) acquire(p *spd.Entry, key sad.OutKey, f ipsec.Flow) {
 // answered ends the ACQUIREs that SA r answers: the one of seq, if protocol
 // and destination agree, and those of its key.
 func (e *Engine) answered(r *record, seq uint32) {
+	key := sad.OutKey{Proto: r.p.Proto, Mode: r.p.Mode, ReqID: r.p.ReqID, Src: r.p.Src, Dst: r.p.Dst}
+	any := key
+	any.ReqID = 0
 	if w := e.bySeq[seq]; seq != 0 && w != nil && w.key.Proto == r.p.Proto && w.key.Dst == r.p.Dst {
 		e.done(w)
-		e.installed(w.key)
+		if w.key != key && w.key != any {
+			e.installed(w.key)
+		}
 	}
-	key := sad.OutKey{Proto: r.p.Proto, Mode: r.p.Mode, ReqID: r.p.ReqID, Src: r.p.Src, Dst: r.p.Dst}
-	for {
-		if w := e.pending[key]; w != nil {
+	for _, k := range []sad.OutKey{key, any} {
+		if w := e.pending[k]; w != nil {
 			e.done(w)
 		}
-		e.installed(key)
-		if key.ReqID == 0 {
+		e.installed(k)
+		if key == any {
 			return
 		}
-		key.ReqID = 0
 	}
 }
 

@@ -1,0 +1,188 @@
+package keyengine
+
+import (
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+var flow = ipsec.Flow{Src: netip.MustParseAddr("10.1.0.1"), Dst: netip.MustParseAddr("10.2.0.1"), Proto: 6, SrcPort: 1, DstPort: 80}
+
+// policy adds p and returns its entry and the key that the data path asks with.
+func (r *rig) policy(p *ipsec.Policy) (*spd.Entry, sad.OutKey) {
+	r.Helper()
+	i, err := r.policyAdd(1, p)
+	if err != nil {
+		r.Fatal(err)
+	}
+	e := r.o.SPD.Edit().Get(i.ID)
+	q := e.P.Requests[0]
+	k := sad.OutKey{Proto: q.Proto, Mode: q.Mode, Src: q.Src, Dst: q.Dst}
+	if q.Level == ipsec.LevelUnique {
+		k.ReqID = q.ReqID
+	}
+	return e, k
+}
+
+// packet -> ACQUIRE -> ADD with its seq.
+func TestAcquire(t *testing.T) {
+	testRig(t, func(r *rig) {
+		e, k := r.policy(tunnel(ipsec.LevelUnique, 7))
+		r.NeedSA(e, k, flow)
+		r.NeedSA(e, k, flow)
+		r.want("acquire 192.0.2.1->198.51.100.2 reqid 7")
+		a := r.acquires[0]
+		if a.Seq == 0 || a.PolicyID != e.P.ID || a.Proto != ipsec.ESP || a.Mode != ipsec.Tunnel || len(a.Proposals) != 1 || a.Flow == nil || *a.Flow != flow {
+			r.Errorf("got %+v", a)
+		}
+		r.after(29 * time.Second)
+		r.NeedSA(e, k, flow)
+		r.want()
+		if _, err := r.add(outSA(0x1000, 7), a.Seq); err != nil {
+			r.Fatal(err)
+		}
+		r.want("overhead 57", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0")
+		if r.Stats().Acquires != 0 || len(r.asked) != 0 || len(r.timers) != 0 {
+			r.Errorf("left: %+v, %d asked, %d timers", r.Stats(), len(r.asked), len(r.timers))
+		}
+		// The data path saw none a moment ago: it is told, and nobody asked.
+		r.NeedSA(e, k, flow)
+		r.want("installed 192.0.2.1->198.51.100.2 reqid 7")
+		// When it is gone the next packet asks again, with another seq.
+		r.do(func() { r.Flush(0) })
+		r.NeedSA(e, k, flow)
+		r.want("overhead 0", "removed 0x00001000", "acquire 192.0.2.1->198.51.100.2 reqid 7")
+		if r.acquires[1].Seq == a.Seq || r.acquires[1].Seq == 0 {
+			r.Errorf("got seq %d again", a.Seq)
+		}
+	})
+}
+
+func TestAcquireEnds(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		level ipsec.Level
+		sa    *ipsec.SAParams
+		seq   bool // answer with the seq of the ACQUIRE
+		ends  bool
+	}{
+		{"by reqid", ipsec.LevelUnique, outSA(0x1000, 7), false, true},
+		{"another reqid", ipsec.LevelUnique, outSA(0x1000, 8), false, false},
+		{"no reqid", ipsec.LevelUnique, outSA(0x1000, 0), false, false},
+		{"another reqid, by seq", ipsec.LevelUnique, outSA(0x1000, 8), true, true},
+		{"any reqid serves", ipsec.LevelRequire, outSA(0x1000, 8), false, true},
+		{"inbound, by seq", ipsec.LevelRequire, func() *ipsec.SAParams { p := outSA(0x1000, 7); p.Src, p.Dst = peer, self; return p }(), true, false},
+		{"transport", ipsec.LevelRequire, func() *ipsec.SAParams { p := outSA(0x1000, 7); p.Mode = ipsec.Transport; return p }(), false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			testRig(t, func(r *rig) {
+				e, k := r.policy(tunnel(c.level, 7))
+				r.NeedSA(e, k, flow)
+				var seq uint32
+				if c.seq {
+					seq = r.acquires[0].Seq
+				}
+				p := *c.sa
+				p.EncrKey = key(20)
+				if _, err := r.add(&p, seq); err != nil {
+					r.Fatal(err)
+				}
+				if got := r.Stats().Acquires == 0; got != c.ends {
+					r.Errorf("ended %v, want %v", got, c.ends)
+				}
+			})
+		})
+	}
+}
+
+func TestAcquireFails(t *testing.T) {
+	testRig(t, func(r *rig) {
+		e, k := r.policy(tunnel(ipsec.LevelRequire, 0))
+		r.NeedSA(e, k, flow)
+		r.want("acquire 192.0.2.1->198.51.100.2 reqid 0")
+		seq := r.acquires[0].Seq
+		r.do(func() {
+			r.AcquireFailed(0, syscall.ETIMEDOUT)
+			r.AcquireFailed(seq+1, syscall.ETIMEDOUT)
+		})
+		r.want()
+		r.do(func() {
+			r.AcquireFailed(seq, syscall.ETIMEDOUT)
+			r.AcquireFailed(seq, syscall.ETIMEDOUT)
+		})
+		r.want("failed 192.0.2.1->198.51.100.2 reqid 0")
+		// The brake.
+		r.after(FailureHold - 1)
+		r.NeedSA(e, k, flow)
+		r.want()
+		r.after(1)
+		r.NeedSA(e, k, flow)
+		r.want("acquire 192.0.2.1->198.51.100.2 reqid 0")
+		// Nobody answers.
+		r.after(LarvalLife - 1)
+		r.want()
+		r.after(1)
+		r.want("failed 192.0.2.1->198.51.100.2 reqid 0", "hard expire 0x00000000 dead")
+		// An SA ends the brake too.
+		r.NeedSA(e, k, flow)
+		r.do(func() { r.AcquireFailed(r.acquires[2].Seq, syscall.ENOENT) })
+		r.mustAdd(outSA(0x1000, 0))
+		if r.Stats().Acquires != 0 || len(r.asked) != 0 {
+			r.Errorf("left: %+v, %d asked", r.Stats(), len(r.asked))
+		}
+	})
+}
+
+func TestAcquireNobody(t *testing.T) {
+	testRig(t, func(r *rig) {
+		r.registered = false
+		e, k := r.policy(tunnel(ipsec.LevelRequire, 0))
+		for range 5 {
+			r.NeedSA(e, k, flow)
+		}
+		r.want("failed 192.0.2.1->198.51.100.2 reqid 0")
+		r.registered = true
+		r.after(FailureHold)
+		r.NeedSA(e, k, flow)
+		r.want("acquire 192.0.2.1->198.51.100.2 reqid 0")
+	})
+}
+
+func TestAcquirePolicyGone(t *testing.T) {
+	testRig(t, func(r *rig) {
+		e, k := r.policy(tunnel(ipsec.LevelRequire, 0))
+		r.do(func() { r.DeletePolicyID(1, e.P.ID) })
+		r.NeedSA(e, k, flow)
+		r.want("failed 192.0.2.1->198.51.100.2 reqid 0")
+		if len(r.asked) != 0 {
+			r.Error("still asked for")
+		}
+	})
+}
+
+// In transport mode every address scanned wants an SA.
+func TestAcquireBound(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := tunnel(ipsec.LevelRequire, 0)
+		p.Requests[0].Mode = ipsec.Transport
+		e, k := r.policy(p)
+		k.Src = self
+		for n := range MaxPending + 10 {
+			k.Dst = netip.AddrFrom4([4]byte{10, 2, byte(n >> 8), byte(n)})
+			r.NeedSA(e, k, flow)
+		}
+		if s := r.Stats(); s.Acquires != MaxPending || s.Refused != 10 || len(r.acquires) != MaxPending {
+			r.Errorf("got %+v, %d sent", s, len(r.acquires))
+		}
+		r.after(LarvalLife)
+		if s := r.Stats(); s.Acquires != 0 || len(r.asked) != 0 {
+			r.Errorf("left: %+v", s)
+		}
+		r.log = nil
+	})
+}

@@ -1,0 +1,171 @@
+package keyengine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+var (
+	self, peer   = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.2")
+	self6, peer6 = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+)
+
+// rig is an engine with a fake server and a log of all that it does. It runs
+// in a synctest bubble, so that its clock is the test's.
+type rig struct {
+	*testing.T
+	*Engine
+	mu         sync.Mutex // stands for the request goroutine
+	registered bool
+	log        []string
+	divertErr  error
+	acquires   []keysock.Acquire
+	expires    []*keysock.SAInfo
+}
+
+func (r *rig) Do(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
+}
+
+func (r *rig) note(format string, args ...any) { r.log = append(r.log, fmt.Sprintf(format, args...)) }
+
+func (r *rig) Acquire(a keysock.Acquire) bool {
+	if r.registered {
+		r.note("acquire %v->%v reqid %d", a.Src, a.Dst, a.ReqID)
+		r.acquires = append(r.acquires, a)
+	}
+	return r.registered
+}
+
+func (r *rig) Expire(i *keysock.SAInfo, hard bool) {
+	kind := "soft"
+	if hard {
+		kind = "hard"
+	}
+	r.note("%s expire %v %v", kind, i.SPI, sad.State(i.State))
+	r.expires = append(r.expires, i)
+}
+
+func (r *rig) NewMapping(m keysock.NewMapping) { r.note("mapping %v to %v", m.Old, m.New) }
+
+func testRig(t *testing.T, f func(r *rig)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		r := &rig{T: t, registered: true}
+		r.Engine = New(Options{
+			SAD: sad.NewDB(), SPD: spd.NewDB(),
+			Installed: func(k sad.OutKey) { r.note("installed %v->%v reqid %d", k.Src, k.Dst, k.ReqID) },
+			Failed:    func(k sad.OutKey) { r.note("failed %v->%v reqid %d", k.Src, k.Dst, k.ReqID) },
+			Removed:   func(s *sad.SA) { r.note("removed %v", s.P.SPI) },
+			Overhead:  func(n int) { r.note("overhead %d", n) },
+			Divert: func(c DivertChange) error {
+				r.note("divert +%v -%v = %v, %d policies", c.Add, c.Remove, c.Set(), r.o.SPD.Len())
+				return r.divertErr
+			},
+		})
+		r.Attach(r)
+		ctx, cancel := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() { r.Engine.Run(ctx) })
+		defer func() {
+			cancel()
+			wg.Wait()
+			r.Close()
+		}()
+		f(r)
+	})
+}
+
+// do runs f as a request.
+func (r *rig) do(f func()) { r.Helper(); r.Do(f) }
+
+// want checks what has happened since the last call.
+func (r *rig) want(lines ...string) {
+	r.Helper()
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Equal(r.log, lines) {
+		r.Fatalf("at %v:\ngot  %q\nwant %q", time.Now().Format("15:04:05.000"), r.log, lines)
+	}
+	r.log = nil
+}
+
+// after lets d pass.
+func (r *rig) after(d time.Duration) { time.Sleep(d); synctest.Wait() }
+
+func (r *rig) errno(err error, want syscall.Errno) {
+	r.Helper()
+	var got syscall.Errno
+	if want == 0 && err != nil || want != 0 && !(errors.As(err, &got) && got == want) {
+		r.Errorf("got %v, want errno %d", err, want)
+	}
+}
+
+func key(n int) ipsec.Key {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i + 1)
+	}
+	return ipsec.NewKey(b)
+}
+
+// outSA are parameters of the outbound SA of a tunnel.
+func outSA(spi ipsec.SPI, reqid ipsec.ReqID) *ipsec.SAParams {
+	return &ipsec.SAParams{
+		SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: peer, SPI: spi}, Src: self, Mode: ipsec.Tunnel, ReqID: reqid,
+		Encr: alg.EncrAESGCM16, EncrKey: key(20), ReplayWindow: 64,
+	}
+}
+
+func (r *rig) add(p *ipsec.SAParams, seq uint32) (i *keysock.SAInfo, err error) {
+	r.do(func() { i, err = r.Engine.Add(p, seq) })
+	return i, err
+}
+
+func (r *rig) update(p *ipsec.SAParams, seq uint32) (i *keysock.SAInfo, err error) {
+	r.do(func() { i, err = r.Engine.Update(p, seq) })
+	return i, err
+}
+
+func (r *rig) mustAdd(p *ipsec.SAParams) *sad.SA {
+	r.Helper()
+	if _, err := r.add(p, 0); err != nil {
+		r.Fatal(err)
+	}
+	r.mu.Lock()
+	r.log = nil
+	r.mu.Unlock()
+	return r.o.SAD.Lookup(p.SAID)
+}
+
+// tunnel is an outbound policy.
+func tunnel(level ipsec.Level, reqid ipsec.ReqID) *ipsec.Policy {
+	return &ipsec.Policy{
+		Dir: ipsec.Out, Action: ipsec.Protect,
+		Sel:       ipsec.Selector{Src: netip.MustParsePrefix("10.1.0.0/16"), Dst: netip.MustParsePrefix("10.2.0.0/16")},
+		Requests:  []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Tunnel, Level: level, ReqID: reqid, Src: self, Dst: peer}},
+		Proposals: []ipsec.Proposal{{Encr: alg.EncrAESGCM16}},
+	}
+}
+
+func (r *rig) policyAdd(conn uint64, p *ipsec.Policy) (i *keysock.PolicyInfo, err error) {
+	r.do(func() { i, err = r.AddPolicy(conn, p) })
+	return i, err
+}

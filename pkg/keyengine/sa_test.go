@@ -1,0 +1,355 @@
+package keyengine
+
+import (
+	"bytes"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+func (r *rig) getSPI(g keysock.GetSPI) (i *keysock.SAInfo, err error) {
+	r.do(func() { i, err = r.GetSPI(g) })
+	return i, err
+}
+
+func TestGetSPI(t *testing.T) {
+	testRig(t, func(r *rig) {
+		g := keysock.GetSPI{Proto: ipsec.ESP, Src: peer, Dst: self, Mode: ipsec.Tunnel, ReqID: 9, Seq: 77}
+		i, err := r.getSPI(g)
+		if err != nil || i.SPI < 256 || i.SPI > 0x0fffffff || i.State != keysock.Larval || i.Seq != 77 || i.Hard.AddTime != LarvalLife {
+			r.Fatalf("got %+v, %v", i, err)
+		}
+		// One wanted value; taken for this protocol whatever the destination.
+		g.Min, g.Max = 0xc0000001, 0xc0000001
+		if i, err = r.getSPI(g); err != nil || i.SPI != 0xc0000001 {
+			r.Fatalf("got %v, %v", i, err)
+		}
+		g.Dst = netip.MustParseAddr("192.0.2.99")
+		_, err = r.getSPI(g)
+		r.errno(err, syscall.EEXIST)
+		// A range runs full exactly.
+		g.Min, g.Max = 1, 355
+		seen := map[ipsec.SPI]bool{}
+		for range 100 {
+			i, err := r.getSPI(g)
+			if err != nil || i.SPI < 256 || i.SPI > 355 || seen[i.SPI] {
+				r.Fatalf("got %v, %v", i, err)
+			}
+			seen[i.SPI] = true
+		}
+		_, err = r.getSPI(g)
+		r.errno(err, syscall.EEXIST)
+		g.Min, g.Max = 0, 0xffffffff
+		_, err = r.getSPI(g)
+		r.errno(err, 0)
+		for _, c := range []struct {
+			proto    ipsec.Protocol
+			min, max ipsec.SPI
+			want     syscall.Errno
+		}{{ipsec.ESP, 1, 255, syscall.EINVAL}, {ipsec.ESP, 600, 599, syscall.EINVAL}, {ipsec.AH, 0, 0, syscall.EPROTONOSUPPORT}, {ipsec.IPComp, 0, 0, syscall.EPROTONOSUPPORT}, {5, 0, 0, syscall.EINVAL}} {
+			g.Proto, g.Min, g.Max = c.proto, c.min, c.max
+			_, err = r.getSPI(g)
+			r.errno(err, c.want)
+		}
+	})
+}
+
+// GETSPI -> larval -- 30 s --> hard EXPIRE; or UPDATE -> mature.
+func TestLarval(t *testing.T) {
+	testRig(t, func(r *rig) {
+		g := keysock.GetSPI{Proto: ipsec.ESP, Src: peer, Dst: self, Min: 300, Max: 300}
+		r.getSPI(g)
+		r.after(LarvalLife - 1)
+		r.want()
+		r.after(1)
+		r.want("removed 0x0000012c", "hard expire 0x0000012c dead")
+
+		i, _ := r.getSPI(g) // free again
+		r.after(20 * time.Second)
+		p := outSA(i.SPI, 7)
+		p.Src, p.Dst = peer, self
+		_, err := r.add(p, 0)
+		r.errno(err, syscall.EEXIST) // a larval SA counts
+		p.EncrKey = key(20)
+		u, err := r.update(p, 5)
+		r.errno(err, 0)
+		if u.State != keysock.Mature || u.SPI != 300 || u.ReqID != 7 || u.Mode != ipsec.Tunnel || !u.Added.Equal(time.Now()) || u.EncrKey.Len() != 0 {
+			r.Errorf("got %+v", u)
+		}
+		r.want("overhead 57", "installed 198.51.100.2->192.0.2.1 reqid 7", "installed 198.51.100.2->192.0.2.1 reqid 0")
+		r.after(time.Hour)
+		r.want()
+		sa := r.o.SAD.Lookup(p.SAID)
+		if sa == nil || sa.T == nil || sa.State() != sad.Mature {
+			r.Errorf("in the SAD: %+v", sa)
+		}
+	})
+}
+
+func TestAddRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		edit func(p *ipsec.SAParams)
+		want syscall.Errno
+	}{
+		{"AH", func(p *ipsec.SAParams) { p.Proto = ipsec.AH }, syscall.EPROTONOSUPPORT},
+		{"IPComp", func(p *ipsec.SAParams) { p.Proto = ipsec.IPComp }, syscall.EPROTONOSUPPORT},
+		{"reserved SPI", func(p *ipsec.SAParams) { p.SPI = 255 }, syscall.EINVAL},
+		{"families", func(p *ipsec.SAParams) { p.Src = self6 }, syscall.EINVAL},
+		{"mode", func(p *ipsec.SAParams) { p.Mode = ipsec.ModeAny }, syscall.EINVAL},
+		{"no cipher", func(p *ipsec.SAParams) { p.Encr = alg.EncrNone }, syscall.EINVAL},
+		{"key length", func(p *ipsec.SAParams) { p.EncrKey = key(21) }, syscall.EINVAL},
+		{"no integrity", func(p *ipsec.SAParams) { p.Encr, p.EncrKey = alg.EncrAESCBC, key(16) }, syscall.EINVAL},
+		{"nothing", func(p *ipsec.SAParams) { p.Encr, p.EncrKey = alg.EncrNULL, ipsec.Key{} }, syscall.EINVAL},
+		{"AEAD with integrity", func(p *ipsec.SAParams) { p.Auth, p.AuthKey = alg.IntegHMACSHA256, key(32) }, syscall.ENOSYS},
+		{"unknown cipher", func(p *ipsec.SAParams) { p.Encr, p.Auth = 200, alg.IntegHMACSHA1 }, syscall.ENOSYS},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			testRig(t, func(r *rig) {
+				p := outSA(0x1000, 0)
+				c.edit(p)
+				secret := p.EncrKey.Bytes()
+				_, err := r.add(p, 0)
+				r.errno(err, c.want)
+				if !bytes.Equal(secret, make([]byte, len(secret))) {
+					r.Error("the key of a refused SA lives")
+				}
+				if r.o.SAD.Len() != 0 || len(r.recs) != 0 || len(r.spis) != 0 {
+					r.Error("a refused SA left something")
+				}
+				r.want()
+			})
+		})
+	}
+}
+
+func TestAddGetDelete(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := outSA(0x1000, 7)
+		secret := p.EncrKey.Bytes()
+		i, err := r.add(p, 0)
+		r.errno(err, 0)
+		if i.EncrKey.Len() != 0 {
+			r.Error("the answer to ADD has keys")
+		}
+		_, err = r.add(outSA(0x1000, 7), 0)
+		r.errno(err, syscall.EEXIST)
+		r.o.SAD.Lookup(p.SAID).Account(3, 300, time.Now())
+		r.do(func() {
+			i, err = r.Get(p.SAID, netip.Addr{})
+			r.errno(err, 0)
+			if i.State != keysock.Mature || !i.EncrKey.Equal(key(20)) || i.Packets != 3 || i.Bytes != 300 || i.FirstUsed.IsZero() {
+				r.Errorf("got %+v", i)
+			}
+			i.Wipe() // the caller's copy
+			if l := r.SAs(0); len(l) != 1 || !l[0].EncrKey.Equal(key(20)) {
+				r.Errorf("dump: got %v", l)
+			}
+			if l := r.SAs(ipsec.AH); len(l) != 0 {
+				r.Errorf("dump of AH: got %v", l)
+			}
+			i, err = r.Delete(p.SAID, netip.Addr{})
+			r.errno(err, 0)
+			if i.State != keysock.Dead || i.Packets != 3 {
+				r.Errorf("got %+v", i)
+			}
+			_, err = r.Delete(p.SAID, netip.Addr{})
+			r.errno(err, syscall.ESRCH)
+			_, err = r.Get(p.SAID, netip.Addr{})
+			r.errno(err, syscall.ESRCH)
+		})
+		if !bytes.Equal(secret, make([]byte, 20)) {
+			r.Error("the key of a deleted SA lives")
+		}
+		_, err = r.update(outSA(0x1000, 7), 0)
+		r.errno(err, syscall.ESRCH)
+		if r.o.SAD.Len() != 0 {
+			r.Error("still in the SAD")
+		}
+		r.want("overhead 57", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0",
+			"overhead 0", "removed 0x00001000")
+	})
+}
+
+func TestFlushAndOverhead(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := outSA(0x1000, 0)
+		p.Encap = &ipsec.Encap{SPort: 4500, DPort: 4500}
+		r.add(p, 0)
+		q := outSA(0x1001, 0)
+		q.Mode = ipsec.Transport
+		r.add(q, 0)
+		six := outSA(0x1002, 0)
+		six.Src, six.Dst = self6, peer6
+		r.add(six, 0)
+		r.want("overhead 65", "installed 192.0.2.1->198.51.100.2 reqid 0", "installed 192.0.2.1->198.51.100.2 reqid 0",
+			"overhead 77", "installed 2001:db8::1->2001:db8::2 reqid 0")
+		r.do(func() { r.Delete(six.SAID, netip.Addr{}) })
+		r.want("overhead 65", "removed 0x00001002")
+		r.do(func() {
+			if r.Flush(ipsec.AH) {
+				r.Error("AH: removed something")
+			}
+			if !r.Flush(0) || r.Flush(0) {
+				r.Error("flush")
+			}
+		})
+		if r.o.SAD.Len() != 0 || r.Stats().SAs != 0 || r.Stats().MaxOverhead != 0 {
+			r.Errorf("left: %+v", r.Stats())
+		}
+	})
+}
+
+func TestUpdateMature(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := outSA(0x1000, 7)
+		p.Encap = &ipsec.Encap{SPort: 4500, DPort: 4500}
+		p.Soft, p.Hard = ipsec.Lifetime{AddTime: time.Minute}, ipsec.Lifetime{AddTime: time.Hour}
+		sa := r.mustAdd(p)
+		sa.NextSeq(100)
+		sa.Account(1, 10, time.Now())
+		r.after(time.Minute)
+		r.want("soft expire 0x00001000 dying")
+
+		// strongSwan: the whole GET answer with other ports.
+		var got *keysock.SAInfo
+		r.do(func() { got, _ = r.Get(p.SAID, netip.Addr{}) })
+		q := got.SAParams
+		q.Encap = &ipsec.Encap{SPort: 4500, DPort: 1024}
+		q.Soft.AddTime = 2 * time.Minute
+		i, err := r.update(&q, 0)
+		r.errno(err, 0)
+		if i.State != keysock.Mature || i.Encap.DPort != 1024 || i.Packets != 1 {
+			r.Errorf("got %+v", i)
+		}
+		n := r.o.SAD.Lookup(p.SAID)
+		if n == sa || n.P.Encap.DPort != 1024 || n.Seq() != 100 || n.State() != sad.Mature {
+			r.Errorf("in the SAD: %+v", n)
+		}
+		r.after(time.Minute)
+		r.want("soft expire 0x00001000 dying")
+
+		for name, edit := range map[string]func(*ipsec.SAParams){
+			"other key":       func(p *ipsec.SAParams) { p.EncrKey.Bytes()[0]++ },
+			"other cipher":    func(p *ipsec.SAParams) { p.Encr = alg.EncrAESGCM8 },
+			"other mode":      func(p *ipsec.SAParams) { p.Mode = ipsec.Transport },
+			"plain for NAT-T": func(p *ipsec.SAParams) { p.Encap = nil },
+		} {
+			q := outSA(0x1000, 7)
+			q.Encap = &ipsec.Encap{SPort: 4500, DPort: 1024}
+			edit(q)
+			if _, err := r.update(q, 0); err == nil {
+				r.Errorf("%s: accepted", name)
+			} else {
+				r.errno(err, syscall.EINVAL)
+			}
+		}
+		// The soft state stayed, the hard limit too.
+		r.after(time.Hour)
+		r.want("overhead 0", "removed 0x00001000", "hard expire 0x00001000 dead")
+	})
+}
+
+func TestExpireByTime(t *testing.T) {
+	const s = time.Second
+	for _, c := range []struct {
+		name       string
+		soft, hard ipsec.Lifetime
+		firstUse   time.Duration // 0: never
+		softAt     time.Duration // 0: not
+		hardAt     time.Duration
+	}{
+		{"creation", ipsec.Lifetime{AddTime: 10 * s}, ipsec.Lifetime{AddTime: 20 * s}, 0, 10 * s, 20 * s},
+		{"hard below soft", ipsec.Lifetime{AddTime: 30 * s}, ipsec.Lifetime{AddTime: 20 * s}, 0, 0, 20 * s},
+		{"hard with soft", ipsec.Lifetime{AddTime: 20 * s}, ipsec.Lifetime{AddTime: 20 * s}, 0, 0, 20 * s},
+		{"never used", ipsec.Lifetime{UseTime: 10 * s}, ipsec.Lifetime{UseTime: 20 * s}, 0, 0, 0},
+		{"used", ipsec.Lifetime{UseTime: 10 * s}, ipsec.Lifetime{UseTime: 20 * s}, 7 * s, 17 * s, 27 * s},
+		{"used late", ipsec.Lifetime{UseTime: 10 * s}, ipsec.Lifetime{UseTime: 20 * s}, 55 * s, 65 * s, 75 * s},
+		{"first of both", ipsec.Lifetime{AddTime: 30 * s, UseTime: 5 * s}, ipsec.Lifetime{AddTime: 40 * s, UseTime: 100 * s}, 2 * s, 7 * s, 40 * s},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			testRig(t, func(r *rig) {
+				p := outSA(0x1000, 0)
+				p.Soft, p.Hard = c.soft, c.hard
+				sa := r.mustAdd(p)
+				start := time.Now()
+				until := func(at time.Duration, want ...string) {
+					r.Helper()
+					r.after(at - 1 - time.Since(start))
+					r.want()
+					r.after(1)
+					r.want(want...)
+				}
+				if c.firstUse != 0 {
+					r.after(c.firstUse)
+					sa.Account(1, 1, time.Now())
+				}
+				if c.softAt != 0 {
+					until(c.softAt, "soft expire 0x00001000 dying")
+				}
+				if c.hardAt != 0 {
+					until(c.hardAt, "overhead 0", "removed 0x00001000", "hard expire 0x00001000 dead")
+				}
+				r.after(time.Hour)
+				r.want()
+				if len(r.timers) != 0 && c.hardAt != 0 {
+					r.Errorf("%d timers left", len(r.timers))
+				}
+			})
+		})
+	}
+}
+
+func TestExpireByTraffic(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := outSA(0x1000, 0)
+		p.Soft, p.Hard = ipsec.Lifetime{Packets: 2}, ipsec.Lifetime{Packets: 3}
+		sa := r.mustAdd(p)
+		passed := 0
+		for range 10 { // as the data path does
+			soft, hard := sa.Account(1, 100, time.Now())
+			if soft || hard {
+				r.LimitReached(sa, hard)
+			}
+			if !hard {
+				passed++
+			}
+		}
+		r.want("soft expire 0x00001000 dying", "overhead 0", "removed 0x00001000", "hard expire 0x00001000 dead")
+		if passed != 3 {
+			r.Errorf("%d packets passed, want 3", passed)
+		}
+		if r.expires[0].Soft.Packets != 2 || r.expires[1].Hard.Packets != 3 || r.expires[1].EncrKey.Len() != 0 {
+			r.Errorf("got %+v", r.expires)
+		}
+		// A report that comes after another SA took the place is of no account.
+		next := r.mustAdd(outSA(0x1000, 0))
+		sa.SetState(sad.Mature)
+		r.LimitReached(sa, false)
+		r.want()
+		if next.State() != sad.Mature {
+			r.Error("the new SA is dying")
+		}
+	})
+}
+
+func TestNewMapping(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := outSA(0x1000, 0)
+		p.Src, p.Dst = peer, self
+		p.Encap = &ipsec.Encap{SPort: 4500, DPort: 4500}
+		sa := r.mustAdd(p)
+		for range 3 {
+			r.Engine.NewMapping(sa, netip.MustParseAddrPort("203.0.113.1:1024"))
+		}
+		r.want("mapping 198.51.100.2:4500 to 203.0.113.1:1024")
+		r.Engine.NewMapping(r.mustAdd(outSA(0x1001, 0)), netip.MustParseAddrPort("203.0.113.1:1024"))
+		r.want() // not encapsulated
+	})
+}
