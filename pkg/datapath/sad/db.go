@@ -195,11 +195,19 @@ func (d *DB) link(s *SA) {
 
 func (d *DB) push(k OutKey, s *SA) *link {
 	b := d.bucket(k)
+	var l *link
 	if b == nil {
-		b = &bucket{key: k}
+		// The usual list has one element: side by side they cost one cache miss.
+		x := &struct {
+			b bucket
+			l link
+		}{b: bucket{key: k}}
+		b, l = &x.b, &x.l
 		d.out.insert(b)
+	} else {
+		l = new(link)
 	}
-	l := &link{in: b}
+	l.in = b
 	l.sa.Store(s)
 	if old := b.head.Load(); old != nil {
 		l.next.Store(old)
