@@ -86,6 +86,7 @@ type node struct {
 	larval  map[ipsec.SPI]bool
 	spis    map[SPI]bool
 	queries []Query
+	cookie  []byte // secret; nil: none demanded
 }
 
 func (n *node) Policies(q Query) []Policy {
@@ -270,6 +271,21 @@ func (l *lab) deliver(p packet) {
 	if n.sa == nil || n.sa.done {
 		if err != nil || h.Exchange != ikev2.IKE_SA_INIT || h.IsResponse() || n == l.a {
 			return
+		}
+		if n.cookie != nil {
+			m, err := ikev2.Parse(p.data)
+			if err != nil {
+				return
+			}
+			if !CheckCookie(n.cookie, 1, p.src, m) {
+				c, _ := Cookie(n.cookie, 1, p.src, m)
+				b, err := CookieResponse(m, c)
+				if err != nil {
+					l.t.Fatal(err)
+				}
+				l.put(packet{src: p.dst, dst: p.src, data: b, from: n})
+				return
+			}
 		}
 		n.cfg.Local, n.cfg.Remote = p.dst, p.src
 		n.sa = NewResponder(n.cfg, []*pad.Rule{n.rule})

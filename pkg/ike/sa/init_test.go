@@ -1,0 +1,320 @@
+package sa
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ike/proposal"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// initRequests returns a's IKE_SA_INIT requests, without repetitions.
+func (l *lab) initRequests() []*ikev2.Message {
+	var ms []*ikev2.Message
+	seen := map[string]bool{}
+	for _, s := range told[Send](l.a) {
+		if m, err := ikev2.Parse(s.Data); err == nil && m.Exchange == ikev2.IKE_SA_INIT && !seen[string(s.Data)] {
+			seen[string(s.Data)] = true
+			ms = append(ms, m)
+		}
+	}
+	return ms
+}
+
+// IKE_SA_INIT  SA, KE, Ni             -->
+//
+//	<--  N(COOKIE)
+//
+// IKE_SA_INIT  N(COOKIE), SA, KE, Ni  -->
+func TestCookie(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.b.cookie = []byte("secret")
+		l.establish()
+		l.want(1)
+		ms := l.initRequests()
+		if len(ms) != 2 {
+			t.Fatalf("%d requests, want 2", len(ms))
+		}
+		sameRest(t, ms)
+		if n, ok := ms[1].Payloads[0].(*ikev2.Notify); !ok || n.Type != ikev2.COOKIE {
+			t.Errorf("first payload %v, want the cookie", ms[1].Payloads[0].PayloadType())
+		}
+	})
+}
+
+// sameRest checks that SPI, message ID, nonce and offer stay the same.
+func sameRest(t *testing.T, ms []*ikev2.Message) {
+	t.Helper()
+	n := ikev2.Find[*ikev2.Nonce](ms[0].Payloads)
+	for _, m := range ms[1:] {
+		if m.Header != ms[0].Header || string(ikev2.Find[*ikev2.Nonce](m.Payloads).Data) != string(n.Data) {
+			t.Errorf("header %+v or nonce changed from %+v", m.Header, ms[0].Header)
+		}
+	}
+}
+
+// groups lets a try ECP256 first, which b does not have.
+func (l *lab) groups() {
+	l.a.rule.Proposals = []proposal.IKE{{Ciphers: []proposal.Cipher{{Encr: alg.EncrAESGCM16, Bits: 128}},
+		PRF: []alg.PRF{alg.PRFHMACSHA256}, KE: []alg.KE{alg.KEECP256, alg.KEX25519}}}
+	l.b.rule.Proposals = []proposal.IKE{{Ciphers: []proposal.Cipher{{Encr: alg.EncrAESGCM16, Bits: 128}},
+		PRF: []alg.PRF{alg.PRFHMACSHA256}, KE: []alg.KE{alg.KEX25519}}}
+}
+
+// IKE_SA_INIT  SA, KE(ecp256), Ni   -->
+//
+//	<--  N(INVALID_KE_PAYLOAD, x25519)
+//
+// IKE_SA_INIT  SA, KE(x25519), Ni   -->
+func TestInvalidKE(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.groups()
+		l.establish()
+		l.want(1)
+		ms := l.initRequests()
+		if len(ms) != 2 {
+			t.Fatalf("%d requests, want 2", len(ms))
+		}
+		sameRest(t, ms)
+	})
+}
+
+func TestCookieAndInvalidKE(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.groups()
+		l.b.cookie = []byte("secret")
+		l.establish()
+		l.want(1)
+		sameRest(t, l.initRequests())
+	})
+}
+
+func TestCheckCookie(t *testing.T) {
+	l := newLab(t)
+	l.b.cookie = []byte("secret")
+	l.establish()
+	m := l.initRequests()[1]
+	if !CheckCookie([]byte("secret"), 1, addrA, m) {
+		t.Errorf("good cookie refused")
+	}
+	for name, ok := range map[string]bool{
+		"other secret":  CheckCookie([]byte("Secret"), 1, addrA, m),
+		"other version": CheckCookie([]byte("secret"), 2, addrA, m),
+		"other address": CheckCookie([]byte("secret"), 1, addrB, m),
+		"no cookie":     CheckCookie([]byte("secret"), 1, addrA, l.initRequests()[0]),
+		"empty":         CheckCookie([]byte("secret"), 1, addrA, &ikev2.Message{Header: m.Header}),
+	} {
+		if ok {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// An error in IKE_SA_INIT is not authentic: it counts when the wait for a
+// better answer is over.
+func TestNoProposal(t *testing.T) {
+	l := newLab(t)
+	l.b.rule.Proposals = []proposal.IKE{{Ciphers: []proposal.Cipher{{Encr: alg.EncrAESCBC, Bits: 128}},
+		Integ: []alg.Integ{alg.IntegHMACSHA384}, PRF: []alg.PRF{alg.PRFHMACSHA1}, KE: []alg.KE{alg.KEMODP2048}}}
+	l.a.rule.Proposals = l.a.rule.Proposals[:1]
+	l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+	l.a.do(l.a.sa.Start(l.now, reqA(7)))
+	l.run()
+	var le *LocalError
+	if f := told[Failed](l.b); len(f) != 1 || !errors.As(f[0].Err, &le) || le.Notify != ikev2.NO_PROPOSAL_CHOSEN || !l.b.sa.done {
+		t.Fatalf("b: Failed %v, done %v; want NO_PROPOSAL_CHOSEN, true", f, l.b.sa.done)
+	}
+	if len(told[Failed](l.a)) != 0 {
+		t.Fatalf("a gave up at once")
+	}
+	d := l.a.sa.Deadline()
+	l.step(d.Add(-1))
+	if len(told[Failed](l.a)) != 0 {
+		t.Fatalf("a gave up before its deadline")
+	}
+	l.step(d)
+	var pe *PeerError
+	if f := told[Failed](l.a); len(f) != 1 || !errors.As(f[0].Err, &pe) || pe.Notify != ikev2.NO_PROPOSAL_CHOSEN {
+		t.Errorf("a: Failed %v, want PeerError NO_PROPOSAL_CHOSEN", f)
+	}
+	if f := told[ChildFailed](l.a); len(f) != 1 || f[0].Seq != 7 {
+		t.Errorf("a: ChildFailed %v, want that of ACQUIRE 7", f)
+	}
+	if !l.a.sa.done {
+		t.Errorf("a: not done")
+	}
+}
+
+// A forged refusal does not stop the true answer.
+func TestForgedRefusal(t *testing.T) {
+	l := newLab(t)
+	l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+	l.stop = func(packet) bool { return true }
+	l.a.do(l.a.sa.Start(l.now, reqA(1)))
+	req, err := ikev2.Parse(l.kept[0].data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*ikev2.Notify{notify(ikev2.NO_PROPOSAL_CHOSEN), notify(ikev2.INVALID_SYNTAX), notify(ikev2.AUTHENTICATION_FAILED),
+		notify(ikev2.INVALID_KE_PAYLOAD, 0, 2), notify(ikev2.INVALID_KE_PAYLOAD, 0), notify(ikev2.COOKIE)} {
+		m := &ikev2.Message{Header: req.Header, Payloads: []ikev2.Payload{n}}
+		m.Flags = ikev2.FlagResponse
+		b, _ := m.Append(nil)
+		l.a.do(l.a.sa.Receive(l.now, Datagram{addrA, addrB, b}))
+	}
+	l.let()
+	l.settle()
+	l.want(1)
+}
+
+func TestStartTimeout(t *testing.T) {
+	l := newLab(t)
+	l.a.rule.Retransmit.Limit = 8
+	l.stop = func(packet) bool { return true }
+	start := l.now
+	l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+	l.a.do(l.a.sa.Start(l.now, reqA(1)))
+	var at []time.Duration
+	for !l.a.sa.done {
+		d := l.a.sa.Deadline()
+		before := len(l.kept)
+		l.step(d.Add(-1))
+		if len(l.kept) != before {
+			t.Fatalf("sent before the deadline")
+		}
+		l.step(d)
+		if len(l.kept) > before {
+			at = append(at, l.now.Sub(start))
+		}
+	}
+	l.a.wantEnd(ErrTimeout)
+	if len(l.kept) != 9 {
+		t.Errorf("%d transmissions, want 9", len(l.kept))
+	}
+	for i, p := range l.kept {
+		if string(p.data) != string(l.kept[0].data) {
+			t.Errorf("transmission %d differs", i)
+		}
+	}
+	// Waits are 1, 2, 4, 8, 16, 30, 30, 30, 30 s, each up to a tenth shorter.
+	sum := time.Duration(0)
+	for i, w := range []time.Duration{1, 2, 4, 8, 16, 30, 30, 30} {
+		sum += w * time.Second
+		if at[i] > sum || at[i] < sum*9/10 {
+			t.Errorf("transmission %d after %v, want up to a tenth before %v", i+2, at[i], sum)
+		}
+	}
+	if d := l.now.Sub(start); d > 151*time.Second || d < 136*time.Second {
+		t.Errorf("gave up after %v, want 136 to 151 s", d)
+	}
+}
+
+func TestChildless(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+		l.a.do(l.a.sa.Start(l.now))
+		l.settle()
+		l.want(0)
+		l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+		l.settle()
+		l.want(1)
+	})
+}
+
+func TestSeveralChildren(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+		l.a.do(l.a.sa.Start(l.now, reqA(1), reqA(2), reqA(3)))
+		l.settle()
+		l.want(3)
+	})
+}
+
+// Every suite of ours, of the IKE SA and of the child SA, between two machines.
+func TestSuites(t *testing.T) {
+	for _, e := range alg.AllEncr() {
+		for _, bits := range e.Info().KeyBits {
+			p := proposal.IKE{Ciphers: []proposal.Cipher{{Encr: e, Bits: bits}}, PRF: []alg.PRF{alg.PRFHMACSHA384}, KE: []alg.KE{alg.KEX25519}}
+			integ := []alg.Integ{alg.IntegNone}
+			if !e.Info().AEAD {
+				integ = alg.AllInteg()
+			}
+			for _, a := range integ {
+				if a != alg.IntegNone {
+					p.Integ = []alg.Integ{a}
+				}
+				for _, esn := range []proposal.ESN{proposal.ESNNo, proposal.ESNRequire} {
+					l := newLab(t)
+					for _, n := range []*node{l.a, l.b} {
+						n.rule.Proposals, n.rule.ESN = []proposal.IKE{p}, esn
+					}
+					r := reqA(1)
+					r.Policy.Out.Proposals = []ipsec.Proposal{{Encr: e, EncrMinBits: uint16(bits), EncrMaxBits: uint16(bits), Auth: a}}
+					l.b.policies[0].Out.Proposals = r.Policy.Out.Proposals
+					l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+					l.a.do(l.a.sa.Start(l.now, r))
+					l.settle()
+					l.want(1)
+					l.a.do(l.a.sa.ChildExpired(l.now, inSPI(t, l.a), false))
+					l.settle()
+					l.b.do(l.b.sa.Rekey(l.now))
+					l.settle()
+					l.step(l.now.Add(linger + 1))
+					l.want(1)
+					for _, x := range l.a.sads {
+						if x.Encr != e || x.Auth != a || x.ESN != (esn == proposal.ESNRequire) {
+							t.Errorf("%v(%d) %v: SA has %v %v ESN %v", e, bits, a, x.Encr, x.Auth, x.ESN)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// PFS with a group that the responder does not want first.
+func TestChildInvalidKE(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.a.rule.PFS = []alg.KE{alg.KEECP256, alg.KEX25519}
+		l.b.rule.PFS = []alg.KE{alg.KEX25519}
+		l.establish()
+		l.a.do(l.a.sa.ChildExpired(l.now, inSPI(t, l.a), false))
+		l.settle()
+		l.want(1)
+		if c := l.a.sa.children[0]; c.suite.KE != alg.KEX25519 {
+			t.Errorf("PFS by %v, want x25519", c.suite.KE)
+		}
+	})
+}
+
+func TestRekeyIKEInvalidKE(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.establish()
+		p := l.a.rule.Proposals[0]
+		l.a.rule.Proposals = []proposal.IKE{{Ciphers: p.Ciphers, PRF: p.PRF, KE: []alg.KE{alg.KEECP256, alg.KEECP384}}}
+		l.b.rule.Proposals = []proposal.IKE{{Ciphers: p.Ciphers, PRF: p.PRF, KE: []alg.KE{alg.KEECP384}}}
+		l.a.do(l.a.sa.Rekey(l.now))
+		l.settle()
+		l.step(l.now.Add(linger + 1))
+		l.want(1)
+		if k := l.a.sa.cur.suite.KE; k != alg.KEECP384 {
+			t.Errorf("group %v, want ecp384", k)
+		}
+	})
+}
+
+func TestNoRule(t *testing.T) {
+	l := newLab(t)
+	l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+	l.stop = func(packet) bool { return true }
+	l.a.do(l.a.sa.Start(l.now, reqA(1)))
+	b := NewResponder(l.b.cfg, []*pad.Rule(nil))
+	outs := b.Receive(l.now, Datagram{addrB, addrA, l.kept[0].data})
+	if _, ok := outs[len(outs)-1].(Done); !ok || !b.done {
+		t.Errorf("outputs %v, want Done last", outs)
+	}
+}

@@ -1,0 +1,143 @@
+package sa
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+// behind puts a NAT in front of a (10.0.0.1, seen as 203.0.113.1 with other
+// ports) and of b (10.0.0.2, reached as 203.0.113.2).
+func (l *lab) behind(a, b bool) {
+	l.nat = &nat{}
+	if a {
+		l.a.cfg.Local = ap("10.0.0.1:500")
+		l.nat.add(ap("10.0.0.1:500"), ap("203.0.113.1:10500"))
+		l.nat.add(ap("10.0.0.1:4500"), ap("203.0.113.1:14500"))
+	}
+	if b {
+		l.a.cfg.Remote = ap("203.0.113.2:500")
+		l.nat.add(ap("10.0.0.2:500"), ap("203.0.113.2:500"))
+		l.nat.add(ap("10.0.0.2:4500"), ap("203.0.113.2:4500"))
+	}
+}
+
+func TestNAT(t *testing.T) {
+	for _, c := range []struct {
+		name           string
+		a, b           bool
+		inAtB, outAtA  ipsec.Encap // ports only
+		keepA, keepB   bool
+		srcAtB, dstAtA string
+	}{
+		{"in front of a", true, false, ipsec.Encap{SPort: 14500, DPort: 4500}, ipsec.Encap{SPort: 4500, DPort: 4500}, true, false, "203.0.113.1", "192.0.2.2"},
+		{"in front of b", false, true, ipsec.Encap{SPort: 4500, DPort: 4500}, ipsec.Encap{SPort: 4500, DPort: 4500}, false, true, "192.0.2.1", "203.0.113.2"},
+		{"in front of both", true, true, ipsec.Encap{SPort: 14500, DPort: 4500}, ipsec.Encap{SPort: 4500, DPort: 4500}, true, true, "203.0.113.1", "203.0.113.2"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			withFaults(t, func(t *testing.T, l *lab) {
+				l.behind(c.a, c.b)
+				l.establish()
+				for _, n := range []*node{l.a, l.b} {
+					if n.sa.local.Port() != 4500 {
+						t.Errorf("%s: local port %d, want 4500", n.name, n.sa.local.Port())
+					}
+				}
+				in, out := told[InstallChild](l.b)[0].In, told[InstallChild](l.a)[0].Out
+				if in.Encap == nil || in.Encap.SPort != c.inAtB.SPort || in.Encap.DPort != c.inAtB.DPort || in.Src != netip.MustParseAddr(c.srcAtB) {
+					t.Errorf("b: inbound from %v, %+v; want %s, %+v", in.Src, in.Encap, c.srcAtB, c.inAtB)
+				}
+				if out.Encap == nil || out.Encap.SPort != c.outAtA.SPort || out.Encap.DPort != c.outAtA.DPort || out.Dst != netip.MustParseAddr(c.dstAtA) {
+					t.Errorf("a: outbound to %v, %+v; want %s, %+v", out.Dst, out.Encap, c.dstAtA, c.outAtA)
+				}
+				l.clearEvents()
+				l.step(l.now.Add(25 * time.Second))
+				if a, b := len(told[Keepalive](l.a)) > 0, len(told[Keepalive](l.b)) > 0; a != c.keepA || b != c.keepB {
+					t.Errorf("keepalives: a %v, b %v; want %v, %v", a, b, c.keepA, c.keepB)
+				}
+			})
+		})
+	}
+}
+
+func TestNATTraversalSettings(t *testing.T) {
+	l := newLab(t)
+	l.a.rule.NATT = pad.NATTForce
+	l.establish()
+	l.want(1)
+	if e := told[InstallChild](l.b)[0].In.Encap; e == nil || e.SPort != 4500 || e.DPort != 4500 {
+		t.Errorf("forced: %+v, want ports 4500", e)
+	}
+	l = newLab(t)
+	l.a.rule.NATT = pad.NATTNo
+	l.behind(true, false)
+	l.establish()
+	if e := told[InstallChild](l.b)[0].In.Encap; e != nil || l.a.sa.local.Port() != 500 {
+		t.Errorf("no: %+v, port %d; want none, 500", e, l.a.sa.local.Port())
+	}
+}
+
+// The NAT in front of a forgets a and gives it another port: b follows what is
+// authentic, and only that.
+func TestPeerMoves(t *testing.T) {
+	l := newLab(t)
+	l.behind(true, false)
+	l.establish()
+	l.nat = &nat{}
+	l.nat.add(ap("10.0.0.1:4500"), ap("203.0.113.1:20000"))
+	forged := append([]byte(nil), l.all[len(l.all)-2].data...)
+	forged[len(forged)-1] ^= 1
+	forged[23]++ // the next message ID
+	l.b.do(l.b.sa.Receive(l.now, Datagram{l.b.sa.local, ap("198.51.100.1:1"), forged}))
+	if l.b.sa.remote != ap("203.0.113.1:14500") || l.b.sa.counters.Integrity != 1 {
+		t.Fatalf("b: follows a forged message to %v", l.b.sa.remote)
+	}
+	l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+	l.settle()
+	if m := told[PeerMoved](l.b); len(m) != 1 || m[0].New != ap("203.0.113.1:20000") {
+		t.Errorf("b: PeerMoved %v, want to port 20000", m)
+	}
+	l.b.do(l.b.sa.Rekey(l.now))
+	l.settle()
+	l.step(l.now.Add(linger + 1))
+	if l.a.sa.cur.local != l.b.sa.cur.remote {
+		t.Errorf("b does not reach a any more")
+	}
+}
+
+// Transport mode through NATs: each side installs what it sees, the wire keeps
+// the addresses that the initiator knows (RFC 7296, 2.23.1).
+func TestNATTransport(t *testing.T) {
+	for _, c := range []struct{ a, b bool }{{true, false}, {false, true}, {true, true}} {
+		l := newLab(t)
+		l.behind(c.a, c.b)
+		any := netip.MustParsePrefix("0.0.0.0/0")
+		sel := ipsec.Selector{Src: any, Dst: any, Proto: 17}
+		l.b.policies = []Policy{policy(sel, ipsec.Transport, 2)}
+		l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+		l.a.do(l.a.sa.Start(l.now, ChildRequest{Policy: policy(sel, ipsec.Transport, 1)}))
+		l.settle()
+		a, b := told[InstallChild](l.a), told[InstallChild](l.b)
+		if len(a) != 1 || len(b) != 1 {
+			t.Fatalf("%+v: no child SA", c)
+		}
+		for _, x := range []*ipsec.SAParams{a[0].In, a[0].Out, b[0].In, b[0].Out} {
+			if x.Mode != ipsec.Transport || len(x.SrcTS) != 1 || x.SrcTS[0].Start != x.Src || x.DstTS[0].Start != x.Dst {
+				t.Errorf("%+v: %v mode, %v to %v, selectors %v to %v", c, x.Mode, x.Src, x.Dst, x.SrcTS, x.DstTS)
+			}
+		}
+		if oa := b[0].In.Encap.OA; c.a && oa != netip.MustParseAddr("10.0.0.1") {
+			t.Errorf("%+v: original address %v, want 10.0.0.1", c, oa)
+		}
+		l.b.do(l.b.sa.ChildExpired(l.now, inSPI(t, l.b), false))
+		l.settle()
+		if len(l.a.sa.children) != 1 || len(l.b.sa.children) != 1 || len(told[Rekeyed](l.a)) != 1 {
+			t.Errorf("%+v: rekeying by b: a %s, b %s", c, l.a.describe(), l.b.describe())
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package sa
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// ts reads "10.0.0.0-10.0.0.9/6/80-90": addresses, protocol, ports.
+func ts(t *testing.T, s string) ipsec.TrafficSelector {
+	t.Helper()
+	f := strings.Split(s, "/")
+	lo, hi, ok := strings.Cut(f[0], "-")
+	if !ok {
+		hi = lo
+	}
+	x := ipsec.TrafficSelector{Start: netip.MustParseAddr(lo), End: netip.MustParseAddr(hi), PortHi: 65535}
+	num := func(s string) (n uint16) {
+		for _, c := range s {
+			n = n*10 + uint16(c-'0')
+		}
+		return n
+	}
+	if len(f) > 1 {
+		x.Proto = uint8(num(f[1]))
+	}
+	if len(f) > 2 {
+		a, b, _ := strings.Cut(f[2], "-")
+		x.PortLo, x.PortHi = num(a), num(b)
+	}
+	return x
+}
+
+func list(t *testing.T, l ...string) (o []ipsec.TrafficSelector) {
+	t.Helper()
+	for _, s := range l {
+		o = append(o, ts(t, s))
+	}
+	return o
+}
+
+func TestNarrow(t *testing.T) {
+	for _, c := range []struct {
+		name                string
+		offered, ours, want []string
+	}{
+		{"same", []string{"10.0.0.0-10.0.0.9"}, []string{"10.0.0.0-10.0.0.9"}, []string{"10.0.0.0-10.0.0.9"}},
+		{"ours smaller", []string{"10.0.0.0-10.0.0.9"}, []string{"10.0.0.3-10.0.0.4"}, []string{"10.0.0.3-10.0.0.4"}},
+		{"ours larger", []string{"10.0.0.3"}, []string{"10.0.0.0-10.0.0.9"}, []string{"10.0.0.3"}},
+		{"overlap", []string{"10.0.0.0-10.0.0.9"}, []string{"10.0.0.5-10.0.0.20"}, []string{"10.0.0.5-10.0.0.9"}},
+		{"disjoint", []string{"10.0.0.0-10.0.0.9"}, []string{"10.0.0.10"}, nil},
+		{"families", []string{"10.0.0.1"}, []string{"::-ffff::"}, nil},
+		{"IPv6", []string{"fd00::-fd00::9"}, []string{"fd00::5-fd01::"}, []string{"fd00::5-fd00::9"}},
+		{"protocol narrows", []string{"10.0.0.1"}, []string{"10.0.0.1/6"}, []string{"10.0.0.1/6"}},
+		{"other protocol", []string{"10.0.0.1/17"}, []string{"10.0.0.1/6"}, nil},
+		{"ports", []string{"10.0.0.1/6/0-100"}, []string{"10.0.0.1/6/80-443"}, []string{"10.0.0.1/6/80-100"}},
+		{"ports disjoint", []string{"10.0.0.1/6/0-79"}, []string{"10.0.0.1/6/80-80"}, nil},
+		{"opaque and any", []string{"10.0.0.1/6/65535-0"}, []string{"10.0.0.1"}, []string{"10.0.0.1/6/65535-0"}},
+		{"opaque and port", []string{"10.0.0.1/6/65535-0"}, []string{"10.0.0.1/6/1-65535"}, nil},
+		{"packet first", []string{"10.0.0.7/6/1000-1000", "10.0.0.0-10.0.0.9"}, []string{"10.0.0.0-10.0.0.255"},
+			[]string{"10.0.0.7/6/1000-1000", "10.0.0.0-10.0.0.9"}},
+		{"what is held already", []string{"10.0.0.0-10.0.0.9", "10.0.0.7"}, []string{"10.0.0.0-10.0.0.255"}, []string{"10.0.0.0-10.0.0.9"}},
+		{"several of ours", []string{"10.0.0.0-10.0.0.255"}, []string{"10.0.0.1", "10.0.0.3/6", "11.0.0.1"}, []string{"10.0.0.1", "10.0.0.3/6"}},
+		{"nothing offered", nil, []string{"10.0.0.1"}, nil},
+	} {
+		got, want := narrow(list(t, c.offered...), list(t, c.ours...)), list(t, c.want...)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", c.name, got, want)
+		}
+		if len(got) > 0 && (!allWithin(got, list(t, c.offered...)) || !allWithin(got, list(t, c.ours...))) {
+			t.Errorf("%s: %v is not within both", c.name, got)
+		}
+	}
+}
+
+func TestSelectorTS(t *testing.T) {
+	p := netip.MustParsePrefix
+	for _, c := range []struct {
+		name        string
+		sel         ipsec.Selector
+		local, peer string
+	}{
+		{"hosts", ipsec.Selector{Src: p("10.0.0.1/32"), Dst: p("10.0.0.2/32")}, "10.0.0.1", "10.0.0.2"},
+		{"networks", ipsec.Selector{Src: p("10.1.0.0/16"), Dst: p("0.0.0.0/0")}, "10.1.0.0-10.1.255.255", "0.0.0.0-255.255.255.255"},
+		{"odd prefix", ipsec.Selector{Src: p("10.0.0.5/30"), Dst: p("fd00::/127")}, "10.0.0.4-10.0.0.7", "fd00::-fd00::1"},
+		{"ports", ipsec.Selector{Src: p("10.0.0.1/32"), Dst: p("10.0.0.2/32"), Proto: 6, DstPort: 80}, "10.0.0.1/6", "10.0.0.2/6/80-80"},
+		{"ICMP", ipsec.Selector{Src: p("10.0.0.1/32"), Dst: p("10.0.0.2/32"), Proto: 1}, "10.0.0.1/1", "10.0.0.2/1"},
+		{"ICMP type", ipsec.Selector{Src: p("10.0.0.1/32"), Dst: p("10.0.0.2/32"), Proto: 1, SrcPort: 9}, "10.0.0.1/1/2048-2303", "10.0.0.2/1/2048-2303"},
+		{"ICMP type and code", ipsec.Selector{Src: p("10.0.0.1/32"), Dst: p("10.0.0.2/32"), Proto: 1, SrcPort: 4, DstPort: 5}, "10.0.0.1/1/772-772", "10.0.0.2/1/772-772"},
+	} {
+		l, r := selectorTS(c.sel)
+		if l != ts(t, c.local) || r != ts(t, c.peer) {
+			t.Errorf("%s: got %v, %v, want %s, %s", c.name, l, r, c.local, c.peer)
+		}
+	}
+}
+
+func TestFromWire(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	in := []ikev2.TrafficSelector{
+		{Type: ikev2.TSIPv4Range, Start: a, End: b, EndPort: 65535},
+		{Type: ikev2.TSIPv4Range, Start: b, End: a, EndPort: 65535},                         // backwards
+		{Type: ikev2.TSIPv4Range, Start: a, End: b, Proto: 6, StartPort: 9, EndPort: 8},     // backwards
+		{Type: ikev2.TSIPv4Range, Start: a, End: b, Proto: 6, StartPort: 65535, EndPort: 0}, // OPAQUE
+		{Type: ikev2.TSSecLabel, Raw: []byte("label")},                                      // unknown
+		{Type: ikev2.TSIPv6Range, Start: netip.MustParseAddr("fd00::1"), End: netip.MustParseAddr("fd00::1"), EndPort: 65535},
+	}
+	got := fromWire(in)
+	if len(got) != 3 {
+		t.Fatalf("got %v, want three", got)
+	}
+	back := toWire(got)
+	if back[0].Type != ikev2.TSIPv4Range || back[2].Type != ikev2.TSIPv6Range || back[1].StartPort != 65535 {
+		t.Errorf("got %v", back)
+	}
+}
+
+// The packet's selectors go first, the responder narrows to its policy, and both
+// install the same.
+func TestNarrowing(t *testing.T) {
+	l := newLab(t)
+	l.b.policies = []Policy{
+		policy(ipsec.Selector{Src: pfx("10.2.9.0/24"), Dst: pfx("10.1.0.0/16")}, ipsec.Tunnel, 7), // not for this packet
+		policy(ipsec.Selector{Src: pfx("10.2.3.0/24"), Dst: pfx("10.1.0.0/16"), Proto: 6, SrcPort: 80}, ipsec.Tunnel, 8),
+	}
+	r := reqA(1)
+	r.Flow = &ipsec.Flow{Src: netip.MustParseAddr("10.1.0.5"), Dst: netip.MustParseAddr("10.2.3.4"), Proto: 6, SrcPort: 1234, DstPort: 80}
+	l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+	l.a.do(l.a.sa.Start(l.now, r))
+	l.settle()
+	l.want(1)
+	q := l.b.queries[0]
+	if q.PeerTS[0] != ts(t, "10.1.0.5/6/1234-1234") || q.LocalTS[0] != ts(t, "10.2.3.4/6/80-80") || len(q.PeerTS) != 2 {
+		t.Errorf("asked for %v, %v", q.LocalTS, q.PeerTS)
+	}
+	in := told[InstallChild](l.b)[0].In
+	if in.ReqID != 8 {
+		t.Errorf("reqid %d, want 8: the policy of the packet", in.ReqID)
+	}
+	want := list(t, "10.2.3.4/6/80-80", "10.2.3.0-10.2.3.255/6/80-80")
+	if !slices.Equal(in.DstTS, want) || !slices.Equal(told[InstallChild](l.a)[0].Out.DstTS, want) {
+		t.Errorf("b %v, a %v, want %v", in.DstTS, told[InstallChild](l.a)[0].Out.DstTS, want)
+	}
+	// Rekeying keeps what was narrowed.
+	l.a.do(l.a.sa.ChildExpired(l.now, inSPI(t, l.a), false))
+	l.settle()
+	l.want(1)
+	if got := told[InstallChild](l.a)[1].Out.DstTS; !slices.Equal(got, want) {
+		t.Errorf("rekeyed: %v, want %v", got, want)
+	}
+}
