@@ -1,0 +1,278 @@
+package ikeconf
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ike/proposal"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// Labels returns the labels of the rules in order.
+func (c *Config) Labels() []string {
+	var out []string
+	for _, r := range c.rules {
+		out = append(out, r.label)
+	}
+	return out
+}
+
+// Rules makes the entries of the PAD, in the order of the file, with every
+// default filled in and keys of their own. local are the addresses of the
+// command line, which rules without local_addr are for; none means any. Rules
+// that Unsupported reports an error of are left out.
+func (c *Config) Rules(local []netip.Addr) []*pad.Rule {
+	var out []*pad.Rule
+	for _, r := range c.rules {
+		if r.unsupported(nil) {
+			out = append(out, c.padRule(r, local))
+		}
+	}
+	return out
+}
+
+func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
+	p := pad.NewRule(r.label)
+	n := func(key string) int { return int(r.get(key).num) }
+	dur := func(key string) time.Duration { return time.Duration(r.get(key).num) * time.Millisecond }
+
+	for _, a := range r.list("local_addr") {
+		p.Local = append(p.Local, a.addr.ranges()...)
+	}
+	if len(p.Local) == 0 {
+		for _, a := range local {
+			p.Local = append(p.Local, pad.One(a))
+		}
+	}
+	for _, a := range r.list("remote_addr") {
+		if a.addr.host != "" {
+			p.RemoteHosts = append(p.RemoteHosts, strings.ToLower(a.addr.host))
+		} else {
+			p.Remote = append(p.Remote, a.addr.ranges()...)
+		}
+	}
+	p.RemotePort = uint16(n("remote_port"))
+	if id := r.get("local_id"); id != nil {
+		p.LocalID, _ = id.id.padPattern().Exact()
+	}
+	for _, id := range r.remoteIDs {
+		p.RemoteIDs = append(p.RemoteIDs, id.padPattern())
+	}
+	c.padKeys(r, p)
+
+	if !r.noSuites {
+		p.Proposals = nil
+	}
+	for _, s := range r.suites {
+		if ike, _, ok := s.proposal(); ok {
+			p.Proposals = append(p.Proposals, ike)
+		}
+	}
+	p.IKE = r.ikeLife()
+	p.ChildHard.AddTime = dur("childsa_lifetime_secs")
+	p.ChildSoft.AddTime = r.soft("childsa_softlife_secs", p.ChildHard.AddTime)
+	p.ChildHard.Bytes = uint64(r.get("childsa_lifetime_bytes").num)
+	p.ChildSoft.Bytes = p.ChildHard.Bytes / 10 * 9
+	if s := r.get("childsa_softlife_bytes"); s != nil {
+		p.ChildSoft.Bytes = uint64(s.num)
+	}
+	p.PFS, _ = r.pfs()
+	p.ESN = map[string]proposal.ESN{"no": proposal.ESNNo, "prefer": proposal.ESNPrefer, "require": proposal.ESNRequire}[r.get("childsa_esn").text]
+	p.ReplayWindow = uint32(n("childsa_replay"))
+	p.RekeyFuzz = n("rekey_fuzz")
+
+	p.Retransmit = pad.Retransmit{Limit: n("retry_limit"), Init: dur("retry_timer_init")}
+	p.Retransmit.Max = max(p.Retransmit.Init, dur("retry_timer_max"))
+	p.StartAction = map[string]pad.StartAction{"trap": pad.StartTrap, "start": pad.StartNow, "none": pad.StartNone}[r.get("start_action").text]
+	p.DPD = dur("dpd_secs")
+	p.DPDAction = pad.DPDClear
+	if a := r.get("dpd_action"); a != nil && a.text == "restart" || a == nil && p.StartAction == pad.StartNow {
+		p.DPDAction = pad.DPDRestart
+	}
+	p.NATT = map[string]pad.NATT{"auto": pad.NATTAuto, "force": pad.NATTForce, "no": pad.NATTNo}[r.get("nat_traversal").text]
+	p.Keepalive = dur("nat_keepalive_secs")
+	p.InitialContact = r.is("initial_contact", "yes")
+	p.UniqueIDs = map[string]pad.UniqueIDs{"no": pad.UniqueNo, "replace": pad.UniqueReplace, "keep": pad.UniqueKeep, "never": pad.UniqueNever}[r.get("unique_ids").text]
+	p.NonceLen = n("nonce_len")
+	for _, q := range r.top.all("nonce_len") {
+		p.NonceLen = max(p.NonceLen, int(q.num))
+	}
+	return p
+}
+
+// ikeLife is the rule's, shortened by what its xforms say.
+func (r *rule) ikeLife() pad.Lifetime {
+	ms := r.get("ikesa_lifetime_secs").num
+	own := false
+	for _, s := range r.suites {
+		if s.life > 0 && (!own || s.life < ms) {
+			ms, own = s.life, true
+		}
+	}
+	if own { // those without a lifetime of their own have the rule's
+		for _, s := range r.suites {
+			if s.life == 0 {
+				ms = min(ms, r.get("ikesa_lifetime_secs").num)
+			}
+		}
+	}
+	hard := time.Duration(ms) * time.Millisecond
+	return pad.Lifetime{Hard: hard, Soft: min(hard, r.soft("ikesa_softlife_secs", hard))}
+}
+
+// soft is a soft lifetime: 90 % of the hard one unless it is given.
+func (r *rule) soft(key string, hard time.Duration) time.Duration {
+	if s := r.get(key); s != nil {
+		return time.Duration(s.num) * time.Millisecond
+	}
+	return hard / 10 * 9
+}
+
+// pfs returns the methods that we have, and those that we do not.
+func (r *rule) pfs() (kes []alg.KE, left []algorithm) {
+	for _, a := range r.get("childsa_pfs").algs {
+		switch {
+		case a.none:
+			kes = appendNew(kes, alg.KENone, true)
+		case a.same:
+			kes = appendNew(kes, proposal.KESame, true)
+		case implemented(a.ke):
+			kes = appendNew(kes, a.ke, true)
+		default:
+			left = append(left, a)
+		}
+	}
+	return kes, left
+}
+
+func (a addrSpan) ranges() []pad.Range {
+	if a.any {
+		return pad.Any()
+	}
+	return []pad.Range{{From: a.from, To: a.to}}
+}
+
+// padPattern is an identity as the PAD has it. Distinguished names it has not.
+func (id ident) padPattern() pad.Pattern {
+	p := pad.Pattern{Not: id.not}
+	switch id.typ {
+	case typeIP:
+		p = pad.AddrPattern(pad.Range{From: id.from, To: id.to})
+		p.Not = id.not
+	case typeFQDN:
+		p.ID = pad.ID{Type: ikev2.IDFQDN, Data: id.data}
+	case typeEmail:
+		p.ID = pad.ID{Type: ikev2.IDRFC822Addr, Data: id.data}
+	case typeKeyID:
+		p.ID = pad.ID{Type: ikev2.IDKeyID, Data: id.data}
+	case typeDN:
+		// Matches nothing that a peer can send as its DN is DER.
+		p.ID = pad.ID{Type: ikev2.IDDERASN1DN, Data: id.data}
+	}
+	return p
+}
+
+// padKeys gives a rule the keys that are for its label, else those for pairs
+// of identities.
+func (c *Config) padKeys(r *rule, p *pad.Rule) {
+	if k, ok := c.labelKey(r.label); ok {
+		p.PSK = pad.Keys{Local: k.local.Clone(), Remote: k.remote.Clone()}
+		return
+	}
+	for _, s := range c.pairs(r) {
+		p.Pairs = append(p.Pairs, pad.PairKeys{
+			LocalID: s.localID.padPattern(), RemoteID: s.remoteID.padPattern(),
+			Keys: pad.Keys{Local: s.local.Clone(), Remote: s.remote.Clone()},
+		})
+	}
+}
+
+func (c *Config) labelKey(label string) (*secret, bool) {
+	for _, s := range c.secrets {
+		if s.isKey() && !s.pair && slices.ContainsFunc(s.labels, func(i item) bool { return i.text == label }) {
+			return s, true
+		}
+	}
+	return nil, false
+}
+
+// pairs returns the keys for pairs of identities that a rule could use.
+func (c *Config) pairs(r *rule) (out []*secret) {
+	for _, s := range c.secrets {
+		if s.pair && s.isKey() && r.mayUse(s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// isKey reports whether s is a pre-shared key for both sides.
+func (s *secret) isKey() bool { return s.local.Len() > 0 && s.remote.Len() > 0 }
+
+// mayUse reports whether the identities of s can be those of the rule. Where
+// patterns meet patterns it assumes so.
+func (r *rule) mayUse(s *secret) bool {
+	if id := r.get("local_id"); id != nil {
+		if own, ok := id.id.padPattern().Exact(); ok && !s.localID.padPattern().Match(own) {
+			return false
+		}
+	} else if t := s.localID.typ; t != typeIP && t != typeAny {
+		return false
+	}
+	if len(r.remoteIDs) == 0 {
+		return s.remoteID.typ == typeIP || s.remoteID.typ == typeAny
+	}
+	theirs, exact := s.remoteID.padPattern().Exact()
+	if !exact {
+		return true
+	}
+	var ps pad.Patterns
+	for _, id := range r.remoteIDs {
+		ps = append(ps, id.padPattern())
+	}
+	return ps.Match(theirs)
+}
+
+// checkSecrets reports rules without the secrets they need, and keys that many
+// peers share.
+func (c *Config) checkSecrets(l *list) {
+	for _, r := range c.rules {
+		local, remote := uses(r.local, "preshared"), uses(r.remote, "preshared")
+		if local || remote {
+			key, found := c.labelKey(r.label)
+			if !found && len(c.pairs(r)) == 0 && !c.oneSide(r, local, remote) {
+				l.errorf(r.b.pos, "rule %s: no key in %s", shown(r.label), c.SecretsPath)
+			}
+			if key != nil && remote && slices.ContainsFunc(r.list("remote_addr"), func(p *param) bool {
+				return p.addr.host == "" && (p.addr.any || p.addr.from != p.addr.to)
+			}) {
+				l.warnf(r.b.pos, "rule %s: one key for many peers", shown(r.label))
+			}
+		}
+		if (uses(r.remote, "eap") && !r.is("eap_method", "tls") || uses(r.remote, "xauth")) &&
+			!slices.ContainsFunc(c.secrets, func(s *secret) bool {
+				return s.user != "" && (len(s.labels) == 0 || slices.ContainsFunc(s.labels, func(i item) bool { return i.text == r.label }))
+			}) {
+			l.errorf(r.b.pos, "rule %s: no user in %s", shown(r.label), c.SecretsPath)
+		}
+	}
+}
+
+// oneSide reports whether there is a key for the one side that needs one.
+func (c *Config) oneSide(r *rule, local, remote bool) bool {
+	if local && remote {
+		return false
+	}
+	return slices.ContainsFunc(c.secrets, func(s *secret) bool {
+		k := s.local
+		if remote {
+			k = s.remote
+		}
+		return k.Len() > 0 && (s.pair && r.mayUse(s) ||
+			!s.pair && slices.ContainsFunc(s.labels, func(i item) bool { return i.text == r.label }))
+	})
+}

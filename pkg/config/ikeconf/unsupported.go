@@ -1,0 +1,179 @@
+package ikeconf
+
+import "slices"
+
+// without lists the parameters that ike does not act upon yet: the values that
+// ask for nothing it does not do, and whether it would be wrong to go on
+// without (the rule would protect less, or let in more, than it says).
+var without = map[string]struct {
+	fine   []string // first: what is done instead
+	refuse bool
+}{
+	"exchange_mode":         {[]string{"main"}, true},
+	"child_addr":            {nil, true},
+	"required_issuer":       {nil, true},
+	"remote_eap_id":         {nil, true},
+	"request_addr":          {[]string{"no"}, true},
+	"pool":                  {nil, true},
+	"mode_cfg":              {[]string{"pull"}, true},
+	"hook":                  {nil, true},
+	"redirect_to":           {nil, true},
+	"childsa_additional_ke": {[]string{"none"}, true},
+	"ppk":                   {[]string{"no"}, true},
+	"ppk_id":                {nil, true},
+	"childless":             {[]string{"allow"}, true},
+	"reauth_secs":           {[]string{"0"}, true},
+	"childsa_idletime_secs": {[]string{"0"}, true},
+	"eap_only":              {[]string{"no"}, true},
+
+	"mobike":             {[]string{"no"}, false},
+	"fragmentation":      {[]string{"no"}, false},
+	"fragment_size":      {nil, false},
+	"follow_redirect":    {[]string{"no"}, false},
+	"reauth_mode":        {nil, false},
+	"request_dns":        {nil, false},
+	"cert_file":          {nil, false},
+	"key_file":           {nil, false},
+	"ca_file":            {nil, false},
+	"peer_cert_file":     {nil, false},
+	"peer_pubkey_file":   {nil, false},
+	"sig_hash":           {nil, false},
+	"rsa_pss":            {nil, false},
+	"send_cert":          {nil, false},
+	"send_certreq":       {nil, false},
+	"request_http_certs": {[]string{"no"}, false},
+	"cert_url":           {nil, false},
+	"revocation":         {nil, false},
+	"crl_file":           {nil, false},
+	"fetch":              {[]string{"no"}, false},
+	"ocsp_url":           {nil, false},
+	"ocsp_in_ike":        {[]string{"none"}, false},
+	"fetch_timeout_secs": {nil, false},
+	"proxy":              {nil, false},
+	"eap_method":         {nil, false},
+	"eap_inner":          {nil, false},
+	"eap_id":             {nil, false},
+	"eap_server_name":    {nil, false},
+	"xauth_id":           {nil, false},
+}
+
+// Unsupported tells what cfg says that ike does not do yet, so that nothing is
+// silently ignored: errors where a rule cannot be had without it, warnings
+// where it can, as of one algorithm among others. A daemon must not start from
+// a configuration with errors here.
+func Unsupported(cfg *Config) []Diagnostic {
+	l := &list{file: cfg.Path}
+	for _, p := range cfg.doc.top.params {
+		if p.kw.where&inRule == 0 {
+			unsupportedParam(l, p)
+		}
+	}
+	for _, b := range cfg.doc.pools {
+		if !slices.ContainsFunc(cfg.rules, func(r *rule) bool { return len(r.list("pool")) > 0 }) {
+			l.warnf(b.pos, "pool %s: not implemented; no effect", shown(b.label))
+		}
+	}
+	for _, r := range cfg.rules {
+		r.unsupported(l)
+	}
+	return l.all()
+}
+
+// unsupportedParam reports p and returns false if it must not be passed over.
+func unsupportedParam(l *list, p *param) bool {
+	w, listed := without[p.kw.key()]
+	if !listed || !p.exists || slices.Contains(w.fine, p.text) {
+		return true
+	}
+	switch {
+	case w.refuse:
+		l.errorf(p.pos, "%s: not implemented", p.word)
+	default:
+		l.warnf(p.pos, "%s: not implemented; no effect", p.word)
+	}
+	return !w.refuse
+}
+
+// unsupported reports what r cannot have, to l if there is one, and returns
+// false if that is more than warnings.
+func (r *rule) unsupported(l *list) bool {
+	if l == nil {
+		l = &list{}
+	}
+	ok := true
+	fail := func(pos Pos, format string, a ...any) {
+		ok = false
+		l.errorf(pos, format, a...)
+	}
+	switch r.version {
+	case 1:
+		fail(r.b.pos, "rule %s: IKEv1 is not implemented", shown(r.label))
+	case 0:
+		l.warnf(r.b.pos, "rule %s: IKEv1 is not implemented; only IKEv2 is spoken", shown(r.label))
+	}
+	for _, rounds := range [][]item{r.local, r.remote} {
+		for i, m := range rounds {
+			if m.text != "preshared" || i > 0 {
+				fail(m.pos, "authentication by %s is not implemented", m.text)
+			}
+		}
+	}
+	// Of the parameters in force; those that accumulate each.
+	for i := range table {
+		key := table[i].key()
+		if table[i].where&tr == 0 || table[i].slot != "" {
+			continue
+		}
+		ps := []*param{r.get(key)}
+		if table[i].where&many != 0 {
+			ps = r.list(key)
+		}
+		for _, p := range ps {
+			if p != nil && !unsupportedParam(l, p) {
+				ok = false
+			}
+		}
+	}
+	for _, key := range []string{"local_id", "remote_id"} {
+		for _, p := range r.list(key) {
+			if p.id.typ == typeDN {
+				fail(p.vpos, "%s: distinguished names are not implemented", p.word)
+			}
+		}
+	}
+	if t := r.get("local_id_type"); t != nil && r.get("local_id") == nil && exactTypes[t.text] != typeIP {
+		fail(t.vpos, "local_id_type without local_id is not implemented")
+	}
+	ok = r.unsupportedSuites(l) && ok
+	kes, left := r.pfs()
+	for _, a := range left {
+		if len(kes) == 0 {
+			fail(a.pos, "childsa_pfs %s: not implemented", shown(a.text))
+		} else {
+			l.warnf(a.pos, "childsa_pfs %s: not implemented; not offered", shown(a.text))
+		}
+	}
+	return ok
+}
+
+// unsupportedSuites reports algorithms that are not offered, and the lack of
+// any proposal.
+func (r *rule) unsupportedSuites(l *list) bool {
+	usable := r.noSuites
+	for _, s := range r.suites {
+		_, left, ok := s.proposal()
+		usable = usable || ok
+		for _, a := range left {
+			if s.b.one("dh_group") != nil || a.pos != (Pos{}) {
+				l.warnf(a.pos, "%s: not implemented; not offered", a.what)
+			}
+		}
+		if !ok {
+			l.warnf(s.b.pos, "%s: not offered, for lack of what is not implemented", s.b.word)
+		}
+	}
+	if !usable {
+		l.errorf(r.b.pos, "rule %s: none of its xforms is implemented", shown(r.label))
+	}
+	return usable
+}
