@@ -1,0 +1,148 @@
+package apply
+
+import (
+	"bufio"
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/missiu/missiu/pkg/config/ipsecconf"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+// WritePolicies shows policies in the order in which they are tried, as entries
+// of the policy language with a comment above each. Policies that the language
+// cannot say, those for forwarded packets among them, are comments as a whole,
+// so the text can be loaded again.
+func WritePolicies(w io.Writer, ps []*keysock.PolicyInfo) error {
+	ps = slices.Clone(ps)
+	rank := func(d ipsec.Direction) int {
+		switch d {
+		case ipsec.Out:
+			return 0
+		case ipsec.In:
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(ps, func(a, b *keysock.PolicyInfo) int {
+		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(rank(a.Dir), rank(b.Dir)))
+	})
+	b := bufio.NewWriter(w)
+	for _, i := range ps {
+		fmt.Fprintf(b, "# id %d %v priority %d", i.ID, i.Dir, i.Priority)
+		if managed(&i.Policy) {
+			fmt.Fprintf(b, " (entry %d)", i.Priority-ipsecconf.PriorityBase+1)
+		}
+		for _, r := range i.Requests {
+			fmt.Fprintf(b, " %v %v reqid %d", r.Proto, r.Mode, r.ReqID)
+		}
+		writeTimes(b, "added", i.Added, "last used", i.LastUsed)
+		entry, note := ipsecconf.Format(&i.Policy)
+		if note != "" {
+			fmt.Fprintf(b, "\n# %s:\n# %s\n", note, entry)
+		} else {
+			fmt.Fprintf(b, "\n%s\n", entry)
+		}
+	}
+	return b.Flush()
+}
+
+func writeTimes(w io.Writer, what1 string, t1 time.Time, what2 string, t2 time.Time) {
+	for _, t := range []struct {
+		what string
+		at   time.Time
+	}{{what1, t1}, {what2, t2}} {
+		if t.at.IsZero() {
+			fmt.Fprintf(w, ", never %s", t.what)
+		} else {
+			fmt.Fprintf(w, ", %s %s", t.what, t.at.UTC().Format(time.RFC3339))
+		}
+	}
+}
+
+// WriteSAs shows SAs, never their keys.
+func WriteSAs(w io.Writer, sas []*keysock.SAInfo) error {
+	b := bufio.NewWriter(w)
+	for _, i := range sas {
+		fmt.Fprintf(b, "%v %v -> %v spi %v %v reqid %d %s\n", i.Proto, i.Src, i.Dst, i.SPI, i.Mode, i.ReqID, stateName(i.State))
+		if i.State == keysock.Larval {
+			continue
+		}
+		fmt.Fprintf(b, "    %s, replay window %d, extended sequence numbers %s", algorithms(&i.SAParams), i.ReplayWindow, map[bool]string{true: "yes", false: "no"}[i.ESN])
+		if e := i.Encap; e != nil {
+			fmt.Fprintf(b, ", in UDP %d -> %d", e.SPort, e.DPort)
+		}
+		fmt.Fprintf(b, "\n    packets %d, bytes %d", i.Packets, i.Bytes)
+		writeTimes(b, "added", i.Added, "used", i.FirstUsed)
+		if s := lifetime(i.Hard); s != "" {
+			fmt.Fprintf(b, "\n    hard limit %s", s)
+		}
+		if s := lifetime(i.Soft); s != "" {
+			fmt.Fprintf(b, "\n    soft limit %s", s)
+		}
+		if len(i.SrcTS) > 0 || len(i.DstTS) > 0 {
+			fmt.Fprintf(b, "\n    selectors %s -> %s", selectors(i.SrcTS), selectors(i.DstTS))
+		}
+		b.WriteByte('\n')
+	}
+	return b.Flush()
+}
+
+func stateName(s keysock.State) string {
+	switch s {
+	case keysock.Larval:
+		return "larval"
+	case keysock.Mature:
+		return "mature"
+	case keysock.Dying:
+		return "dying"
+	case keysock.Dead:
+		return "dead"
+	}
+	return fmt.Sprintf("state %d", uint8(s))
+}
+
+// algorithms names them with the size of the cipher key, without salt.
+func algorithms(p *ipsec.SAParams) string {
+	s := p.Encr.String()
+	if n := p.EncrKey.Len() - p.Encr.Info().SaltLen; n > 0 {
+		s += fmt.Sprintf("(%d)", n*8)
+	}
+	if !p.Encr.Info().AEAD {
+		s += " " + p.Auth.String()
+	}
+	return s
+}
+
+func lifetime(l ipsec.Lifetime) string {
+	var s []string
+	if l.AddTime != 0 {
+		s = append(s, fmt.Sprintf("%d s", l.AddTime/time.Second))
+	}
+	if l.UseTime != 0 {
+		s = append(s, fmt.Sprintf("%d s of use", l.UseTime/time.Second))
+	}
+	if l.Bytes != 0 {
+		s = append(s, fmt.Sprintf("%d bytes", l.Bytes))
+	}
+	if l.Packets != 0 {
+		s = append(s, fmt.Sprintf("%d packets", l.Packets))
+	}
+	return strings.Join(s, ", ")
+}
+
+func selectors(l []ipsec.TrafficSelector) string {
+	if len(l) == 0 {
+		return "any"
+	}
+	var s []string
+	for _, t := range l {
+		s = append(s, t.String())
+	}
+	return strings.Join(s, " ")
+}
