@@ -89,16 +89,17 @@ var (
 
 // Fixed waits.
 const (
-	opTimeout   = 5 * time.Second         // a PF_KEY request
-	redialWait  = time.Second             // between attempts to reach missiu
-	peerGrace   = 2500 * time.Millisecond // for answers to our Deletes on stopping
-	dropGrace   = 300 * time.Millisecond  // for the removal of SAs then
-	startWait   = time.Second             // before start_action start tries again, doubling
-	startMax    = time.Minute             // up to this
-	rotateEvery = 2 * time.Minute         // cookie secrets
-	maxMessage  = 65535
-	inboxLen    = 32
-	callsLen    = 1024
+	opTimeout     = 5 * time.Second         // a PF_KEY request
+	redialWait    = time.Second             // between attempts to reach missiu
+	peerGrace     = 2500 * time.Millisecond // for answers to our Deletes on stopping
+	dropGrace     = 300 * time.Millisecond  // for the removal of SAs then
+	leftoverGrace = 5 * time.Second         // for the answer of a peer whose SA we take for a leftover
+	startWait     = time.Second             // before start_action start tries again, doubling
+	startMax      = time.Minute             // up to this
+	rotateEvery   = 2 * time.Minute         // cookie secrets
+	maxMessage    = 65535
+	inboxLen      = 32
+	callsLen      = 1024
 )
 
 func (c *Config) defaults() {

@@ -39,6 +39,7 @@ type Daemon struct {
 
 	mu       sync.Mutex
 	stopping bool
+	clock    uint64 // counts beginnings and ends of negotiations
 	lineages map[*lineage]struct{}
 	bySPI    map[sa.SPI]*lineage     // our SPI
 	byInit   map[initKey]*lineage    // responders not yet authenticated

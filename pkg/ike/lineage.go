@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -34,7 +35,9 @@ type lineage struct {
 	killed   chan struct{}
 	killOnce sync.Once
 	ended    chan struct{}
-	done     bool // of the goroutine
+
+	done   bool      // of the goroutine
+	dropAt time.Time // of the goroutine: when to end without the peer; zero: never
 
 	// Of the goroutine: packets counted by inbound child SAs when last asked.
 	children map[ipsec.SAID]childCount
@@ -44,10 +47,12 @@ type lineage struct {
 	sas      map[ipsec.SAID]netip.Addr // child SAs installed, with their sources
 	init     initKey
 	halfOpen bool
-	over     bool                         // has Failed: takes no new children
-	peer     *sa.Peer                     // once established
-	pending  map[acquireKey]*pendingChild // child SAs in work
-	starter  *starter
+	over     bool     // has Failed: takes no new children
+	peer     *sa.Peer // once established
+	// When it began and when it was established, by d.clock.
+	began, proven uint64
+	pending       map[acquireKey]*pendingChild // child SAs in work
+	starter       *starter
 }
 
 // call is an input of the machine other than a datagram.
@@ -123,6 +128,8 @@ func (d *Daemon) start(l *lineage, first func(time.Time) []sa.Output) bool {
 		return false
 	}
 	d.lineages[l] = struct{}{}
+	d.clock++
+	l.began = d.clock
 	if l.halfOpen {
 		d.byInit[l.init] = l
 	}
@@ -158,6 +165,14 @@ func (l *lineage) kill() { l.killOnce.Do(func() { close(l.killed) }) }
 
 func (l *lineage) delete(now time.Time) []sa.Output { return l.sa.Delete(now) }
 
+// endSoon ends a lineage that is probably a leftover. The peer is told all the
+// same, and has a moment to answer: when both sides begin at once INITIAL_CONTACT
+// may be said of an SA that is alive.
+func (l *lineage) endSoon(now time.Time) []sa.Output {
+	l.dropAt = now.Add(leftoverGrace)
+	return l.sa.Delete(now)
+}
+
 func (l *lineage) run(first func(time.Time) []sa.Output) {
 	defer l.forget()
 	timer := time.NewTimer(time.Hour)
@@ -165,7 +180,11 @@ func (l *lineage) run(first func(time.Time) []sa.Output) {
 	l.carryOut(first(time.Now()))
 	for !l.done {
 		var due <-chan time.Time
-		if t := l.sa.Deadline(); !t.IsZero() {
+		t := l.sa.Deadline()
+		if !l.dropAt.IsZero() && (t.IsZero() || l.dropAt.Before(t)) {
+			t = l.dropAt
+		}
+		if !t.IsZero() {
 			timer.Reset(max(0, time.Until(t)))
 			due = timer.C
 		}
@@ -175,6 +194,10 @@ func (l *lineage) run(first func(time.Time) []sa.Output) {
 		case c := <-l.calls:
 			l.carryOut(c(l, time.Now()))
 		case <-due:
+			if !l.dropAt.IsZero() && !time.Now().Before(l.dropAt) {
+				l.carryOut(l.sa.Drop(time.Now(), sa.ErrClosed))
+				return
+			}
 			l.pollChildren()
 			l.carryOut(l.sa.Tick(time.Now()))
 		case <-l.killed:
@@ -403,13 +426,15 @@ func (l *lineage) established(o sa.Established) {
 	d.mu.Lock()
 	peer := o.Peer
 	l.peer = &peer
+	d.clock++
+	l.proven = d.clock
 	wasHalfOpen := l.settle()
 	if l.starter != nil {
 		l.starter.wait = 0
 	}
 	var old []*lineage
 	if replace := peer.Rule.UniqueIDs == pad.UniqueReplace && !o.Initiator; replace || o.OnlyOne && peer.Rule.UniqueIDs != pad.UniqueNever {
-		old = d.sameIDs(l, peer)
+		old = older(l, d.sameIDs(l, peer))
 	}
 	d.mu.Unlock()
 	if wasHalfOpen {
@@ -417,7 +442,7 @@ func (l *lineage) established(o sa.Established) {
 	}
 	for _, x := range old {
 		x.log.Info("replaced by a newer IKE SA of the same identity", zap.Stringer("id", peer.RemoteID))
-		if x.post(func(x *lineage, now time.Time) []sa.Output { return x.sa.Drop(now, sa.ErrRekeyed) }) != nil {
+		if x.post((*lineage).endSoon) != nil {
 			x.kill()
 		}
 	}
@@ -444,6 +469,13 @@ func (d *Daemon) sameIDs(l *lineage, p sa.Peer) []*lineage {
 		}
 	}
 	return ls
+}
+
+// older leaves of ls those that were established before l began. One whose
+// negotiation overlapped with l's is no leftover: when both sides begin at once
+// each would end what the other has just made.
+func older(l *lineage, ls []*lineage) []*lineage {
+	return slices.DeleteFunc(ls, func(x *lineage) bool { return x.proven > l.began })
 }
 
 func (l *lineage) failed(err error) {
@@ -558,8 +590,9 @@ func (h host) Admit(p sa.Peer) (first bool, err error) {
 	h.d.mu.Lock()
 	defer h.d.mu.Unlock()
 	same := h.d.sameIDs(h.l, p)
-	if len(same) > 0 && p.Rule.UniqueIDs == pad.UniqueKeep {
+	alone := len(same) == 0
+	if p.Rule.UniqueIDs == pad.UniqueKeep && len(older(h.l, same)) > 0 {
 		return false, errors.New("an IKE SA with this identity exists (unique_ids keep)")
 	}
-	return len(same) == 0 && p.Rule.InitialContact, nil
+	return alone && p.Rule.InitialContact, nil
 }

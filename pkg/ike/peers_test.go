@@ -28,6 +28,7 @@ func TestInitialContact(t *testing.T) {
 		a = newNode(t, n, addrA, addrB, "correct horse battery")
 		a.m.spi += 100 // SPIs are not used twice
 		a.acquire(2, addrA, addrB)
+		time.Sleep(leftoverGrace)
 		synctest.Wait()
 		wantPair(t, a, b, 1)
 		a.stop(t)
@@ -84,7 +85,7 @@ func TestUniqueIDs(t *testing.T) {
 			}
 			c := newNode(t, n, addrC, addrB, "k", second)
 			c.acquire(1, addrC, addrB)
-			time.Sleep(time.Second)
+			time.Sleep(leftoverGrace)
 			synctest.Wait()
 			first, other := 0, 0
 			for _, p := range hub.m.list() {
