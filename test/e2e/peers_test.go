@@ -172,7 +172,7 @@ func TestLinuxKernel(t *testing.T) {
 		l.AddPolicy("out", sh.itsNet, sh.ourNet, "", sh.mode, sh.its, sh.our)
 		n.Do(fmt.Sprintf("ip route add %v dev tap0 src %s", itsNet, sh.ourHost))
 
-		c := h.Capture("eth0")
+		c := h.CaptureWhole("eth0")
 		if got := n.Ping(10, sh.itsHost); got != 10 {
 			t.Errorf("%d of 10 pings answered by Linux; its counters:\n%s\nours: %v", got, l.Sh("cat /proc/net/xfrm_stat"), n.Status().Counters)
 		}
@@ -189,6 +189,12 @@ func TestLinuxKernel(t *testing.T) {
 		}
 		if d := n.Status().Drops(); d != 0 {
 			t.Errorf("we dropped %d: %v", d, n.Status().Counters)
+		}
+		if sa.Auth != "" {
+			rows := lab.Decrypt(t, c.Path, n.Keys(), "esp.icv_good == 1 && icmp", "icmp.type")
+			if len(rows) < 40 {
+				t.Errorf("tshark opened %d pings with a good ICV, want at least 40", len(rows))
+			}
 		}
 	}
 	// Every algorithm in both modes over IPv4, and one algorithm in every shape.
