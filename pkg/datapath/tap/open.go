@@ -169,16 +169,31 @@ func (d *device) configure(o Options) error {
 			return err
 		}
 	}
-	// The answers of a peer come through the TAP although its route may lead
-	// over the interface: strict reverse path filtering would drop them.
-	rp := filepath.Join("/proc/sys/net/ipv4/conf", d.name, "rp_filter")
-	if err := os.WriteFile(rp, []byte("2"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := loosenReversePath(d.name); err != nil {
 		return err
 	}
 	if o.Up {
 		return netlink.LinkSetUp(link)
 	}
 	return nil
+}
+
+// loosenReversePath keeps reverse path filtering from dropping what missiu
+// delivers: its source may be routed over the interface. missiu has judged the
+// source already, so 0 is right. It counts only if "all" is 0 too, else 2 is
+// the least strict; then a TAP without IPv4 address takes only packets whose
+// source is routed to it.
+func loosenReversePath(name string) error {
+	const dir = "/proc/sys/net/ipv4/conf"
+	all, err := os.ReadFile(filepath.Join(dir, "all/rp_filter"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	v := "0"
+	if strings.TrimSpace(string(all)) != "0" {
+		v = "2"
+	}
+	return errors.Join(err, os.WriteFile(filepath.Join(dir, name, "rp_filter"), []byte(v), 0))
 }
 
 // ours returns the TAPs that were made for the interface ifname.

@@ -62,9 +62,16 @@ func TestOpen(t *testing.T) {
 		if err := d.SetMTU(1300); err != nil || d.MTU() != 1300 {
 			t.Errorf("SetMTU: %v, got %d, want 1300", err, d.MTU())
 		}
-		if got := sh(t, "cat /proc/sys/net/ipv4/conf/tap0/rp_filter"); got != "2" {
-			t.Errorf("rp_filter: got %s, want 2", got)
+		for _, k := range []struct{ all, want string }{{"0", "0"}, {"1", "2"}, {"2", "2"}} {
+			sh(t, "echo "+k.all+" >/proc/sys/net/ipv4/conf/all/rp_filter")
+			if err := loosenReversePath("tap0"); err != nil {
+				t.Error(err)
+			}
+			if got := sh(t, "cat /proc/sys/net/ipv4/conf/tap0/rp_filter"); got != k.want {
+				t.Errorf("all %s: got rp_filter %s, want %s", k.all, got, k.want)
+			}
 		}
+		sh(t, "echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter")
 		if _, err := Open(Options{Name: "tap0"}); !errors.Is(err, ErrInUse) {
 			t.Errorf("second open: got %v, want ErrInUse", err)
 		}

@@ -2,93 +2,240 @@ package wire
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
-// Wire is an open interface. It implements Conn.
-type Wire struct{}
+// Wire is an open interface. It implements Conn. It is safe for concurrent use.
+type Wire struct {
+	reader reader
+	sender sender
+	pmtu   pmtu
+	chain  *chain
+	sets   atomic.Pointer[sets]
 
-var errTODO = errors.New("wire: not built yet")
+	setMu   sync.Mutex // serialises changes of sets and chain
+	v4, v6  []netip.Prefix
+	name    string
+	index   int
+	handle  *netlink.Handle
+	link    atomic.Pointer[Link]
+	changes chan Link
+	lost    atomic.Pointer[LinkError]
+
+	closing   atomic.Bool
+	closeOnce sync.Once
+	closeErr  error
+	stop      chan struct{}
+	following sync.WaitGroup
+}
 
 // Open takes the interface over: chain, reader, senders. A chain that a killed
 // instance left is replaced in one step, with its divert set kept until the
 // first SetDivert.
-func Open(ifname string) (*Wire, error) { return nil, errTODO }
+func Open(ifname string) (*Wire, error) {
+	w := &Wire{name: ifname, changes: make(chan Link, 1), stop: make(chan struct{})}
+	if err := w.open(); err != nil {
+		w.Close()
+		return nil, fmt.Errorf("%s: %w", ifname, err)
+	}
+	return w, nil
+}
 
-func (w *Wire) ReadBatch(ps []Packet) (int, error)  { return 0, errTODO }
-func (w *Wire) WriteBatch(ps []Packet) (int, error) { return 0, errTODO }
+func (w *Wire) open() error {
+	var err error
+	if w.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	link, err := w.handle.LinkByName(w.name)
+	if err != nil {
+		return err
+	}
+	if t := link.Attrs().EncapType; t != "ether" {
+		return fmt.Errorf("link type %q, want ether", t)
+	}
+	w.index = link.Attrs().Index
+	subscribed, err := w.subscribe()
+	if err != nil {
+		return err
+	}
+	if err := w.take(); err != nil {
+		subscribed.end()
+		return err
+	}
+	w.following.Add(1)
+	go w.follow(subscribed)
+	return nil
+}
 
-// Link returns the present state of the interface.
-func (w *Wire) Link() Link { return Link{} }
+// take does what Close undoes.
+func (w *Wire) take() error {
+	local, err := w.look()
+	if err != nil {
+		return err
+	}
+	w.sets.Store(&sets{divert: table(), local: local})
+	if err := w.openReader(w.index); err != nil {
+		return err
+	}
+	if err := w.sender.open(w.name, w.index); err != nil {
+		return err
+	}
+	if err := loosenReversePath(w.name); err != nil {
+		return err
+	}
+	w.setMu.Lock()
+	defer w.setMu.Unlock()
+	w.chain, err = newChain(w.name, keys(w.sets.Load().local))
+	return err
+}
 
-// Changes delivers the state of the interface after each change; of several
-// that nobody took only the last. It is closed when the interface is lost
-// (Err says why) or w is closed.
-func (w *Wire) Changes() <-chan Link { return nil }
-
-// Err returns the *LinkError once the interface is lost.
-func (w *Wire) Err() error { return nil }
+func keys(m map[netip.Addr]struct{}) []netip.Addr {
+	as := make([]netip.Addr, 0, len(m))
+	for a := range m {
+		as = append(as, a)
+	}
+	return as
+}
 
 // LocalAddrs returns all addresses of this host.
-func (w *Wire) LocalAddrs() []netip.Addr { return nil }
+func (w *Wire) LocalAddrs() []netip.Addr { return keys(w.sets.Load().local) }
 
 // IsLocal reports whether a is an address of this host. It does not allocate.
-func (w *Wire) IsLocal(a netip.Addr) bool { return false }
+func (w *Wire) IsLocal(a netip.Addr) bool { return w.sets.Load().isLocal(a) }
 
-// SetDivert replaces the divert set. Between the old and the new set packets
-// of sources in only one of them may be lost, but none reaches the stack that
-// either the old or the new set keeps from it during the change.
-func (w *Wire) SetDivert(v4, v6 []netip.Prefix) error { return errTODO }
+// SetDivert replaces the divert set. While it changes, packets whose source is
+// only in the old or only in the new set may be lost; a packet never goes to
+// the stack and to ReadBatch both.
+func (w *Wire) SetDivert(v4, v6 []netip.Prefix) error {
+	for _, p := range v4 {
+		if !p.IsValid() || !p.Addr().Is4() {
+			return fmt.Errorf("divert %v: not an IPv4 prefix", p)
+		}
+	}
+	for _, p := range v6 {
+		if !p.IsValid() || !p.Addr().Is6() || p.Addr().Is4In6() {
+			return fmt.Errorf("divert %v: not an IPv6 prefix", p)
+		}
+	}
+	next := table(v4, v6)
+	w.setMu.Lock()
+	defer w.setMu.Unlock()
+	old := w.sets.Load()
+	// First the reader takes what both sets hold, then the chain changes, then
+	// the reader takes the new set: at each moment the chain drops all that
+	// the reader takes.
+	w.sets.Store(&sets{divert: old.divert, also: next, local: old.local})
+	if err := w.filter(nil, nil, true); err != nil {
+		w.sets.Store(old)
+		return err
+	}
+	if err := w.chain.setDivert(v4, v6); err != nil {
+		w.sets.Store(old)
+		return errors.Join(err, w.filter(w.v4, w.v6, false))
+	}
+	w.v4, w.v6 = append([]netip.Prefix(nil), v4...), append([]netip.Prefix(nil), v6...)
+	w.sets.Store(&sets{divert: next, local: old.local})
+	return w.filter(w.v4, w.v6, false)
+}
 
-// PathMTU returns the length of the largest IP packet, in octets, that reaches
-// dst as far as is known. The first question about a destination costs a
-// system call.
-func (w *Wire) PathMTU(dst netip.Addr) int { return 0 }
+// filter exchanges the reader's socket filter; everything: all IP passes.
+func (w *Wire) filter(v4, v6 []netip.Prefix, everything bool) error {
+	if everything {
+		v4, v6 = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0)}, []netip.Prefix{netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+	}
+	f, err := socketFilter(v4, v6)
+	if err != nil {
+		return err
+	}
+	if e := w.reader.raw.Control(func(fd uintptr) { err = attachFilter(int(fd), f) }); e != nil {
+		return os.ErrClosed
+	}
+	return err
+}
 
-// SetPathMTU notes a path MTU that was learnt; it is forgotten after ten
-// minutes (RFC 1191, 6.3; RFC 8201, 4). Values below 576 (IPv4: 68 is legal
-// but only attackers use it) or 1280 (IPv6) are raised to that.
-func (w *Wire) SetPathMTU(dst netip.Addr, mtu int) {}
+// setLocal publishes the addresses of this host: the reader stops taking what
+// goes to an address that is gone before the chain lets it pass, and begins
+// with a new one after the chain drops it.
+func (w *Wire) setLocal(local map[netip.Addr]struct{}) error {
+	w.setMu.Lock()
+	defer w.setMu.Unlock()
+	old := w.sets.Load()
+	if same(old.local, local) || w.chain == nil {
+		return nil
+	}
+	both := map[netip.Addr]struct{}{}
+	for a := range local {
+		if old.isLocal(a) {
+			both[a] = struct{}{}
+		}
+	}
+	publish := func(m map[netip.Addr]struct{}) { w.sets.Store(&sets{divert: old.divert, local: m}) }
+	publish(both)
+	if err := w.chain.setLocal(keys(local)); err != nil {
+		return err
+	}
+	publish(local)
+	return nil
+}
 
-// VerifyTooBig sets the judge of ICMP errors that quote our ESP, AH or UDP
-// 4500: only if it returns true is the path MTU lowered (RFC 4301, 8.2.1). nil:
-// all that quote an address of this host as source. It is called from ReadBatch.
-func (w *Wire) VerifyTooBig(judge func(TooBig) bool) {}
-
-// TooBig is what an ICMP "fragmentation needed" or ICMPv6 "packet too big"
-// says about a packet of ours that it quotes.
-type TooBig struct {
-	MTU      int
-	Src, Dst netip.Addr // of the quoted packet
-	Proto    uint8      // 50, 51 or 17
-	SPI      uint32     // of ESP, AH, or ESP in UDP; 0 if IKE or not quoted
-	SrcPort  uint16     // UDP
-	DstPort  uint16
+func same(a, b map[netip.Addr]struct{}) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k := range a {
+		if _, ok := b[k]; !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // Stats returns the counters.
-func (w *Wire) Stats() Stats { return Stats{} }
-
-// Close gives the interface back: chain deleted, sysctls as before.
-func (w *Wire) Close() error { return nil }
-
-// Cleanup removes what a killed instance for ifname left: chain, TAP, sysctls,
-// files. It reports whether there was anything.
-func Cleanup(ifname string) (bool, error) { return false, errTODO }
-
-// UDP is port 4500 on the interface. It implements UDPConn.
-type UDP struct{}
-
-// UDPOptions of OpenUDP.
-type UDPOptions struct {
-	Port uint16 // 0: 4500
-	GRO  bool   // the caller understands Datagram.Segment on reading
+func (w *Wire) Stats() Stats {
+	r, s := &w.reader, &w.sender
+	return Stats{
+		Read: r.read.Load(), Passed: r.passed.Load(), Malformed: r.malformed.Load(), Truncated: r.truncated.Load(),
+		KernelDrops: r.kernelDrops(),
+		Sent:        s.ok.Load(), SendTooBig: s.tooBig.Load(), SendNoBufs: s.noBufs.Load(), SendDenied: s.denied.Load(), SendOther: s.other.Load(),
+		TooBig: w.pmtu.believed.Load(), TooBigOdd: w.pmtu.odd.Load(),
+	}
 }
 
-// OpenUDP binds the port, for packets that arrive at the interface for any of
-// this host's addresses. If another process has it, the error wraps ErrPortTaken.
-func (w *Wire) OpenUDP(o UDPOptions) (*UDP, error) { return nil, errTODO }
+// Close gives the interface back: chain deleted, sysctls as before.
+func (w *Wire) Close() error {
+	w.closeOnce.Do(func() {
+		w.closing.Store(true)
+		close(w.stop)
+		w.following.Wait()
+		if w.reader.file != nil {
+			w.reader.file.Close()
+		}
+		w.sender.close()
+		if w.chain != nil {
+			w.closeErr = w.chain.close()
+		}
+		w.closeErr = errors.Join(w.closeErr, restoreReversePath(w.name))
+		if w.handle != nil {
+			w.handle.Close()
+		}
+	})
+	return w.closeErr
+}
 
-func (u *UDP) ReadBatch(ds []Datagram) (int, error)  { return 0, errTODO }
-func (u *UDP) WriteBatch(ds []Datagram) (int, error) { return 0, errTODO }
-func (u *UDP) Close() error                          { return nil }
+// Cleanup removes what a killed instance for ifname left: chain, TAP, sysctls,
+// files. It reports whether there was anything. The interface need not exist.
+func Cleanup(ifname string) (bool, error) {
+	chain, err := removeTable(ifname)
+	device, err2 := tap.Remove(ifname)
+	sysctl := savedReversePath(ifname) != ""
+	return chain || device || sysctl, errors.Join(err, err2, restoreReversePath(ifname))
+}

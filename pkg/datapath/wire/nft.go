@@ -1,0 +1,367 @@
+package wire
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/tap"
+)
+
+// chain is the table that keeps packets from the stack:
+//
+//	table netdev missiu-<if> {
+//	    chain ingress { type filter hook ingress device <if> priority -500
+//	        meta pkttype otherhost accept     # promiscuous neighbours, macvlan
+//	        ether type ip goto v4             # not VLAN-tagged: those are other interfaces'
+//	        ether type ip6 goto v6 }
+//	    chain v4 {
+//	        ip protocol {esp, ah} ip daddr @local4 drop
+//	        ip saddr != @divert4 accept
+//	        ip frag-off & 0x3fff == 0 udp dport {500, 4500} ip daddr @local4 accept
+//	        drop }
+//	    chain v6 { likewise; neighbour discovery accept } }
+//
+// The reader applies the same test (sets.judge). A chain without owner stays
+// when its maker is killed: what policy protects stays protected.
+type chain struct {
+	mu    sync.Mutex
+	c     *nftables.Conn
+	table *nftables.Table
+	set   map[string]*nftables.Set
+}
+
+// tableName makes an identifier of nft's language of an interface name, which
+// may hold nearly any octet; different names stay different.
+func tableName(ifname string) string {
+	var b strings.Builder
+	b.WriteString("missiu-")
+	for _, c := range []byte(ifname) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.':
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "_%02x", c)
+		}
+	}
+	return b.String()
+}
+
+func dialNft() (*nftables.Conn, error) {
+	return nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		// A transaction of 100,000 prefixes is one message.
+		return errors.Join(c.SetWriteBuffer(64<<20), c.SetReadBuffer(8<<20))
+	}))
+}
+
+// findTable returns the table of an interface, nil if there is none.
+func findTable(c *nftables.Conn, ifname string) (*nftables.Table, error) {
+	ts, err := c.ListTablesOfFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return nil, nftError(err)
+	}
+	for _, t := range ts {
+		if t.Name == tableName(ifname) {
+			return t, nil
+		}
+	}
+	return nil, nil
+}
+
+func nftError(err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, os.ErrPermission) {
+		return &tap.PrivilegeError{Op: "nftables", Capability: "CAP_NET_ADMIN", Err: unix.EPERM}
+	}
+	return fmt.Errorf("nftables: %w", err)
+}
+
+// newChain makes the table. One that a killed instance left is replaced in the
+// same transaction, and its divert sets are carried over.
+func newChain(ifname string, local []netip.Addr) (*chain, error) {
+	c, err := dialNft()
+	if err != nil {
+		return nil, nftError(err)
+	}
+	h := &chain{c: c, set: map[string]*nftables.Set{}}
+	if err := h.build(ifname, local); err != nil {
+		c.CloseLasting()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *chain) build(ifname string, local []netip.Addr) error {
+	old, err := findTable(h.c, ifname)
+	if err != nil {
+		return err
+	}
+	inherited := map[string][]nftables.SetElement{}
+	if old != nil {
+		for _, name := range []string{"divert4", "divert6"} {
+			s, err := h.c.GetSetByName(old, name)
+			if err != nil {
+				continue // a table that an earlier version or somebody else made
+			}
+			if inherited[name], err = h.c.GetSetElements(s); err != nil {
+				return nftError(err)
+			}
+		}
+		h.c.DelTable(old)
+	}
+	h.table = h.c.AddTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: tableName(ifname)})
+	v4, v6 := split(local)
+	for _, s := range []struct {
+		name     string
+		kind     nftables.SetDatatype
+		interval bool
+		elems    []nftables.SetElement
+	}{
+		{"divert4", nftables.TypeIPAddr, true, ordered(inherited["divert4"])},
+		{"divert6", nftables.TypeIP6Addr, true, ordered(inherited["divert6"])},
+		{"local4", nftables.TypeIPAddr, false, single(v4)},
+		{"local6", nftables.TypeIP6Addr, false, single(v6)},
+	} {
+		set := &nftables.Set{Table: h.table, Name: s.name, KeyType: s.kind, Interval: s.interval, KeyByteOrder: binaryutil.BigEndian}
+		if err := h.c.AddSet(set, nil); err != nil {
+			return nftError(err)
+		}
+		h.set[s.name] = set
+		if err := h.add(set, s.elems); err != nil {
+			return nftError(err)
+		}
+	}
+	h.rules(ifname)
+	if err := h.c.Flush(); err != nil {
+		return nftError(err)
+	}
+	return nil
+}
+
+// ordered sorts elements of an interval set as the kernel wants them added.
+func ordered(es []nftables.SetElement) []nftables.SetElement {
+	slices.SortFunc(es, func(a, b nftables.SetElement) int {
+		if c := slices.Compare(a.Key, b.Key); c != 0 {
+			return c
+		}
+		end := func(e nftables.SetElement) int {
+			if e.IntervalEnd {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Compare(end(a), end(b))
+	})
+	out := es[:0]
+	for _, e := range es {
+		// A dump may hold the kernel's own element for "nothing below".
+		if e.IntervalEnd && len(out) == 0 {
+			continue
+		}
+		out = append(out, nftables.SetElement{Key: e.Key, IntervalEnd: e.IntervalEnd})
+	}
+	return out
+}
+
+func split(as []netip.Addr) (v4, v6 []netip.Addr) {
+	for _, a := range as {
+		if a.Is4() {
+			v4 = append(v4, a)
+		} else {
+			v6 = append(v6, a)
+		}
+	}
+	return v4, v6
+}
+
+func single(as []netip.Addr) []nftables.SetElement {
+	var es []nftables.SetElement
+	for _, a := range as {
+		es = append(es, nftables.SetElement{Key: a.AsSlice()})
+	}
+	return es
+}
+
+// intervals turns ranges into set elements: first, and one past the last.
+func intervals(rs []span) []nftables.SetElement {
+	var es []nftables.SetElement
+	for _, r := range rs {
+		es = append(es, nftables.SetElement{Key: r.first.AsSlice()})
+		if end := r.last.Next(); end.IsValid() {
+			es = append(es, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return es
+}
+
+// elementsPerMessage keeps an attribute list below its 16-bit length.
+const elementsPerMessage = 1000
+
+func (h *chain) add(s *nftables.Set, es []nftables.SetElement) error {
+	for c := range slices.Chunk(es, elementsPerMessage) {
+		if err := h.c.SetAddElements(s, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace exchanges the contents of sets in one transaction.
+func (h *chain) replace(contents map[string][]nftables.SetElement) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, es := range contents {
+		h.c.FlushSet(h.set[name])
+		if err := h.add(h.set[name], es); err != nil {
+			return nftError(err)
+		}
+	}
+	if err := h.c.Flush(); err != nil {
+		return nftError(err)
+	}
+	return nil
+}
+
+func (h *chain) setDivert(v4, v6 []netip.Prefix) error {
+	return h.replace(map[string][]nftables.SetElement{"divert4": intervals(spans(v4)), "divert6": intervals(spans(v6))})
+}
+
+func (h *chain) setLocal(as []netip.Addr) error {
+	v4, v6 := split(as)
+	return h.replace(map[string][]nftables.SetElement{"local4": single(v4), "local6": single(v6)})
+}
+
+// close deletes the table.
+func (h *chain) close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.c.DelTable(h.table)
+	err := h.c.Flush()
+	h.c.CloseLasting()
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return nftError(err)
+	}
+	return nil
+}
+
+// removeTable deletes what a killed instance left.
+func removeTable(ifname string) (bool, error) {
+	c, err := dialNft()
+	if err != nil {
+		return false, nftError(err)
+	}
+	defer c.CloseLasting()
+	t, err := findTable(c, ifname)
+	if t == nil || err != nil {
+		return false, err
+	}
+	c.DelTable(t)
+	if err := c.Flush(); err != nil {
+		return false, nftError(err)
+	}
+	return true, nil
+}
+
+// rules. All offsets are of the base named.
+func (h *chain) rules(ifname string) {
+	prio := nftables.ChainPriority(-500)
+	accept := nftables.ChainPolicyAccept
+	v4 := h.c.AddChain(&nftables.Chain{Name: "v4", Table: h.table})
+	v6 := h.c.AddChain(&nftables.Chain{Name: "v6", Table: h.table})
+	in := h.c.AddChain(&nftables.Chain{
+		Name: "ingress", Table: h.table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
+		Priority: &prio, Policy: &accept, Device: ifname,
+	})
+	rule := func(c *nftables.Chain, parts ...[]expr.Any) {
+		h.c.AddRule(&nftables.Rule{Table: h.table, Chain: c, Exprs: slices.Concat(parts...)})
+	}
+	const link, network, transport = expr.PayloadBaseLLHeader, expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader
+	const eq = expr.CmpOpEq
+	otherHost := []expr.Any{&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: 1}, &expr.Cmp{Op: eq, Register: 1, Data: []byte{unix.PACKET_OTHERHOST}}}
+	rule(in, otherHost, verdictExpr(expr.VerdictAccept, ""))
+	rule(in, field(link, 12, eq, 0x08, 0x00), verdictExpr(expr.VerdictGoto, "v4"))
+	rule(in, field(link, 12, eq, 0x86, 0xdd), verdictExpr(expr.VerdictGoto, "v6"))
+	drop, pass := verdictExpr(expr.VerdictDrop, ""), verdictExpr(expr.VerdictAccept, "")
+
+	toLocal4 := h.member("local4", 16, 4, false)
+	for _, p := range []byte{protoESP, protoAH} {
+		rule(v4, field(network, 9, eq, p), toLocal4, drop)
+	}
+	rule(v4, h.member("divert4", 12, 4, true), pass)
+	whole := []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: network, Offset: 6, Len: 2},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: []byte{0, 0}},
+		&expr.Cmp{Op: eq, Register: 1, Data: []byte{0, 0}},
+	}
+	for _, port := range []uint16{portIKE, portNATT} {
+		p := binary.BigEndian.AppendUint16(nil, port)
+		// Octets 2 to 7: also the rest of the header must be there.
+		rule(v4, field(network, 9, eq, protoUDP), whole, field(transport, 2, eq, p...), present(transport, 6, 2), toLocal4, pass)
+	}
+	rule(v4, drop)
+
+	toLocal6 := h.member("local6", 24, 16, false)
+	for _, p := range []byte{protoESP, protoAH} {
+		l4 := []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: eq, Register: 1, Data: []byte{p}}}
+		if p == protoAH { // an extension header to the kernel
+			l4 = []expr.Any{
+				&expr.Exthdr{DestRegister: 1, Type: protoAH, Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT, Op: expr.ExthdrOpIpv6},
+				&expr.Cmp{Op: eq, Register: 1, Data: []byte{1}},
+			}
+		}
+		rule(v6, l4, toLocal6, drop)
+		frag := []expr.Any{
+			&expr.Exthdr{DestRegister: 1, Type: protoFragment, Offset: 0, Len: 1, Op: expr.ExthdrOpIpv6},
+			&expr.Cmp{Op: eq, Register: 1, Data: []byte{p}},
+		}
+		rule(v6, frag, toLocal6, drop)
+	}
+	rule(v6, h.member("divert6", 8, 16, true), pass)
+	for _, port := range []uint16{portIKE, portNATT} {
+		p := binary.BigEndian.AppendUint16(nil, port)
+		rule(v6, field(network, 6, eq, protoUDP), field(network, 42, eq, p...), present(network, 46, 2), toLocal6, pass)
+	}
+	nd := []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: network, Offset: 40, Len: 1},
+		&expr.Range{Op: eq, Register: 1, FromData: []byte{ndFirst}, ToData: []byte{ndLast}},
+	}
+	rule(v6, field(network, 6, eq, protoICMPv6), field(network, 7, eq, 255), nd, pass)
+	rule(v6, drop)
+}
+
+// field compares octets of the packet; without them the rule does not match.
+func field(base expr.PayloadBase, off uint32, op expr.CmpOp, want ...byte) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: base, Offset: off, Len: uint32(len(want))},
+		&expr.Cmp{Op: op, Register: 1, Data: want},
+	}
+}
+
+// present demands that the packet has these octets.
+func present(base expr.PayloadBase, off, n uint32) []expr.Any {
+	return []expr.Any{&expr.Payload{DestRegister: 1, Base: base, Offset: off, Len: n}}
+}
+
+// member looks an address of the network header up in a set.
+func (h *chain) member(set string, off, n uint32, invert bool) []expr.Any {
+	s := h.set[set]
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: off, Len: n},
+		&expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID, Invert: invert},
+	}
+}
+
+func verdictExpr(k expr.VerdictKind, to string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: k, Chain: to}}
+}

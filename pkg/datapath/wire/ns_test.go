@@ -1,0 +1,122 @@
+package wire
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netns"
+)
+
+const nsEnv = "MISSIU_TEST_NETNS"
+
+// TestMain runs the tests in a network namespace of their own when it may.
+func TestMain(m *testing.M) {
+	if os.Getenv(nsEnv) != "" || os.Geteuid() != 0 || exec.Command("ip", "netns", "list").Run() != nil {
+		os.Exit(m.Run())
+	}
+	os.Exit(runInNetns(fmt.Sprintf("mi-wire-%d", os.Getpid())))
+}
+
+func runInNetns(ns string) int {
+	exe, err := os.Executable()
+	if err == nil {
+		err = exec.Command("ip", "netns", "add", ns).Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer exec.Command("ip", "netns", "del", ns).Run()
+	c := exec.Command("ip", append([]string{"netns", "exec", ns, exe}, os.Args[1:]...)...)
+	c.Env = append(os.Environ(), nsEnv+"="+ns)
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := c.Run(); err != nil {
+		return 1
+	}
+	return 0
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Getenv(nsEnv) == "" {
+		t.Skip("needs root and ip(8): makes interfaces in a network namespace")
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skip("needs /dev/net/tun")
+	}
+}
+
+func sh(t testing.TB, line string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", line).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// labs numbers the peers' namespaces: one that is being deleted keeps its name for a while.
+var labs int
+
+// lab is a veth pair: e0 here, e1 in the peer's namespace.
+//
+//	10.9.0.1/24  fd09::1/64  e0 ---- e1  10.9.0.2/24  fd09::2/64
+type lab struct {
+	t    testing.TB
+	peer string
+}
+
+func newLab(t testing.TB) *lab {
+	t.Helper()
+	needRoot(t)
+	labs++
+	l := &lab{t, fmt.Sprintf("%sp%d", os.Getenv(nsEnv), labs)}
+	Dir = t.TempDir()
+	sh(t, "ip netns add "+l.peer)
+	t.Cleanup(func() {
+		exec.Command("ip", "link", "del", "e0").Run()
+		exec.Command("ip", "link", "del", "e9").Run()
+		exec.Command("ip", "netns", "del", l.peer).Run()
+	})
+	sh(t, `set -e; sysctl -qw net.ipv6.conf.default.accept_dad=0; ip netns exec `+l.peer+` sysctl -qw net.ipv6.conf.default.accept_dad=0
+		ip link set lo up
+		ip link add e0 type veth peer name e1 netns `+l.peer+`
+		ip addr add 10.9.0.1/24 dev e0; ip -6 addr add fd09::1/64 dev e0 nodad; ip link set e0 up`)
+	l.sh("ip link set lo up; ip addr add 10.9.0.2/24 dev e1; ip -6 addr add fd09::2/64 dev e1 nodad; ip addr add 10.9.0.3/24 dev e1; ip -6 addr add fd09::3/64 dev e1 nodad; ip link set e1 up")
+	return l
+}
+
+// sh runs a command line at the peer.
+func (l *lab) sh(line string) string {
+	l.t.Helper()
+	return sh(l.t, "ip netns exec "+l.peer+" sh -ec '"+line+"'")
+}
+
+// at runs f in the peer's namespace; sockets that f makes stay there.
+func (l *lab) at(f func()) {
+	l.t.Helper()
+	runtime.LockOSThread()
+	here, err := netns.Get()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer here.Close()
+	there, err := netns.GetFromName(l.peer)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer there.Close()
+	if err := netns.Set(there); err != nil {
+		l.t.Fatal(err)
+	}
+	defer func() { // also when f fails the test
+		if netns.Set(here) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	f()
+}

@@ -1,0 +1,206 @@
+package wire
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/tap"
+)
+
+// socketBuffer is for bursts: about 4000 full packets.
+const socketBuffer = 8 << 20
+
+var errHeadroom = errors.New("wire: packet with too little room before it")
+
+// reader is the AF_PACKET socket. It is bound to ETH_P_ALL because only then
+// it sees what the ingress chain drops.
+type reader struct {
+	file *os.File
+	raw  syscall.RawConn
+	fn   func(uintptr) bool
+
+	mu  sync.Mutex // arguments and results of fn
+	ps  []Packet
+	n   int
+	err error
+	m   mmsg
+
+	read, passed, malformed, truncated, drops atomic.Uint64
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+func (w *Wire) openReader(index int) error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return privilege("AF_PACKET socket", "CAP_NET_RAW", err)
+	}
+	set := func(opt, v int) {
+		if err == nil {
+			err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_PACKET, opt, v))
+		}
+	}
+	set(unix.PACKET_VNET_HDR, 1)
+	set(unix.PACKET_IGNORE_OUTGOING, 1)
+	if err == nil {
+		err = receiveBuffer(fd)
+	}
+	if err == nil {
+		err = attachFilter(fd, nil)
+	}
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: index}))
+	}
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	r := &w.reader
+	r.file = os.NewFile(uintptr(fd), "packet")
+	r.fn = w.readLoop
+	r.raw, err = r.file.SyscallConn()
+	return err
+}
+
+// receiveBuffer asks for a large buffer, beyond the limit where we may.
+func receiveBuffer(fd int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer) == nil {
+		return nil
+	}
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer))
+}
+
+func sendBuffer(fd int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer) != nil {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
+	}
+}
+
+func privilege(op, capability string, err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return &tap.PrivilegeError{Op: op, Capability: capability, Err: err}
+	}
+	return os.NewSyscallError(op, err)
+}
+
+// attachFilter exchanges the socket's filter; nil: for an empty divert set.
+func attachFilter(fd int, f []unix.SockFilter) error {
+	if f == nil {
+		var err error
+		if f, err = socketFilter(nil, nil); err != nil {
+			return err
+		}
+	}
+	p := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
+	return os.NewSyscallError("SO_ATTACH_FILTER", unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &p))
+}
+
+// ReadBatch implements Conn.
+func (w *Wire) ReadBatch(ps []Packet) (int, error) {
+	if len(ps) == 0 {
+		return 0, nil
+	}
+	r := &w.reader
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ps, r.n, r.err = ps[:min(len(ps), maxBatch)], 0, nil
+	err := r.raw.Read(r.fn)
+	r.ps = nil
+	r.m.release(maxBatch)
+	if err != nil {
+		return 0, w.gone(err)
+	}
+	return r.n, r.err
+}
+
+// gone says why the netpoller gave up.
+func (w *Wire) gone(err error) error {
+	if w.closing.Load() {
+		return os.ErrClosed
+	}
+	if lost := w.Err(); lost != nil {
+		return lost
+	}
+	return err
+}
+
+// wake makes a blocked ReadBatch return.
+func (r *reader) wake() { r.file.SetReadDeadline(time.Unix(1, 0)) }
+
+func (w *Wire) readLoop(fd uintptr) bool {
+	r := &w.reader
+	for {
+		for i := range r.ps {
+			p := &r.ps[i]
+			if p.Off < ReadHeadroom || p.Off >= len(p.Buf) {
+				r.err = errHeadroom
+				return true
+			}
+			r.m.set(i, p.Buf[p.Off-ReadHeadroom:])
+		}
+		n, errno := r.m.recv(fd, 0, len(r.ps))
+		switch errno {
+		case 0:
+		case unix.EAGAIN:
+			return false
+		case unix.ENETDOWN:
+			continue // told once; if the interface is lost, follow wakes us
+		default:
+			r.err = errno
+			return true
+		}
+		w.sift(n)
+		if r.n > 0 {
+			return true
+		}
+	}
+}
+
+// sift keeps of n packets received those that the chain dropped.
+func (w *Wire) sift(n int) {
+	r := &w.reader
+	s := w.sets.Load()
+	for i := range n {
+		p := &r.ps[i]
+		if r.m.truncated(i) {
+			r.truncated.Add(1)
+			continue
+		}
+		p.Len = int(r.m.hdrs[i].n) - ReadHeadroom
+		if p.Len <= 0 {
+			continue
+		}
+		b := p.Buf[p.Off : p.Off+p.Len]
+		if isTooBig(b) {
+			w.heard(b)
+		}
+		switch s.judge(b) {
+		case passes:
+			r.passed.Add(1)
+			continue
+		case malformed:
+			r.malformed.Add(1)
+			continue
+		}
+		p.Offload = tap.DecodeOffload(p.Buf[p.Off-ReadHeadroom:])
+		r.ps[r.n], *p = *p, r.ps[r.n]
+		r.n++
+	}
+	r.read.Add(uint64(r.n))
+}
+
+// kernelDrops adds up what the kernel counts and forgets at each question.
+func (r *reader) kernelDrops() uint64 {
+	r.raw.Control(func(fd uintptr) {
+		if s, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
+			r.drops.Add(uint64(s.Drops))
+		}
+	})
+	return r.drops.Load()
+}

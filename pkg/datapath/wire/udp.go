@@ -1,0 +1,392 @@
+package wire
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// UDP is port 4500 on the interface. It implements UDPConn and is safe for
+// concurrent use.
+//
+// It is one socket per family, bound to the interface and to no address, with
+// the addresses told per datagram: so there is no moment after a change of
+// address at which the kernel answers a peer with "port unreachable". An inner
+// epoll descriptor lets one goroutine wait for both on the netpoller.
+type UDP struct {
+	w     *Wire
+	port  uint16
+	ep    *os.File
+	raw   syscall.RawConn
+	socks [2]udpSocket // IPv4, IPv6
+	pollF func(uintptr) bool
+
+	mu  sync.Mutex // arguments and results of reading
+	ds  []Datagram
+	n   int
+	err error
+	m   mmsg
+
+	wmu  sync.Mutex // of writing
+	wm   mmsg
+	wto  int
+	wn   int
+	werr syscall.Errno
+	frag bool
+
+	closeOnce sync.Once
+}
+
+type udpSocket struct {
+	family int
+	file   *os.File // nil: the host lacks the family
+	raw    syscall.RawConn
+	recv   func(uintptr)
+	send   func(uintptr) bool
+}
+
+// UDPOptions of OpenUDP.
+type UDPOptions struct {
+	Port uint16 // 0: 4500
+	GRO  bool   // the caller understands Datagram.Segment on reading
+}
+
+// OpenUDP binds the port, for packets that arrive at the interface for any of
+// this host's addresses. If another process has it, the error wraps ErrPortTaken.
+func (w *Wire) OpenUDP(o UDPOptions) (*UDP, error) {
+	if o.Port == 0 {
+		o.Port = portNATT
+	}
+	u := &UDP{w: w, port: o.Port}
+	u.pollF = u.poll
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	unix.SetNonblock(ep, true)
+	u.ep = os.NewFile(uintptr(ep), "epoll")
+	if u.raw, err = u.ep.SyscallConn(); err != nil {
+		u.Close()
+		return nil, err
+	}
+	for i, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		if err := u.open(i, family, o); err != nil {
+			u.Close()
+			return nil, fmt.Errorf("%s: udp port %d: %w", w.name, o.Port, err)
+		}
+	}
+	return u, nil
+}
+
+func (u *UDP) open(i, family int, o UDPOptions) error {
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err == unix.EAFNOSUPPORT {
+		return nil
+	}
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	s := &u.socks[i]
+	s.family = family
+	s.file = os.NewFile(uintptr(fd), "udp")
+	if s.raw, err = s.file.SyscallConn(); err != nil {
+		return err
+	}
+	s.recv = func(fd uintptr) { u.receive(fd) }
+	s.send = func(fd uintptr) bool { u.transmit(fd, family); return true }
+	opts := [][3]int{
+		{unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
+		{unix.IPPROTO_IP, unix.IP_RECVTOS, 1},
+		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
+	}
+	var any unix.Sockaddr = &unix.SockaddrInet4{Port: int(o.Port)}
+	if family == unix.AF_INET6 {
+		opts = [][3]int{
+			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
+			{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
+			{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
+			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
+		}
+		any = &unix.SockaddrInet6{Port: int(o.Port)}
+	}
+	if o.GRO {
+		opts = append(opts, [3]int{unix.IPPROTO_UDP, unix.UDP_GRO, 1})
+	}
+	for _, p := range opts {
+		if err := unix.SetsockoptInt(fd, p[0], p[1], p[2]); err != nil {
+			return fmt.Errorf("setsockopt %v: %w", p, err)
+		}
+	}
+	if err := unix.BindToDevice(fd, u.w.name); err != nil {
+		return privilege("SO_BINDTODEVICE", "CAP_NET_RAW", err)
+	}
+	if err := receiveBuffer(fd); err != nil {
+		return err
+	}
+	sendBuffer(fd)
+	if err := unix.Bind(fd, any); err != nil {
+		if err == unix.EADDRINUSE {
+			return ErrPortTaken
+		}
+		return os.NewSyscallError("bind", err)
+	}
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}
+	var ctl error
+	if err := u.raw.Control(func(ep uintptr) { ctl = unix.EpollCtl(int(ep), unix.EPOLL_CTL_ADD, fd, &ev) }); err != nil {
+		return err
+	}
+	return os.NewSyscallError("epoll_ctl", ctl)
+}
+
+// Close ends ReadBatch with os.ErrClosed.
+func (u *UDP) Close() error {
+	u.closeOnce.Do(func() {
+		u.ep.Close()
+		for i := range u.socks {
+			if f := u.socks[i].file; f != nil {
+				f.Close()
+			}
+		}
+	})
+	return nil
+}
+
+// ReadBatch implements UDPConn.
+func (u *UDP) ReadBatch(ds []Datagram) (int, error) {
+	if len(ds) == 0 {
+		return 0, nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.ds, u.n, u.err = ds[:min(len(ds), maxBatch)], 0, nil
+	err := u.raw.Read(u.pollF)
+	u.ds = nil
+	u.m.release(maxBatch)
+	if err != nil {
+		return 0, os.ErrClosed
+	}
+	return u.n, u.err
+}
+
+// poll asks which sockets have something and reads them.
+func (u *UDP) poll(ep uintptr) bool {
+	var events [2]unix.EpollEvent
+	for {
+		n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+		switch {
+		case errno == unix.EINTR:
+			continue
+		case errno != 0:
+			u.err = errno
+			return true
+		case n == 0:
+			return false
+		}
+		for _, e := range events[:n] {
+			if u.n == len(u.ds) || u.err != nil {
+				break
+			}
+			if err := u.socks[e.Fd].raw.Control(u.socks[e.Fd].recv); err != nil {
+				u.err = os.ErrClosed
+			}
+		}
+		if u.n > 0 || u.err != nil {
+			if u.n > 0 {
+				u.err = nil // will come again
+			}
+			return true
+		}
+	}
+}
+
+func (u *UDP) receive(fd uintptr) {
+	for i := u.n; i < len(u.ds); i++ {
+		d := &u.ds[i]
+		if d.Off < 0 || d.Off >= len(d.Buf) {
+			u.err = errHeadroom
+			return
+		}
+		u.m.set(i, d.Buf[d.Off:])
+		u.m.wantName(i)
+		u.m.wantOOB(i)
+	}
+	from := u.n
+	n, errno := u.m.recv(fd, from, len(u.ds))
+	if errno != 0 {
+		// ICMP errors about what we sent come here; the next call goes on.
+		return
+	}
+	for i := from; i < from+n; i++ {
+		if u.m.truncated(i) {
+			continue
+		}
+		d := &u.ds[i]
+		d.Len = int(u.m.hdrs[i].n)
+		d.Remote = u.m.name(i)
+		d.Local, d.TOS, d.Segment = netip.AddrPort{}, 0, 0
+		d.control(u.m.oobs[i][:u.m.hdrs[i].hdr.Controllen])
+		d.Local = netip.AddrPortFrom(d.Local.Addr(), u.port)
+		u.ds[u.n], *d = *d, u.ds[u.n]
+		u.n++
+	}
+}
+
+// control reads the control messages of a datagram received.
+func (d *Datagram) control(b []byte) {
+	for len(b) >= unix.SizeofCmsghdr {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+		n := int(h.Len)
+		if n < unix.SizeofCmsghdr || n > len(b) {
+			return
+		}
+		v := b[unix.CmsgLen(0):n]
+		switch {
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(v) >= 12:
+			d.Local = netip.AddrPortFrom(netip.AddrFrom4([4]byte(v[8:12])), 0)
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(v) >= 1:
+			d.TOS = v[0]
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(v) >= 20:
+			d.Local = netip.AddrPortFrom(netip.AddrFrom16([16]byte(v[:16])), 0)
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(v) >= 4:
+			d.TOS = uint8(*(*int32)(unsafe.Pointer(&v[0])))
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(v) >= 4:
+			if s := int(*(*int32)(unsafe.Pointer(&v[0]))); s < d.Len {
+				d.Segment = s
+			}
+		}
+		b = b[min(len(b), unix.CmsgSpace(n-unix.CmsgLen(0))):]
+	}
+}
+
+// appendControl writes the control messages of a datagram to be sent; it
+// returns their length.
+func (d *Datagram) appendControl(b []byte) int {
+	n := 0
+	put := func(level, kind int32, size int) []byte {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[n]))
+		clear(b[n : n+unix.CmsgSpace(size)])
+		h.Level, h.Type = level, kind
+		h.SetLen(unix.CmsgLen(size))
+		v := b[n+unix.CmsgLen(0) : n+unix.CmsgLen(size)]
+		n += unix.CmsgSpace(size)
+		return v
+	}
+	if a := d.Local.Addr(); a.Is4() && !a.IsUnspecified() {
+		v := a.As4()
+		copy(put(unix.IPPROTO_IP, unix.IP_PKTINFO, 12)[4:], v[:])
+	} else if a.Is6() && !a.IsUnspecified() {
+		v := a.As16()
+		copy(put(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, 20), v[:])
+	}
+	if d.TOS != 0 {
+		level, kind := int32(unix.IPPROTO_IP), int32(unix.IP_TOS)
+		if d.Remote.Addr().Is6() {
+			level, kind = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+		}
+		*(*int32)(unsafe.Pointer(&put(level, kind, 4)[0])) = int32(d.TOS)
+	}
+	if d.Segment != 0 {
+		*(*uint16)(unsafe.Pointer(&put(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)[0])) = uint16(d.Segment)
+	}
+	return n
+}
+
+// WriteBatch implements UDPConn.
+func (u *UDP) WriteBatch(ds []Datagram) (int, error) {
+	u.wmu.Lock()
+	defer u.wmu.Unlock()
+	defer u.wm.release(maxBatch)
+	done := 0
+	for done < len(ds) {
+		family, n := u.fill(ds[done:min(len(ds), done+maxBatch)])
+		d := &ds[done]
+		u.wn, u.werr = 0, unix.EINVAL
+		if n > 0 {
+			u.wto, u.frag = n, false
+			if err := u.transmitOn(family); err != nil {
+				return done, err
+			}
+			if u.wn == 0 && u.werr == unix.EMSGSIZE && !d.DontFragment && d.Segment == 0 {
+				u.wto, u.frag = 1, true
+				if err := u.transmitOn(family); err != nil {
+					return done, err
+				}
+			}
+		}
+		done += u.wn
+		if u.wn == 0 {
+			return done, &SendError{Dst: d.Remote.Addr(), Err: u.werr}
+		}
+	}
+	return done, nil
+}
+
+func (u *UDP) transmitOn(family int) error {
+	s := &u.socks[family]
+	if s.file == nil {
+		u.wn, u.werr = 0, unix.EAFNOSUPPORT
+		return nil
+	}
+	if err := s.raw.Write(s.send); err != nil {
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// fill puts the first datagrams of one family into messages.
+func (u *UDP) fill(ds []Datagram) (family, n int) {
+	for i := range ds {
+		d := &ds[i]
+		if !d.Remote.IsValid() || d.Off < 0 || d.Len < 0 || d.Off+d.Len > len(d.Buf) {
+			return family, i
+		}
+		f := 0
+		if d.Remote.Addr().Is6() {
+			f = 1
+		}
+		if a := d.Local.Addr(); a.IsValid() && a.Is4() != (f == 0) {
+			return family, i
+		}
+		if i == 0 {
+			family = f
+		} else if f != family {
+			return family, i
+		}
+		u.wm.set(i, d.Buf[d.Off:d.Off+d.Len])
+		u.wm.setName(i, d.Remote, uint32(u.w.index))
+		u.wm.setOOB(i, d.appendControl(u.wm.oobs[i][:]))
+	}
+	return family, len(ds)
+}
+
+// transmit sends messages [0, wto). With frag the kernel may fragment, for
+// which there is only a switch on the socket.
+func (u *UDP) transmit(fd uintptr, family int) {
+	if u.frag {
+		fragmentation(fd, family, true)
+		defer fragmentation(fd, family, false)
+	}
+	u.wn, u.werr = u.wm.send(fd, 0, u.wto)
+	if u.werr == unix.EAGAIN {
+		u.werr = unix.ENOBUFS
+	}
+	if u.werr != 0 {
+		u.wn = 0
+	}
+}
+
+func fragmentation(fd uintptr, family int, on bool) {
+	level, opt, v := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
+	if family == unix.AF_INET6 {
+		level, opt, v = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
+	}
+	if on {
+		v = unix.IP_PMTUDISC_DONT // the same number in IPv6
+	}
+	unix.SetsockoptInt(int(fd), level, opt, v)
+}
