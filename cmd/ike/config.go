@@ -1,17 +1,26 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
+	"strings"
+	"time"
 
+	"github.com/missiu/missiu/pkg/config/ikeconf"
 	"github.com/missiu/missiu/pkg/ike"
 	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"go.uber.org/zap/zapcore"
 )
+
+// resolveWait bounds the resolution of the host names of a configuration.
+const resolveWait = 5 * time.Second
 
 // configuration is what the command line and the files come to.
 type configuration struct {
@@ -26,22 +35,27 @@ type loader struct {
 	o     *options
 	stdin io.Reader
 	warn  func(string)
-	psk   ipsec.Key // of -p @-, which can be read only once
+	psk   ipsec.Key // of -p @- or -p KEY, which can be read only once
 	have  bool
 }
 
-// load returns a configuration or an error whose lines are for the operator.
+// load returns a configuration, or an error whose lines are for the operator.
 func (l *loader) load() (*configuration, error) {
 	c := &configuration{level: zapcore.InfoLevel}
 	var rules []*pad.Rule
-	if l.o.file != "" {
-		switch _, err := os.Stat(l.o.file); {
-		case errors.Is(err, fs.ErrNotExist) && !l.o.fileGiven && l.o.secretOpt == "":
-			return nil, fmt.Errorf("ike: %s: no such file; use -f FILE or -p @FILE", l.o.file)
-		case errors.Is(err, fs.ErrNotExist) && !l.o.fileGiven:
-			// -P with no default file: the rule of the command line alone.
-		default:
-			return nil, fmt.Errorf("ike: %s: configuration files are not supported yet; use -p @FILE", l.o.file)
+	file := l.o.file
+	if !l.o.fileGiven && file != "" {
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			if l.o.secretOpt == "" {
+				return nil, fmt.Errorf("ike: %s: no such file; use -f FILE or -p @FILE", file)
+			}
+			file = "" // -P without a default file: the rule of the command line alone
+		}
+	}
+	if file != "" {
+		var err error
+		if rules, err = l.readFile(file, c); err != nil {
+			return nil, err
 		}
 	}
 	if l.o.secretOpt != "" {
@@ -56,27 +70,53 @@ func (l *loader) load() (*configuration, error) {
 		return nil, fmt.Errorf("ike: %w", err)
 	}
 	c.rules = db
+	if !l.o.check {
+		c.rules = l.resolve(db)
+	}
 	return c, nil
+}
+
+// readFile reads ike.conf and its secrets.
+func (l *loader) readFile(path string, c *configuration) ([]*pad.Rule, error) {
+	conf, ds := ikeconf.Parse(ikeconf.OS{}, path, "")
+	if conf != nil {
+		defer conf.Wipe() // rules have keys of their own
+		ds = append(ds, ikeconf.Unsupported(conf)...)
+	}
+	if ikeconf.Failed(ds) {
+		lines := make([]string, len(ds))
+		for i, d := range ds {
+			lines[i] = d.String()
+		}
+		return nil, errors.New(strings.Join(lines, "\n"))
+	}
+	for _, d := range ds {
+		l.warn(d.String())
+	}
+	c.limits = ike.Limits{
+		CookieThreshold: conf.CookieThreshold, AlwaysCookie: conf.CookieThreshold == 0,
+		HalfOpen: conf.HalfOpen, HalfOpenPerSource: conf.HalfOpenPerSource, Expire: conf.Expire,
+	}
+	c.ikePort, c.nattPort = conf.IKEPort, conf.NATTPort
+	if err := c.level.UnmarshalText([]byte(conf.LogLevel)); err != nil {
+		return nil, fmt.Errorf("%s: log_level: %w", path, err)
+	}
+	if l.o.ikeLife != 0 || l.o.childLife != 0 || l.o.dpdSet {
+		l.warn("ike: warning: -l, -L and -d concern the rule of the command line only")
+	}
+	return conf.Rules(l.o.local), nil
 }
 
 // commandLine makes the rule of -p: any identity that has the key.
 func (l *loader) commandLine() (*pad.Rule, error) {
 	key := l.psk
 	if !l.have {
-		k, visible, err := readSecret(l.o.secret, l.stdin)
-		if err != nil {
+		var err error
+		if key, err = l.readKey(); err != nil {
 			return nil, err
 		}
-		if visible {
-			l.warn(fmt.Sprintf("ike: warning: %s: key is visible to every user; use %s @FILE", l.o.secretOpt, l.o.secretOpt))
-		}
-		if k.Len() < 16 {
+		if key.Len() < 16 {
 			l.warn(fmt.Sprintf("ike: warning: %s: fewer than 16 octets", l.o.secretOpt))
-		}
-		key = k
-		// Standard input cannot be read again; a key on the command line need not.
-		if l.o.secret == "@-" || visible {
-			l.psk, l.have = k, true
 		}
 	}
 	r := pad.NewRule("command line")
@@ -99,4 +139,56 @@ func (l *loader) commandLine() (*pad.Rule, error) {
 		r.DPD = l.o.dpd
 	}
 	return r, nil
+}
+
+// readKey takes the key of -p: @FILE, @- or, for old scripts, the key itself.
+// Errors never quote it.
+func (l *loader) readKey() (key ipsec.Key, err error) {
+	name, isFile := strings.CutPrefix(l.o.secret, "@")
+	switch {
+	case !isFile:
+		l.warn(fmt.Sprintf("ike: warning: %s: key is visible to every user; use %s @FILE", l.o.secretOpt, l.o.secretOpt))
+		key, err = ikeconf.ParseKey([]byte(l.o.secret))
+	case name == "-":
+		var b []byte
+		b, err = io.ReadAll(io.LimitReader(l.stdin, ikeconf.MaxFile+1))
+		defer clear(b)
+		if err == nil && len(b) > ikeconf.MaxFile {
+			err = errors.New("larger than 1 MiB")
+		}
+		if err == nil {
+			key, err = ikeconf.ParseKey(b)
+		}
+	default:
+		if key, err = ikeconf.ReadKey(ikeconf.OS{}, name); err != nil {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
+		return key, err
+	}
+	// Neither can be read again on HUP.
+	if err == nil {
+		l.psk, l.have = key, true
+	}
+	return key, err
+}
+
+// resolve finds the addresses of the host names in db. What cannot be resolved
+// is a warning: the rule is then not for that host.
+func (l *loader) resolve(db *pad.DB) *pad.DB {
+	ctx, cancel := context.WithTimeout(context.Background(), resolveWait)
+	defer cancel()
+	addrs := map[string][]netip.Addr{}
+	for _, r := range db.Rules() {
+		for _, h := range r.RemoteHosts {
+			if _, done := addrs[h]; done {
+				continue
+			}
+			as, err := net.DefaultResolver.LookupNetIP(ctx, "ip", h)
+			if err != nil {
+				l.warn(fmt.Sprintf("ike: warning: rule %q: %v", r.Label, err))
+			}
+			addrs[h] = as
+		}
+	}
+	return db.WithHosts(addrs)
 }

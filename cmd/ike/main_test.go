@@ -52,7 +52,7 @@ func TestRunExits(t *testing.T) {
 		{[]string{"-n", "-P", "@" + dir}, 3, "", "not a regular file"},
 		{[]string{"-n", "-p", "@" + filepath.Join(dir, "none")}, 3, "", "no such file"},
 		{[]string{"-n", "-p", "@" + odd}, 3, "", "odd number of hex digits"},
-		{[]string{"-n", "-p", "@" + empty}, 3, "", "empty key"},
+		{[]string{"-n", "-p", "@" + empty}, 3, "", ": empty"},
 		{[]string{"-n", "-p", "a key of sixteen+"}, 0, "", "ike: warning: -p: key is visible to every user; use -p @FILE"},
 		{[]string{"-n", "-p", "@-"}, 0, "", ""},
 		{[]string{"-n", "-f", filepath.Join(dir, "none.conf")}, 3, "", "none.conf"},
@@ -70,7 +70,7 @@ func TestRunExits(t *testing.T) {
 	}
 }
 
-func TestOwner(t *testing.T) {
+func TestKeyOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
@@ -81,30 +81,80 @@ func TestOwner(t *testing.T) {
 	if err := os.Chown(p, 1000, 1000); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readPrivate(p); err == nil || !strings.Contains(err.Error(), "owned by uid 1000; want 0") {
-		t.Errorf("got %v, want a refusal", err)
+	var out, errs bytes.Buffer
+	if got := run([]string{"-n", "-p", "@" + p}, nil, &out, &errs); got != exitConfig || !strings.Contains(errs.String(), "owned by uid 1000; want 0") {
+		t.Errorf("got %d, %q; want a refusal", got, errs.String())
 	}
 }
 
-func TestSecret(t *testing.T) {
-	for _, tt := range []struct{ in, want string }{
-		{"text", "text"}, {"0x74657874", "text"}, {"0xyz", "0xyz"}, {" 0x00", " 0x00"}, {"a\nb", "a\nb"},
+func TestKey(t *testing.T) {
+	for _, tt := range []struct {
+		arg, stdin, want string
+	}{
+		{"text", "", "text"}, {"0x74657874", "", "text"}, {" 0x00", "", " 0x00"},
+		{"@-", "text\n", "text"}, {"@-", "text\n\n", "text\n"}, {"@-", "0x74657874\n", "text"},
 	} {
-		k, visible, err := readSecret(tt.in, nil)
-		if err != nil || !visible || !k.Equal(ipsec.NewKey([]byte(tt.want))) {
-			t.Errorf("%q: got %q, %v, %v; want %q", tt.in, k.Bytes(), visible, err, tt.want)
+		l := &loader{o: &options{secret: tt.arg, secretOpt: "-p"}, stdin: strings.NewReader(tt.stdin), warn: func(string) {}}
+		k, err := l.readKey()
+		if err != nil || !k.Equal(ipsec.NewKey([]byte(tt.want))) {
+			t.Errorf("%q, %q: got %q, %v; want %q", tt.arg, tt.stdin, k.Bytes(), err, tt.want)
 		}
 	}
-	for _, tt := range []struct{ in, want string }{
-		{"text\n", "text"}, {"text\n\n", "text\n"}, {"text\r\n", "text"}, {"text", "text"}, {"0x74657874\n", "text"},
+	l := &loader{o: &options{secret: "@-"}, stdin: bytes.NewReader(make([]byte, 2<<20))}
+	if _, err := l.readKey(); err == nil {
+		t.Error("unbounded key accepted")
+	}
+}
+
+func TestConfigurationFile(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string, mode os.FileMode) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	write("s", `{ label "a" key "correct horse battery" }`, 0o600)
+	good := write("good.conf", "secrets_file s cookie_threshold 0 log_level debug\n"+`rule "a" { auth_method preshared remote_addr 10.0.0.2 dpd_secs 30 }`, 0o644)
+	bad := write("bad.conf", `rule "a" { auth_method preshared remote_adr 10.0.0.2 }`, 0o644)
+	cert := write("cert.conf", "secrets_file s\n"+`rule "a" { ike_version 1 auth_method preshared remote_addr 10.0.0.2 }`, 0o644)
+	write("open", `{ label "a" key "correct horse battery" }`, 0o644)
+	open := write("open.conf", "secrets_file open\n"+`rule "a" { auth_method preshared remote_addr 10.0.0.2 }`, 0o644)
+	key := write("key", "another battery staple", 0o600)
+	for _, tt := range []struct {
+		conf string
+		exit int
+		err  string
+	}{
+		{good, 0, ""},
+		{bad, 3, bad + `:1:34: unknown keyword "remote_adr"; did you mean "remote_addr"?`},
+		{cert, 3, "IKEv1 is not implemented"},
+		{open, 3, "mode 0644; want 0600"},
 	} {
-		k, visible, err := readSecret("@-", strings.NewReader(tt.in))
-		if err != nil || visible || !k.Equal(ipsec.NewKey([]byte(tt.want))) {
-			t.Errorf("standard input %q: got %q, %v, %v; want %q", tt.in, k.Bytes(), visible, err, tt.want)
+		var out, errs bytes.Buffer
+		if got := run([]string{"-n", "-f", tt.conf}, nil, &out, &errs); got != tt.exit || !strings.Contains(errs.String(), tt.err) {
+			t.Errorf("%s: got %d, %q; want %d, %q", tt.conf, got, errs.String(), tt.exit, tt.err)
+		}
+		if strings.Contains(errs.String(), "horse") {
+			t.Errorf("%s: shows a secret: %q", tt.conf, errs.String())
 		}
 	}
-	if _, _, err := readSecret("@-", bytes.NewReader(make([]byte, maxSecret+1))); err == nil {
-		t.Error("unbounded key file accepted")
+	o, err := parseArgs([]string{"-f", good, "-p", "@" + key, "10.0.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &loader{o: o, warn: func(s string) { t.Errorf("warning: %s", s) }}
+	c, err := l.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs := c.rules.Rules()
+	if len(rs) != 2 || rs[0].Label != "a" || rs[0].DPD != 30*time.Second || rs[1].Label != "command line" || rs[0].PSK.Local.Len() != 21 {
+		t.Errorf("got %+v", rs)
+	}
+	if !c.limits.AlwaysCookie || c.level.String() != "debug" || c.ikePort != 500 || c.nattPort != 4500 {
+		t.Errorf("got %+v", c)
 	}
 }
 
