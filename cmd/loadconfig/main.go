@@ -75,7 +75,7 @@ func run(ctx context.Context, args []string, std streams) int {
 	f.BoolVarP(&o.flush, "flush", "F", false, "flush SAs; with -P policies")
 	f.BoolVarP(&o.policies, "policies", "P", false, "-d or -F means policies")
 	f.StringVarP(&o.ifname, "interface", "i", "", "missiu's `INTERFACE`, if several run")
-	f.StringVar(&o.order, "order", "file", "entries are tried in the order of the `file`, or as solaris: bypass and drop first")
+	f.StringVar(&o.order, "order", "file", "`ORDER` in which entries are tried: file, or solaris (bypass and drop first)")
 	f.BoolVarP(&o.help, "help", "h", false, "this help")
 	f.BoolVarP(&o.version, "version", "V", false, "the version")
 	bad := func(format string, a ...any) int {
@@ -108,6 +108,8 @@ func run(ctx context.Context, args []string, std streams) int {
 	switch {
 	case commands == 0 && f.Changed("file"):
 		return bad("-f: no file")
+	case commands == 0 && o.policies:
+		return bad("-P: only behind -d or -F")
 	case commands == 0:
 		return bad("nothing to do; want -f, -c, -d, -dP, -F or -FP")
 	case commands > 1:

@@ -171,9 +171,15 @@ func (l *load) put(ctx context.Context, r *ipsecconf.Rule) error {
 	case cur.Priority == want.Priority && sameTransform(cur, &want) && sameReqIDs(cur, &want):
 		l.res.Kept++
 		got = cur
-	default:
+	case sameTransform(cur, &want):
 		l.res.Changed++
 		got, err = l.s.UpdatePolicy(ctx, &want)
+	default:
+		// A replaced policy would keep its reqid, and thereby SAs of another kind.
+		l.res.Changed++
+		if err = l.s.DeletePolicyID(ctx, cur.ID); err == nil {
+			got, err = l.s.AddPolicy(ctx, &want)
+		}
 	}
 	if err != nil {
 		return l.message(r, "missiu refused it: %v", err)

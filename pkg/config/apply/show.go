@@ -41,7 +41,7 @@ func WritePolicies(w io.Writer, ps []*keysock.PolicyInfo) error {
 		for _, r := range i.Requests {
 			fmt.Fprintf(b, " %v %v reqid %d", r.Proto, r.Mode, r.ReqID)
 		}
-		writeTimes(b, "added", i.Added, "last used", i.LastUsed)
+		writeTimes(b, i.Added, "last used", i.LastUsed)
 		entry, note := ipsecconf.Format(&i.Policy)
 		if note != "" {
 			fmt.Fprintf(b, "\n# %s:\n# %s\n", note, entry)
@@ -52,16 +52,15 @@ func WritePolicies(w io.Writer, ps []*keysock.PolicyInfo) error {
 	return b.Flush()
 }
 
-func writeTimes(w io.Writer, what1 string, t1 time.Time, what2 string, t2 time.Time) {
-	for _, t := range []struct {
-		what string
-		at   time.Time
-	}{{what1, t1}, {what2, t2}} {
-		if t.at.IsZero() {
-			fmt.Fprintf(w, ", never %s", t.what)
-		} else {
-			fmt.Fprintf(w, ", %s %s", t.what, t.at.UTC().Format(time.RFC3339))
-		}
+// writeTimes tells when something was added and, in the words of what, used.
+func writeTimes(w io.Writer, added time.Time, what string, used time.Time) {
+	if !added.IsZero() {
+		fmt.Fprintf(w, ", added %s", added.UTC().Format(time.RFC3339))
+	}
+	if used.IsZero() {
+		fmt.Fprint(w, ", never used")
+	} else {
+		fmt.Fprintf(w, ", %s %s", what, used.UTC().Format(time.RFC3339))
 	}
 }
 
@@ -78,7 +77,7 @@ func WriteSAs(w io.Writer, sas []*keysock.SAInfo) error {
 			fmt.Fprintf(b, ", in UDP %d -> %d", e.SPort, e.DPort)
 		}
 		fmt.Fprintf(b, "\n    packets %d, bytes %d", i.Packets, i.Bytes)
-		writeTimes(b, "added", i.Added, "used", i.FirstUsed)
+		writeTimes(b, i.Added, "first used", i.FirstUsed)
 		if s := lifetime(i.Hard); s != "" {
 			fmt.Fprintf(b, "\n    hard limit %s", s)
 		}
