@@ -9,12 +9,16 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // queueLen is how many messages wait for the key daemon. IKE repeats what is lost.
 const queueLen = 256
+
+// acceptPause follows an error of accept that is not the end.
+const acceptPause = 100 * time.Millisecond
 
 // Server is missiu's end. It serves one client at a time; a new one takes the
 // place of the old, since a key daemon that was restarted is the one that lives.
@@ -27,8 +31,11 @@ type Server struct {
 	quit  chan struct{}
 	once  sync.Once
 
-	mu   sync.Mutex
-	conn *net.UnixConn
+	mu     sync.Mutex
+	conn   *net.UnixConn
+	closed bool
+
+	sendMu sync.Mutex // an old client's reader may still be in send when the new one's begins
 
 	delivered, noClient, slow, malformed, received atomic.Uint64
 }
@@ -70,21 +77,33 @@ func (s *Server) accept() {
 	defer s.wg.Done()
 	for {
 		c, err := s.ln.AcceptUnix()
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil { // of the moment, such as EMFILE
+			select {
+			case <-s.quit:
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
 		if !entitled(c) {
 			c.Close()
 			continue
 		}
 		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			c.Close()
+			return
+		}
 		old := s.conn
 		s.conn = c
+		s.wg.Add(1)
 		s.mu.Unlock()
 		if old != nil {
 			old.Close()
 		}
-		s.wg.Add(1)
 		go s.read(c)
 	}
 }
@@ -127,7 +146,9 @@ func (s *Server) read(c *net.UnixConn) {
 			s.malformed.Add(1)
 			continue
 		}
+		s.sendMu.Lock()
 		s.send(m)
+		s.sendMu.Unlock()
 	}
 }
 
@@ -193,6 +214,7 @@ func (s *Server) Close() error {
 		err = s.ln.Close()
 		close(s.quit)
 		s.mu.Lock()
+		s.closed = true
 		c := s.conn
 		s.mu.Unlock()
 		if c != nil {
