@@ -60,7 +60,7 @@ func quoted(s string) string {
 func keysFor(conf string) string {
 	out := `{ user "u" password "p" }`
 	seen := map[string]bool{}
-	for _, b := range parse([]byte(conf), &list{}).rules {
+	for _, b := range parse([]byte(conf), newList("")).rules {
 		if b.label != "" && !seen[b.label] {
 			out += "{ label " + quoted(b.label) + ` key "0123456789abcdef" }`
 			seen[b.label] = true
@@ -92,9 +92,9 @@ func TestAcceptance(t *testing.T) {
 func TestSecretAcceptance(t *testing.T) {
 	for _, c := range readCases(t, "testdata/secretcases.txt") {
 		t.Run(c.name, func(t *testing.T) {
-			l := &list{file: "ike.secrets"}
+			l := newList("ike.secrets")
 			parseSecrets([]byte(c.in), l, func(s string) bool { return s == "a" || s == "b" })
-			c.compare(t, l.all())
+			c.compare(t, l.All())
 		})
 	}
 }

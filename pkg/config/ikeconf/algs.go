@@ -209,16 +209,15 @@ func (p *parser) keyLength(q *param, a *algorithm) {
 
 // suite is one xform, checked.
 type suite struct {
-	b                *block
-	ciphers          []algorithm
-	integ, prf       []algorithm
-	ke               []algorithm
-	additional       [][]algorithm
-	life             int64 // ms, 0: none
-	method           *param
-	aead             bool
-	needs2           string // what in it IKEv1 cannot express
-	weak, incomplete bool
+	b          *block
+	ciphers    []algorithm
+	integ, prf []algorithm
+	ke         []algorithm
+	additional [][]algorithm
+	life       int64 // ms, 0: none
+	method     *param
+	aead       bool
+	needs2     string // what in it IKEv1 cannot express
 }
 
 // suite checks a block of its own; weak algorithms are the rules' business.
@@ -241,7 +240,6 @@ func (c *checker) suite(b *block) *suite {
 		s.life = p.num
 	}
 	s.method = b.one("auth_method")
-	s.incomplete = b.bad
 	plain := false
 	for _, a := range s.ciphers {
 		if cipherTable[a.name].aead {
@@ -263,22 +261,18 @@ func (c *checker) suite(b *block) *suite {
 		return s
 	}
 	encr, integ := b.one("encr_alg"), b.one("auth_alg")
-	fail := func(pos Pos, format string, a ...any) {
-		s.incomplete = true
-		c.errorf(pos, format, a...)
-	}
 	switch {
 	case encr == nil:
-		fail(b.pos, "%s: encr_alg missing", b.word)
+		c.errorf(b.pos, "%s: encr_alg missing", b.word)
 	case s.aead && plain:
-		fail(encr.pos, "%s: AEAD and other ciphers need separate blocks", encr.word)
+		c.errorf(encr.pos, "%s: AEAD and other ciphers need separate blocks", encr.word)
 	case s.aead && integ != nil:
-		fail(integ.pos, "%s: not with an AEAD cipher", integ.word)
+		c.errorf(integ.pos, "%s: not with an AEAD cipher", integ.word)
 	case plain && integ == nil:
-		fail(b.pos, "%s: auth_alg missing", b.word)
+		c.errorf(b.pos, "%s: auth_alg missing", b.word)
 	}
 	if a := forced(append([][]algorithm{s.ke}, s.additional...)); a != nil {
-		fail(a.pos, "additional_ke %s: already used in this block", shown(a.text))
+		c.errorf(a.pos, "additional_ke %s: already used in this block", shown(a.text))
 	}
 	for _, a := range s.ke {
 		if p := b.one("dh_group"); p != nil && a.ke == mlkem1024 {

@@ -18,6 +18,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -66,7 +67,9 @@ type Config struct {
 
 	doc     *document
 	rules   []*rule
+	labels  map[string]bool
 	secrets []*secret
+	byLabel map[string][]*secret // pre-shared keys
 }
 
 // Parse reads a configuration and its secrets. An empty secretsPath means what
@@ -74,19 +77,40 @@ type Config struct {
 // rule needs them. The Config is nil if there is an error among the diagnostics,
 // which are sorted by file and place.
 func Parse(fsys Files, confPath, secretsPath string) (*Config, []Diagnostic) {
-	l := &list{file: confPath}
+	return ParseWith(fsys, confPath, secretsPath, "")
+}
+
+// ParseWith is Parse with values from the command line: parameters of the top
+// level in the language of the file, as "dpd_secs 5m childsa_lifetime_secs 2h".
+// They replace those of the file; what a rule says itself still wins.
+func ParseWith(fsys Files, confPath, secretsPath, override string) (*Config, []Diagnostic) {
+	l := newList(confPath)
 	src, err := read(fsys, confPath, false)
 	if err != nil {
 		return nil, []Diagnostic{{File: confPath, Text: err.Error()}}
 	}
 	doc := parse(src, l)
+	if ol := newList("command line"); override != "" {
+		o := parse([]byte(override), ol)
+		if len(o.rules)+len(o.pools)+len(o.top.xforms) > 0 {
+			ol.errorf(Pos{}, "want parameters of the top level")
+		}
+		doc.override(o)
+		if ol.Failed() {
+			return nil, ol.All()
+		}
+	}
 	if secretsPath == "" {
 		secretsPath = doc.secretsFile(confPath)
 	}
 	c := &Config{Path: confPath, SecretsPath: secretsPath, doc: doc}
 	c.rules = analyse(doc, l)
+	c.labels = map[string]bool{}
+	for _, r := range c.rules {
+		c.labels[r.label] = true
+	}
 
-	sl := &list{file: secretsPath}
+	sl := newList(secretsPath)
 	raw, err := read(fsys, secretsPath, true)
 	defer clear(raw)
 	switch {
@@ -96,11 +120,19 @@ func Parse(fsys Files, confPath, secretsPath string) (*Config, []Diagnostic) {
 	default:
 		c.secrets = parseSecrets(raw, sl, c.hasLabel)
 	}
+	c.byLabel = map[string][]*secret{}
+	for _, s := range c.secrets {
+		if !s.pair && (s.local.Len() > 0 || s.remote.Len() > 0) {
+			for _, lb := range s.labels {
+				c.byLabel[lb.text] = append(c.byLabel[lb.text], s)
+			}
+		}
+	}
 	// Without all of the secrets nothing is known to be missing.
-	if len(l.errs) == 0 && len(sl.errs) == 0 {
+	if !l.Failed() && !sl.Failed() {
 		c.checkSecrets(l)
 	}
-	ds := append(l.all(), sl.all()...)
+	ds := append(l.All(), sl.All()...)
 	if Failed(ds) {
 		c.Wipe()
 		return nil, ds
@@ -115,6 +147,18 @@ func analyse(doc *document, l *list) []*rule {
 		return nil
 	}
 	return (&checker{l: l, doc: doc, defaults: defaults}).check()
+}
+
+// override puts the parameters of o's top level in the place of d's.
+func (d *document) override(o *document) {
+	if d.unread {
+		return
+	}
+	for _, p := range o.top.params {
+		d.top.by[p.kw.key()] = o.top.by[p.kw.key()]
+	}
+	d.top.params = slices.DeleteFunc(d.top.params, func(p *param) bool { return o.top.one(p.kw.key()) != nil })
+	d.top.params = append(d.top.params, o.top.params...)
 }
 
 // secretsFile returns the path of the secrets as configured.
@@ -231,17 +275,10 @@ func (c *Config) Wipe() {
 	for _, s := range c.secrets {
 		s.wipe()
 	}
-	c.secrets = nil
+	c.secrets, c.byLabel = nil, nil
 }
 
-func (c *Config) hasLabel(s string) bool {
-	for _, r := range c.rules {
-		if r.label == s {
-			return true
-		}
-	}
-	return c.doc.unread
-}
+func (c *Config) hasLabel(s string) bool { return c.labels[s] || c.doc.unread }
 
 // globals fills the fields that belong to no rule.
 func (c *Config) globals() {

@@ -3,6 +3,8 @@ package ikeconf
 import (
 	"net/netip"
 	"slices"
+
+	"github.com/missiu/missiu/pkg/config/lexer"
 )
 
 // param is one parameter as it stands in the file.
@@ -45,25 +47,19 @@ type block struct {
 	xforms []*block
 	label  string // rule, pool
 	lpos   Pos
-	first  map[string]*param // by keyword.key()
+	by     map[string][]*param // by keyword.key(), in order
 }
 
 // one returns the parameter of that key, or nil.
-func (b *block) one(key string) *param { return b.first[key] }
+func (b *block) one(key string) *param {
+	if ps := b.by[key]; len(ps) > 0 {
+		return ps[0]
+	}
+	return nil
+}
 
 // all returns the parameters of that key in order.
-func (b *block) all(key string) []*param {
-	if b.first[key] == nil {
-		return nil
-	}
-	var out []*param
-	for _, p := range b.params {
-		if p.kw.key() == key {
-			out = append(out, p)
-		}
-	}
-	return out
-}
+func (b *block) all(key string) []*param { return b.by[key] }
 
 // document is a file after the grammar, before meaning.
 type document struct {
@@ -81,12 +77,14 @@ type parser struct {
 	l    *list
 	doc  *document
 	cur  *block // where errors belong
+
+	unknowns int
 }
 
 // parse reads a file by the grammar. After errors the document holds what was
 // good.
 func parse(src []byte, l *list) *document {
-	p := &parser{src: src, l: l, doc: &document{top: &block{where: inTop, first: map[string]*param{}}}}
+	p := &parser{src: src, l: l, doc: &document{top: &block{where: inTop, by: map[string][]*param{}}}}
 	toks, ok := scan(src, l)
 	if !ok {
 		p.doc.unread = true
@@ -100,9 +98,6 @@ func parse(src []byte, l *list) *document {
 }
 
 func (p *parser) peek() token { return p.toks[p.i] }
-
-// after is the token behind the next one.
-func (p *parser) after() token { return p.toks[min(p.i+1, len(p.toks)-1)] }
 
 func (p *parser) next() token {
 	t := p.toks[p.i]
@@ -133,8 +128,7 @@ func (p *parser) isKeyword(i int) bool {
 // skip goes on to the next keyword or brace.
 func (p *parser) skip() {
 	for {
-		switch t := p.peek(); {
-		case t.kind == eof, t.kind == '{', t.kind == '}', p.isKeyword(p.i):
+		if k := p.peek().kind; k == eof || k == '{' || k == '}' || p.isKeyword(p.i) {
 			return
 		}
 		p.next()
@@ -180,8 +174,11 @@ func (p *parser) item(b *block) {
 
 func (p *parser) unknown(b *block) {
 	t := p.next()
-	w := p.text(t)
-	s := suggest(w, known)
+	w, s := p.text(t), ""
+	// Suggestions cost time, and only the first errors are shown.
+	if p.unknowns++; p.unknowns <= lexer.DefaultMax {
+		s = lexer.Suggest(w, known)
+	}
 	if s == "" {
 		p.errorf(t.pos(), "unknown keyword %s", shown(w))
 	} else {
@@ -252,24 +249,23 @@ func (p *parser) param(b *block, kw *keyword, w string, pos Pos) {
 		p.cur.bad = true
 		p.skip()
 	}
-	if first := b.first[kw.key()]; first == nil {
-		b.first[kw.key()] = q
-	} else if kw.where&many == 0 && (kw.key() != "nonce_len" || slices.ContainsFunc(b.params, func(o *param) bool { return o.word == w })) {
-		p.errorf(pos, "%s given twice; first at %s", w, first.pos)
-		return
-	}
-	if w == "additional_ke" && len(b.all("additional_ke")) == 7 {
+	before := b.all(kw.key())
+	switch same := func(o *param) bool { return o.word == w }; {
+	case len(before) > 0 && kw.where&many == 0 && (kw.key() != "nonce_len" || slices.ContainsFunc(before, same)):
+		p.errorf(pos, "%s given twice; first at %s", w, before[0].pos)
+	case kw.name == "additional_ke" && len(before) == 7:
 		p.errorf(pos, "%s: more than 7", w)
-		return
+	default:
+		b.params = append(b.params, q)
+		b.by[kw.key()] = append(before, q)
 	}
-	b.params = append(b.params, q)
 }
 
 // body reads the items of b up to its closing brace; the next token is the
 // opening one.
 func (p *parser) body(b *block, bad bool) {
 	open := p.next()
-	b.bad, b.first = bad, map[string]*param{}
+	b.bad, b.by = bad, map[string][]*param{}
 	outer := p.cur
 	p.cur = b
 	for p.peek().kind != '}' {

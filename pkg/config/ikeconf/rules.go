@@ -192,8 +192,8 @@ func (c *Config) padKeys(r *rule, p *pad.Rule) {
 }
 
 func (c *Config) labelKey(label string) (*secret, bool) {
-	for _, s := range c.secrets {
-		if s.isKey() && !s.pair && slices.ContainsFunc(s.labels, func(i item) bool { return i.text == label }) {
+	for _, s := range c.byLabel[label] {
+		if s.isKey() {
 			return s, true
 		}
 	}
@@ -267,12 +267,13 @@ func (c *Config) oneSide(r *rule, local, remote bool) bool {
 	if local && remote {
 		return false
 	}
-	return slices.ContainsFunc(c.secrets, func(s *secret) bool {
+	usable := func(s *secret) bool {
 		k := s.local
 		if remote {
 			k = s.remote
 		}
-		return k.Len() > 0 && (s.pair && r.mayUse(s) ||
-			!s.pair && slices.ContainsFunc(s.labels, func(i item) bool { return i.text == r.label }))
-	})
+		return k.Len() > 0 && (!s.pair || r.mayUse(s))
+	}
+	return slices.ContainsFunc(c.byLabel[r.label], usable) ||
+		slices.ContainsFunc(c.secrets, func(s *secret) bool { return s.pair && usable(s) })
 }

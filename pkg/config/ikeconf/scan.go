@@ -19,7 +19,10 @@ type token struct {
 	col      int32
 }
 
-func (t token) pos() Pos { return Pos{int(t.line), int(t.col)} }
+// The scanner of pkg/config/lexer makes strings, which cannot be wiped; here
+// tokens point into the file, since it may hold secrets.
+
+func (t token) pos() Pos { return Pos{Line: int(t.line), Col: int(t.col)} }
 
 func blank(c byte) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }
 
@@ -56,7 +59,7 @@ func control(c byte) bool { return c < ' ' || c == 0x7f }
 // lexical error: what follows would be noise.
 func scan(src []byte, l *list) (toks []token, ok bool) {
 	line, start := 1, 0 // start: offset of the line
-	at := func(i int) Pos { return Pos{line, i - start + 1} }
+	at := func(i int) Pos { return Pos{Line: line, Col: i - start + 1} }
 	add := func(k kind, i, off, end int) {
 		toks = append(toks, token{k, int32(off), int32(end), int32(line), int32(i - start + 1)})
 	}

@@ -62,7 +62,7 @@ var without = map[string]struct {
 // where it can, as of one algorithm among others. A daemon must not start from
 // a configuration with errors here.
 func Unsupported(cfg *Config) []Diagnostic {
-	l := &list{file: cfg.Path}
+	l := newList(cfg.Path)
 	for _, p := range cfg.doc.top.params {
 		if p.kw.where&inRule == 0 {
 			unsupportedParam(l, p)
@@ -76,7 +76,7 @@ func Unsupported(cfg *Config) []Diagnostic {
 	for _, r := range cfg.rules {
 		r.unsupported(l)
 	}
-	return l.all()
+	return l.All()
 }
 
 // unsupportedParam reports p and returns false if it must not be passed over.
@@ -98,7 +98,7 @@ func unsupportedParam(l *list, p *param) bool {
 // false if that is more than warnings.
 func (r *rule) unsupported(l *list) bool {
 	if l == nil {
-		l = &list{}
+		l = newList("")
 	}
 	ok := true
 	fail := func(pos Pos, format string, a ...any) {

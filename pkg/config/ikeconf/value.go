@@ -275,7 +275,8 @@ func (p *parser) joined() string {
 	if t.kind == str {
 		return s
 	}
-	for n := p.peek(); n.kind == word && !p.isKeyword(p.i); n = p.peek() {
+	const most = 128 // no address is longer
+	for n := p.peek(); n.kind == word && !p.isKeyword(p.i) && len(s) < most; n = p.peek() {
 		w := p.text(n)
 		if !strings.HasSuffix(s, "/") && !strings.HasSuffix(s, "-") && w[0] != '/' && w[0] != '-' {
 			break
