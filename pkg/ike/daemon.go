@@ -122,7 +122,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.conns[a] = c
 	}
 	events, err := d.firstConnect(ctx)
-	if err != nil || ctx.Err() != nil {
+	if err != nil || events == nil { // nil: told to stop before missiu was there
 		return err
 	}
 	for _, c := range d.conns {
