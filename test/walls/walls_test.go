@@ -55,7 +55,9 @@ var walls = []struct {
 		from: "cmd/loadconfig", why: "loadConfig parses, checks and applies; it keeps no state",
 		onlyOurs: []string{"cmd/loadconfig", "pkg/config", "pkg/keysock", "proto/pfkey", "pkg/ipsec", "pkg/crypto/alg"},
 	},
-	{from: "pkg/config", why: "as loadConfig", onlyOurs: []string{"pkg/config", "pkg/keysock", "proto/pfkey", "pkg/ipsec", "pkg/crypto/alg"}},
+	{from: "pkg/config", why: "configuration is read without a daemon", never: []string{"pkg/datapath", "pkg/keyengine", "pkg/ike/sa", "pkg/natt"}},
+	{from: "pkg/config/lexer", why: "tokens know no meaning", onlyOurs: []string{"pkg/config/lexer"}},
+	{from: "pkg/config/ipsecconf", why: "as loadConfig", onlyOurs: []string{"pkg/config/ipsecconf", "pkg/config/lexer", "pkg/ipsec", "pkg/crypto/alg"}},
 	{from: "pkg/keysock", why: "PF_KEY in our nouns, and no more", onlyOurs: []string{"pkg/keysock", "proto/pfkey", "pkg/ipsec", "pkg/crypto/alg"}},
 	{from: "pkg/ike/sa", why: "the state machine does no I/O and does not log", never: []string{"pkg/keysock", "pkg/natt", "go.uber.org/zap"}},
 }
@@ -70,7 +72,7 @@ var importers = []struct {
 	{"github.com/songgao/water", []string{"pkg/datapath/tap"}},
 	{"github.com/vishvananda/netlink", []string{"pkg/datapath/tap", "pkg/datapath/wire"}},
 	{"github.com/google/nftables", []string{"pkg/datapath/wire"}},
-	{"github.com/gaissmai/bart", []string{"pkg/datapath/spd"}},
+	{"github.com/gaissmai/bart", []string{"pkg/datapath/spd", "pkg/datapath/wire"}}, // prefixes of policies, and of the divert set
 	{"github.com/spf13/pflag", []string{"cmd"}},
 }
 
