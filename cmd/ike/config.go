@@ -78,7 +78,7 @@ func (l *loader) load() (*configuration, error) {
 
 // readFile reads ike.conf and its secrets.
 func (l *loader) readFile(path string, c *configuration) ([]*pad.Rule, error) {
-	conf, ds := ikeconf.Parse(ikeconf.OS{}, path, "")
+	conf, ds := ikeconf.ParseWith(ikeconf.OS{}, path, "", l.o.parameters())
 	if conf != nil {
 		defer conf.Wipe() // rules have keys of their own
 		ds = append(ds, ikeconf.Unsupported(conf)...)
@@ -101,10 +101,25 @@ func (l *loader) readFile(path string, c *configuration) ([]*pad.Rule, error) {
 	if err := c.level.UnmarshalText([]byte(conf.LogLevel)); err != nil {
 		return nil, fmt.Errorf("%s: log_level: %w", path, err)
 	}
-	if l.o.ikeLife != 0 || l.o.childLife != 0 || l.o.dpdSet {
-		l.warn("ike: warning: -l, -L and -d concern the rule of the command line only")
-	}
 	return conf.Rules(l.o.local), nil
+}
+
+// parameters gives the values of the command line in the language of the file.
+func (o *options) parameters() string {
+	var ps []string
+	add := func(keyword string, d time.Duration) {
+		ps = append(ps, fmt.Sprintf("%s %d", keyword, d/time.Second))
+	}
+	if o.ikeLife != 0 {
+		add("ikesa_lifetime_secs", o.ikeLife)
+	}
+	if o.childLife != 0 {
+		add("childsa_lifetime_secs", o.childLife)
+	}
+	if o.dpdSet {
+		add("dpd_secs", o.dpd)
+	}
+	return strings.Join(ps, " ")
 }
 
 // commandLine makes the rule of -p: any identity that has the key.

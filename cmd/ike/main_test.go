@@ -140,7 +140,7 @@ func TestConfigurationFile(t *testing.T) {
 			t.Errorf("%s: shows a secret: %q", tt.conf, errs.String())
 		}
 	}
-	o, err := parseArgs([]string{"-f", good, "-p", "@" + key, "10.0.0.1"})
+	o, err := parseArgs([]string{"-f", good, "-p", "@" + key, "-l", "2h", "-L", "600", "-d", "5", "10.0.0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,6 +152,12 @@ func TestConfigurationFile(t *testing.T) {
 	rs := c.rules.Rules()
 	if len(rs) != 2 || rs[0].Label != "a" || rs[0].DPD != 30*time.Second || rs[1].Label != "command line" || rs[0].PSK.Local.Len() != 21 {
 		t.Errorf("got %+v", rs)
+	}
+	// Values of the command line replace those of the top level, not a rule's own.
+	for _, r := range rs {
+		if r.IKE.Hard != 2*time.Hour || r.ChildHard.AddTime != 10*time.Minute {
+			t.Errorf("rule %q: got %v, %v; want the command line's", r.Label, r.IKE, r.ChildHard)
+		}
 	}
 	if !c.limits.AlwaysCookie || c.level.String() != "debug" || c.ikePort != 500 || c.nattPort != 4500 {
 		t.Errorf("got %+v", c)
