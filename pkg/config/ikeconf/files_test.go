@@ -2,8 +2,11 @@ package ikeconf
 
 import (
 	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -43,3 +46,118 @@ func (f *openMem) Mode() fs.FileMode          { return f.mode }
 func (f *openMem) ModTime() time.Time         { return time.Time{} }
 func (f *openMem) IsDir() bool                { return f.mode.IsDir() }
 func (f *openMem) Sys() any                   { return &syscall.Stat_t{Uid: f.uid} }
+
+// TestFiles: what makes files unfit, and what is said of missing secrets.
+func TestFiles(t *testing.T) {
+	const (
+		conf  = `{ label "a" auth_method preshared remote_addr 10.0.0.2 }`
+		certs = `{ label "a" auth_method cert cert_file c key_file k ca_file a remote_id ANY remote_addr 10.0.0.2 }`
+	)
+	good := memFile{someKey, 0o600, 0}
+	for _, tt := range []struct {
+		name          string
+		conf, secrets memFile
+		want          string // of the first message; "" none
+	}{
+		{"good", memFile{conf, 0o644, 0}, good, ""},
+		{"stricter", memFile{conf, 0o400, 0}, memFile{someKey, 0o400, 0}, ""},
+		{"secrets for the group", memFile{conf, 0o644, 0}, memFile{someKey, 0o640, 0}, "ike.secrets: mode 0640; want 0600"},
+		{"secrets for all", memFile{conf, 0o644, 0}, memFile{someKey, 0o604, 0}, "ike.secrets: mode 0604; want 0600"},
+		{"secrets of another", memFile{conf, 0o644, 0}, memFile{someKey, 0o600, 1000}, "ike.secrets: owned by uid 1000; want 0"},
+		{"secrets a pipe", memFile{conf, 0o644, 0}, memFile{someKey, 0o600 | fs.ModeNamedPipe, 0}, "ike.secrets: not a regular file"},
+		{"configuration writable by all", memFile{conf, 0o646, 0}, good, "ike.conf: writable by others"},
+		{"configuration writable by the group", memFile{conf, 0o664, 0}, good, "ike.conf: writable by others"},
+		{"configuration of another", memFile{conf, 0o644, 1000}, good, "ike.conf: writable by others"},
+		{"configuration too large", memFile{strings.Repeat(" ", MaxFile+1), 0o644, 0}, good, "ike.conf: larger than 1 MiB"},
+		{"configuration as large as may be", memFile{strings.Repeat(" ", MaxFile), 0o644, 0}, memFile{}, "ike.secrets: mode 0777; want 0600"},
+		{"key of nobody", memFile{conf, 0o644, 0}, memFile{`{ label "b" key "0123456789abcdef" }`, 0o600, 0}, `ike.conf:1:1: rule "a": no key in ike.secrets`},
+		{"key for one side", memFile{conf, 0o644, 0}, memFile{`{ label "a" local_key "0123456789abcdef" }`, 0o600, 0}, `ike.conf:1:1: rule "a": no key in ike.secrets`},
+		{"errors of both", memFile{conf + " }", 0o644, 0}, memFile{"{ }", 0o600, 0}, `ike.conf:1:58: unexpected "}"`},
+		{"no errors after errors", memFile{conf, 0o644, 0}, memFile{"{ }", 0o600, 0}, "ike.secrets:1:1: entry without a label, identities, user, ppk_id or key_file"},
+		{"users", memFile{strings.Replace(certs, "cert ", "preshared remote_auth_method eap ", 1), 0o644, 0}, good, `ike.conf:1:1: rule "a": no user in ike.secrets`},
+	} {
+		if tt.name == "configuration as large as may be" {
+			tt.secrets.mode = 0o777
+		}
+		cfg, ds := Parse(memFiles{"ike.conf": tt.conf, "ike.secrets": tt.secrets}, "ike.conf", "ike.secrets")
+		got := ""
+		if len(ds) > 0 {
+			got = ds[0].String()
+		}
+		if got != tt.want || (cfg != nil) != (tt.want == "") {
+			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
+		}
+	}
+	// Absent.
+	m := memFiles{"ike.conf": {certs, 0o644, 0}}
+	if cfg, ds := Parse(m, "ike.conf", "ike.secrets"); cfg == nil {
+		t.Errorf("no secrets, none needed: %v", ds)
+	}
+	m = memFiles{"ike.conf": {conf, 0o644, 0}}
+	if cfg, ds := Parse(m, "ike.conf", ""); cfg != nil || ds[0].String() != `ike.conf:1:1: rule "a": no key in `+DefaultSecrets {
+		t.Errorf("no secrets: %v", ds)
+	}
+	if cfg, ds := Parse(memFiles{}, "ike.conf", ""); cfg != nil || ds[0].String() != "ike.conf: no such file" {
+		t.Errorf("no configuration: %v", ds)
+	}
+	// As configured, from the directory of the configuration.
+	m = memFiles{"/x/ike.conf": {"secrets_file s " + conf, 0o644, 0}, "/x/s": good}
+	if cfg, ds := Parse(m, "/x/ike.conf", ""); cfg == nil || cfg.SecretsPath != "/x/s" {
+		t.Errorf("relative secrets_file: %v", ds)
+	}
+}
+
+// TestOS: the checks on files of the machine.
+func TestOS(t *testing.T) {
+	dir := t.TempDir()
+	path := func(n string) string { return filepath.Join(dir, n) }
+	write := func(n, s string, mode fs.FileMode) {
+		t.Helper()
+		if err := os.WriteFile(path(n), []byte(s), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("ike.conf", `{ label "a" auth_method preshared remote_addr 10.0.0.2 }`, 0o600)
+	write("good", someKey, 0o600)
+	write("open", someKey, 0o640)
+	if err := os.Chmod(path("open"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{os.Symlink("good", path("link")), os.Mkdir(path("dir"), 0o700), syscall.Mkfifo(path("pipe"), 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{
+		"good": "", "link": "", "open": "mode 0640; want 0600", "dir": "not a regular file", "pipe": "not a regular file",
+	} {
+		_, ds := Parse(OS{}, path("ike.conf"), path(name))
+		got := ""
+		if len(ds) > 0 {
+			got = ds[0].Text
+		}
+		if got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestReadKey(t *testing.T) {
+	for in, want := range map[string]string{
+		"secret\n": "secret", "secret": "secret", "two\nlines\n\n": "two\nlines\n", "0x6869\n": "hi", "dos\r\n": "dos",
+	} {
+		if k, err := ReadKey(memFiles{"k": {in, 0o600, 0}}, "k"); err != nil || string(k.Bytes()) != want {
+			t.Errorf("%q: got %q, %v; want %q", in, k.Bytes(), err, want)
+		}
+	}
+	for in, want := range map[string]string{
+		"": "empty", "\n": "empty", "0x\n": "empty", "0x123": "odd number of hex digits", "0xzz": wantSecret,
+	} {
+		if _, err := ReadKey(memFiles{"k": {in, 0o600, 0}}, "k"); err == nil || err.Error() != want {
+			t.Errorf("%q: got %v, want %s", in, err, want)
+		}
+	}
+	if _, err := ReadKey(memFiles{"k": {"x", 0o644, 0}}, "k"); err == nil || err.Error() != "mode 0644; want 0600" {
+		t.Errorf("open file: %v", err)
+	}
+}

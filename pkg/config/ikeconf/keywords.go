@@ -106,7 +106,7 @@ var (
 	aURL    = of(url, "an http URL")
 	aPort   = spec{form: number, lo: 1, hi: 65535, want: "a port from 1 to 65535"}
 	life    = secs(10, 604800)
-	bytes   = of(size, "0 or a size from 64k")
+	octets  = of(size, "0 or a size from 64k")
 	kb      = spec{form: number, hi: 0xffffffff, want: "a number from 0 to 0xffffffff"}
 	nonce   = num(16, 256)
 	group   = of(groups, "a group such as 14, ecp256 or x25519")
@@ -219,8 +219,8 @@ var table = []keyword{
 	{"childsa_lifetime_secs", tr, life, "3600", ""},
 	{"childsa_softlife_secs", tr, life, "", ""},
 	{"childsa_idletime_secs", tr, secs(0, 604800), "0", ""},
-	{"childsa_lifetime_bytes", tr, bytes, "0", ""},
-	{"childsa_softlife_bytes", tr, bytes, "", ""},
+	{"childsa_lifetime_bytes", tr, octets, "0", ""},
+	{"childsa_softlife_bytes", tr, octets, "", ""},
 	{"childsa_lifetime_kb", tr, kb, "", "childsa_lifetime_bytes"},
 	{"childsa_softlife_kb", tr, kb, "", "childsa_softlife_bytes"},
 	{"rekey_fuzz", tr, num(0, 50), "5", ""},

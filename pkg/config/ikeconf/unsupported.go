@@ -6,7 +6,7 @@ import "slices"
 // ask for nothing it does not do, and whether it would be wrong to go on
 // without (the rule would protect less, or let in more, than it says).
 var without = map[string]struct {
-	fine   []string // first: what is done instead
+	fine   []string
 	refuse bool
 }{
 	"exchange_mode":         {[]string{"main"}, true},
@@ -82,7 +82,8 @@ func Unsupported(cfg *Config) []Diagnostic {
 // unsupportedParam reports p and returns false if it must not be passed over.
 func unsupportedParam(l *list, p *param) bool {
 	w, listed := without[p.kw.key()]
-	if !listed || !p.exists || slices.Contains(w.fine, p.text) {
+	off := p.kw.spec.form == seconds && p.num == 0
+	if !listed || !p.exists || off || slices.Contains(w.fine, p.text) {
 		return true
 	}
 	switch {
@@ -164,9 +165,7 @@ func (r *rule) unsupportedSuites(l *list) bool {
 		_, left, ok := s.proposal()
 		usable = usable || ok
 		for _, a := range left {
-			if s.b.one("dh_group") != nil || a.pos != (Pos{}) {
-				l.warnf(a.pos, "%s: not implemented; not offered", a.what)
-			}
+			l.warnf(a.pos, "%s: not implemented; not offered", a.what)
 		}
 		if !ok {
 			l.warnf(s.b.pos, "%s: not offered, for lack of what is not implemented", s.b.word)

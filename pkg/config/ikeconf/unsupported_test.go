@@ -1,0 +1,108 @@
+package ikeconf
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestUnsupported(t *testing.T) {
+	const secrets = someKey + ` { user "u" password "p" }`
+	for _, tt := range []struct{ in, want string }{
+		{`{ label "a" auth_method preshared remote_addr any }`, ""},
+		{"{ label \"a\" remote_addr any auth_method cert cert_file c\nkey_file k ca_file a remote_id ANY }",
+			"1:41: authentication by cert is not implemented"},
+		{`auth_method preshared { label "a" remote_addr any local_auth_method eap }`,
+			"1:69: authentication by eap is not implemented"},
+		{`{ label "a" remote_addr any local_auth_method preshared remote_auth_method preshared then eap }`,
+			"1:91: authentication by eap is not implemented"},
+		{`{ label "a" ike_version 1 auth_method preshared remote_addr any }`,
+			`1:1: rule "a": IKEv1 is not implemented`},
+		{`{ label "a" ike_version any auth_method preshared remote_addr any }`,
+			`1:1: warning: rule "a": IKEv1 is not implemented; only IKEv2 is spoken`},
+		{`{ label "a" auth_method preshared remote_addr any child_addr 10.0.0.0/8 ppk require }`,
+			"1:51: child_addr: not implemented\n1:73: ppk: not implemented"},
+		{`{ label "a" auth_method preshared remote_addr any ppk no mobike no fragmentation yes reauth_secs 0 }`,
+			"1:68: warning: fragmentation: not implemented; no effect"},
+		{`reauth_secs 1h { label "a" auth_method preshared remote_addr any reauth_secs 0s }`, ""},
+		{`proxy "http://x" ca_file x { label "a" auth_method preshared remote_addr any }`,
+			"1:1: warning: proxy: not implemented; no effect\n1:18: warning: ca_file: not implemented; no effect"},
+		{`{ label "a" auth_method preshared remote_addr any local_id "C=US, CN=x" remote_id DN = "CN=*" }`,
+			"1:60: local_id: distinguished names are not implemented\n1:83: remote_id: distinguished names are not implemented"},
+		{`{ label "a" auth_method preshared remote_addr any local_id_type fqdn }`,
+			"1:65: local_id_type without local_id is not implemented"},
+		{`pool "p" { addr 10.0.0.0/24 } { label "a" auth_method preshared remote_addr any }`,
+			`1:1: warning: pool "p": not implemented; no effect`},
+		{`pool "p" { addr 10.0.0.0/24 } { label "a" auth_method preshared remote_addr any pool "p" }`,
+			"1:81: pool: not implemented"},
+		{`ikesa_xform { encr_alg aes-ccm, aes-gcm dh_group 31, 32 } { label "a" auth_method preshared remote_addr any }`,
+			"1:24: warning: encr_alg \"aes-ccm\": not implemented; not offered\n1:54: warning: dh_group \"32\": not implemented; not offered"},
+		{`ikesa_xform { encr_alg aes-gcm additional_ke 36 } ikesa_xform { encr_alg gcm } { label "a" auth_method preshared remote_addr any }`,
+			"1:1: warning: ikesa_xform: not offered, for lack of what is not implemented\n1:46: warning: additional_ke \"36\": not implemented; not offered"},
+		{`{ label "a" auth_method preshared remote_addr any ikesa_xform { encr_alg aes-gcm additional_ke 36 } }`,
+			`1:1: rule "a": none of its xforms is implemented`},
+		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 18 }`,
+			`1:63: childsa_pfs "18": not implemented`},
+		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 18, 0 }`,
+			`1:63: warning: childsa_pfs "18": not implemented; not offered`},
+	} {
+		cfg := load(t, tt.in, secrets)
+		var got []string
+		ds := Unsupported(cfg)
+		for _, d := range ds {
+			got = append(got, strings.TrimPrefix(d.String(), "ike.conf:"))
+		}
+		if g := strings.Join(got, "\n"); g != tt.want {
+			t.Errorf("%s\ngot  %s\nwant %s", tt.in, g, tt.want)
+		}
+		if n := len(cfg.Rules(nil)); (n == 1) != !Failed(ds) {
+			t.Errorf("%s\n%d rules beside %v", tt.in, n, ds)
+		}
+	}
+}
+
+// TestEveryKeyword: each parameter of a rule or of the top level is either used
+// for the PAD, or Unsupported knows it. Who adds a keyword has to say which.
+func TestEveryKeyword(t *testing.T) {
+	used := map[string]bool{}
+	for _, w := range strings.Fields(`label local_addr remote_addr local_id remote_id local_id_type ike_version start_action
+		remote_port auth_method local_auth_method remote_auth_method ike_port natt_port nat_traversal nat_keepalive_secs
+		retry_limit retry_timer_init retry_timer_max expire_timer dpd_secs dpd_action cookie_threshold half_open_limit
+		half_open_per_source ikesa_lifetime_secs ikesa_softlife_secs childsa_lifetime_secs childsa_softlife_secs
+		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_replay initial_contact
+		unique_ids allow_weak nonce_len secrets_file log_level`) {
+		used[w] = true
+	}
+	for _, k := range table {
+		_, not := without[k.key()]
+		if k.where&tr != 0 && used[k.key()] == not {
+			t.Errorf("%s: used %v, listed as not implemented %v", k.name, used[k.key()], not)
+		}
+		if k.spec.want == "" {
+			t.Errorf("%s: nothing wanted", k.name)
+		}
+	}
+}
+
+// TestLimits: hostile sizes cost a bounded number of messages and little time.
+func TestLimits(t *testing.T) {
+	for name, in := range map[string]string{
+		"unknown":   strings.Repeat("remote_adr }", MaxFile/13),
+		"braces":    strings.Repeat("{", MaxFile),
+		"rules":     strings.Repeat("{label x}", MaxFile/10),
+		"addresses": "{label a remote_addr 1" + strings.Repeat(" -", MaxFile/3),
+		"list":      "childsa_pfs 0" + strings.Repeat(",q", MaxFile/3),
+		"repeated":  strings.Repeat("ike_port 1 ", MaxFile/12),
+	} {
+		begin := time.Now()
+		cfg, ds := Parse(files(in, "{}"), "ike.conf", "ike.secrets")
+		t.Logf("%s: %v", name, time.Since(begin))
+		if cfg != nil || len(ds) > 44 {
+			t.Errorf("%s: %d messages", name, len(ds))
+		}
+		if name == "unknown" && !strings.Contains(fmt.Sprint(ds), "too many errors") {
+			t.Errorf("%s: %v", name, ds)
+		}
+	}
+}
