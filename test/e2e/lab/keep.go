@@ -37,7 +37,7 @@ func KeepPair(t TB) (a, b *Node) {
 func (n *Node) StartIKEKept() {
 	n.t.Helper()
 	n.WritePSK()
-	n.Do(fmt.Sprintf("./ike -p @../psk %v >/run/ike.log 2>&1 </dev/null &", n.Addr))
+	n.Sh(fmt.Sprintf("cd bin; ./ike -p @../psk %v >/run/ike.log 2>&1 </dev/null &", n.Addr))
 	Until(n.t, 20*time.Second, "ike to be ready", func() (bool, string) {
 		b, _ := os.ReadFile(n.Path("/run/ike.log"))
 		return strings.Contains(string(b), "ready"), string(b)

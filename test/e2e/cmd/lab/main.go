@@ -147,6 +147,7 @@ func up() error {
 		fmt.Println("\nThere: ping the other one, ./missiu -i eth0 status, ./loadConfig -dP, tcpdump -ni eth0; logs in /run/*.log.")
 		fmt.Println("scripts/lab down ends it.")
 	})
+	lab.RemoveBin() // the hosts have their own copies
 	if err != nil {
 		t.end()
 		return errors.Join(err, lab.RemoveKept())
