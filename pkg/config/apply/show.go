@@ -16,8 +16,8 @@ import (
 
 // WritePolicies shows policies in the order in which they are tried, as entries
 // of the policy language with a comment above each. Policies that the language
-// cannot say, those for forwarded packets among them, are comments as a whole,
-// so the text can be loaded again.
+// cannot say, those for forwarded packets among them, and those of other
+// programs are comments as a whole, so the text can be loaded again.
 func WritePolicies(w io.Writer, ps []*keysock.PolicyInfo) error {
 	ps = slices.Clone(ps)
 	rank := func(d ipsec.Direction) int {
@@ -43,6 +43,9 @@ func WritePolicies(w io.Writer, ps []*keysock.PolicyInfo) error {
 		}
 		writeTimes(b, i.Added, "last used", i.LastUsed)
 		entry, note := ipsecconf.Format(&i.Policy)
+		if !managed(&i.Policy) {
+			note = strings.TrimSuffix("of another program; "+note, "; ")
+		}
 		if note != "" {
 			fmt.Fprintf(b, "\n# %s:\n# %s\n", note, entry)
 		} else {

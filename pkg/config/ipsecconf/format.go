@@ -20,6 +20,9 @@ func Format(p *ipsec.Policy) (entry, note string) {
 	if dir == ipsec.Fwd {
 		dir, notes = ipsec.In, append(notes, "forwarded packets")
 	}
+	if p.Sel.Src != p.Sel.Src.Masked() || p.Sel.Dst != p.Sel.Dst.Masked() {
+		notes = append(notes, "bits behind a prefix")
+	}
 	local, remote, lport, rport := p.Sel.Src, p.Sel.Dst, p.Sel.SrcPort, p.Sel.DstPort
 	if dir == ipsec.In && !isICMP(p.Sel.Proto) {
 		lport, rport = rport, lport

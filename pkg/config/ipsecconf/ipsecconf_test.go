@@ -53,7 +53,7 @@ func render(rules []Rule) string {
 	return b.String()
 }
 
-// TestGolden reads testdata/NAME.in. testdata/NAME.out has the policies, behind
+// TestGolden reads testdata/NAME.in. testdata/NAME.ok has the policies, behind
 // the warnings, or the errors.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.in")
@@ -80,7 +80,7 @@ func TestGolden(t *testing.T) {
 			} else if !strings.HasPrefix(name, "bad-") {
 				t.Errorf("%s has errors", in)
 			}
-			golden := strings.TrimSuffix(in, ".in") + ".out"
+			golden := strings.TrimSuffix(in, ".in") + ".ok"
 			if *update {
 				if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
 					t.Fatal(err)

@@ -136,7 +136,7 @@ func (f *File) Policies(l *lexer.List, opt Options) []Rule {
 			rs[i].Policy.Priority = PriorityBase + uint32(k)
 		}
 	}
-	return forward(lint(l, entries))
+	return forward(lint(l, opt.Order, entries))
 }
 
 // solarisClass: bypass and pass come first, Oracle's text puts drop with them
