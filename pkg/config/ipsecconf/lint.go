@@ -8,7 +8,7 @@ import (
 )
 
 // maxLint bounds the looks that each lint takes at other rules.
-const maxLint = 1 << 26
+const maxLint = 1 << 23
 
 // linter looks at entries in match order.
 type linter struct {
