@@ -46,6 +46,7 @@ type rule struct {
 	version   int // 1, 2; 0: any
 	own       bool
 	suites    []*suite // of its version; of version any those for IKEv2
+	allSuites []*suite // of version any those for IKEv1 too
 	noSuites  bool     // none was given: the built-in ones count
 	local     []item   // methods, one or two rounds
 	remote    []item
@@ -95,7 +96,7 @@ func (c *checker) check() []*rule {
 			}
 		}
 		r := c.rule(b)
-		for _, s := range r.suites {
+		for _, s := range r.allSuites {
 			used[s] = true
 		}
 		rules = append(rules, r)
@@ -140,7 +141,7 @@ func (c *checker) rule(b *block) *rule {
 	}
 	c.suites(r, effective)
 	if !r.is("allow_weak", "yes") {
-		for _, s := range r.suites {
+		for _, s := range r.allSuites {
 			c.weak(s)
 		}
 	}
@@ -211,6 +212,7 @@ func (c *checker) suites(r *rule, xs []*suite) {
 	for _, s := range xs {
 		switch {
 		case r.version == 0 && s.b.word == "p1_xform":
+			r.allSuites = append(r.allSuites, s)
 			continue // serves IKEv1
 		case r.version == 1 && s.needs2 != "" && !r.own:
 			continue
@@ -218,7 +220,7 @@ func (c *checker) suites(r *rule, xs []*suite) {
 			c.errorf(r.b.pos, "rule %s: %s needs IKEv2", shown(r.label), s.needs2)
 			failed = true
 		}
-		r.suites = append(r.suites, s)
+		r.suites, r.allSuites = append(r.suites, s), append(r.allSuites, s)
 	}
 	if len(r.suites) > 0 || r.noSuites || failed {
 		return

@@ -2,6 +2,7 @@ package ikeconf
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"reflect"
 	"strings"
@@ -102,6 +103,16 @@ func TestSecretsStaySecret(t *testing.T) {
 			if strings.Contains(d.String(), "hunter") {
 				t.Errorf("%s: %v", in, d)
 			}
+		}
+	}
+}
+
+func TestFormat(t *testing.T) {
+	cfg := load(t, `{ label "a" auth_method preshared remote_addr 10.0.0.2 }`, someKey)
+	want := "ikeconf.Config(ike.conf: 1 rules, ike.secrets: 1 entries)"
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x"} {
+		if got := fmt.Sprintf(verb, cfg); got != want {
+			t.Errorf("%s: got %s, want %s", verb, got, want)
 		}
 	}
 }

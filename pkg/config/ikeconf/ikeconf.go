@@ -278,6 +278,12 @@ func (c *Config) Wipe() {
 	c.secrets, c.byLabel = nil, nil
 }
 
+// Format tells of the files and of how much is in them: fmt would print the
+// octets of keys in fields that are not exported.
+func (c Config) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "ikeconf.Config(%s: %d rules, %s: %d entries)", c.Path, len(c.rules), c.SecretsPath, len(c.secrets))
+}
+
 func (c *Config) hasLabel(s string) bool { return c.labels[s] || c.doc.unread }
 
 // globals fills the fields that belong to no rule.

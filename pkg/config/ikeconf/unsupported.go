@@ -11,7 +11,6 @@ var without = map[string]struct {
 }{
 	"exchange_mode":         {[]string{"main"}, true},
 	"child_addr":            {nil, true},
-	"required_issuer":       {nil, true},
 	"remote_eap_id":         {nil, true},
 	"request_addr":          {[]string{"no"}, true},
 	"pool":                  {nil, true},
@@ -24,8 +23,9 @@ var without = map[string]struct {
 	"childless":             {[]string{"allow"}, true},
 	"reauth_secs":           {[]string{"0"}, true},
 	"childsa_idletime_secs": {[]string{"0"}, true},
-	"eap_only":              {[]string{"no"}, true},
 
+	"required_issuer":    {nil, false}, // of certificates only
+	"eap_only":           {[]string{"no"}, false},
 	"mobike":             {[]string{"no"}, false},
 	"fragmentation":      {[]string{"no"}, false},
 	"fragment_size":      {nil, false},
@@ -122,7 +122,8 @@ func (r *rule) unsupported(l *list) bool {
 	// Of the parameters in force; those that accumulate each.
 	for i := range table {
 		key := table[i].key()
-		if table[i].where&tr == 0 || table[i].slot != "" {
+		inIKEv1 := key == "exchange_mode" || key == "mode_cfg"
+		if table[i].where&tr == 0 || table[i].slot != "" || inIKEv1 && r.version == 2 {
 			continue
 		}
 		ps := []*param{r.get(key)}

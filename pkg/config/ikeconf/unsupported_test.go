@@ -26,6 +26,7 @@ func TestUnsupported(t *testing.T) {
 		{`{ label "a" auth_method preshared remote_addr any ppk no mobike no fragmentation yes reauth_secs 0 }`,
 			"1:68: warning: fragmentation: not implemented; no effect"},
 		{`reauth_secs 1h { label "a" auth_method preshared remote_addr any reauth_secs 0s }`, ""},
+		{`exchange_mode aggressive { label "a" auth_method preshared remote_addr any }`, ""},
 		{`proxy "http://x" ca_file x { label "a" auth_method preshared remote_addr any }`,
 			"1:1: warning: proxy: not implemented; no effect\n1:18: warning: ca_file: not implemented; no effect"},
 		{`{ label "a" auth_method preshared remote_addr any local_id "C=US, CN=x" remote_id DN = "CN=*" }`,
