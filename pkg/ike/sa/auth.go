@@ -49,27 +49,32 @@ func (s *SA) startAuth(i *ikeSA) {
 	}
 	r := s.first[0]
 	s.first = s.first[1:]
+	o, lerr := s.newOffer(i, r, nil)
+	if lerr != nil {
+		s.log(levelWarn, "child SA failed", attrErr(lerr))
+		s.emit(ChildFailed{r.Seq, r.Policy, lerr})
+		if len(s.first) > 0 {
+			s.startAuth(i)
+			return
+		}
+		// The IKE SA is no use without anything to ask for.
+		i.active = nil
+		s.fail(lerr, false)
+		return
+	}
 	for _, more := range s.first {
 		s.queue = append(s.queue, &createChild{req: more})
 	}
 	s.first = nil
-	o, err := s.newOffer(i, r, nil)
-	if err != nil {
-		// The IKE SA is no use without anything to ask for.
-		i.active = nil
-		s.emit(ChildFailed{r.Seq, r.Policy, err})
-		s.fail(err, false)
-		return
-	}
 	t.offer = o
-	s.needSPI(i, o.req.Policy, o.mode, o.req.Seq, func(spi ipsec.SPI, err error) {
+	s.needSPI(o.req.Policy, o.mode, o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
 		if err != nil {
 			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: fmt.Errorf("no SPI: %w", err)}, false)
 			return
 		}
 		o.spi = spi
 		s.sendAuth(i, t)
-	})
+	}})
 }
 
 func idBody(id pad.ID) []byte {
@@ -283,7 +288,7 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	g.ni, g.nr = i.hs.ni, i.hs.nr
 	i.to(StateAuthWork)
-	s.needSPI(i, g.policy, g.mode, 0, func(spi ipsec.SPI, err error) {
+	s.needSPI(g.policy, g.mode, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
 		if err != nil {
 			s.log(levelWarn, "child SA refused", attrErr(err))
 			g.wipe()
@@ -297,5 +302,5 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 			return
 		}
 		finish(more...)
-	})
+	}})
 }

@@ -70,7 +70,7 @@ func (t *createChild) start(s *SA, i *ikeSA) {
 		return
 	}
 	t.o, i.active = o, t
-	t.token = s.needSPI(i, o.req.Policy, o.mode, o.req.Seq, func(spi ipsec.SPI, err error) {
+	t.token = s.needSPI(o.req.Policy, o.mode, o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
 		i.active = nil
 		switch {
 		case err != nil:
@@ -82,7 +82,7 @@ func (t *createChild) start(s *SA, i *ikeSA) {
 			o.spi = spi
 			t.send(s, i)
 		}
-	})
+	}})
 }
 
 // send sends the request with a fresh nonce and key.

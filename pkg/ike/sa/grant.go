@@ -190,7 +190,7 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	g.ni = ikev2.Find[*ikev2.Nonce](ps).Data
-	s.needSPI(i, g.policy, g.mode, 0, func(spi ipsec.SPI, err error) {
+	s.needSPI(g.policy, g.mode, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
 		if err == nil && (s.unsettled(i) || old != nil && (old.removed || old.deleting)) {
 			// Gone or going while we waited.
 			s.release(spi)
@@ -214,7 +214,7 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 		if old != nil {
 			s.replacedByPeer(old, c)
 		}
-	})
+	}})
 }
 
 // replacedByPeer notes that the peer made c in place of old. If our own request

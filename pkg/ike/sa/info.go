@@ -209,7 +209,7 @@ func (s *SA) childrenDeleted(i *ikeSA, in []uint32) (out []uint32) {
 	for _, v := range in {
 		c := s.childOut(ipsec.SPI(v))
 		if c == nil {
-			if o := i.inFlight(); o != nil {
+			if o := i.inFlight(); o != nil && len(o.deleted) < maxDeleted {
 				o.deleted = append(o.deleted, ipsec.SPI(v))
 			}
 			continue
@@ -232,9 +232,6 @@ func (s *SA) deletedByPeer(i *ikeSA) {
 	p := i.peerNew
 	switch {
 	case i != s.cur:
-		if s.cur.peerNew == i { // the peer has decided against its own
-			s.cur.peerNew = nil
-		}
 		s.bury(i, true)
 	case p != nil:
 		// Both sides rekeyed, and the peer has decided: its IKE SA stays, our

@@ -223,7 +223,7 @@ func (s *SA) inherit(old, n *ikeSA, shared ipsec.Key) error {
 func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
 	_, mine := i.active.(*rekeyIKE)
 	switch _, isProbe := i.active.(*probe); {
-	case i.state != StateEstablished || i != s.cur || s.closing || i.peerNew != nil:
+	case i.state != StateEstablished || i != s.cur || s.closing || i.peerNew != nil || len(s.ikes) >= maxIKESAs:
 		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errBusyIKE)
 		return
 	case i.active != nil && !mine && !isProbe && i.req != nil:

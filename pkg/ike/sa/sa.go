@@ -30,7 +30,7 @@ type SA struct {
 	queue    []task    // want cur's window
 	delayed  []delayed // will want it later
 	first    []ChildRequest
-	spiWaits map[uint32]func(ipsec.SPI, error)
+	spiWaits map[uint32]spiWait
 	token    uint32
 
 	// Path and NATs (RFC 7296, 2.23).
@@ -84,6 +84,8 @@ const (
 	maxRetries            = 20 // after TEMPORARY_FAILURE
 	maxKETries            = 3  // INVALID_KE_PAYLOAD per exchange
 	maxCookies            = 5
+	maxDeleted            = 64 // SPIs remembered during one exchange
+	maxIKESAs             = 8  // of one lineage at a time
 )
 
 // NewInitiator makes an SA that will speak first, by rule. Start begins.
@@ -118,9 +120,9 @@ func newSA(c Config) *SA {
 	if c.Rand == nil {
 		c.Rand = rand.Reader
 	}
-	s := &SA{cfg: c, rand: c.Rand, local: c.Local, remote: c.Remote, spiWaits: map[uint32]func(ipsec.SPI, error){}}
+	s := &SA{cfg: c, rand: c.Rand, local: c.Local, remote: c.Remote, spiWaits: map[uint32]spiWait{}}
 	s.peer = Peer{Local: c.Local, Remote: c.Remote}
-	s.newNonce = func() []byte { return s.random(s.rule.NonceLen) }
+	s.newNonce = func() []byte { return s.random(s.nonceLen()) }
 	return s
 }
 
@@ -169,15 +171,21 @@ func (s *SA) AddChild(now time.Time, r ChildRequest) []Output {
 // ChildSPI answers NeedSPI: an SPI, or the error that prevented one.
 func (s *SA) ChildSPI(now time.Time, token uint32, spi ipsec.SPI, err error) []Output {
 	return s.input(now, func() {
-		f := s.spiWaits[token]
-		if f == nil {
-			if err == nil {
-				s.release(spi)
-			}
+		if err != nil {
+			spi = 0
+		}
+		w, ok := s.spiWaits[token]
+		if !ok {
+			s.release(spi)
 			return
 		}
 		delete(s.spiWaits, token)
-		f(spi, err)
+		if !w.ike.hasKeys() {
+			s.release(spi)
+			w.forget()
+			return
+		}
+		w.then(spi, err)
 	})
 }
 
@@ -325,6 +333,9 @@ func (s *SA) fail(err error, again bool) {
 		}
 	}
 	s.cancelQueued(err)
+	for _, w := range s.spiWaits {
+		w.forget()
+	}
 	clear(s.spiWaits)
 	for _, c := range slices.Clone(s.children) {
 		s.removeChild(c, err)
@@ -341,6 +352,7 @@ func (s *SA) bury(i *ikeSA, again bool) {
 	if i.state == StateDead || i.state == StateGone {
 		return
 	}
+	s.forsake(i)
 	i.active, i.req, i.then, i.peerNew = nil, nil, nil, nil
 	i.wipe()
 	if !again || i.lastResp == nil {
@@ -355,23 +367,50 @@ func (s *SA) gone(i *ikeSA) {
 	if i.state == StateGone {
 		return
 	}
+	s.forsake(i)
 	i.wipe()
 	i.to(StateGone)
 	s.ikes = slices.DeleteFunc(s.ikes, func(o *ikeSA) bool { return o == i })
 	s.emit(GoneIKESA{i.local})
 }
 
-// needSPI asks for an SPI on behalf of an exchange of i; f gets the answer if i
-// then still has keys. The token can be taken back by deleting it.
-func (s *SA) needSPI(i *ikeSA, p Policy, mode ipsec.Mode, seq uint32, f func(ipsec.SPI, error)) (token uint32) {
-	s.token++
-	s.spiWaits[s.token] = func(spi ipsec.SPI, err error) {
-		if !i.hasKeys() {
-			s.release(spi)
-			return
-		}
-		f(spi, err)
+// spiWait is an exchange of ike that stands still for an SPI.
+type spiWait struct {
+	ike  *ikeSA
+	then func(ipsec.SPI, error)
+	drop func() // instead of then, when ike has ended; may be nil
+}
+
+func (w spiWait) forget() {
+	if w.drop != nil {
+		w.drop()
 	}
+}
+
+// forsake takes i out of the choice between two that rekeying made.
+func (s *SA) forsake(i *ikeSA) {
+	for _, o := range s.ikes {
+		if o.peerNew == i {
+			o.peerNew = nil
+		}
+	}
+}
+
+// nonceLen is at least half the key of every PRF on offer (RFC 7296, 2.10).
+func (s *SA) nonceLen() int {
+	n := s.rule.NonceLen
+	for _, p := range s.rule.Proposals {
+		for _, f := range p.PRF {
+			n = max(n, f.Len()/2)
+		}
+	}
+	return n
+}
+
+// needSPI asks for an SPI. The wait can be taken back by deleting its token.
+func (s *SA) needSPI(p Policy, mode ipsec.Mode, seq uint32, w spiWait) (token uint32) {
+	s.token++
+	s.spiWaits[s.token] = w
 	s.emit(NeedSPI{
 		Token: s.token, Src: s.remote.Addr(), Dst: s.local.Addr(), Mode: mode,
 		ReqID: p.reqIDs().in, Encap: s.encap(netip.Addr{}).in, Seq: seq,

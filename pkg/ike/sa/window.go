@@ -35,7 +35,7 @@ func (s *SA) request(i *ikeSA, t task, x ikev2.ExchangeType, ps ...ikev2.Payload
 
 // transmit puts a new request on its way.
 func (s *SA) transmit(i *ikeSA, id uint32, x ikev2.ExchangeType, data []byte) {
-	i.req = &request{id: id, exchange: x, data: data, local: s.local, remote: s.remote}
+	i.req = &request{id: id, exchange: x, data: data}
 	s.transmission(i.req)
 }
 
@@ -48,6 +48,7 @@ func (s *SA) transmission(r *request) {
 	}
 	r.wait = max(min(r.wait, rt.Max), time.Millisecond)
 	r.due = s.now.Add(r.wait - s.jitter(r.wait/10))
+	r.local, r.remote = s.local, s.remote // where the peer is now
 	s.send(r.local, r.remote, r.data, r.sent > 0)
 	r.sent++
 }
