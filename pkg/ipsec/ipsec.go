@@ -171,6 +171,9 @@ type SAParams struct {
 	EncrKey Key      // cipher key, then salt
 	Auth    alg.Integ
 	AuthKey Key
+	// Unauthenticated is the operator's word that an ESP SA with encryption and
+	// IntegNone is meant; without it there is none.
+	Unauthenticated bool
 	// ReplayWindow is in packets; 0 turns the check off.
 	ReplayWindow uint32
 	ESN          bool

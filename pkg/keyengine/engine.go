@@ -69,8 +69,8 @@ type Options struct {
 	SAD *sad.DB
 	SPD *spd.DB
 	Now func() time.Time // nil: time.Now
-	// AllowUnauthenticated takes SAs with encryption and without integrity, as
-	// far as the transforms can; without it they are refused with EINVAL.
+	// AllowUnauthenticated takes SAs with AES-CBC and without integrity; without
+	// it they are refused with EINVAL.
 	AllowUnauthenticated bool
 
 	// Installed: there is an SA for key; packets that wait for it can go.

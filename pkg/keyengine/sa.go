@@ -164,6 +164,7 @@ func (e *Engine) Update(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) 
 func (e *Engine) install(p *ipsec.SAParams, seq uint32, larval *record) (*keysock.SAInfo, error) {
 	now := e.o.Now()
 	p.ReplayWindow = min(p.ReplayWindow, replay.MaxSize)
+	p.Unauthenticated = e.o.AllowUnauthenticated
 	sa, err := sad.New(p, now)
 	if err != nil {
 		p.Wipe()

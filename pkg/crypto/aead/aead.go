@@ -100,6 +100,17 @@ type Cipher struct {
 // is refused too: it does not keep a secret from who can alter packets. The
 // error is an *UnsupportedError, a *KeyLengthError, or one of mac.New.
 func New(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key) (*Cipher, error) {
+	return newCipher(e, encrKey, a, authKey, false)
+}
+
+// NewUnauthenticated prepares AES-CBC without integrity, for manually keyed
+// ESP SAs of operators who insist. Whoever can alter packets can learn what is
+// in them (RFC 4303, 1); callers ask for a switch first.
+func NewUnauthenticated(e alg.Encr, encrKey ipsec.Key) (*Cipher, error) {
+	return newCipher(e, encrKey, alg.IntegNone, ipsec.Key{}, true)
+}
+
+func newCipher(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key, bare bool) (*Cipher, error) {
 	info := e.Info()
 	if e == alg.EncrNone || info.Name == "" {
 		return nil, &UnsupportedError{e, a, "no such cipher"}
@@ -109,7 +120,9 @@ func New(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key) (*Cipher
 		return nil, &UnsupportedError{e, a, "a combined mode cipher brings its own integrity"}
 	case info.AEAD && authKey.Len() != 0:
 		return nil, &UnsupportedError{e, a, "an integrity key without use"}
-	case !info.AEAD && a == alg.IntegNone:
+	case bare && e != alg.EncrAESCBC:
+		return nil, &UnsupportedError{e, a, "not without integrity"}
+	case !info.AEAD && a == alg.IntegNone && !bare:
 		return nil, &UnsupportedError{e, a, "refused without integrity"}
 	}
 	if err := checkKey(e, encrKey); err != nil {
@@ -117,7 +130,7 @@ func New(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key) (*Cipher
 	}
 	c := &Cipher{ivLen: info.IVLen, icvLen: info.ICVLen, blockLen: info.BlockLen, combined: info.AEAD}
 	var m *mac.MAC
-	if !info.AEAD {
+	if !info.AEAD && !bare {
 		var err error
 		if m, err = mac.New(a, authKey); err != nil {
 			return nil, err

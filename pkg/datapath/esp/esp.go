@@ -19,6 +19,7 @@ import (
 	"math"
 
 	"github.com/missiu/missiu/pkg/crypto/aead"
+	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
@@ -86,7 +87,13 @@ func New(p *ipsec.SAParams) (*Transform, error) {
 	if p.Proto != ipsec.ESP {
 		return nil, &ParamError{p.SAID, ErrNotESP}
 	}
-	c, err := aead.New(p.Encr, p.EncrKey, p.Auth, p.AuthKey)
+	var c *aead.Cipher
+	var err error
+	if p.Auth == alg.IntegNone && p.Unauthenticated {
+		c, err = aead.NewUnauthenticated(p.Encr, p.EncrKey)
+	} else {
+		c, err = aead.New(p.Encr, p.EncrKey, p.Auth, p.AuthKey)
+	}
 	if err != nil {
 		return nil, &ParamError{p.SAID, err}
 	}

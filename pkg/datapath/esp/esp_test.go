@@ -408,6 +408,29 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
+// Without integrity only where the operator has said so, and only AES-CBC.
+func TestUnauthenticated(t *testing.T) {
+	p := suite{alg.EncrAESCBC, 256, alg.IntegHMACSHA256}.params(t, 1, false)
+	p.Auth, p.AuthKey, p.Unauthenticated = alg.IntegNone, ipsec.Key{}, true
+	tr, err := New(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewScratch()
+	want := []byte("nothing vouches for this")
+	b := sealOne(t, tr, s, want, 17, 1)
+	if got := openOne(tr, s, b, 1); got.Err != nil || string(got.Dst[:got.N]) != string(want) || got.Next != 17 {
+		t.Errorf("got %q, next %d, %v", got.Dst[:got.N], got.Next, got.Err)
+	}
+	if len(b)%16 != 8 || tr.ICVLen() != 0 {
+		t.Errorf("%d octets with an ICV of %d", len(b), tr.ICVLen())
+	}
+	p.Encr, p.EncrKey = alg.EncrNULL, ipsec.Key{}
+	if _, err := New(p); err == nil {
+		t.Error("NULL without integrity was accepted (RFC 4301, 4.3)")
+	}
+}
+
 // The keys may be wiped as soon as the transform is made.
 func TestKeysNotKept(t *testing.T) {
 	s := NewScratch()
