@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"sync"
@@ -180,7 +181,7 @@ func (w *Wire) sift(n int) {
 		if isTooBig(b) {
 			w.heard(b)
 		}
-		switch s.judge(b) {
+		switch s.judge(binary.BigEndian.Uint16(p.Buf[p.Off-2:]), b) {
 		case passes:
 			r.passed.Add(1)
 			continue

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/gaissmai/bart"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -53,38 +54,43 @@ const (
 	malformed                // dropped by the chain, and no IP packet
 )
 
-// judge applies to an IP packet the test that the chain applies (nft.go); the
-// two must be changed together.
-func (s *sets) judge(b []byte) verdict {
-	if len(b) == 0 {
-		return passes
+// judge applies to the packet behind an Ethernet header of the given type the
+// test that the chain applies (nft.go). The two must be changed together, and
+// agree about malformed packets too: where a rule of the chain cannot read its
+// field it does not match, so that what cannot be read is dropped.
+func (s *sets) judge(etherType uint16, b []byte) verdict {
+	v := passes
+	switch etherType {
+	case unix.ETH_P_IP:
+		v = s.judge4(b)
+		if v == kept && (len(b) < 20 || b[0]>>4 != 4) {
+			v = malformed
+		}
+	case unix.ETH_P_IPV6:
+		v = s.judge6(b)
+		if v == kept && (len(b) < 40 || b[0]>>4 != 6) {
+			v = malformed
+		}
 	}
-	switch b[0] >> 4 {
-	case 4:
-		return s.judge4(b)
-	case 6:
-		return s.judge6(b)
-	}
-	return passes
+	return v
 }
 
 func (s *sets) judge4(b []byte) verdict {
-	if len(b) < 20 {
-		return passes
-	}
-	src, dst := netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
-	if (b[9] == protoESP || b[9] == protoAH) && s.isLocal(dst) {
+	toUs := len(b) >= 20 && s.isLocal(netip.AddrFrom4([4]byte(b[16:20])))
+	if toUs && (b[9] == protoESP || b[9] == protoAH) {
 		return kept
 	}
-	if !s.diverts(src) {
+	if len(b) < 16 {
+		return kept
+	}
+	if !s.diverts(netip.AddrFrom4([4]byte(b[12:16]))) {
 		return passes
 	}
-	hlen := int(b[0]&15) * 4
-	if hlen < 20 || len(b) < hlen {
-		return malformed
-	}
-	if binary.BigEndian.Uint16(b[6:])&0x3fff == 0 && b[9] == protoUDP && isIKE(b[hlen:]) && s.isLocal(dst) {
-		return passes
+	if toUs && b[9] == protoUDP && binary.BigEndian.Uint16(b[6:])&0x3fff == 0 {
+		hlen, n := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
+		if b[0]>>4 == 4 && hlen >= 20 && n >= hlen && n <= len(b) && isIKE(b[hlen:]) {
+			return passes
+		}
 	}
 	return kept
 }
@@ -100,48 +106,51 @@ func isIKE(udp []byte) bool {
 }
 
 func (s *sets) judge6(b []byte) verdict {
-	if len(b) < 40 {
-		return passes
-	}
-	src, dst := netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
-	if isIPsec6(b) && s.isLocal(dst) {
+	toUs := len(b) >= 40 && s.isLocal(netip.AddrFrom16([16]byte(b[24:40])))
+	if toUs && isIPsec6(b) {
 		return kept
 	}
-	if !s.diverts(src) {
+	if len(b) < 24 {
+		return kept
+	}
+	if !s.diverts(netip.AddrFrom16([16]byte(b[8:24]))) {
 		return passes
 	}
-	switch b[6] {
-	case protoUDP:
-		if isIKE(b[40:]) && s.isLocal(dst) {
-			return passes
-		}
-	case protoICMPv6:
-		if len(b) > 40 && b[7] == 255 && b[40] >= ndFirst && b[40] <= ndLast {
-			return passes
-		}
+	switch {
+	case toUs && b[6] == protoUDP && isIKE(b[40:]):
+		return passes
+	case len(b) > 40 && b[6] == protoICMPv6 && b[7] == 255 && b[40] >= ndFirst && b[40] <= ndLast:
+		return passes
 	}
 	return kept
 }
 
-// isIPsec6 walks the extension headers to ESP or AH. Of a later fragment the
-// chain is cut at the fragment header, which still names what follows.
+// isIPsec6 walks the extension headers of a packet of at least 40 octets to
+// ESP or AH, as far as the kernel does. Of a later fragment the chain is cut at
+// the fragment header, which still names what follows.
 func isIPsec6(b []byte) bool {
+	whole := b[0]>>4 == 6 && 40+int(binary.BigEndian.Uint16(b[4:])) <= len(b)
 	next, off := b[6], 40
 	for {
 		switch next {
-		case protoESP, protoAH:
-			return true
+		case protoESP:
+			return whole
+		case protoAH:
+			return off+2 <= len(b)
 		case protoHopByHop, protoRouting, protoDstOpts:
-			if off+8 > len(b) {
+			if off+2 > len(b) || next == protoRouting && off+4 > len(b) {
 				return false
 			}
 			next, off = b[off], off+8*(1+int(b[off+1]))
 		case protoFragment:
-			if off+8 > len(b) {
+			if off+4 > len(b) {
 				return false
 			}
+			if b[off] == protoESP || b[off] == protoAH {
+				return true
+			}
 			if binary.BigEndian.Uint16(b[off+2:])&0xfff8 != 0 {
-				return b[off] == protoESP || b[off] == protoAH
+				return false
 			}
 			next, off = b[off], off+8
 		default:
