@@ -5,6 +5,7 @@ GO      ?= go
 DESTDIR ?=
 PREFIX  ?= /usr/local
 SBIN     = $(DESTDIR)$(PREFIX)/sbin
+LIB      = $(DESTDIR)$(PREFIX)/lib/missiu
 MAN8     = $(DESTDIR)$(PREFIX)/share/man/man8
 UNITS    = $(DESTDIR)$(PREFIX)/lib/systemd/system
 
@@ -22,6 +23,12 @@ missiu:
 	$(GO) build -trimpath -o bin/ike ./cmd/ike
 	$(GO) build -trimpath -o bin/loadConfig ./cmd/loadconfig
 	@ln -sf loadConfig bin/loadconfig
+	@if command -v $(CC) >/dev/null; then $(MAKE) --no-print-directory bin/pfkey-preload.so; fi
+
+# For key daemons of others; the rest needs no C compiler.
+bin/pfkey-preload.so: scripts/pfkey-preload/pfkey-preload.c
+	@mkdir -p bin
+	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fPIC -fvisibility=hidden -shared -o $@ $< -ldl
 
 setup:
 	@scripts/setup
@@ -64,7 +71,10 @@ install: missiu
 	install -d $(SBIN) $(UNITS) $(MAN8) $(DESTDIR)/etc/missiu
 	install -m 755 bin/missiu bin/ike bin/loadConfig $(SBIN)
 	ln -sf loadConfig $(SBIN)/loadconfig
-	install -m 644 cmd/*/*.8 $(MAN8)
+	install -m 644 cmd/*/*.8 scripts/pfkey-preload/*.8 $(MAN8)
+	if [ -e bin/pfkey-preload.so ]; then \
+		install -d $(LIB) && install -m 755 bin/pfkey-preload.so $(LIB) || exit 1; \
+	fi
 	for u in missiu@.service ike.service; do \
 		sed 's,@SBIN@,$(PREFIX)/sbin,g' systemd/$$u >$(UNITS)/$$u && chmod 644 $(UNITS)/$$u || exit 1; \
 	done
