@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"testing"
 	"time"
 
@@ -463,4 +464,41 @@ func BenchmarkWriteBatch(b *testing.B) {
 			b.Fatal(n, err)
 		}
 	}
+}
+
+func TestPrivilege(t *testing.T) {
+	needRoot(t)
+	withoutCapability(t, unix.CAP_NET_ADMIN, func() {
+		for _, mode := range []string{OffloadAuto, OffloadNone} {
+			d, err := Open(Options{Offload: mode})
+			if p := (*PrivilegeError)(nil); !errors.As(err, &p) || p.Capability != "CAP_NET_ADMIN" {
+				t.Errorf("%s: got %v, want a *PrivilegeError", mode, err)
+			}
+			if d != nil {
+				d.Close()
+			}
+		}
+	})
+}
+
+// withoutCapability runs f on a thread that lacks a capability.
+func withoutCapability(t *testing.T, capability int, f func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		t.Fatal(err)
+	}
+	less := d
+	less[capability/32].Effective &^= 1 << (capability % 32)
+	if err := unix.Capset(&h, &less[0]); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if unix.Capset(&h, &d[0]) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	f()
 }

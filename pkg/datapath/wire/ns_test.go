@@ -45,6 +45,11 @@ func needRoot(t testing.TB) {
 	if os.Getenv(nsEnv) == "" {
 		t.Skip("needs root and ip(8): makes interfaces in a network namespace")
 	}
+	for _, tool := range []string{"nft", "ping", "sysctl"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("needs %s", tool)
+		}
+	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skip("needs /dev/net/tun")
 	}
