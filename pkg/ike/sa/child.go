@@ -95,12 +95,6 @@ func (s *SA) childOut(b ipsec.SPI) *child {
 	return nil
 }
 
-func (s *SA) queuedRekey(c *child) bool {
-	is := func(t task) bool { r, ok := t.(*createChild); return ok && r.rekeys == c }
-	return slices.ContainsFunc(s.queue, is) ||
-		slices.ContainsFunc(s.delayed, func(d delayed) bool { return is(d.t) })
-}
-
 // offer is what we ask for, kept until the answer.
 type offer struct {
 	req       ChildRequest

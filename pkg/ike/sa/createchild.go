@@ -36,6 +36,16 @@ type createChild struct {
 	token   uint32 // of NeedSPI
 }
 
+// wantRekeyChild queues a request to replace c, unless that is under way.
+func (s *SA) wantRekeyChild(c *child) {
+	is := func(t task) bool { r, ok := t.(*createChild); return ok && r.rekeys == c }
+	if c.replaced != nil || c.deleting || s.closing || s.failed || s.cur != nil && is(s.cur.active) ||
+		slices.ContainsFunc(s.queue, is) || slices.ContainsFunc(s.delayed, func(d delayed) bool { return is(d.t) }) {
+		return
+	}
+	s.queue = append(s.queue, &createChild{req: ChildRequest{Policy: c.policy}, rekeys: c})
+}
+
 func (t *createChild) shape() shape { return shapeChildResponse }
 
 func (t *createChild) cancel(s *SA, err error) {

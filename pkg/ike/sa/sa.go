@@ -198,9 +198,8 @@ func (s *SA) ChildExpired(now time.Time, id ipsec.SAID, hard bool) []Output {
 		case c == nil || s.closing:
 		case hard:
 			s.deleteChild(c, ErrExpired)
-		case c.replaced != nil || c.deleting || c.rekeying != nil || s.queuedRekey(c):
 		default:
-			s.queue = append(s.queue, &createChild{req: ChildRequest{Policy: c.policy}, rekeys: c})
+			s.wantRekeyChild(c)
 		}
 	})
 }

@@ -188,7 +188,8 @@ type Rekeyed struct {
 }
 
 // PeerMoved says that the peer's address or port, as its NAT shows it, has
-// changed (RFC 7296, 2.23). IKE already uses the new one.
+// changed (RFC 7296, 2.23). IKE already uses the new one. Of a new port the SAs
+// are to be told; for a new address the machine replaces all child SAs.
 type PeerMoved struct{ Old, New netip.AddrPort }
 
 // Failed says that the lineage is over. Err is a *PeerError, a *LocalError or

@@ -283,6 +283,12 @@ func (s *SA) alive(i *ikeSA, d Datagram) {
 		s.peer.Local, s.peer.Remote = d.Local, d.Remote
 		if !first && old != d.Remote {
 			s.emit(PeerMoved{old, d.Remote})
+			if old.Addr() != d.Remote.Addr() {
+				// The destination is part of what an SA is.
+				for _, c := range s.children {
+					s.wantRekeyChild(c)
+				}
+			}
 		}
 	}
 }
