@@ -95,6 +95,15 @@ func (s *SA) childOut(b ipsec.SPI) *child {
 	return nil
 }
 
+// esn: without a window the receiver cannot tell the high half of a sequence
+// number (RFC 4303, appendix A), so where we may we go without.
+func (s *SA) esn() proposal.ESN {
+	if s.rule.ReplayWindow == 0 && s.rule.ESN == proposal.ESNPrefer {
+		return proposal.ESNNo
+	}
+	return s.rule.ESN
+}
+
 // offer is what we ask for, kept until the answer.
 type offer struct {
 	req       ChildRequest
@@ -121,7 +130,7 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 	if o.mode, ok = r.Policy.mode(); !ok {
 		return fail("policy without ESP")
 	}
-	o.proposals = proposal.WithKE(proposal.ForChild(r.Policy.Out.Proposals, s.rule.PFS, s.rule.ESN), i.suite.KE)
+	o.proposals = proposal.WithKE(proposal.ForChild(r.Policy.Out.Proposals, s.rule.PFS, s.esn()), i.suite.KE)
 	if len(o.proposals) == 0 {
 		return fail("policy has no usable algorithms")
 	}

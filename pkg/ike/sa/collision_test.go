@@ -208,7 +208,7 @@ func TestRandom(t *testing.T) {
 				n.rule.DPD = 0
 			}
 			l.establish()
-			l.b.policies = append(l.b.policies, tunnel("10.2.0.0/16", "10.1.0.0/16", 22))
+			l.a.policies = []Policy{reqA(0).Policy}
 			l.chance = r
 			for range 12 {
 				n := l.a
@@ -217,8 +217,8 @@ func TestRandom(t *testing.T) {
 				}
 				n.holdSPI = r.IntN(4) == 0
 				switch k := r.IntN(8); {
-				case k < 2 && n == l.a:
-					n.do(n.sa.AddChild(l.now, reqA(9)))
+				case k < 2:
+					n.do(n.sa.AddChild(l.now, ChildRequest{Seq: 9, Policy: n.policies[0]}))
 				case k < 3:
 					n.do(n.sa.Rekey(l.now))
 				case k < 7 && len(n.sa.children) > 0:
@@ -233,11 +233,21 @@ func TestRandom(t *testing.T) {
 				n.holdSPI = false
 				n.giveSPIs()
 			}
-			l.settle()
+			end := r.IntN(4)
+			if end == 0 { // in the middle of things
+				l.a.do(l.a.sa.Delete(l.now))
+			} else {
+				l.settle()
+			}
 			l.chance = nil
 			l.settle()
 			l.step(l.now.Add(staleAfter + time.Minute))
 			l.settle()
+			if end == 0 {
+				l.a.wantEnd(ErrClosed)
+				l.b.wantEnd(ErrPeerDeleted)
+				return
+			}
 			l.want(len(l.a.sa.children))
 		})
 	}

@@ -119,7 +119,7 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			if len(g.local) == 0 || len(g.remote) == 0 {
 				continue
 			}
-			ours := proposal.WithKE(proposal.ForChild(p.Out.Proposals, s.rule.PFS, s.rule.ESN), i.suite.KE)
+			ours := proposal.WithKE(proposal.ForChild(p.Out.Proposals, s.rule.PFS, s.esn()), i.suite.KE)
 			suite, answer, peer, err := proposal.ChooseChild(ours, w.sa, 0, initial)
 			if err != nil {
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: err}

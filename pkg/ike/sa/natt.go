@@ -82,7 +82,7 @@ func (s *SA) nat() bool { return s.natLocal || s.natRemote }
 
 // float changes the initiator to the ports of NAT traversal.
 func (s *SA) float() {
-	if !s.nat() || s.local.Port() == s.cfg.NATTPort {
+	if !s.nat() || s.local.Port() != s.cfg.IKEPort {
 		return
 	}
 	s.local = netip.AddrPortFrom(s.local.Addr(), s.cfg.NATTPort)

@@ -120,6 +120,7 @@ func newSA(c Config) *SA {
 	if c.Rand == nil {
 		c.Rand = rand.Reader
 	}
+	c.Local, c.Remote = unmap(c.Local), unmap(c.Remote)
 	s := &SA{cfg: c, rand: c.Rand, local: c.Local, remote: c.Remote, spiWaits: map[uint32]spiWait{}}
 	s.peer = Peer{Local: c.Local, Remote: c.Remote}
 	s.newNonce = func() []byte { return s.random(s.nonceLen()) }
@@ -342,7 +343,11 @@ func (s *SA) fail(err error, again bool) {
 	s.log(levelOf(err), "IKE SA ends", attrErr(err))
 	s.emit(Failed{err})
 	for _, i := range slices.Clone(s.ikes) {
-		s.bury(i, again)
+		if i.state == StateDead { // what replaced it is no more: nobody asks
+			s.gone(i)
+		} else {
+			s.bury(i, again && i == s.cur)
+		}
 	}
 }
 

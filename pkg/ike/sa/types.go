@@ -21,8 +21,9 @@ type Config struct {
 	// Local and Remote are the addresses and ports of the first message, never
 	// wildcards: NAT detection compares them.
 	Local, Remote netip.AddrPort
-	// IKEPort and NATTPort are our own ports; 0 means 500 and 4500. The peer's
-	// port after the change to NAT traversal is 4500.
+	// IKEPort and NATTPort are our own ports; 0 means 500 and 4500. From the
+	// first an initiator changes to the second when it finds a NAT; the peer's
+	// port is then 4500.
 	IKEPort, NATTPort uint16
 	// Host answers the machine's questions. It must not be nil.
 	Host Host
@@ -106,7 +107,8 @@ type Keepalive struct {
 
 // NeedSPI asks for an inbound SPI: ChildSPI with the same Token answers it.
 // Src is the peer, Dst we. An answer may come after the exchange was given up;
-// then the machine tells by ReleaseSPI that the SPI is not used.
+// then the machine, unless it is Done, tells by ReleaseSPI that the SPI is not
+// used.
 type NeedSPI struct {
 	Token    uint32
 	Src, Dst netip.Addr

@@ -122,6 +122,8 @@ func (s *SA) Receive(now time.Time, d Datagram) []Output {
 }
 
 func (s *SA) receive(d Datagram) {
+	// As a socket of both families gives IPv4 addresses, nothing would match.
+	d.Local, d.Remote = unmap(d.Local), unmap(d.Remote)
 	h, _, err := ikev2.ParseHeader(d.Data)
 	if err != nil {
 		s.counters.Malformed++
@@ -143,6 +145,10 @@ func (s *SA) receive(d Datagram) {
 	} else {
 		s.receiveRequest(i, d, h)
 	}
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
 // noRequest ends a responder whose first datagram was no request to begin with.
