@@ -172,13 +172,12 @@ func (e *Engine) Stats() Stats {
 // Held returns how many packets wait for an SA.
 func (e *Engine) Held() int { return e.hold.len() }
 
-// exemptIKE reports whether a packet is IKE of this host, in either direction,
-// given the local side's address. Only whole packets and first fragments show
-// their ports; later fragments are not exempt.
-func (e *Engine) exemptIKE(i *packet.Info, local netip.Addr) bool {
-	return i.Proto == protoUDP && i.HasPorts &&
-		(i.SrcPort == portIKE || i.SrcPort == portNATT || i.DstPort == portIKE || i.DstPort == portNATT) &&
-		e.c.Wire.IsLocal(local)
+// exemptIKE reports whether a packet is IKE of this host, given the address and
+// port of the local side: the remote port proves nothing, since any sender
+// chooses his own. Only whole packets and first fragments show their ports;
+// later fragments are not exempt.
+func (e *Engine) exemptIKE(i *packet.Info, local netip.Addr, port uint16) bool {
+	return i.Proto == protoUDP && i.HasPorts && (port == portIKE || port == portNATT) && e.c.Wire.IsLocal(local)
 }
 
 // isND recognises neighbour discovery that only a neighbour can have sent

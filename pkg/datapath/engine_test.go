@@ -476,6 +476,10 @@ func TestInboundJudgement(t *testing.T) {
 		{"clear", func(a, b *node) []byte { return udpPacket(p.in, p.out, 1, 2, 64) }, DropInClear, false},
 		{"clear of others", func(a, b *node) []byte { return udpPacket(a4, b4, 1, 2, 64) }, InBypassed, true},
 		{"clear IKE", func(a, b *node) []byte { return udpPacket(a4, b4, 500, 500, 64) }, InBypassed, true},
+		{"clear from the port of IKE to another", func(a, b *node) []byte {
+			b.policy(ipsec.Policy{Dir: ipsec.In, Sel: ipsec.Selector{Src: prefix(a4), Dst: prefix(b4)}, Action: ipsec.Discard})
+			return udpPacket(a4, b4, 500, 53, 64)
+		}, DropInDiscard, false},
 		{"discard policy", func(a, b *node) []byte {
 			b.policy(ipsec.Policy{Dir: ipsec.In, Sel: ipsec.Selector{Src: prefix(a4), Dst: prefix(b4)}, Action: ipsec.Discard})
 			return udpPacket(a4, b4, 1, 2, 64)
@@ -597,6 +601,7 @@ func TestOutboundVerdicts(t *testing.T) {
 		{"no policy", nil, ipsec.Bypass, udpPacket(a4, b4, 1, 2, 3), OutBypassed, 1},
 		{"no policy, default drop", nil, ipsec.Discard, udpPacket(a4, b4, 1, 2, 3), DropOutNoPolicy, 0},
 		{"IKE under default drop", nil, ipsec.Discard, udpPacket(a4, b4, 500, 500, 30), OutBypassed, 1},
+		{"to the port of IKE from another", nil, ipsec.Discard, udpPacket(a4, b4, 5000, 500, 30), DropOutNoPolicy, 0},
 		{"others' IKE under default drop", nil, ipsec.Discard, udpPacket(ia4, b4, 500, 500, 30), DropOutNoPolicy, 0},
 		{"bypass", &ipsec.Policy{Action: ipsec.Bypass}, ipsec.Discard, udpPacket(a4, b4, 1, 2, 3), OutBypassed, 1},
 		{"discard", &ipsec.Policy{Action: ipsec.Discard}, ipsec.Bypass, udpPacket(a4, b4, 1, 2, 3), DropOutDiscard, 0},
@@ -824,6 +829,53 @@ func TestUDP4500(t *testing.T) {
 		t.Errorf("key daemon got %q", b.udp)
 	}
 	b.wantCount(map[Counter]uint64{InKeepalive: 1, InIKE: 1, DropInNoSA: 1, DropInMalformed: 1})
+}
+
+// TestUDP4500Fragments: a datagram that came in fragments reaches the same place.
+func TestUDP4500Fragments(t *testing.T) {
+	p := gcm(pairs()["udp tunnel 4 in 4"])
+	a, b, _, _ := p.nodes(t)
+	b.e.c.UDP = noUDP{}
+	ip := udpPacket(p.in, p.out, 1, 2, 1490-28)
+	packet.ClearDF(ip)
+	packet.FixIPv4Checksum(ip)
+	sent := a.send(ip)
+	if len(sent) != 2 {
+		t.Fatalf("%d packets left, want 2 fragments", len(sent))
+	}
+	if got := b.receive(sent...); len(got) != 1 || !bytes.Equal(got[0], ip) {
+		t.Errorf("%d packets arrived: %v", len(got), b.e.Stats().nonzero())
+	}
+	ike := udpPacket(a4, b4, 4500, 4500, 2000)
+	clear(ike[28:32])
+	packet.ClearDF(ike)
+	b.receive(cut(t, ike, 1400)...)
+	if want := fmt.Sprintf("192.0.2.2:4500 192.0.2.1:4500 %x", ike[32:]); len(b.udp) != 1 || b.udp[0] != want {
+		t.Errorf("key daemon got %d messages", len(b.udp))
+	}
+	b.wantCount(map[Counter]uint64{InFragments: 4, InProtected: 1, InIKE: 1})
+}
+
+// noUDP says that there is port 4500; the tests hand over datagrams themselves.
+type noUDP struct{ wire.UDPConn }
+
+// TestECN: congestion on the way shows inside, in and out of UDP (RFC 6040).
+func TestECN(t *testing.T) {
+	for _, name := range []string{"tunnel 4 in 4", "tunnel 6 in 6"} {
+		p := gcm(pairs()[name])
+		a, b, _, _ := p.nodes(t)
+		ip := udpPacket(p.in, p.out, 1, 2, 30)
+		packet.SetECN(ip, 2) // ECT(0)
+		packet.FixIPv4Checksum(ip)
+		sent := a.send(ip)
+		packet.SetECN(sent[0], 3) // CE
+		packet.FixIPv4Checksum(sent[0])
+		got := b.receive(sent...)
+		var i packet.Info
+		if len(got) != 1 || !packet.Decode(got[0], &i) || i.TOS&3 != 3 {
+			t.Errorf("%s: %d packets, inner ECN %d, want 3", name, len(got), i.TOS&3)
+		}
+	}
 }
 
 // TestLimits: soft once, hard stops the SA.

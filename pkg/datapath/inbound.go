@@ -42,6 +42,7 @@ type inJob struct {
 	local  netip.AddrPort
 	remote netip.AddrPort
 	size   int // of the outer packet, for the SA's byte count
+	tos    uint8
 }
 
 func newInWorker(e *Engine) *inWorker {
@@ -118,7 +119,7 @@ func (w *inWorker) datagram(d *wire.Datagram) {
 		}
 		w.n.inc(InIKE)
 	default:
-		w.esp(inJob{buf: d.Buf, espOff: d.Off, local: d.Local, remote: d.Remote, size: d.Len + packet.UDPLen}, d.Local.Addr(), b)
+		w.esp(inJob{buf: d.Buf, espOff: d.Off, local: d.Local, remote: d.Remote, size: d.Len + packet.UDPLen, tos: d.TOS}, d.Local.Addr(), b)
 	}
 }
 
@@ -147,10 +148,14 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 			w.n.inc(DropInMalformed)
 			return
 		}
+		if w.e.c.UDP != nil && i.DstPort == portNATT && w.e.exemptIKE(i, i.Dst, i.DstPort) {
+			w.fragmented(buf, off, n)
+			return
+		}
 	}
 	switch {
 	case i.Proto == protoESP && w.e.c.Wire.IsLocal(i.Dst):
-		w.esp(inJob{buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n}, i.Dst, buf[off+i.HdrLen:off+n])
+		w.esp(inJob{buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n, tos: i.TOS}, i.Dst, buf[off+i.HdrLen:off+n])
 	case i.Proto == protoAH && w.e.c.Wire.IsLocal(i.Dst):
 		w.n.inc(DropInProtocol)
 	default:
@@ -158,10 +163,25 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 	}
 }
 
+// fragmented serves a datagram for UDP 4500 that came in fragments: the TAP
+// would not lead it to our socket, which is bound to the interface.
+func (w *inWorker) fragmented(buf []byte, off, n int) {
+	i := &w.info
+	p := off + i.HdrLen + packet.UDPLen
+	if p > off+n {
+		w.n.inc(DropInMalformed)
+		return
+	}
+	w.datagram(&wire.Datagram{
+		Buf: buf, Off: p, Len: off + n - p, TOS: i.TOS,
+		Local: netip.AddrPortFrom(i.Dst, i.DstPort), Remote: netip.AddrPortFrom(i.Src, i.SrcPort),
+	})
+}
+
 // clear judges a packet that came without protection.
 func (w *inWorker) clear(buf []byte, off, n int, o tap.Offload, now time.Time) {
 	i := &w.info
-	if !w.e.exemptIKE(i, i.Dst) && !isND(i) {
+	if !w.e.exemptIKE(i, i.Dst, i.DstPort) && !isND(i) {
 		p, ambiguous := w.lookup(i)
 		switch {
 		case ambiguous:
@@ -353,12 +373,7 @@ func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
 		if p.Next != protoIPv4 && p.Next != protoIPv6 {
 			return 0, 0, false
 		}
-		if j.outer.Version != 0 {
-			if !packet.DecapECN(j.buf[off:off+n], j.outer.TOS) {
-				return 0, 0, false
-			}
-		}
-		return off, n, true
+		return off, n, packet.DecapECN(j.buf[off:off+n], j.tos)
 	}
 	if j.outer.Version == 0 {
 		return w.fromUDP(j, p, off, n)

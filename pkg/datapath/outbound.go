@@ -112,7 +112,7 @@ func (w *outWorker) ip(buf []byte, off, n int, now time.Time, whole bool) {
 		w.n.inc(OutNoise)
 		return
 	}
-	if w.e.exemptIKE(i, i.Src) || isND(i) {
+	if w.e.exemptIKE(i, i.Src, i.SrcPort) || isND(i) {
 		w.pass(buf, off, n, whole)
 		return
 	}
