@@ -130,7 +130,13 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 	if o.mode, ok = r.Policy.mode(); !ok {
 		return fail("policy without ESP")
 	}
-	o.proposals = proposal.WithKE(proposal.ForChild(r.Policy.Out.Proposals, s.rule.PFS, s.esn()), i.suite.KE)
+	pfs := s.rule.PFS
+	if rekeys != nil && rekeys.suite.KE != alg.KENone {
+		// The group that both accepted before, though it may have been the
+		// peer's choice.
+		pfs = append([]alg.KE{rekeys.suite.KE}, pfs...)
+	}
+	o.proposals = proposal.WithKE(proposal.ForChild(r.Policy.Out.Proposals, pfs, s.esn()), i.suite.KE)
 	if len(o.proposals) == 0 {
 		return fail("policy has no usable algorithms")
 	}

@@ -291,6 +291,22 @@ func TestChildInvalidKE(t *testing.T) {
 	})
 }
 
+// The group that the peer chose for a child SA is ours too when we rekey it.
+func TestKeepGroup(t *testing.T) {
+	l := newLab(t)
+	l.b.rule.PFS = []alg.KE{alg.KEECP256}
+	l.establish()
+	l.b.do(l.b.sa.ChildExpired(l.now, inSPI(t, l.b), false))
+	l.settle()
+	l.want(1)
+	l.a.do(l.a.sa.ChildExpired(l.now, inSPI(t, l.a), false))
+	l.settle()
+	l.want(1)
+	if c := l.a.sa.children[0]; c.suite.KE != alg.KEECP256 || len(told[Rekeyed](l.a)) != 2 {
+		t.Errorf("group %v, Rekeyed %v; want ecp256, twice", c.suite.KE, told[Rekeyed](l.a))
+	}
+}
+
 func TestRekeyIKEInvalidKE(t *testing.T) {
 	withFaults(t, func(t *testing.T, l *lab) {
 		l.establish()
