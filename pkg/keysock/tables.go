@@ -25,6 +25,8 @@ var integNumbers = map[alg.Integ]pfkey.AuthAlg{
 	alg.IntegHMACSHA256: pfkey.AuthHMACSHA256,
 	alg.IntegHMACSHA384: pfkey.AuthHMACSHA384,
 	alg.IntegHMACSHA512: pfkey.AuthHMACSHA512,
+	alg.IntegAESXCBC:    pfkey.AuthAESXCBCMAC,
+	alg.IntegAESCMAC:    pfkey.AuthAESCMAC,
 }
 
 var (

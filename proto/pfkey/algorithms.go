@@ -15,6 +15,7 @@ const (
 	AuthHMACRIPEMD160 AuthAlg = 8
 	AuthAESXCBCMAC    AuthAlg = 9
 	AuthHMACSM3       AuthAlg = 10
+	AuthAESCMAC       AuthAlg = 248 // our own choice: neither Linux nor KAME has a number for AES-CMAC-96
 	AuthKeyedMD5      AuthAlg = 249
 	AuthKeyedSHA      AuthAlg = 250
 	AuthNULL          AuthAlg = 251
@@ -24,7 +25,7 @@ const (
 var authNames = map[AuthAlg]string{
 	AuthNone: "none", AuthHMACMD5: "hmac-md5", AuthHMACSHA1: "hmac-sha1", AuthHMACSHA256: "hmac-sha2-256",
 	AuthHMACSHA384: "hmac-sha2-384", AuthHMACSHA512: "hmac-sha2-512", AuthHMACRIPEMD160: "hmac-ripemd160",
-	AuthAESXCBCMAC: "aes-xcbc-mac", AuthHMACSM3: "hmac-sm3", AuthKeyedMD5: "keyed-md5",
+	AuthAESXCBCMAC: "aes-xcbc-mac", AuthAESCMAC: "aes-cmac", AuthHMACSM3: "hmac-sm3", AuthKeyedMD5: "keyed-md5",
 	AuthKeyedSHA: "keyed-sha1", AuthNULL: "null",
 }
 

@@ -77,6 +77,8 @@ var auths = map[string]alg.Integ{
 	"sha256": alg.IntegHMACSHA256, "sha-256": alg.IntegHMACSHA256, "5": alg.IntegHMACSHA256,
 	"sha384": alg.IntegHMACSHA384, "sha-384": alg.IntegHMACSHA384, "6": alg.IntegHMACSHA384,
 	"sha512": alg.IntegHMACSHA512, "sha-512": alg.IntegHMACSHA512, "7": alg.IntegHMACSHA512,
+	"xcbc": alg.IntegAESXCBC, "aes-xcbc": alg.IntegAESXCBC, "aes-xcbc-mac": alg.IntegAESXCBC, "9": alg.IntegAESXCBC,
+	"cmac": alg.IntegAESCMAC, "aes-cmac": alg.IntegAESCMAC,
 }
 
 // What other systems know, or what is too weak, and we do not have.
@@ -88,14 +90,13 @@ var (
 		"cast": true, "cast-cbc": true, "6": true, "camellia": true, "camellia-cbc": true, "22": true, "idea": true, "rc5": true, "3": true,
 	}
 	foreignAuths = map[string]bool{
-		"md5": true, "2": true, "aes": true, "xcbc": true, "aes-xcbc": true, "aes-xcbc-mac": true, "9": true, "cmac": true,
-		"aes-cmac": true, "gmac": true, "aes-gmac": true, "blake2b": true, "blake2s": true, "ripemd": true, "ripemd160": true, "8": true,
+		"md5": true, "2": true, "aes": true, "gmac": true, "aes-gmac": true, "blake2b": true, "blake2s": true, "ripemd": true, "ripemd160": true, "8": true,
 	}
 )
 
 const (
 	wantEncr = "want aes, gcm, chacha20-poly1305, null or any, perhaps with key bits as in aes(128..256)"
-	wantAuth = "want sha1, sha256, sha384, sha512 or any"
+	wantAuth = "want sha1, sha256, sha384, sha512, aes-xcbc, aes-cmac or any"
 )
 
 // algWord is an algorithm word, a name with a range of key lengths behind it.

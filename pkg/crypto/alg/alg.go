@@ -88,6 +88,8 @@ const (
 	IntegHMACSHA256       // HMAC-SHA-256-128, RFC 4868
 	IntegHMACSHA384       // HMAC-SHA-384-192, RFC 4868
 	IntegHMACSHA512       // HMAC-SHA-512-256, RFC 4868
+	IntegAESXCBC          // AES-XCBC-MAC-96, RFC 3566
+	IntegAESCMAC          // AES-CMAC-96, RFC 4494
 	numInteg
 )
 
@@ -104,6 +106,8 @@ var integs = [numInteg]IntegInfo{
 	IntegHMACSHA256: {Name: "hmac-sha256", KeyLen: 32, ICVLen: 16},
 	IntegHMACSHA384: {Name: "hmac-sha384", KeyLen: 48, ICVLen: 24},
 	IntegHMACSHA512: {Name: "hmac-sha512", KeyLen: 64, ICVLen: 32},
+	IntegAESXCBC:    {Name: "aes-xcbc", KeyLen: 16, ICVLen: 12},
+	IntegAESCMAC:    {Name: "aes-cmac", KeyLen: 16, ICVLen: 12},
 }
 
 // Info returns the sizes of a; the zero IntegInfo for a value that does not exist.

@@ -1,12 +1,15 @@
 // Package mac computes the integrity transforms of ESP, AH and IKE: HMAC
-// (RFC 2104) cut to the length of the ICV (RFC 2404, RFC 4868). It hides how a
-// key is kept so that an ICV costs neither an allocation nor a lock: a MAC
-// holds, per key, the two hash states that follow the inner and outer pad, and
-// a Scratch, per goroutine, the hash objects that take up these states.
+// (RFC 2104) and the block cipher MACs AES-XCBC (RFC 3566) and AES-CMAC (RFC
+// 4493), cut to the length of the ICV (RFC 2404, RFC 4868, RFC 4494). It hides
+// how a key is kept so that an ICV costs neither an allocation nor a lock: a
+// MAC holds, per key, the two hash states that follow the inner and outer pad,
+// or the key schedule and subkeys, and a Scratch, per goroutine, the hash
+// objects that take up these states, or the chaining value.
 // crypto/aead and the AH transform call it.
 package mac
 
 import (
+	"crypto/aes"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -68,6 +71,7 @@ func newHash(a alg.Integ) state {
 type Scratch struct {
 	hashes [8]state // by alg.Integ, made on first use
 	sum    [maxDigest]byte
+	last   [aes.BlockSize]byte // of a block cipher MAC: what waits for its block to fill
 }
 
 func (s *Scratch) hash(a alg.Integ) state {
@@ -83,13 +87,14 @@ type MAC struct {
 	integ        alg.Integ
 	icvLen       int
 	inner, outer []byte // states after one block of key xor pad, as secret as the key
+	chain        *chain // AES-XCBC and AES-CMAC instead of these
 }
 
 // New prepares key, which must have exactly the length that RFC 4868 and its
 // kin fix (alg.IntegInfo.KeyLen) and is not kept. The error is an
 // *UnsupportedError or a *KeyLengthError.
 func New(a alg.Integ, key ipsec.Key) (*MAC, error) {
-	if newHash(a) == nil {
+	if newHash(a) == nil && !isChain(a) {
 		return nil, &UnsupportedError{a}
 	}
 	if want := a.Info().KeyLen; key.Len() != want {
@@ -102,6 +107,10 @@ func New(a alg.Integ, key ipsec.Key) (*MAC, error) {
 func newMAC(a alg.Integ, key []byte) (*MAC, error) {
 	m := &MAC{integ: a, icvLen: a.Info().ICVLen}
 	var err error
+	if isChain(a) {
+		m.chain, err = newChain(a, key)
+		return m, err
+	}
 	if m.inner, err = padded(a, key, 0x36); err != nil {
 		return nil, err
 	}
@@ -144,8 +153,11 @@ func (m *MAC) Verify(s *Scratch, icv []byte, parts ...[]byte) bool {
 	return subtle.ConstantTimeCompare(m.compute(s, parts)[:m.icvLen], icv) == 1
 }
 
-// compute returns the whole HMAC, in s.sum.
+// compute returns the MAC uncut, in s.sum.
 func (m *MAC) compute(s *Scratch, parts [][]byte) []byte {
+	if m.chain != nil {
+		return m.chain.compute(s, parts)
+	}
 	h := s.hash(m.integ)
 	// Loading fails only for octets that are no state of this hash, which
 	// New excludes.
@@ -164,7 +176,11 @@ func (m *MAC) compute(s *Scratch, parts [][]byte) []byte {
 }
 
 // Wipe overwrites what the MAC knows of its key; it must not be used again.
+// The AES key schedule is crypto/aes's own and is only let go.
 func (m *MAC) Wipe() {
 	clear(m.inner)
 	clear(m.outer)
+	if m.chain != nil {
+		*m.chain = chain{}
+	}
 }

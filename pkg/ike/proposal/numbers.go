@@ -23,6 +23,8 @@ var integIDs = map[alg.Integ]ikev2.IntegID{
 	alg.IntegHMACSHA256: ikev2.IntegHMAC_SHA2_256_128,
 	alg.IntegHMACSHA384: ikev2.IntegHMAC_SHA2_384_192,
 	alg.IntegHMACSHA512: ikev2.IntegHMAC_SHA2_512_256,
+	alg.IntegAESXCBC:    ikev2.IntegAES_XCBC_96,
+	alg.IntegAESCMAC:    ikev2.IntegAES_CMAC_96,
 }
 
 var prfIDs = map[alg.PRF]ikev2.PRFID{
