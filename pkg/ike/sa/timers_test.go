@@ -224,3 +224,53 @@ func TestStatus(t *testing.T) {
 		t.Errorf("got %v", State(99))
 	}
 }
+
+func TestKeepaliveDeadline(t *testing.T) {
+	l := newLab(t)
+	l.a.rule.DPD, l.b.rule.DPD = 0, 0
+	l.behind(true, false)
+	l.establish()
+	start := l.now
+	l.a.at(start.Add(20 * time.Second))
+	l.a.at(start.Add(40 * time.Second))
+	if k := told[Keepalive](l.a); len(k) != 2 || k[0].Remote.Port() != 4500 {
+		t.Errorf("keepalives %v, want two to port 4500", k)
+	}
+	// Any other message serves as well.
+	l.now = start.Add(50 * time.Second)
+	l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+	l.run()
+	l.a.at(start.Add(70 * time.Second))
+	l.a.rule.Keepalive = 0
+	if d := l.a.sa.keepaliveAt(); !d.IsZero() {
+		t.Errorf("keepalive at %v although turned off", d)
+	}
+}
+
+// A last response is repeated for a while; a replaced IKE SA that the peer does
+// not delete is forgotten.
+func TestLeftOverIKESAs(t *testing.T) {
+	l := quietLab(t)
+	l.b.do(l.b.sa.Delete(l.now))
+	l.run()
+	if l.a.sa.done || !l.a.sa.failed {
+		t.Fatalf("a: done %v, failed %v; want false, true", l.a.sa.done, l.a.sa.failed)
+	}
+	l.a.at(l.now.Add(linger))
+	if !l.a.sa.done {
+		t.Errorf("a: not done")
+	}
+
+	l = quietLab(t)
+	l.stop = func(p packet) bool { return p.data[18] == byte(ikev2.INFORMATIONAL) }
+	l.a.do(l.a.sa.Rekey(l.now))
+	l.run()
+	old := l.b.sa.ikes[0]
+	if old.state != StateRekeyed {
+		t.Fatalf("b: %v, want %v", old.state, StateRekeyed)
+	}
+	l.b.at(l.now.Add(staleAfter))
+	if old.state != StateGone || l.b.spis[old.local] {
+		t.Errorf("b: %v, want %v", old.state, StateGone)
+	}
+}
