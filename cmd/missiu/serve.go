@@ -291,6 +291,13 @@ func (in *instance) status() ([]byte, error) {
 	ws := in.wire.Stats()
 	s.Counters["wire_kernel_drops"] = ws.KernelDrops
 	s.Counters["wire_send_refused"] = ws.SendTooBig + ws.SendNoBufs + ws.SendDenied + ws.SendOther
+	for why, n := range in.eng.FragmentDrops() {
+		s.Counters["fragment_"+why] = n
+	}
+	ns := in.natt.Stats()
+	s.Counters["natt_delivered"], s.Counters["natt_no_client"], s.Counters["natt_slow"] = ns.Delivered, ns.NoClient, ns.Slow
+	kc := in.srv.Stats()
+	s.Counters["pfkey_requests"], s.Counters["pfkey_errors"], s.Counters["pfkey_events_dropped"] = kc.Requests, kc.Errors, kc.Dropped
 	return json.Marshal(&s)
 }
 

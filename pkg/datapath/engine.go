@@ -26,6 +26,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/missiu/missiu/pkg/datapath/frag"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/sad"
 	"github.com/missiu/missiu/pkg/datapath/spd"
@@ -167,6 +168,21 @@ func (e *Engine) Stats() Stats {
 		sum(&w.n)
 	}
 	return s
+}
+
+// FragmentDrops adds up why fragments were dropped, by the names of frag.Reason.
+func (e *Engine) FragmentDrops() map[string]uint64 {
+	m := map[string]uint64{}
+	rs := []*frag.Reassembler{e.out.frags, e.release.frags}
+	for _, w := range e.in {
+		rs = append(rs, w.frags)
+	}
+	for _, r := range rs {
+		for _, why := range frag.Reasons() {
+			m[why.String()] += r.Count(why)
+		}
+	}
+	return m
 }
 
 // Held returns how many packets wait for an SA.

@@ -61,6 +61,15 @@ func (r Reason) String() string {
 	return reasonNames[r]
 }
 
+// Reasons lists them all.
+func Reasons() []Reason {
+	l := make([]Reason, numReasons)
+	for i := range l {
+		l[i] = Reason(i)
+	}
+	return l
+}
+
 // DropError is a fragment that was not taken; its datagram is lost too, or was
 // before, except with Malformed and Duplicate.
 type DropError struct{ Reason Reason }
