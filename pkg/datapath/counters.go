@@ -30,6 +30,7 @@ const (
 	InFragments                     // outer fragments taken for reassembly
 	InDummy                         // RFC 4303, 2.6: next header 59
 	InKeepalive                     // NAT keepalives
+	InEarly                         // came before the keys of their SA, and wait for them
 	InIKE                           // IKE messages handed to the key daemon
 	DropInNoSA                      // no SA for destination, protocol and SPI
 	DropInReplay                    // sequence number seen or left of the window
@@ -53,7 +54,7 @@ var counterNames = [numCounters]string{
 	"out_protected", "out_bypassed", "out_held", "out_released", "out_fragments", "out_too_big", "out_answered", "out_noise",
 	"drop_out_discard", "drop_out_no_policy", "drop_out_malformed", "drop_out_fragment", "drop_out_hold", "drop_out_sequence",
 	"drop_out_lifetime", "drop_out_seal", "drop_out_send",
-	"in_protected", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_ike",
+	"in_protected", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_early", "in_ike",
 	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_encap", "drop_in_selector", "drop_in_policy",
 	"drop_in_clear", "drop_in_discard", "drop_in_no_policy", "drop_in_fragment", "drop_in_lifetime", "drop_in_protocol",
 	"drop_in_ike", "drop_in_tap",

@@ -90,7 +90,9 @@ type Engine struct {
 	out     *outWorker
 	release *outWorker // its own worker, so that held packets need no lock of out's
 	in      []*inWorker
+	late    *inWorker // of the same goroutine: packets that came before their keys
 	hold    holdQueue
+	early   earlyQueue
 	kick    chan struct{} // wakes the release worker
 	relMu   sync.Mutex
 	relKeys []sad.OutKey
@@ -105,6 +107,7 @@ func New(c Config) (*Engine, error) {
 	e := &Engine{c: c, kick: make(chan struct{}, 1)}
 	e.out = newOutWorker(e)
 	e.release = newOutWorker(e)
+	e.late = newInWorker(e)
 	e.in = append(e.in, newInWorker(e))
 	if c.UDP != nil {
 		e.in = append(e.in, newInWorker(e))
@@ -134,11 +137,16 @@ func ended(ctx context.Context, what string, err error) error {
 }
 
 // Installed tells the engine that an SA for key exists now: packets that wait
-// for it are sent. Callable from any goroutine.
+// for it are sent, or opened. Callable from any goroutine.
 func (e *Engine) Installed(key sad.OutKey) {
 	e.relMu.Lock()
 	e.relKeys = append(e.relKeys, key)
 	e.relMu.Unlock()
+	e.wake()
+}
+
+// wake has the release worker look.
+func (e *Engine) wake() {
 	select {
 	case e.kick <- struct{}{}:
 	default:
@@ -164,6 +172,7 @@ func (e *Engine) Stats() Stats {
 	}
 	sum(&e.out.n)
 	sum(&e.release.n)
+	sum(&e.late.n)
 	for _, w := range e.in {
 		sum(&w.n)
 	}
@@ -214,7 +223,7 @@ const (
 	protoNone   = 59
 )
 
-// runRelease sends what waited, whenever Installed says so.
+// runRelease carries on with what waited for SAs, whenever Installed says so.
 func (w *outWorker) runRelease(ctx context.Context) error {
 	buf := make([]byte, bufSize)
 	for {
@@ -222,6 +231,9 @@ func (w *outWorker) runRelease(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-w.e.kick:
+			if err := w.e.late.receiveEarly(time.Now()); err != nil {
+				return ended(ctx, "tap", err)
+			}
 			if err := w.sendHeld(buf); err != nil {
 				return ended(ctx, "interface", err)
 			}

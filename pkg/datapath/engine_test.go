@@ -189,7 +189,7 @@ func (n *node) receiveUDP(ips ...[]byte) [][]byte {
 		buf := make([]byte, bufSize)
 		off := headroom + packet.IPv6Len
 		k := copy(buf[off:], ip[i.HdrLen+8:i.Len])
-		w.datagram(&wire.Datagram{Buf: buf, Off: off, Len: k, Local: netip.AddrPortFrom(i.Dst, i.DstPort), Remote: netip.AddrPortFrom(i.Src, i.SrcPort)})
+		w.datagram(&wire.Datagram{Buf: buf, Off: off, Len: k, Local: netip.AddrPortFrom(i.Dst, i.DstPort), Remote: netip.AddrPortFrom(i.Src, i.SrcPort)}, time.Now())
 	}
 	if err := w.flush(time.Now()); err != nil {
 		n.t.Fatal(err)
@@ -686,6 +686,51 @@ func TestHold(t *testing.T) {
 	}
 }
 
+// TestEarly: packets that overtake the keys of their SA wait for them, in order,
+// for a while and in a bounded number.
+func TestEarly(t *testing.T) {
+	for name, p := range pairs() {
+		t.Run(name, func(t *testing.T) {
+			p := gcm(p)
+			a, _, _, _ := p.nodes(t)
+			b := newNode(t, p.dst)
+			b.policy(ipsec.Policy{Dir: ipsec.In, Sel: ipsec.Selector{Src: prefix(p.in), Dst: prefix(p.out)}, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+			larval := sad.NewLarval(p.params(), time.Now())
+			b.e.c.SAD.Insert(larval)
+			var want [][]byte
+			for n := range earlyLimit + 5 {
+				ip := udpPacket(p.in, p.out, 1, 2, n%100)
+				if got := b.receiveAny(&p, a.send(ip)...); len(got) != 0 {
+					t.Fatal("opened without keys")
+				}
+				want = append(want, ip)
+			}
+			sa, err := sad.New(p.params(), time.Now())
+			if err != nil || !b.e.c.SAD.Replace(larval, sa) {
+				t.Fatal("not replaced", err)
+			}
+			if err := b.e.late.receiveEarly(time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			got := b.delivered()
+			if len(got) != earlyLimit {
+				t.Fatalf("%d opened, want %d: %v", len(got), earlyLimit, b.e.Stats().nonzero())
+			}
+			for i := range got {
+				if x := got[i][len(got[i])-i%100:]; !bytes.Equal(x, want[i][len(want[i])-i%100:]) {
+					t.Fatalf("packet %d is another", i)
+				}
+			}
+			b.wantCount(map[Counter]uint64{InEarly: earlyLimit, InProtected: earlyLimit, DropInNoSA: 5})
+
+			b.e.early.put(p.params().SAID, inJob{buf: make([]byte, 100)}, make([]byte, 50), time.Now().Add(-2*earlyAge))
+			if ps, old := b.e.early.take(func(ipsec.SAID) bool { return true }, time.Now()); len(ps) != 0 || old != 1 {
+				t.Errorf("%d packets of long ago, %d forgotten", len(ps), old)
+			}
+		})
+	}
+}
+
 // TestTooBig: a sender that can make packets smaller is told to; the size it is
 // told fits exactly. Others have the result cut, and it is put together again.
 func TestTooBig(t *testing.T) {
@@ -946,7 +991,7 @@ func hotPath(t testing.TB, p pair) (out, in func()) {
 		if p.encap != nil {
 			d.Off = headroom + packet.IPv6Len
 			d.Len = copy(buf[d.Off:], sealed[i.HdrLen+8:])
-			b.e.in[1].datagram(&d)
+			b.e.in[1].datagram(&d, now)
 			b.e.in[1].flush(now)
 			return
 		}

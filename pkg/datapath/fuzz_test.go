@@ -43,7 +43,7 @@ func FuzzEngine(f *testing.F) {
 		copy(buf[headroom:], b)
 		m.e.in[0].ip(buf, headroom+etherLen, len(b)-etherLen, tap.Offload{}, time.Now())
 		copy(buf[headroom:], b)
-		m.e.in[1].datagram(&wire.Datagram{Buf: buf, Off: headroom + etherLen, Len: len(b) - etherLen})
+		m.e.in[1].datagram(&wire.Datagram{Buf: buf, Off: headroom + etherLen, Len: len(b) - etherLen}, time.Now())
 		for _, w := range m.e.in {
 			if err := w.flush(time.Now()); err != nil {
 				t.Fatal(err)

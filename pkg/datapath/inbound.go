@@ -98,7 +98,7 @@ func (w *inWorker) runUDP(ctx context.Context) error {
 		}
 		now := time.Now()
 		for i := range n {
-			w.datagram(&w.dgrams[i])
+			w.datagram(&w.dgrams[i], now)
 		}
 		if err := w.flush(now); err != nil {
 			return err
@@ -107,7 +107,7 @@ func (w *inWorker) runUDP(ctx context.Context) error {
 	return nil
 }
 
-func (w *inWorker) datagram(d *wire.Datagram) {
+func (w *inWorker) datagram(d *wire.Datagram, now time.Time) {
 	b := d.Buf[d.Off : d.Off+d.Len]
 	switch {
 	case len(b) == 1 && b[0] == 0xff:
@@ -119,7 +119,7 @@ func (w *inWorker) datagram(d *wire.Datagram) {
 		}
 		w.n.inc(InIKE)
 	default:
-		w.esp(inJob{buf: d.Buf, espOff: d.Off, local: d.Local, remote: d.Remote, size: d.Len + packet.UDPLen, tos: d.TOS}, d.Local.Addr(), b)
+		w.esp(inJob{buf: d.Buf, espOff: d.Off, local: d.Local, remote: d.Remote, size: d.Len + packet.UDPLen, tos: d.TOS}, d.Local.Addr(), b, now)
 	}
 }
 
@@ -149,13 +149,13 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 			return
 		}
 		if w.e.c.UDP != nil && i.DstPort == portNATT && w.e.exemptIKE(i, i.Dst, i.DstPort) {
-			w.fragmented(buf, off, n)
+			w.fragmented(buf, off, n, now)
 			return
 		}
 	}
 	switch {
 	case i.Proto == protoESP && w.e.c.Wire.IsLocal(i.Dst):
-		w.esp(inJob{buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n, tos: i.TOS}, i.Dst, buf[off+i.HdrLen:off+n])
+		w.esp(inJob{buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n, tos: i.TOS}, i.Dst, buf[off+i.HdrLen:off+n], now)
 	case i.Proto == protoAH && w.e.c.Wire.IsLocal(i.Dst):
 		w.n.inc(DropInProtocol)
 	default:
@@ -165,7 +165,7 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 
 // fragmented serves a datagram for UDP 4500 that came in fragments: the TAP
 // would not lead it to our socket, which is bound to the interface.
-func (w *inWorker) fragmented(buf []byte, off, n int) {
+func (w *inWorker) fragmented(buf []byte, off, n int, now time.Time) {
 	i := &w.info
 	p := off + i.HdrLen + packet.UDPLen
 	if p > off+n {
@@ -175,7 +175,7 @@ func (w *inWorker) fragmented(buf []byte, off, n int) {
 	w.datagram(&wire.Datagram{
 		Buf: buf, Off: p, Len: off + n - p, TOS: i.TOS,
 		Local: netip.AddrPortFrom(i.Dst, i.DstPort), Remote: netip.AddrPortFrom(i.Src, i.SrcPort),
-	})
+	}, now)
 }
 
 // clear judges a packet that came without protection.
@@ -231,15 +231,20 @@ func (w *inWorker) lookup(i *packet.Info) (*spd.Entry, bool) {
 }
 
 // esp finds the SA of an ESP packet and queues it for opening in place.
-func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte) {
+func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte, now time.Time) {
 	if len(b) < 8 {
 		w.n.inc(DropInMalformed)
 		return
 	}
 	spi := ipsec.SPI(binary.BigEndian.Uint32(b))
-	sa := w.e.c.SAD.Lookup(ipsec.SAID{Proto: ipsec.ESP, Dst: dst, SPI: spi})
-	if sa == nil || sa.T == nil {
+	id := ipsec.SAID{Proto: ipsec.ESP, Dst: dst, SPI: spi}
+	sa := w.e.c.SAD.Lookup(id)
+	if sa == nil {
 		w.n.inc(DropInNoSA)
+		return
+	}
+	if sa.T == nil {
+		w.tooEarly(id, j, b, now)
 		return
 	}
 	if (sa.P.Encap != nil) != (j.outer.Version == 0) {
@@ -260,6 +265,19 @@ func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte) {
 	j.sa = sa
 	w.jobs = append(w.jobs, j)
 	w.opens = append(w.opens, esp.Packet{Dst: b[h:], Src: b, Seq: seq})
+}
+
+// tooEarly keeps a packet until the SA has its keys.
+func (w *inWorker) tooEarly(id ipsec.SAID, j inJob, b []byte, now time.Time) {
+	if !w.e.early.put(id, j, b, now) {
+		w.n.inc(DropInNoSA)
+		return
+	}
+	w.n.inc(InEarly)
+	// The keys may have come between the look-up and the put.
+	if sa := w.e.c.SAD.Lookup(id); sa != nil && sa.T != nil {
+		w.e.wake()
+	}
 }
 
 // flush opens the batch in runs of one SA and writes what may pass to the TAP.
