@@ -99,8 +99,9 @@ type Engine struct {
 
 	// SAs
 	recs     map[ipsec.SAID]*record
+	first    *record // of a list in the order of making
+	last     *record
 	spis     map[protoSPI]int // SAs with this SPI, whatever the destination
-	count    uint64           // of SAs made, orders dumps
 	overhead map[int]int      // SAs by what they add to a packet
 	maxOver  int
 

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"slices"
 	"syscall"
 	"time"
 
@@ -23,9 +22,10 @@ type record struct {
 	sa       *sad.SA
 	p        ipsec.SAParams // with keys and the limits in force
 	seq      uint32         // of the ACQUIRE
-	n        uint64         // order of making
 	overhead int
 	timer    timer
+
+	prev, next *record // in the order of making
 }
 
 type protoSPI struct {
@@ -265,25 +265,19 @@ func (e *Engine) Flush(proto ipsec.Protocol) (removed bool) {
 	return removed
 }
 
-// SAs implements keysock.Backend; oldest first.
-func (e *Engine) SAs(proto ipsec.Protocol) []*keysock.SAInfo {
-	var rs []*record
-	for id, r := range e.recs {
-		if proto == 0 || proto == id.Proto {
-			rs = append(rs, r)
+// SAIDs implements keysock.Backend; oldest first.
+func (e *Engine) SAIDs(proto ipsec.Protocol) []ipsec.SAID {
+	l := make([]ipsec.SAID, 0, len(e.recs))
+	for r := e.first; r != nil; r = r.next {
+		if proto == 0 || proto == r.p.Proto {
+			l = append(l, r.p.SAID)
 		}
-	}
-	slices.SortFunc(rs, func(a, b *record) int { return int(int64(a.n) - int64(b.n)) })
-	l := make([]*keysock.SAInfo, len(rs))
-	for i, r := range rs {
-		l[i] = r.full()
 	}
 	return l
 }
 
 func (e *Engine) newRecord(p ipsec.SAParams, seq uint32) *record {
-	e.count++
-	r := &record{p: p, seq: seq, n: e.count}
+	r := &record{p: p, seq: seq}
 	r.timer.fire = func(now time.Time) { e.expire(r, now) }
 	return r
 }
@@ -293,11 +287,33 @@ func (e *Engine) remember(r *record) {
 	e.recs[r.p.SAID] = r
 	e.mu.Unlock()
 	e.spis[protoSPI{r.p.Proto, r.p.SPI}]++
+	if r.prev = e.last; r.prev != nil {
+		r.prev.next = r
+	} else {
+		e.first = r
+	}
+	e.last = r
+}
+
+// unlink takes r out of the list of all.
+func (e *Engine) unlink(r *record) {
+	if r.prev != nil {
+		r.prev.next = r.next
+	} else {
+		e.first = r.next
+	}
+	if r.next != nil {
+		r.next.prev = r.prev
+	} else {
+		e.last = r.prev
+	}
+	r.prev, r.next = nil, nil
 }
 
 // remove takes an SA out of everything and wipes its keys.
 func (e *Engine) remove(r *record) {
 	e.o.SAD.Remove(r.sa)
+	e.unlink(r)
 	e.timers.stop(&r.timer)
 	e.mu.Lock()
 	delete(e.recs, r.p.SAID)

@@ -148,10 +148,10 @@ func TestAddGetDelete(t *testing.T) {
 				r.Errorf("got %+v", i)
 			}
 			i.Wipe() // the caller's copy
-			if l := r.SAs(0); len(l) != 1 || !l[0].EncrKey.Equal(key(20)) {
+			if l := r.SAIDs(0); len(l) != 1 || l[0] != p.SAID {
 				r.Errorf("dump: got %v", l)
 			}
-			if l := r.SAs(ipsec.AH); len(l) != 0 {
+			if l := r.SAIDs(ipsec.AH); len(l) != 0 {
 				r.Errorf("dump of AH: got %v", l)
 			}
 			i, err = r.Delete(p.SAID, netip.Addr{})

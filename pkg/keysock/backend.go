@@ -15,11 +15,11 @@ import (
 // there), ESRCH (SA not there), EEXIST (it exists; no SPI free), EINVAL.
 //
 // Keys: Add and Update give p and its keys to the backend, unless they return an
-// error, upon which keysock wipes them. What Get and SAs
-// return belongs to keysock, which wipes its keys when they are sent (for a
-// dump that is later, from another goroutine): the backend returns clones, of
-// the keys too (ipsec.Key.Clone). Other results need no keys, and theirs are
-// neither read nor wiped. Nothing returned may change afterwards.
+// error, upon which keysock wipes them. What Get returns belongs to keysock,
+// which wipes its keys when they are sent (for a dump that is later, from
+// another goroutine): the backend returns a clone, of the keys too
+// (ipsec.Key.Clone). Other results need no keys, and theirs are neither read nor
+// wiped. Nothing returned may change afterwards.
 type Backend interface {
 	// Supported returns the algorithms that SAs may have.
 	Supported() Supported
@@ -39,8 +39,9 @@ type Backend interface {
 	Get(id ipsec.SAID, src netip.Addr) (*SAInfo, error)
 	// Flush removes the SAs of proto, 0 all, and tells if there were any.
 	Flush(proto ipsec.Protocol) (removed bool)
-	// SAs returns a snapshot of the SAs of proto, 0 all, larval ones too.
-	SAs(proto ipsec.Protocol) []*SAInfo
+	// SAIDs returns the SAs of proto, 0 all, larval ones too, oldest first. A dump
+	// shows of these what Get still finds when their turn comes.
+	SAIDs(proto ipsec.Protocol) []ipsec.SAID
 	// AcquireFailed is a key daemon's report that it cannot answer an Acquire;
 	// an unknown seq is no error.
 	AcquireFailed(seq uint32, errno syscall.Errno)

@@ -55,11 +55,25 @@ type conn struct {
 	dump       *dump
 }
 
-// dump is what an unfinished DUMP or SPDDUMP still has to send.
+// dump is an unfinished DUMP or SPDDUMP; it belongs to the writer, except that
+// fetch is called in the goroutine of Serve.
 type dump struct {
-	h    pfkey.Header
-	next func(k int) (*pfkey.Message, func(), error) // and what wipes the keys
-	k, n int
+	h pfkey.Header
+	// fetch returns further entries, a few at a time since requests wait for it,
+	// and tells when there are no more. It may return none before.
+	fetch func() (l []entry, done bool)
+	ready []entry
+	done  bool
+	sent  uint32
+}
+
+// dumpBatch is how many entries fetch looks at.
+const dumpBatch = 64
+
+// entry is what one answer of a dump shows.
+type entry struct {
+	put  func(m *pfkey.Message) error
+	wipe func() // wipes its keys
 }
 
 func newConn(s *Server, id uint64, nc *net.UnixConn) *conn {
@@ -207,7 +221,7 @@ func (c *conn) write() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.dump != nil {
-			c.dump.wipe() // only this goroutine touches a dump once it is started
+			wipeAll(c.dump.ready)
 			c.dump = nil
 		}
 	}()
@@ -223,7 +237,9 @@ func (c *conn) write() {
 			}
 		}
 		if d != nil {
-			p = c.nextOfDump(d)
+			if p, ok = c.nextOfDump(d); !ok {
+				return
+			}
 		}
 		dumpTurn = d == nil
 		_, err := c.nc.Write(p.b)
@@ -281,25 +297,39 @@ func (c *conn) answered() {
 	}
 }
 
-// nextOfDump makes the next datagram of a dump: seq counts 1, 2, ... and the last is 0.
-func (c *conn) nextOfDump(d *dump) packet {
-	m, wipe, err := d.next(d.k)
-	defer wipe()
-	d.k++
-	m.Header = pfkey.Header{Type: d.h.Type, SAType: m.SAType, Seq: uint32(d.k), Pid: d.h.Pid}
-	if d.k == d.n {
-		m.Seq = 0
+// nextOfDump makes the next datagram of a dump; false: the connection has ended.
+// seq counts 1, 2, ... and the last is 0, so an entry waits until there is
+// another one or no more.
+func (c *conn) nextOfDump(d *dump) (packet, bool) {
+	for !d.done && len(d.ready) < 2 {
+		if !c.fetch(d) {
+			return packet{}, false
+		}
 	}
+	m := &pfkey.Message{Header: d.h}
 	var b []byte
-	if err == nil {
-		b, err = encode(m)
+	err := refuse(syscall.ENOENT, "nothing there")
+	if len(d.ready) > 0 {
+		e := d.ready[0]
+		defer e.wipe()
+		d.ready[0] = entry{}
+		d.ready = d.ready[1:]
+		d.sent++
+		err = e.put(m)
+		m.Header = pfkey.Header{Type: d.h.Type, SAType: m.SAType, Seq: d.sent, Pid: d.h.Pid}
+		if d.done && len(d.ready) == 0 {
+			m.Seq = 0
+		}
+		if err == nil {
+			b, err = encode(m)
+		}
 	}
 	if err != nil {
 		m.Errno = errnoOf(err)
 		b = m.Header.Append(nil)
 	}
 	c.s.promiscuous(b)
-	last := d.k == d.n
+	last := d.done && len(d.ready) == 0
 	if last {
 		// The dump ends before its last answer is out, since who reads that may ask
 		// for another one at once. The answer counts like any other.
@@ -308,14 +338,36 @@ func (c *conn) nextOfDump(d *dump) packet {
 		c.answers++
 		c.mu.Unlock()
 	}
-	return packet{b: b, answer: last, secret: true}
+	return packet{b: b, answer: last, secret: true}, true
 }
 
-// wipe wipes what was not sent.
-func (d *dump) wipe() {
-	for ; d.k < d.n; d.k++ {
-		_, wipe, _ := d.next(d.k)
-		wipe()
+// fetch has the goroutine of Serve look for more.
+func (c *conn) fetch(d *dump) bool {
+	type batch struct {
+		l    []entry
+		done bool
+	}
+	got := make(chan batch)
+	c.s.Do(func() {
+		l, done := d.fetch()
+		select {
+		case got <- batch{l, done}:
+		case <-c.gone:
+			wipeAll(l)
+		}
+	})
+	select {
+	case b := <-got:
+		d.ready, d.done = append(d.ready, b.l...), b.done
+		return true
+	case <-c.gone:
+		return false
+	}
+}
+
+func wipeAll(l []entry) {
+	for _, e := range l {
+		e.wipe()
 	}
 }
 

@@ -15,9 +15,11 @@
 // holds ServerOptions.QueueLen of them; a connection that opted in to private
 // messages is told so by a [Lost] event as soon as there is room. Answers to a
 // client's own requests are never dropped: while too many of them wait, its
-// requests are not read. Dumps are paced by their reader. A client that leaves
-// an answer unread for ServerOptions.StallLimit is closed; one that merely does
-// not read events is not, since programs exist that read only after asking.
+// requests are not read. Dumps are paced by their reader, and what they show is
+// fetched a little at a time, so that 100,000 SAs hold up nobody. A client that
+// leaves an answer unread for ServerOptions.StallLimit is closed; one that
+// merely does not read events is not, since programs exist that read only after
+// asking.
 //
 // Answers to ADD and UPDATE go to everybody and carry no keys; GET and DUMP do,
 // to the asker alone (and to promiscuous sockets, which hear all).

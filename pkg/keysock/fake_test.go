@@ -23,6 +23,7 @@ type fakeBackend struct {
 	aborted  []uint64
 	status   []byte
 	getSPIs  []GetSPI
+	at       int // where Get found the last one: a dump wants the next
 }
 
 func newFake() *fakeBackend {
@@ -89,11 +90,12 @@ func (f *fakeBackend) Delete(id ipsec.SAID, _ netip.Addr) (*SAInfo, error) {
 }
 
 func (f *fakeBackend) Get(id ipsec.SAID, _ netip.Addr) (*SAInfo, error) {
-	k := f.find(id)
-	if k < 0 {
-		return nil, syscall.ESRCH
+	if f.at++; f.at >= len(f.sas) || f.sas[f.at].SAID != id {
+		if f.at = f.find(id); f.at < 0 {
+			return nil, syscall.ESRCH
+		}
 	}
-	return clone(f.sas[k]), nil
+	return clone(f.sas[f.at]), nil
 }
 
 func (f *fakeBackend) Flush(proto ipsec.Protocol) bool {
@@ -102,11 +104,11 @@ func (f *fakeBackend) Flush(proto ipsec.Protocol) bool {
 	return len(f.sas) != n
 }
 
-func (f *fakeBackend) SAs(proto ipsec.Protocol) []*SAInfo {
-	var l []*SAInfo
+func (f *fakeBackend) SAIDs(proto ipsec.Protocol) []ipsec.SAID {
+	var l []ipsec.SAID
 	for _, i := range f.sas {
 		if proto == 0 || i.Proto == proto {
-			l = append(l, clone(i))
+			l = append(l, i.SAID)
 		}
 	}
 	return l

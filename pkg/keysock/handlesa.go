@@ -1,6 +1,7 @@
 package keysock
 
 import (
+	"net/netip"
 	"syscall"
 
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -140,28 +141,27 @@ func (s *Server) dumpSAs(c *conn, m *pfkey.Message) error {
 	if c.dumping() {
 		return refuse(syscall.EBUSY, "a dump is unfinished")
 	}
-	l := s.b.SAs(proto)
-	if f := m.Filter; f != nil {
-		kept := make([]*SAInfo, 0, len(l))
-		for _, i := range l {
-			if f.Match(i.Src, i.Dst) {
-				kept = append(kept, i)
-			} else {
-				i.Wipe()
-			}
-		}
-		l = kept
-	}
-	if len(l) == 0 {
+	ids, f := s.b.SAIDs(proto), m.Filter
+	if len(ids) == 0 {
 		return refuse(syscall.ENOENT, "no SA")
 	}
 	what := withKeys | withCurrent
 	if c.isOptedIn() {
 		what |= withPrivate
 	}
-	return c.startDump(&dump{h: m.Header, n: len(l), next: func(k int) (*pfkey.Message, func(), error) {
-		a, i := new(pfkey.Message), l[k]
-		l[k] = nil
-		return a, i.Wipe, putSA(a, i, what)
+	return c.startDump(&dump{h: m.Header, fetch: func() (l []entry, done bool) {
+		n := min(len(ids), dumpBatch)
+		for _, id := range ids[:n] {
+			i, err := s.b.Get(id, netip.Addr{})
+			switch {
+			case err != nil: // gone meanwhile
+			case f != nil && !f.Match(i.Src, i.Dst):
+				i.Wipe()
+			default:
+				l = append(l, entry{func(a *pfkey.Message) error { return putSA(a, i, what) }, i.Wipe})
+			}
+		}
+		ids = ids[n:]
+		return l, len(ids) == 0
 	}})
 }

@@ -111,9 +111,13 @@ func (s *Server) dumpPolicies(c *conn, m *pfkey.Message) error {
 	if c.isOptedIn() {
 		what |= withPrivate
 	}
-	return c.startDump(&dump{h: m.Header, n: len(l), next: func(k int) (*pfkey.Message, func(), error) {
-		a := new(pfkey.Message)
-		return a, func() {}, putPolicy(a, l[k], what)
+	return c.startDump(&dump{h: m.Header, fetch: func() (es []entry, done bool) {
+		n := min(len(l), dumpBatch)
+		for _, i := range l[:n] {
+			es = append(es, entry{func(a *pfkey.Message) error { return putPolicy(a, i, what) }, func() {}})
+		}
+		l = l[n:]
+		return es, len(l) == 0
 	}})
 }
 

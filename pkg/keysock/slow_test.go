@@ -46,7 +46,8 @@ func TestDumpNumbering(t *testing.T) {
 }
 
 // A dump of 100,000 SAs waits for its reader, which may ask other things
-// meanwhile, and holds up nobody. What goes away meanwhile is still in it.
+// meanwhile, and holds up nobody. What goes away meanwhile is not in it, what is
+// there from beginning to end is, and it has its end.
 func TestBigDump(t *testing.T) {
 	const n = 100_000
 	r := start(t, ServerOptions{})
@@ -57,9 +58,9 @@ func TestBigDump(t *testing.T) {
 		t.Fatalf("got %v, want seq 1", m)
 	}
 	// x stops reading here.
-	wantErr(t, "Flush by another", other.Flush(ctx, 0), nil)
+	r.inServer(func() { r.b.sas = r.b.sas[:n-100] })
 	wantErr(t, "Add by another", other.Add(ctx, params(0x10), 0), syscall.EINVAL)
-	wantErr(t, "Add by another", other.Add(ctx, params(0x1000), 0), nil)
+	wantErr(t, "Add by another", other.Add(ctx, params(0x1000+n), 0), nil)
 	x.send(&pfkey.Message{Header: pfkey.Header{Type: pfkey.Dump, Seq: 9, Pid: 5}})
 	x.send(&pfkey.Message{Header: pfkey.Header{Type: pfkey.XSPDDump, Seq: 10, Pid: 5}})
 	next, busy, copies := uint32(2), 0, 0
@@ -84,12 +85,13 @@ func TestBigDump(t *testing.T) {
 		}
 		next++
 	}
-	if next != n || busy != 2 || copies != 2 {
-		t.Errorf("got %d SAs, %d EBUSY, %d copies, want %d, 2, 2", next, busy, copies, n)
+	// The entry that waited to know if it is the last was fetched before.
+	if want := uint32(n - 100); next < want || next > want+1 || busy != 2 || copies != 1 {
+		t.Errorf("got %d SAs, %d EBUSY, %d copies, want %d or one more, 2, 1", next, busy, copies, want)
 	}
 	// The next dump may begin.
 	x.send(&pfkey.Message{Header: pfkey.Header{Type: pfkey.Dump, Pid: 5}})
-	x.want(pfkey.Header{Type: pfkey.Dump, SAType: 3, Pid: 5})
+	x.want(pfkey.Header{Type: pfkey.Dump, SAType: 3, Seq: 1, Pid: 5})
 }
 
 // Our client reads a big dump, too.
