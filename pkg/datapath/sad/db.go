@@ -66,7 +66,7 @@ func (d *DB) hashOut(k OutKey) uint64 {
 	return d.seed.mix(d.seed.mix(d.seed.addr(k.Src), d.seed.addr(k.Dst)), uint64(k.ReqID)<<16|uint64(k.Mode)<<8|uint64(k.Proto))
 }
 
-// Lookup finds an SA by protocol, destination and SPI, larval ones (T nil)
+// Lookup finds an SA by protocol, destination and SPI, larval ones
 // included. It is nil if there is none.
 func (d *DB) Lookup(id ipsec.SAID) *SA {
 	s := *d.bySPI.slots.Load()
@@ -182,7 +182,7 @@ func (d *DB) Each(f func(*SA) bool) { d.bySPI.each(f) }
 
 // link puts s in front of the lists in which Out looks for it.
 func (d *DB) link(s *SA) {
-	if s.T == nil {
+	if s.State() == Larval {
 		return
 	}
 	k := OutKey{s.P.Proto, s.P.Mode, 0, s.P.Src, s.P.Dst}

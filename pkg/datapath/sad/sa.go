@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/missiu/missiu/pkg/datapath/ah"
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/replay"
@@ -45,12 +46,13 @@ func (s State) String() string {
 	return "State(?)"
 }
 
-// SA is one Security Association. P, T and Window never change once it is in a
-// DB; what changes is in the Counters, which an SA shares with the one that
-// replaces it (see WithEncap).
+// SA is one Security Association. P, T, AH and Window never change once it is
+// in a DB; what changes is in the Counters, which an SA shares with the one
+// that replaces it (see WithEncap).
 type SA struct {
 	P      ipsec.SAParams // without keys; Hard and Soft as it was made, see Limits
-	T      *esp.Transform // nil: larval
+	T      *esp.Transform // nil: larval, or no ESP
+	AH     *ah.Transform  // nil: larval, or no AH
 	Window *replay.Window // never nil
 	*Counters
 
@@ -97,21 +99,34 @@ const (
 const seqSoft = 0xf000_0000
 
 // New makes a mature SA. The transform is made from the keys of p, which stay
-// the caller's: the SA holds none of them. The error is a *esp.ParamError.
+// the caller's: the SA holds none of them. The error is a *esp.ParamError or an
+// *ah.ParamError. An IPComp SA, which is "Association" by RFC 3173 and has no
+// keys, has no transform: what compresses belongs to workers.
 func New(p *ipsec.SAParams, now time.Time) (*SA, error) {
-	t, err := esp.New(p)
+	var t *esp.Transform
+	var a *ah.Transform
+	var err error
+	switch p.Proto {
+	case ipsec.AH:
+		a, err = ah.New(p)
+	case ipsec.IPComp:
+	default:
+		t, err = esp.New(p)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return newSA(p, t, Mature, now), nil
+	s := newSA(p, Mature, now)
+	s.T, s.AH = t, a
+	return s, nil
 }
 
 // NewLarval makes an SA that only holds its SPI.
-func NewLarval(p *ipsec.SAParams, now time.Time) *SA { return newSA(p, nil, Larval, now) }
+func NewLarval(p *ipsec.SAParams, now time.Time) *SA { return newSA(p, Larval, now) }
 
-func newSA(p *ipsec.SAParams, t *esp.Transform, st State, now time.Time) *SA {
+func newSA(p *ipsec.SAParams, st State, now time.Time) *SA {
 	s := &SA{
-		P: *p, T: t,
+		P:        *p,
 		Window:   replay.New(int(min(p.ReplayWindow, replay.MaxSize)), p.ESN),
 		Counters: &Counters{created: now, maxSeq: maxSeq32},
 	}
@@ -128,7 +143,7 @@ func newSA(p *ipsec.SAParams, t *esp.Transform, st State, now time.Time) *SA {
 // shares everything else, counters and sequence numbers included. It is to
 // replace s in the DB.
 func (s *SA) WithEncap(e *ipsec.Encap) *SA {
-	n := &SA{P: s.P, T: s.T, Window: s.Window, Counters: s.Counters}
+	n := &SA{P: s.P, T: s.T, AH: s.AH, Window: s.Window, Counters: s.Counters}
 	n.P.Encap = e
 	return n
 }

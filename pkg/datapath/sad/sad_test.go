@@ -42,7 +42,9 @@ func mustNew(t testing.TB, p *ipsec.SAParams) *SA {
 func fake(like *SA, spi ipsec.SPI, d netip.Addr, reqid ipsec.ReqID) *SA {
 	p := like.P
 	p.SPI, p.Dst, p.ReqID = spi, d, reqid
-	return newSA(&p, like.T, Mature, t0)
+	s := newSA(&p, Mature, t0)
+	s.T = like.T
+	return s
 }
 
 func TestNoKeysInSA(t *testing.T) {
