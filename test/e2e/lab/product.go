@@ -98,7 +98,13 @@ func (n *Node) WritePSK() {
 func (n *Node) StartIKE(options ...string) {
 	n.t.Helper()
 	n.WritePSK()
-	line := strings.Join(append([]string{"./ike -p @../psk"}, append(options, n.Addr.String())...), " ")
+	n.StartIKEWith(strings.Join(append([]string{"./ike -p @../psk"}, options...), " "))
+}
+
+// StartIKEWith starts ike by a command line that lacks the address only.
+func (n *Node) StartIKEWith(line string) {
+	n.t.Helper()
+	line += " " + n.Addr.String()
 	if n.Echo != nil {
 		n.Echo(n, line+" &")
 	}
