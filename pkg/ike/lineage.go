@@ -248,8 +248,13 @@ func (l *lineage) carryOut(outs []sa.Output) {
 			l.d.removeSA(installed{ipsec.SAID{Proto: ipsec.ESP, Dst: o.Dst, SPI: o.SPI}, netip.Addr{}})
 		case sa.InstallChild:
 			if err := l.install(o); err != nil {
-				l.log.Error("child SA not installed", zap.Stringer("spi_in", o.In.SPI), zap.Stringer("spi_out", o.Out.SPI), zap.Error(err))
+				l.log.Error("child SA not installed", zap.Stringer("in", o.In.SAID), zap.Error(err))
 				outs = append(outs, l.sa.ChildLost(time.Now(), o.In.SAID, err)...)
+			}
+		case sa.InstallOut:
+			if err := l.installOut(o.Out, 0); err != nil {
+				l.log.Error("child SA not installed", zap.Stringer("in", o.In), zap.Stringer("out", o.Out.SAID), zap.Error(err))
+				outs = append(outs, l.sa.ChildLost(time.Now(), o.In, err)...)
 			}
 		case sa.RemoveChild:
 			l.remove(o)
@@ -299,35 +304,51 @@ func (l *lineage) getSPI(o sa.NeedSPI) (spi ipsec.SPI, err error) {
 	return spi, err
 }
 
-// install puts both SAs of a child SA in force, or neither.
+// install puts both SAs of a child SA in force, or neither; the outbound one
+// perhaps later.
 func (l *lineage) install(o sa.InstallChild) error {
 	defer o.In.Wipe()
-	defer o.Out.Wipe()
-	in, out := installed{o.In.SAID, o.In.Src}, installed{o.Out.SAID, o.Out.Src}
-	// Registered first: an EXPIRE may follow at once.
+	in := installed{o.In.SAID, o.In.Src}
+	l.register(in)
 	l.d.mu.Lock()
-	for _, i := range []installed{in, out} {
-		l.d.bySA[i.id] = l
-		l.sas[i.id] = i.src
-	}
 	l.take(o.Seq, policyID(o.Policy))
 	l.d.mu.Unlock()
-	err := l.d.keys(func(ctx context.Context, k KeySocket) error {
-		if err := k.Update(ctx, o.In, o.Seq); err != nil {
-			return err
-		}
-		return k.Add(ctx, o.Out, o.Seq)
-	})
+	err := l.d.keys(func(ctx context.Context, k KeySocket) error { return k.Update(ctx, o.In, o.Seq) })
+	if err == nil && o.Out != nil {
+		err = l.installOut(o.Out, o.Seq)
+	}
 	if err != nil {
 		l.drop(in)
-		l.drop(out)
 		return err
 	}
 	l.children[in.id] = childCount{src: in.src}
-	l.log.Debug("child SA installed", zap.Stringer("spi_in", o.In.SPI), zap.Stringer("spi_out", o.Out.SPI),
-		zap.Stringer("peer", o.Out.Dst), zap.Stringer("mode", o.In.Mode), zap.String("suite", suiteOf(o.In)),
+	l.log.Debug("child SA installed", zap.Stringer("spi_in", o.In.SPI), zap.Bool("out", o.Out != nil),
+		zap.Stringer("peer", o.In.Src), zap.Stringer("mode", o.In.Mode), zap.String("suite", suiteOf(o.In)),
 		zap.Bool("udp", o.In.Encap != nil), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq))
 	return nil
+}
+
+// installOut puts an outbound SA in force.
+func (l *lineage) installOut(p *ipsec.SAParams, seq uint32) error {
+	defer p.Wipe()
+	out := installed{p.SAID, p.Src}
+	l.register(out)
+	err := l.d.keys(func(ctx context.Context, k KeySocket) error { return k.Add(ctx, p, seq) })
+	if err != nil {
+		l.drop(out)
+		return err
+	}
+	l.log.Debug("outbound SA installed", zap.Stringer("sa", p.SAID))
+	return nil
+}
+
+// register says that an SA is of this lineage; before it is installed, since an
+// EXPIRE may follow at once.
+func (l *lineage) register(i installed) {
+	l.d.mu.Lock()
+	defer l.d.mu.Unlock()
+	l.d.bySA[i.id] = l
+	l.sas[i.id] = i.src
 }
 
 func suiteOf(p *ipsec.SAParams) string {

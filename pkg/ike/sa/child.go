@@ -34,6 +34,12 @@ type child struct {
 	peerNew  *child       // the same while our own request is on its way too
 	deleting bool         // our Delete is queued or on its way; the outbound SA is gone
 	removed  bool
+
+	// The outbound SA, until the peer closes old, which it is to replace: only
+	// then it has our answer and can receive on it (RFC 7296, 2.8).
+	held  *ipsec.SAParams
+	old   *child
+	noOut bool // the outbound SA is not installed: held, or never to be
 }
 
 func (c *child) String() string { return fmt.Sprintf("in %v, out %v", c.in, c.outSPI) }
@@ -318,6 +324,9 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	ic := InstallChild{In: &in, Out: &out, Seq: g.seq, Policy: g.policy}
 	if g.rekeys != nil {
 		ic.Rekeys = g.rekeys.in
+		if responder {
+			ic.Out, c.held, c.old, c.noOut = nil, &out, g.rekeys, true
+		}
 	}
 	s.emit(ic)
 	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.String("suite", c.suite.String()),
@@ -379,12 +388,33 @@ func wholeSeconds(ns uint64) time.Duration {
 	return d
 }
 
+// useHeld begins to send on the SA that replaces c, which the peer closes, or
+// which we cannot use any longer.
+func (s *SA) useHeld(c *child) {
+	for _, o := range s.children {
+		if o.held != nil && o.old == c && !s.failed {
+			s.emit(InstallOut{ipsec.SAID{Proto: ipsec.ESP, Dst: o.inDst, SPI: o.in}, o.held})
+			o.held, o.old, o.noOut = nil, nil, false
+		}
+	}
+}
+
+// dropHeld says that c, which is about to go, will never be sent on.
+func (c *child) dropHeld() {
+	if c.held != nil {
+		c.held.Wipe()
+		c.held, c.old = nil, nil
+	}
+}
+
 // removeChild ends a child SA: both its SAs go, except the outbound one if it
 // has gone before.
 func (s *SA) removeChild(c *child, reason error) {
 	if c.removed {
 		return
 	}
+	s.useHeld(c)
+	c.dropHeld()
 	c.removed = true
 	s.children = slices.DeleteFunc(s.children, func(o *child) bool { return o == c })
 	for _, o := range s.children { // so the peer thought better of it
@@ -396,7 +426,7 @@ func (s *SA) removeChild(c *child, reason error) {
 		}
 	}
 	r := c.remove(reason)
-	if c.deleting {
+	if c.deleting || c.noOut {
 		r.Out, r.OutSrc = ipsec.SAID{}, netip.Addr{}
 	}
 	s.emit(r)

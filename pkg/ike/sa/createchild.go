@@ -144,6 +144,9 @@ func (t *createChild) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 		s.emit(Rekeyed{Old: old.in, New: p.in})
 		s.deleteChild(c, ErrRedundant)
 	default:
+		if p != nil {
+			p.dropHeld() // the peer closes it
+		}
 		s.emit(Rekeyed{Old: old.in, New: c.in})
 		s.deleteChild(old, ErrRekeyed)
 	}

@@ -75,6 +75,47 @@ func TestRekeyChild(t *testing.T) {
 	}
 }
 
+// A rekeys, b answers. What b sends meanwhile must be on the old SA, until a has
+// the answer for certain; and b is never without an SA to send on (RFC 7296, 2.8).
+func TestRekeyChildSendsOnOld(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.establish()
+		l.clearEvents()
+		old := inSPI(t, l.a)
+		l.a.do(l.a.sa.ChildExpired(l.now, old, false))
+		l.settle()
+		l.want(1)
+		can, steps := 1, "" // outbound SAs of b
+		for _, o := range l.b.events {
+			switch o := o.(type) {
+			case InstallChild:
+				if o.Out != nil {
+					t.Errorf("outbound SA at once")
+				}
+				steps += "in "
+			case InstallOut:
+				can++
+				steps += "out "
+			case RemoveChild:
+				if o.Out.SPI != 0 {
+					can--
+					steps += "old gone "
+				}
+			case Send:
+				if !o.Again {
+					steps += "answer "
+				}
+			}
+			if can == 0 {
+				t.Errorf("no outbound SA")
+			}
+		}
+		if want := "in answer out old gone answer "; steps != want {
+			t.Errorf("b: %q, want %q", steps, want)
+		}
+	})
+}
+
 func TestRekeyIKE(t *testing.T) {
 	for _, side := range []string{"initiator", "responder"} {
 		t.Run(side, func(t *testing.T) {

@@ -41,10 +41,14 @@ func (s *SA) deleteChild(c *child, reason error) {
 	if c.deleting || c.removed || s.failed {
 		return
 	}
+	s.useHeld(c)
+	c.dropHeld()
 	r := c.remove(reason)
 	r.In.SPI = 0
 	c.deleting = true
-	s.emit(r)
+	if !c.noOut {
+		s.emit(r)
+	}
 	s.queue = append(s.queue, &deleteChild{c: c, spi: c.in, reason: reason})
 }
 

@@ -165,12 +165,15 @@ func (n *node) do(outs []Output) {
 				n.t.Errorf("%s: installs SPI %v, which it did not get", n.name, o.In.SPI)
 			}
 			delete(n.larval, o.In.SPI)
-			for _, p := range []*ipsec.SAParams{o.In, o.Out} {
-				if n.sads[p.SAID] != nil {
-					n.t.Errorf("%s: %v installed twice", n.name, p.SAID)
-				}
-				n.sads[p.SAID] = p
+			n.install(o.In)
+			if o.Out != nil {
+				n.install(o.Out)
 			}
+		case InstallOut:
+			if n.sads[o.In] == nil {
+				n.t.Errorf("%s: outbound SA for %v, which is not installed", n.name, o.In)
+			}
+			n.install(o.Out)
 		case RemoveChild:
 			for _, id := range []ipsec.SAID{o.In, o.Out} {
 				if id.SPI == 0 {
@@ -197,6 +200,14 @@ func (n *node) do(outs []Output) {
 	if !n.holdSPI {
 		n.giveSPIs()
 	}
+}
+
+func (n *node) install(p *ipsec.SAParams) {
+	n.t.Helper()
+	if n.sads[p.SAID] != nil {
+		n.t.Errorf("%s: %v installed twice", n.name, p.SAID)
+	}
+	n.sads[p.SAID] = p
 }
 
 // giveSPIs answers what waits for an SPI.

@@ -129,7 +129,8 @@ type ReleaseSPI struct {
 // SPI came from ChildSPI: UPDATE), Out to be added. In comes first. Rekeys is
 // the inbound SPI of the child SA that this one replaces, which goes on
 // receiving until RemoveChild; 0 if there is none. From now on Out is to be used
-// rather than the old one's.
+// rather than the old one's. Out is nil when the peer rekeys: InstallOut brings
+// it, or, if the new child SA is given up before, nothing does.
 //
 // What cannot be installed is told by ChildLost.
 type InstallChild struct {
@@ -137,6 +138,13 @@ type InstallChild struct {
 	Seq     uint32 // of the ACQUIRE, or 0
 	Policy  Policy
 	Rekeys  ipsec.SPI
+}
+
+// InstallOut adds the outbound SA of the child SA that receives on In, whose
+// InstallChild came without. What cannot be installed is told by ChildLost.
+type InstallOut struct {
+	In  ipsec.SAID
+	Out *ipsec.SAParams
 }
 
 // RemoveChild removes SAs of a child SA. A SAID with SPI 0 stands for "not this
@@ -214,6 +222,7 @@ func (Keepalive) output()    {}
 func (NeedSPI) output()      {}
 func (ReleaseSPI) output()   {}
 func (InstallChild) output() {}
+func (InstallOut) output()   {}
 func (RemoveChild) output()  {}
 func (ChildFailed) output()  {}
 func (NewIKESA) output()     {}

@@ -289,6 +289,11 @@ func (s *SA) alive(i *ikeSA, d Datagram) {
 		s.peer.Local, s.peer.Remote = d.Local, d.Remote
 		if !first && old != d.Remote {
 			s.emit(PeerMoved{old, d.Remote})
+			for _, c := range s.children {
+				if c.held != nil && c.held.Encap != nil && c.outDst == d.Remote.Addr() {
+					c.held.Encap.DPort = d.Remote.Port()
+				}
+			}
 			if old.Addr() != d.Remote.Addr() {
 				// The destination is part of what an SA is.
 				for _, c := range s.children {
