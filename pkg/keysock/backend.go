@@ -60,6 +60,11 @@ type Backend interface {
 	Policies(conn uint64) []*PolicyInfo
 	FlushPolicies(conn uint64) (removed bool)
 
+	// Migrate carries out m or none of it: ENOENT without such a policy, ENODATA if
+	// no request of it fits a move, EEXIST if an SA with a moved one's SPI is at
+	// the new place, EBUSY during a transaction.
+	Migrate(m *Migration) error
+
 	// Begin opens a transaction of conn; EBUSY if it may not now.
 	Begin(conn uint64) error
 	// Commit puts it in force. After an error it is closed and had no effect.

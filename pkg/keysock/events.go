@@ -49,7 +49,7 @@ func eventOf(m *pfkey.Message) Event {
 		}
 	case pfkey.XSPDFlush:
 		return PoliciesFlushed{}
-	case pfkey.XCommit:
+	case pfkey.XCommit, pfkey.XMigrate:
 		return PoliciesChanged{}
 	case pfkey.XLost:
 		if m.Count != nil {

@@ -23,7 +23,11 @@ type fakeBackend struct {
 	aborted  []uint64
 	status   []byte
 	getSPIs  []GetSPI
-	at       int // where Get found the last one: a dump wants the next
+
+	migrated   []*Migration
+	migrateErr error
+
+	at int // where Get found the last one: a dump wants the next
 }
 
 func newFake() *fakeBackend {
@@ -195,6 +199,11 @@ func (f *fakeBackend) FlushPolicies(conn uint64) bool {
 	l, set := f.spd(conn)
 	set(nil)
 	return len(l) > 0
+}
+
+func (f *fakeBackend) Migrate(m *Migration) error {
+	f.migrated = append(f.migrated, m)
+	return f.migrateErr
 }
 
 func (f *fakeBackend) Begin(conn uint64) error {

@@ -66,7 +66,7 @@ func (s *Server) dispatch(c *conn, m *pfkey.Message, raw []byte) error {
 	case pfkey.XSPDFlush:
 		return s.flushPolicies(c, m)
 	case pfkey.XMigrate:
-		return refuse(syscall.ENOPROTOOPT, "%v", m.Type)
+		return s.migrate(c, m)
 	case pfkey.XBegin, pfkey.XCommit, pfkey.XAbort:
 		return s.transaction(c, m)
 	case pfkey.XStatus:

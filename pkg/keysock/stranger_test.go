@@ -117,7 +117,7 @@ func TestRefusals(t *testing.T) {
 		{"SPDDELETE2 of nothing", spd(pfkey.XSPDDelete2, none), syscall.ENOENT},
 		{"bare SPDDELETE2", head(pfkey.XSPDDelete2), syscall.EINVAL},
 		{"X_NAT_T_NEW_MAPPING", head(pfkey.XNATTNewMapping), syscall.EOPNOTSUPP},
-		{"X_MIGRATE", head(pfkey.XMigrate), syscall.ENOPROTOOPT},
+		{"bare X_MIGRATE", head(pfkey.XMigrate), syscall.EINVAL},
 		{"X_COMMIT of nothing", head(pfkey.XCommit), syscall.EINVAL},
 		{"X_LOST", head(pfkey.XLost), syscall.EOPNOTSUPP},
 	} {

@@ -49,6 +49,24 @@ type GetSPI struct {
 	Encap    *ipsec.Encap
 }
 
+// Migration moves the end points of a policy and of its SAs (MOBIKE, Mobile IPv6).
+type Migration struct {
+	Dir   ipsec.Direction
+	Sel   ipsec.Selector // of the policy
+	Moves []Move         // one at least, no two from the same place
+}
+
+// Move is one pair of end points. It concerns the policy's requests of Proto,
+// Mode and ReqID (0: any) and, in tunnel mode, with the old end points; and the
+// SAs of all of these.
+type Move struct {
+	Proto          ipsec.Protocol
+	Mode           ipsec.Mode
+	ReqID          ipsec.ReqID
+	OldSrc, OldDst netip.Addr
+	NewSrc, NewDst netip.Addr // perhaps of another family
+}
+
 // Supported lists the algorithms that an engine has.
 type Supported struct {
 	Encr []alg.Encr
@@ -104,7 +122,8 @@ type PolicyDeleted struct{ Policy ipsec.Policy }
 // PoliciesFlushed tells that all policies are gone.
 type PoliciesFlushed struct{}
 
-// PoliciesChanged tells that a transaction was committed: read the SPD again.
+// PoliciesChanged tells that a transaction was committed, or that a policy has
+// migrated and its SAs with it: read the SPD again.
 type PoliciesChanged struct{}
 
 // SAAdded tells that an SA was added or updated by another client.
