@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -123,6 +124,41 @@ func TestPidFile(t *testing.T) {
 	if got, err := Owner(path); got != 0 || err != nil {
 		t.Errorf("Owner of a missing file = %d, %v", got, err)
 	}
+}
+
+// Whoever asks for the owner is in nobody's way, and is told a pid even when he
+// asks before it is written.
+func TestPidFileAsked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "eth0.pid")
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	for range 4 {
+		asking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if pid, err := Owner(path); err != nil || pid != 0 && pid != os.Getpid() {
+					t.Errorf("Owner = %d, %v; want 0 or %d", pid, err, os.Getpid())
+					return
+				}
+			}
+		})
+	}
+	for range 300 {
+		p, err := LockPidFile(path)
+		if err != nil {
+			t.Errorf("nobody holds the lock: %v", err)
+			break
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	asking.Wait()
 }
 
 func TestNotify(t *testing.T) {

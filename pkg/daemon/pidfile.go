@@ -3,11 +3,14 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // RunningError says that another process holds the pid file.
@@ -41,10 +44,10 @@ func LockPidFile(path string) (*PidFile, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, writeLock()); err != nil {
 			f.Close()
-			if errors.Is(err, syscall.EWOULDBLOCK) {
-				pid, _ := readPid(path)
+			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+				pid, _ := Owner(path)
 				return nil, &RunningError{path, pid}
 			}
 			return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -78,24 +81,41 @@ func (p *PidFile) Close() error {
 	return errors.Join(err, p.f.Close())
 }
 
+// writeLock covers the whole file. It belongs to the open file, like that of
+// flock, but whether it is held can be asked without holding it for a moment.
+func writeLock() *unix.Flock_t { return &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart} }
+
+// pidWait is how long a process that holds the lock may take to write its pid.
+const pidWait = time.Second
+
 // Owner returns the pid of the process that holds path locked, or 0 if none does.
 func Owner(path string) (int, error) {
+	for deadline := time.Now().Add(pidWait); ; time.Sleep(time.Millisecond) {
+		held, err := locked(path)
+		if !held || err != nil {
+			return 0, err
+		}
+		pid, err := readPid(path)
+		if err == nil || time.Now().After(deadline) {
+			return pid, err
+		}
+	}
+}
+
+func locked(path string) (bool, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
+		return false, nil
 	}
 	if err != nil {
-		return 0, err
+		return false, err
 	}
 	defer f.Close()
-	err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB)
-	if err == nil {
-		return 0, nil
+	l := writeLock()
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, l); err != nil {
+		return false, fmt.Errorf("lock %s: %w", path, err)
 	}
-	if !errors.Is(err, syscall.EWOULDBLOCK) {
-		return 0, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return readPid(path)
+	return l.Type != unix.F_UNLCK, nil
 }
 
 func readPid(path string) (int, error) {
