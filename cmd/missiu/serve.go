@@ -61,11 +61,6 @@ func serve(o *options) (err error) {
 		return err
 	}
 	defer log.Sync()
-	pid, err := daemon.LockPidFile(pidPath(o.ifname))
-	if err != nil {
-		return fmt.Errorf("%s: %w", o.ifname, err)
-	}
-	defer pid.Close()
 	hup := func() {
 		if logFile != nil {
 			if err := logFile.Reopen(); err != nil {
@@ -75,6 +70,12 @@ func serve(o *options) (err error) {
 	}
 	ctx, cancel := daemon.Signals(context.Background(), hup)
 	defer cancel()
+	// From here on TERM ends us in an orderly way, so stop may send it.
+	pid, err := daemon.LockPidFile(pidPath(o.ifname))
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.ifname, err)
+	}
+	defer pid.Close()
 	in := &instance{o: o, log: log.Named("missiu").With(zap.String("if", o.ifname)), since: time.Now()}
 	adopted, err := tap.Find(o.ifname)
 	if err != nil {
@@ -203,6 +204,12 @@ func (in *instance) follow(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case err := <-in.wire.Tampered():
+			if err != nil {
+				in.log.Error("somebody removed rules of the packet filter; clear text may come in until they are back", zap.Error(err))
+			} else {
+				in.log.Warn("somebody removed rules of the packet filter (nft flush ruleset?); they are back")
+			}
 		case l, ok := <-in.wire.Changes():
 			if !ok {
 				if err := in.wire.Err(); err != nil && ctx.Err() == nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -41,6 +42,10 @@ type chain struct {
 	c     *nftables.Conn
 	table *nftables.Table
 	set   map[string]*nftables.Set
+
+	ifname   string
+	contents map[string][]nftables.SetElement // of the sets, for restore
+	ruled    map[string]int                   // rules of each chain
 }
 
 // tableName makes an identifier of nft's language of an interface name, which
@@ -94,19 +99,25 @@ func newChain(ifname string, local []netip.Addr) (*chain, error) {
 	if err != nil {
 		return nil, nftError(err)
 	}
-	h := &chain{c: c, set: map[string]*nftables.Set{}}
-	if err := h.build(ifname, local); err != nil {
+	h := &chain{c: c, ifname: ifname}
+	old, err := findTable(c, ifname)
+	if err == nil {
+		h.contents, err = h.inherit(old)
+	}
+	if err == nil {
+		v4, v6 := split(local)
+		h.contents["local4"], h.contents["local6"] = single(v4), single(v6)
+		err = h.build(old)
+	}
+	if err != nil {
 		c.CloseLasting()
 		return nil, err
 	}
 	return h, nil
 }
 
-func (h *chain) build(ifname string, local []netip.Addr) error {
-	old, err := findTable(h.c, ifname)
-	if err != nil {
-		return err
-	}
+// inherit reads the divert sets of the table that a killed instance left.
+func (h *chain) inherit(old *nftables.Table) (map[string][]nftables.SetElement, error) {
 	inherited := map[string][]nftables.SetElement{}
 	if old != nil {
 		for _, name := range []string{"divert4", "divert6"} {
@@ -114,35 +125,44 @@ func (h *chain) build(ifname string, local []netip.Addr) error {
 			if err != nil {
 				continue // a table that an earlier version or somebody else made
 			}
-			if inherited[name], err = h.c.GetSetElements(s); err != nil {
-				return nftError(err)
+			es, err := h.c.GetSetElements(s)
+			if err != nil {
+				return nil, nftError(err)
 			}
+			inherited[name] = ordered(es)
 		}
+	}
+	return inherited, nil
+}
+
+// build makes the table with its contents in one transaction, in which old, if
+// not nil, goes.
+func (h *chain) build(old *nftables.Table) error {
+	if old != nil {
 		h.c.DelTable(old)
 	}
-	h.table = h.c.AddTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: tableName(ifname)})
-	v4, v6 := split(local)
+	h.table = h.c.AddTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: tableName(h.ifname)})
+	h.set, h.ruled = map[string]*nftables.Set{}, map[string]int{}
 	for _, s := range []struct {
 		name     string
 		kind     nftables.SetDatatype
 		interval bool
-		elems    []nftables.SetElement
 	}{
-		{"divert4", nftables.TypeIPAddr, true, ordered(inherited["divert4"])},
-		{"divert6", nftables.TypeIP6Addr, true, ordered(inherited["divert6"])},
-		{"local4", nftables.TypeIPAddr, false, single(v4)},
-		{"local6", nftables.TypeIP6Addr, false, single(v6)},
+		{"divert4", nftables.TypeIPAddr, true},
+		{"divert6", nftables.TypeIP6Addr, true},
+		{"local4", nftables.TypeIPAddr, false},
+		{"local6", nftables.TypeIP6Addr, false},
 	} {
 		set := &nftables.Set{Table: h.table, Name: s.name, KeyType: s.kind, Interval: s.interval, KeyByteOrder: binaryutil.BigEndian}
 		if err := h.c.AddSet(set, nil); err != nil {
 			return nftError(err)
 		}
 		h.set[s.name] = set
-		if err := h.add(set, s.elems); err != nil {
+		if err := h.add(set, h.contents[s.name]); err != nil {
 			return nftError(err)
 		}
 	}
-	h.rules(ifname)
+	h.rules(h.ifname)
 	if err := h.c.Flush(); err != nil {
 		return nftError(err)
 	}
@@ -230,6 +250,7 @@ func (h *chain) replace(contents map[string][]nftables.SetElement) error {
 	if err := h.c.Flush(); err != nil {
 		return nftError(err)
 	}
+	maps.Copy(h.contents, contents)
 	return nil
 }
 
@@ -285,6 +306,7 @@ func (h *chain) rules(ifname string) {
 	})
 	rule := func(c *nftables.Chain, parts ...[]expr.Any) {
 		h.c.AddRule(&nftables.Rule{Table: h.table, Chain: c, Exprs: slices.Concat(parts...)})
+		h.ruled[c.Name]++
 	}
 	const link, network, transport = expr.PayloadBaseLLHeader, expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader
 	const eq = expr.CmpOpEq

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	nl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,9 @@ type Wire struct {
 	changes chan Link
 	lost    atomic.Pointer[LinkError]
 
+	events   *nl.Conn // of the packet filter
+	tampered chan error
+
 	closing   atomic.Bool
 	closeOnce sync.Once
 	closeErr  error
@@ -42,7 +46,7 @@ type Wire struct {
 // instance left is replaced in one step, with its divert set kept until the
 // first SetDivert.
 func Open(ifname string) (*Wire, error) {
-	w := &Wire{name: ifname, changes: make(chan Link, 1), stop: make(chan struct{})}
+	w := &Wire{name: ifname, changes: make(chan Link, 1), tampered: make(chan error, 1), stop: make(chan struct{})}
 	if err := w.open(); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("%s: %w", ifname, err)
@@ -71,8 +75,9 @@ func (w *Wire) open() error {
 		subscribed.end()
 		return err
 	}
-	w.following.Add(1)
+	w.following.Add(2)
 	go w.follow(subscribed)
+	go w.guard(w.events)
 	return nil
 }
 
@@ -90,6 +95,9 @@ func (w *Wire) take() error {
 		return err
 	}
 	if err := loosenReversePath(w.name); err != nil {
+		return err
+	}
+	if w.events, err = listenNft(); err != nil {
 		return err
 	}
 	w.setMu.Lock()
@@ -215,6 +223,9 @@ func (w *Wire) Close() error {
 	w.closeOnce.Do(func() {
 		w.closing.Store(true)
 		close(w.stop)
+		if w.events != nil {
+			w.events.Close()
+		}
 		w.following.Wait()
 		if w.reader.file != nil {
 			w.reader.file.Close()

@@ -40,6 +40,7 @@ func TestReversePath(t *testing.T) {
 func abandon(w *Wire) {
 	w.closing.Store(true)
 	close(w.stop)
+	w.events.Close()
 	w.following.Wait()
 	w.reader.file.Close()
 	w.sender.close()
