@@ -43,6 +43,7 @@ type conn struct {
 	// Of the goroutine of Serve.
 	tx     bool     // a policy transaction is open
 	copies [][]byte // of its answers, for sockets that know no transactions
+	labels []func() // of policies, to be set at its end
 
 	mu         sync.Mutex
 	shutDone   bool

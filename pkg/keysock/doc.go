@@ -24,6 +24,9 @@
 // Answers to ADD and UPDATE go to everybody and carry no keys; GET and DUMP do,
 // to the asker alone (and to promiscuous sockets, which hear all).
 //
+// IDENTITY, SENSITIVITY and PROXY are taken and forgotten; X_SEC_CTX is stored
+// and given back; X_KMADDRESS is in the announcement of an X_MIGRATE.
+//
 // # Policy transactions
 //
 // Between Begin and Commit the policy requests of a connection work on a draft;

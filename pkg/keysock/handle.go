@@ -235,15 +235,18 @@ func (s *Server) transaction(c *conn, m *pfkey.Message) error {
 	case !c.tx:
 		return refuse(syscall.EINVAL, "no transaction is open")
 	case m.Type == pfkey.XAbort:
-		c.tx, c.copies = false, nil
+		c.tx, c.copies, c.labels = false, nil, nil
 		if err := s.b.Abort(c.id); err != nil {
 			return err
 		}
 	default:
-		copies := c.copies
-		c.tx, c.copies = false, nil
+		copies, labels := c.copies, c.labels
+		c.tx, c.copies, c.labels = false, nil, nil
 		if err := s.b.Commit(c.id); err != nil {
 			return err
+		}
+		for _, set := range labels {
+			set()
 		}
 		defer s.committed(c, m, copies)
 	}

@@ -17,7 +17,8 @@ func (s *Server) getSPI(c *conn, m *pfkey.Message) error {
 	if err != nil {
 		return err
 	}
-	return s.reply(c, saMessage(m, i, withCurrent), false)
+	s.setSALabel(i.SAID, nil)
+	return s.reply(c, s.saMessage(m, i, withCurrent), false)
 }
 
 func takeGetSPI(m *pfkey.Message) (g GetSPI, err error) {
@@ -65,7 +66,10 @@ func (s *Server) addSA(c *conn, m *pfkey.Message) error {
 		p.Wipe()
 		return err
 	}
-	return s.replyAll(c, saMessage(m, i, withCurrent))
+	if m.SecCtx != nil || m.Type == pfkey.Add {
+		s.setSALabel(i.SAID, m.SecCtx)
+	}
+	return s.replyAll(c, s.saMessage(m, i, withCurrent))
 }
 
 func (s *Server) deleteSA(c *conn, m *pfkey.Message) error {
@@ -79,7 +83,7 @@ func (s *Server) deleteSA(c *conn, m *pfkey.Message) error {
 	}
 	dead := *i
 	dead.State = Dead
-	return s.replyAll(c, saMessage(m, &dead, withCurrent))
+	return s.replyAll(c, s.saMessage(m, &dead, withCurrent))
 }
 
 func (s *Server) getSA(c *conn, m *pfkey.Message) error {
@@ -92,13 +96,14 @@ func (s *Server) getSA(c *conn, m *pfkey.Message) error {
 		return err
 	}
 	defer i.Wipe()
-	return s.reply(c, saMessage(m, i, withCurrent|withKeys), true)
+	return s.reply(c, s.saMessage(m, i, withCurrent|withKeys), true)
 }
 
 // saMessage is an answer that shows an SA.
-func saMessage(req *pfkey.Message, i *SAInfo, with int) *message {
+func (s *Server) saMessage(req *pfkey.Message, i *SAInfo, with int) *message {
 	return &message{put: func(a *pfkey.Message, what int) error {
 		answerHeader(a, req)
+		a.SecCtx = s.labels.sas[i.SAID]
 		return putSA(a, i, with|what)
 	}}
 }
@@ -158,7 +163,11 @@ func (s *Server) dumpSAs(c *conn, m *pfkey.Message) error {
 			case f != nil && !f.Match(i.Src, i.Dst):
 				i.Wipe()
 			default:
-				l = append(l, entry{func(a *pfkey.Message) error { return putSA(a, i, what) }, i.Wipe})
+				label := s.labels.sas[id]
+				l = append(l, entry{func(a *pfkey.Message) error {
+					a.SecCtx = label
+					return putSA(a, i, what)
+				}, i.Wipe})
 			}
 		}
 		ids = ids[n:]

@@ -28,7 +28,8 @@ func (s *Server) addPolicy(c *conn, m *pfkey.Message) error {
 	if err != nil {
 		return err
 	}
-	return s.changed(c, policyMessage(m, got))
+	s.setPolicyLabel(c, got.ID, m.SecCtx)
+	return s.changed(c, s.policyMessage(m, got))
 }
 
 // deletePolicy is SPDDELETE, by direction and selector, and SPDDELETE2, by ID.
@@ -53,7 +54,7 @@ func (s *Server) deletePolicy(c *conn, m *pfkey.Message) error {
 	if err != nil {
 		return err
 	}
-	return s.changed(c, policyMessage(m, i))
+	return s.changed(c, s.policyMessage(m, i))
 }
 
 // changed tells everybody of a change to the SPD, but of one in a transaction
@@ -80,7 +81,7 @@ func (s *Server) getPolicy(c *conn, m *pfkey.Message) error {
 	if err != nil {
 		return err
 	}
-	return s.reply(c, policyMessage(m, i), false)
+	return s.reply(c, s.policyMessage(m, i), false)
 }
 
 func (s *Server) flushPolicies(c *conn, m *pfkey.Message) error {
@@ -114,7 +115,11 @@ func (s *Server) dumpPolicies(c *conn, m *pfkey.Message) error {
 	return c.startDump(&dump{h: m.Header, fetch: func() (es []entry, done bool) {
 		n := min(len(l), dumpBatch)
 		for _, i := range l[:n] {
-			es = append(es, entry{func(a *pfkey.Message) error { return putPolicy(a, i, what) }, func() {}})
+			label := s.labels.policies[i.ID]
+			es = append(es, entry{func(a *pfkey.Message) error {
+				a.SecCtx = label
+				return putPolicy(a, i, what)
+			}, func() {}})
 		}
 		l = l[n:]
 		return es, len(l) == 0
@@ -122,9 +127,12 @@ func (s *Server) dumpPolicies(c *conn, m *pfkey.Message) error {
 }
 
 // policyMessage is an answer that shows a policy.
-func policyMessage(req *pfkey.Message, i *PolicyInfo) *message {
+func (s *Server) policyMessage(req *pfkey.Message, i *PolicyInfo) *message {
 	return &message{put: func(a *pfkey.Message, what int) error {
 		answerHeader(a, req)
+		if a.SecCtx = s.labels.policies[i.ID]; req.Type == pfkey.XSPDAdd || req.Type == pfkey.XSPDUpdate {
+			a.SecCtx = req.SecCtx // the label of one in a transaction is not there yet
+		}
 		return putPolicy(a, i, withCurrent|what)
 	}}
 }

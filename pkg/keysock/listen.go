@@ -29,8 +29,19 @@ func NewServer(path string, b Backend, opt ServerOptions) (*Server, error) {
 		lock.Close()
 		return nil, err
 	}
+	lns := []*net.UnixListener{ln}
+	if opt.Abstract != "" {
+		second, err := listenAbstract(opt.Abstract)
+		if err != nil {
+			os.Remove(path)
+			ln.Close()
+			lock.Close()
+			return nil, err
+		}
+		lns = append(lns, second)
+	}
 	return &Server{
-		b: b, opt: opt, ln: ln, path: path, lock: lock,
+		b: b, opt: opt, lns: lns, path: path, lock: lock, labels: newLabels(),
 		reqs: make(chan *request), wake: make(chan struct{}, 1), quit: make(chan struct{}),
 		conns: make(map[uint64]*conn),
 	}, nil
@@ -97,11 +108,21 @@ func listen(path string) (*net.UnixListener, error) {
 	return ln, nil
 }
 
+// listenAbstract listens at "@name".
+func listenAbstract(name string) (*net.UnixListener, error) {
+	if len(name) < 2 || name[0] != '@' {
+		return nil, fmt.Errorf("%q is no abstract name, want @ and a name", name)
+	}
+	return net.ListenUnix("unixpacket", &net.UnixAddr{Name: name, Net: "unixpacket"})
+}
+
 // removeSocket stops listening. The lock file stays: to remove it would let two
 // servers hold different files of one name.
 func (s *Server) removeSocket() {
 	os.Remove(s.path)
-	s.ln.Close()
+	for _, ln := range s.lns {
+		ln.Close()
+	}
 	s.lock.Close()
 }
 

@@ -20,6 +20,7 @@ func (s *Server) migrate(c *conn, m *pfkey.Message) error {
 	if err := s.b.Migrate(g); err != nil {
 		return err
 	}
+	s.moveLabels(g)
 	return s.replyAll(c, &message{put: func(a *pfkey.Message, _ int) error {
 		a.KMAddress = m.KMAddress
 		return putMigration(a, g)

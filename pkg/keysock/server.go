@@ -16,6 +16,12 @@ type ServerOptions struct {
 	StallLimit time.Duration // how long a client may leave an answer unread; 60 s
 	SendBuffer int           // octets of socket buffer per connection, as far as the kernel allows; 1 MiB
 	MaxConns   int           // connections at a time, more are closed at once; 256
+
+	// Abstract is a second name in the abstract namespace, "@name", for programs
+	// that do not see the file (they run after chroot, or in another mount
+	// namespace); "" for none. Only peer credentials guard it: whoever is in the
+	// network namespace may connect, and is closed unless entitled.
+	Abstract string
 }
 
 func (o *ServerOptions) setDefaults() {
@@ -38,7 +44,7 @@ func (o *ServerOptions) setDefaults() {
 type Server struct {
 	b    Backend
 	opt  ServerOptions
-	ln   *net.UnixListener
+	lns  []*net.UnixListener
 	path string
 	lock *os.File
 
@@ -46,6 +52,8 @@ type Server struct {
 	wake chan struct{} // todo has something
 	quit chan struct{} // Serve is ending
 	wg   sync.WaitGroup
+
+	labels labels // of the goroutine of Serve
 
 	mu      sync.Mutex
 	conns   map[uint64]*conn
@@ -100,12 +108,14 @@ func (s *Server) Do(f func()) {
 // connection, removes the socket and returns when all its goroutines have ended.
 // It is called once; its error says why accepting ended before ctx did.
 func (s *Server) Serve(ctx context.Context) error {
-	accepted := make(chan error, 1)
-	s.wg.Add(1)
-	go func() {
-		defer s.wg.Done()
-		accepted <- s.accept()
-	}()
+	accepted := make(chan error, len(s.lns))
+	for _, ln := range s.lns {
+		s.wg.Add(1)
+		go func() {
+			defer s.wg.Done()
+			accepted <- s.accept(ln)
+		}()
+	}
 	err := s.loop(ctx, accepted)
 	s.shutdown()
 	return err
@@ -163,9 +173,9 @@ func (s *Server) shutdown() {
 }
 
 // accept takes connections until the listener is closed.
-func (s *Server) accept() error {
+func (s *Server) accept(ln *net.UnixListener) error {
 	for {
-		nc, err := s.ln.AcceptUnix()
+		nc, err := ln.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}

@@ -28,6 +28,8 @@
 //   - FlagXESN (FreeBSD's number) says extended sequence numbers.
 //   - ICMP type and code 0 in the ports of a policy's addresses stand as 256,
 //     since 0 is any.
+//   - X_SEC_CTX is stored with SAs and policies and given back; it is no part of
+//     what tells two policies apart.
 //   - X_MIGRATE moves every SA between the old end points, where Linux moves one.
 //   - PROPOSAL in SPDADD and SPDUPDATE and their answers holds the alternatives
 //     of algorithms of a policy, best first; an authentication or encryption
