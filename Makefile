@@ -6,6 +6,7 @@ DESTDIR ?=
 PREFIX  ?= /usr/local
 SBIN     = $(DESTDIR)$(PREFIX)/sbin
 LIB      = $(DESTDIR)$(PREFIX)/lib/missiu
+MAN5     = $(DESTDIR)$(PREFIX)/share/man/man5
 MAN8     = $(DESTDIR)$(PREFIX)/share/man/man8
 UNITS    = $(DESTDIR)$(PREFIX)/lib/systemd/system
 
@@ -68,9 +69,10 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /test/e2e)
 
 install: missiu
-	install -d $(SBIN) $(UNITS) $(MAN8) $(DESTDIR)/etc/missiu
+	install -d $(SBIN) $(UNITS) $(MAN5) $(MAN8) $(DESTDIR)/etc/missiu
 	install -m 755 bin/missiu bin/ike bin/loadConfig $(SBIN)
 	ln -sf loadConfig $(SBIN)/loadconfig
+	install -m 644 cmd/*/*.5 $(MAN5)
 	install -m 644 cmd/*/*.8 scripts/pfkey-preload/*.8 $(MAN8)
 	if [ -e bin/pfkey-preload.so ]; then \
 		install -d $(LIB) && install -m 755 bin/pfkey-preload.so $(LIB) || exit 1; \
