@@ -288,8 +288,29 @@ type Policy struct {
 	// Proposals are the algorithm alternatives for the (one) ESP request,
 	// best first; empty leaves the choice to the key daemon.
 	Proposals []Proposal
+	Flags     PolicyFlags
 	Hard      Lifetime // of the policy itself: AddTime, UseTime
 }
+
+// PolicyFlags say more about a Protect policy. Numbers are those of keysock's
+// private extension.
+type PolicyFlags uint32
+
+// Flags of policies.
+const (
+	// PolicyClear: packets may be in clear as well. Inbound ones are accepted,
+	// outbound ones go while there is no SA.
+	PolicyClear PolicyFlags = 1 << iota
+	// PolicyPerFlow: every flow has a pair of SAs of its own, which hold
+	// nothing else.
+	PolicyPerFlow
+	// PolicyManual: besides the SAs of the policy's reqid those without reqid
+	// serve, if their algorithms are among Proposals: what an operator keys by
+	// hand names no policy.
+	PolicyManual
+	// PolicyInit: key daemons negotiate SAs without waiting for a packet.
+	PolicyInit
+)
 
 // Flow is what a packet looks like to a policy.
 type Flow struct {

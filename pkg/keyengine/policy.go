@@ -217,7 +217,7 @@ func policyError(err error) error {
 }
 
 func policyInfo(n *spd.Entry) *keysock.PolicyInfo {
-	return &keysock.PolicyInfo{Policy: n.P, Added: n.Created, LastUsed: n.LastUsed()}
+	return &keysock.PolicyInfo{Policy: n.P, Added: n.Created, LastUsed: n.LastUsed(), Packets: n.Packets()}
 }
 
 // policy returns p checked and complete, in slices of its own. old is the

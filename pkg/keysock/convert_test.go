@@ -299,3 +299,31 @@ func TestTakePolicyRefuses(t *testing.T) {
 		wantErr(t, tt.name, err, tt.want)
 	}
 }
+
+// Flags and the count of packets need the private extension; without it a policy
+// that takes clear packets shows as one of level use, and a count is cut.
+func TestPolicyMore(t *testing.T) {
+	i := &PolicyInfo{Policy: *policy(1), Added: epoch, Packets: 1 << 40}
+	i.Flags = ipsec.PolicyClear | ipsec.PolicyManual
+	i.Requests = []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Transport, Level: ipsec.LevelUnique, ReqID: 7}}
+	for what, want := range map[int]struct {
+		flags   ipsec.PolicyFlags
+		level   ipsec.Level
+		packets uint64
+	}{
+		withCurrent | withPrivate: {i.Flags, ipsec.LevelUnique, 1 << 40},
+		withCurrent:               {0, ipsec.LevelUse, 1<<32 - 1},
+	} {
+		var m pfkey.Message
+		if err := putPolicy(&m, i, what); err != nil {
+			t.Fatal(err)
+		}
+		got, err := takePolicy(&m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := got.Requests[0]; got.Flags != want.flags || r.Level != want.level || r.ReqID != 7 || got.Packets != want.packets {
+			t.Errorf("%d: flags %d, level %d, reqid %d, packets %d; want %+v", what, got.Flags, r.Level, r.ReqID, got.Packets, want)
+		}
+	}
+}

@@ -36,6 +36,7 @@ type PolicyInfo struct {
 	ipsec.Policy
 	Added    time.Time // whole seconds on the wire; zero: unknown
 	LastUsed time.Time // zero: never
+	Packets  uint64    // that it decided about
 }
 
 // GetSPI asks for a larval SA.

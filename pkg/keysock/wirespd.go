@@ -26,6 +26,9 @@ func putPolicy(m *pfkey.Message, i *PolicyInfo, what int) error {
 		if r.Mode == ipsec.Tunnel {
 			q.Src, q.Dst = r.Src, r.Dst
 		}
+		if i.Flags&ipsec.PolicyClear != 0 && what&withPrivate == 0 && (r.Mode != ipsec.Tunnel || i.Dir != ipsec.Out) {
+			q.Level = pfkey.LevelUse // what comes closest, for those who know no flags
+		}
 		w.Requests = append(w.Requests, q)
 	}
 	m.Policy = w
@@ -33,10 +36,15 @@ func putPolicy(m *pfkey.Message, i *PolicyInfo, what int) error {
 		return err
 	}
 	if what&withCurrent != 0 {
-		m.Current = &pfkey.Lifetime{AddTime: unixTime(i.Added), UseTime: unixTime(i.LastUsed)}
+		m.Current = &pfkey.Lifetime{
+			Allocations: clip32(i.Packets), AddTime: unixTime(i.Added), UseTime: unixTime(i.LastUsed),
+		}
 	}
 	if what&withCurrent != 0 || !i.Hard.IsZero() {
 		m.Hard, m.Soft = lifetimeToWire(i.Hard), &pfkey.Lifetime{}
+	}
+	if what&withPrivate != 0 && (i.Flags != 0 || what&withCurrent != 0) {
+		m.PolicyMore = &pfkey.PolicyMore{Flags: pfkey.PolicyFlags(i.Flags), Packets: i.Packets}
 	}
 	if what&withPrivate != 0 && len(i.Proposals) > 0 {
 		var err error
@@ -79,7 +87,10 @@ func takePolicy(m *pfkey.Message) (*PolicyInfo, error) {
 	}
 	i.Policy.Hard = lifetimeFromWire(m.Hard)
 	if c := m.Current; c != nil {
-		i.Added, i.LastUsed = date(c.AddTime), date(c.UseTime)
+		i.Packets, i.Added, i.LastUsed = uint64(c.Allocations), date(c.AddTime), date(c.UseTime)
+	}
+	if m.PolicyMore != nil {
+		i.Flags, i.Packets = ipsec.PolicyFlags(m.PolicyMore.Flags), m.PolicyMore.Packets
 	}
 	i.Proposals, err = proposalsFromWire(m.Proposal)
 	return i, err

@@ -31,6 +31,8 @@
 //   - X_SEC_CTX is stored with SAs and policies and given back; it is no part of
 //     what tells two policies apart.
 //   - X_MIGRATE moves every SA between the old end points, where Linux moves one.
+//   - LIFETIME_CURRENT.allocations of a policy are the packets that it decided
+//     about, up to 32 bits; Linux counts none there and shows 0.
 //   - PROPOSAL in SPDADD and SPDUPDATE and their answers holds the alternatives
 //     of algorithms of a policy, best first; an authentication or encryption
 //     algorithm of 0 accepts any.
@@ -66,4 +68,8 @@
 //	X_SA_DST  0x8006  as ADDRESS; destination of the SA in X_NAT_T_NEW_MAPPING
 //	X_BLOB    0x8007  4: total (4), 8: offset (4), 12: n (4), 16: n octets
 //	X_COUNT   0x8008 16 octets; 8: number (8)
+//	X_POLICY_MORE 0x8009 16 octets; 4: flags (4: 1 clear packets are welcome,
+//	                  2 an SA pair for every flow, 4 manual SAs without reqid
+//	                  serve, 8 SAs are wanted at once), 8: packets that the
+//	                  policy decided about (8, count instead of allocations)
 package pfkey

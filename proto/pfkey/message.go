@@ -51,6 +51,7 @@ type Message struct {
 	SADst        *Address
 	Blob         *Blob
 	Count        *Count
+	PolicyMore   *PolicyMore
 }
 
 // ParseHeader reads and checks the header of the datagram b: EMSGSIZE for less

@@ -163,6 +163,7 @@ func full(typ MsgType) *Message {
 		TSSrc: &TSList{[]TS{{6, 80, 443, v4, v4.Next()}, {0, 65535, 0, v6, v6}}}, TSDst: &TSList{},
 		Flow:  &Flow{17, 53, 5353, v6, v6.Next()},
 		SADst: a4, Blob: &Blob{100, 50, seq(1, 13)}, Count: &Count{1 << 50},
+		PolicyMore: &PolicyMore{PolicyFlagPerFlow | PolicyFlagInit, 1 << 40},
 	}
 }
 

@@ -137,6 +137,8 @@ const (
 	ExtXSADst  ExtType = 0x8006
 	ExtXBlob   ExtType = 0x8007
 	ExtXCount  ExtType = 0x8008
+
+	ExtXPolicyMore ExtType = 0x8009
 )
 
 var extNames = map[ExtType]string{
@@ -151,6 +153,7 @@ var extNames = map[ExtType]string{
 	ExtXKMAddress: "X_KMADDRESS", ExtXFilter: "X_FILTER",
 	ExtXOptIn: "X_OPT_IN", ExtXSAMore: "X_SA_MORE", ExtXTSSrc: "X_TS_SRC", ExtXTSDst: "X_TS_DST",
 	ExtXFlow: "X_FLOW", ExtXSADst: "X_SA_DST", ExtXBlob: "X_BLOB", ExtXCount: "X_COUNT",
+	ExtXPolicyMore: "X_POLICY_MORE",
 }
 
 func (t ExtType) String() string { return name(extNames, t, "ExtType") }

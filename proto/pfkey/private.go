@@ -158,6 +158,41 @@ func (c *Count) append(b []byte) ([]byte, error) {
 	return host.AppendUint64(append(b, 0, 0, 0, 0), c.N), nil
 }
 
+// PolicyMore is the X_POLICY_MORE extension: what X_POLICY has no room for.
+type PolicyMore struct {
+	Flags   PolicyFlags
+	Packets uint64 // that the policy decided about; 0 in requests
+}
+
+// PolicyFlags are the flags of X_POLICY_MORE. Unknown ones are refused, since
+// each changes what is protected.
+type PolicyFlags uint32
+
+// Flags of policies.
+const (
+	PolicyFlagClear   PolicyFlags = 1 << iota // clear packets are welcome, too
+	PolicyFlagPerFlow                         // an SA pair for every flow
+	PolicyFlagManual                          // manual SAs without reqid serve
+	PolicyFlagInit                            // SAs are wanted at once
+
+	allPolicyFlags = PolicyFlagClear | PolicyFlagPerFlow | PolicyFlagManual | PolicyFlagInit
+)
+
+func (p *PolicyMore) decode(b []byte) error {
+	*p = PolicyMore{PolicyFlags(host.Uint32(b[4:])), host.Uint64(b[8:])}
+	if p.Flags&^allPolicyFlags != 0 {
+		return invalid("policy flags %#x", uint32(p.Flags))
+	}
+	return nil
+}
+
+func (p *PolicyMore) append(b []byte) ([]byte, error) {
+	if p.Flags&^allPolicyFlags != 0 {
+		return b, invalid("policy flags %#x", uint32(p.Flags))
+	}
+	return host.AppendUint64(host.AppendUint32(b, uint32(p.Flags)), p.Packets), nil
+}
+
 func version(a netip.Addr) byte {
 	if a.Is4() {
 		return 4

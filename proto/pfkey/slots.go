@@ -14,7 +14,7 @@ var order = []ExtType{
 	ExtIdentitySrc, ExtIdentityDst, ExtSensitivity, ExtProposal, ExtSupportedAuth, ExtSupportedEncrypt,
 	ExtSPIRange, ExtXKMPrivate, ExtXNATTType, ExtXNATTSPort, ExtXNATTDPort, ExtXNATTOA,
 	ExtXSecCtx, ExtXKMAddress, ExtXFilter,
-	ExtXOptIn, ExtXSAMore, ExtXTSSrc, ExtXTSDst, ExtXFlow, ExtXSADst, ExtXBlob, ExtXCount,
+	ExtXOptIn, ExtXSAMore, ExtXTSSrc, ExtXTSDst, ExtXFlow, ExtXSADst, ExtXBlob, ExtXCount, ExtXPolicyMore,
 }
 
 // A body is what one extension does with its octets. decode gets the whole
@@ -127,6 +127,8 @@ func (m *Message) slot(t ExtType) slot {
 		return at(&m.Blob, 16)
 	case ExtXCount:
 		return at(&m.Count, 16)
+	case ExtXPolicyMore:
+		return at(&m.PolicyMore, 16)
 	}
 	return nil
 }
