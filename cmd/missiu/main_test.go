@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"net"
 	"net/netip"
 	"os"
 	"reflect"
@@ -106,5 +107,36 @@ func TestStatusText(t *testing.T) {
 	s.print(&b)
 	if got := b.String(); !strings.Contains(got, "in protected") || strings.Contains(got, "drop in auth") || !strings.Contains(got, "pid 7") {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestDiverted(t *testing.T) {
+	remotes := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")}
+	if v4, v6 := diverted(ipsec.Bypass, remotes); len(v4) != 1 || v4[0] != remotes[0] || len(v6) != 1 || v6[0] != remotes[1] {
+		t.Errorf("default pass: got %v and %v", v4, v6)
+	}
+	if v4, v6 := diverted(ipsec.Discard, remotes); len(v4) != 1 || v4[0].Bits() != 0 || len(v6) != 1 || v6[0].Bits() != 0 {
+		t.Errorf("default drop: got %v and %v, want everything", v4, v6)
+	}
+}
+
+// Sockets without a server: of a killed instance, and of none at all.
+func TestStatusOfTheDead(t *testing.T) {
+	keysock.Dir = t.TempDir()
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: keysock.Path("eth7"), Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	for args, want := range map[string]string{
+		"status":         "eth7: the instance was killed; what its policies protect stays blocked until startRaw or stop",
+		"-i eth7 status": "eth7: the instance was killed",
+		"-i eth8 status": "eth8: no missiu is running",
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(strings.Fields(args), &stdout, &stderr); code != exitFailed || !strings.Contains(stderr.String(), want) {
+			t.Errorf("%s: exit %d, %q; want %q", args, code, stderr.String(), want)
+		}
 	}
 }

@@ -93,7 +93,7 @@ func serve(o *options) (err error) {
 	ready.Ready()
 	if err := in.run(ctx); err != nil {
 		// As after a kill: what policy protects stays closed until stop or startRaw.
-		in.log.Error("failed; protected traffic stays blocked", zap.Error(err))
+		in.log.Error("failed; protected traffic stays blocked until startRaw or stop", zap.Error(err))
 		return err
 	}
 	in.close()
@@ -166,6 +166,11 @@ func (in *instance) open(adopted string) (err error) {
 		return err
 	}
 	in.keys.Attach(in.srv)
+	if in.o.defaultAction() == ipsec.Discard {
+		if err := in.wire.SetDivert(diverted(ipsec.Discard, nil)); err != nil {
+			return err
+		}
+	}
 	saved, err := loadPolicies(ifname)
 	if err != nil {
 		return err
@@ -195,7 +200,10 @@ func (in *instance) run(ctx context.Context) error {
 		return context.Cause(gctx)
 	}
 	in.closeDevices() // ends the engine's blocking reads
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		in.log.Warn("while stopping", zap.Error(err))
+	}
+	return nil
 }
 
 // follow adapts to changes of the interface.
@@ -248,17 +256,24 @@ func tapMTU(link, overhead int) int {
 	return max(mtu, packet.MinIPv4MTU)
 }
 
-// divert has the kernel kept from packets of protected sources.
+// divert has the kernel kept from packets of protected sources; from all where
+// the default is to drop, which only we can do.
 func (in *instance) divert(c keyengine.DivertChange) error {
-	var v4, v6 []netip.Prefix
-	for _, p := range c.Set() {
+	return in.wire.SetDivert(diverted(in.o.defaultAction(), c.Set()))
+}
+
+func diverted(byDefault ipsec.Action, remotes []netip.Prefix) (v4, v6 []netip.Prefix) {
+	if byDefault == ipsec.Discard {
+		return []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}, []netip.Prefix{netip.MustParsePrefix("::/0")}
+	}
+	for _, p := range remotes {
 		if p.Addr().Is4() {
 			v4 = append(v4, p)
 		} else {
 			v6 = append(v6, p)
 		}
 	}
-	return in.wire.SetDivert(v4, v6)
+	return v4, v6
 }
 
 // sent reports whether an ICMP error quotes a packet that one of our SAs could

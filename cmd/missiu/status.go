@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/missiu/missiu/pkg/keysock"
 )
@@ -50,13 +53,20 @@ func status(o *options, w io.Writer) error {
 		if len(paths) == 0 {
 			return keysock.ErrNoInstance
 		}
-	} else if _, err := keysock.Find(o.ifname); err != nil {
-		return err
 	}
 	var all []Status
 	var errs []error
 	for _, p := range paths {
 		s, err := ask(p)
+		if gone(err) {
+			name := strings.TrimSuffix(filepath.Base(p), filepath.Ext(p))
+			err = fmt.Errorf("%s: %w", name, keysock.ErrNoInstance)
+			if _, e := os.Stat(p); e == nil {
+				err = fmt.Errorf("%s: the instance was killed; what its policies protect stays blocked until startRaw or stop", name)
+			}
+			errs = append(errs, err)
+			continue
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", p, err))
 			continue
@@ -77,6 +87,11 @@ func status(o *options, w io.Writer) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// gone: nobody listens on the socket, or there is none.
+func gone(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) || errors.Is(err, keysock.ErrClosed)
 }
 
 func ask(path string) (*Status, error) {

@@ -115,15 +115,20 @@ func New(c Config) (*Engine, error) {
 	return e, nil
 }
 
-// Run moves packets until ctx ends or a device fails. The caller closes the
-// devices when ctx ends, which is what ends the blocking reads.
-func (e *Engine) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
+// Run moves packets until ctx ends or a device fails, and says so at once then.
+// The caller closes the devices in either case, which is what ends the blocking
+// reads of the other workers.
+func (e *Engine) Run(parent context.Context) error {
+	g, ctx := errgroup.WithContext(parent)
 	g.Go(func() error { return ended(ctx, "tap", e.out.run(ctx)) })
 	g.Go(func() error { return e.release.runRelease(ctx) })
 	g.Go(func() error { return ended(ctx, "interface", e.in[0].run(ctx)) })
 	if e.c.UDP != nil {
 		g.Go(func() error { return ended(ctx, "udp 4500", e.in[1].runUDP(ctx)) })
+	}
+	<-ctx.Done()
+	if parent.Err() == nil {
+		return context.Cause(ctx)
 	}
 	return g.Wait()
 }

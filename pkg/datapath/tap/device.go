@@ -98,7 +98,15 @@ func (d *device) failed(error) error {
 	if d.done.Load() {
 		return os.ErrClosed
 	}
-	return unix.EBADFD
+	return &GoneError{d.name}
+}
+
+// fault translates what the kernel says of a device that is gone.
+func (d *device) fault(err error) error {
+	if err == unix.EBADFD {
+		return d.failed(err)
+	}
+	return err
 }
 
 func (d *device) Name() string          { return d.name }
@@ -148,7 +156,7 @@ func (d *device) ReadBatch(fs []Frame) (int, error) {
 	if d.r.n > 0 {
 		return d.r.n, nil // an error will come again
 	}
-	return 0, d.r.err
+	return 0, d.fault(d.r.err)
 }
 
 // readLoop reads frames until there are none. The calls do not block, so the
@@ -201,7 +209,7 @@ func (d *device) WriteBatch(fs []Frame) (int, error) {
 	if err != nil {
 		return d.w.n, d.failed(err)
 	}
-	return d.w.n, d.w.err
+	return d.w.n, d.fault(d.w.err)
 }
 
 func (d *device) writeLoop(fd uintptr) bool {

@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+
+	"golang.org/x/sys/unix"
 )
 
 // Values of Offload.GSOType (struct virtio_net_hdr).
@@ -92,6 +94,16 @@ var (
 	ErrInUse  = errors.New("another process has it open")
 	ErrNotTAP = errors.New("exists and is not a TAP")
 )
+
+// GoneError says that somebody has deleted the device. errors.Is(err,
+// unix.EBADFD) holds.
+type GoneError struct{ Name string }
+
+func (e *GoneError) Error() string {
+	return e.Name + ": deleted, with the routes over it: packets they led here may leave in clear"
+}
+
+func (e *GoneError) Unwrap() error { return unix.EBADFD }
 
 // PrivilegeError names what the process lacks.
 type PrivilegeError struct {

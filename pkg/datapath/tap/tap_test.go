@@ -370,8 +370,8 @@ func TestDeleted(t *testing.T) {
 	for err == nil {
 		_, err = d.ReadBatch(frames(1, 10))
 	}
-	if !errors.Is(err, unix.EBADFD) {
-		t.Errorf("read: got %v, want EBADFD", err)
+	if gone := (*GoneError)(nil); !errors.Is(err, unix.EBADFD) || !errors.As(err, &gone) {
+		t.Errorf("read: got %v, want a GoneError, which is EBADFD", err)
 	}
 	f := Frame{Buf: append(make([]byte, 10), ipv4UDP(1)...), Off: 10, Len: 43}
 	if _, err := d.WriteBatch([]Frame{f}); !errors.Is(err, unix.EBADFD) {
