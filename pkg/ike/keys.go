@@ -205,6 +205,8 @@ func (d *Daemon) handleEvent(e event) {
 		d.acquire(e)
 	case keysock.Expire:
 		d.toOwner(e.SAID, func(l *lineage, now time.Time) []sa.Output { return l.sa.ChildExpired(now, e.SAID, e.Hard) })
+	case keysock.NewMapping:
+		d.toOwner(e.SAID, func(l *lineage, now time.Time) []sa.Output { return l.sa.PeerAt(now, e.New) })
 	case keysock.SADeleted:
 		d.toOwner(e.SAID, func(l *lineage, now time.Time) []sa.Output { return l.sa.ChildLost(now, e.SAID, errDeleted) })
 	case keysock.SAsFlushed:

@@ -228,6 +228,11 @@ func (s *SA) accept(i *ikeSA, o *offer, ps []ikev2.Payload, initial bool, ni, nr
 		s.abandon(o, ErrPeerDeleted)
 		return nil
 	}
+	if err := s.useless(o, g); err != nil {
+		g.wipe()
+		s.orphan(o, &LocalError{Exchange: x, Err: err})
+		return nil
+	}
 	g.ni, g.nr = ni, nr
 	c, _, err := s.install(i, g, o.spi, false)
 	if err != nil {
@@ -236,6 +241,26 @@ func (s *SA) accept(i *ikeSA, o *offer, ps []ikev2.Payload, initial bool, ni, nr
 	}
 	o.wipe()
 	return c
+}
+
+// useless tells why a child SA that the peer grants is not worth having: it is
+// not for the packet that wanted it, and there is already one for the rest.
+// Else every such packet would bring one more.
+func (s *SA) useless(o *offer, g *granted) error {
+	if o.req.Flow == nil || o.rekeys != nil {
+		return nil
+	}
+	l, r := flowTS(*o.req.Flow)
+	if allWithin([]ipsec.TrafficSelector{l}, g.local) && allWithin([]ipsec.TrafficSelector{r}, g.remote) {
+		return nil
+	}
+	for _, c := range s.children {
+		same := c.policy.Out.Sel == o.req.Policy.Out.Sel && c.policy.reqIDs() == o.req.Policy.reqIDs()
+		if same && !c.deleting && allWithin(g.local, c.local) && allWithin(g.remote, c.remote) {
+			return fmt.Errorf("peer narrows %v, %v to %v, %v, which is not for %v, %v and not new", o.tsi, o.tsr, g.local, g.remote, l, r)
+		}
+	}
+	return nil
 }
 
 // checkAnswer holds the answer against what was offered.

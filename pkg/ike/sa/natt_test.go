@@ -110,6 +110,24 @@ func TestPeerMoves(t *testing.T) {
 	}
 }
 
+// ESP tells where the peer is as well as IKE does; not to whoever is behind a
+// NAT itself.
+func TestPeerAt(t *testing.T) {
+	for _, behind := range []bool{false, true} {
+		l := newLab(t)
+		l.behind(true, behind)
+		l.establish()
+		l.clearEvents()
+		at := netip.AddrPortFrom(l.b.sa.remote.Addr(), 20000)
+		l.b.do(l.b.sa.PeerAt(l.now, at))
+		l.b.do(l.b.sa.PeerAt(l.now, at))
+		m := told[PeerMoved](l.b)
+		if want := !behind; want != (len(m) == 1 && m[0].New == at && l.b.sa.remote == at) {
+			t.Errorf("behind a NAT %v: PeerMoved %v, peer at %v", behind, m, l.b.sa.remote)
+		}
+	}
+}
+
 // Transport mode through NATs: each side installs what it sees, the wire keeps
 // the addresses that the initiator knows (RFC 7296, 2.23.1).
 func TestNATTransport(t *testing.T) {

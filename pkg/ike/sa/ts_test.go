@@ -153,3 +153,23 @@ func TestNarrowing(t *testing.T) {
 		t.Errorf("rekeyed: %v, want %v", got, want)
 	}
 }
+
+// The peer allows less than our policy, and a packet wants the rest: one child
+// SA for what is allowed, and no more however many packets come.
+func TestNarrowedAway(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.b.policies = []Policy{tunnel("10.2.0.64/28", "10.1.0.0/16", 22)}
+		req := reqA(1)
+		req.Flow = &ipsec.Flow{Src: netip.MustParseAddr("10.1.0.1"), Dst: netip.MustParseAddr("10.2.0.1"), Proto: 17, SrcPort: 1000, DstPort: 53}
+		l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+		l.a.do(l.a.sa.Start(l.now, req))
+		l.settle()
+		l.want(1)
+		l.a.do(l.a.sa.AddChild(l.now, ChildRequest{Seq: 2, Policy: req.Policy, Flow: req.Flow}))
+		l.settle()
+		l.want(1)
+		if f := told[ChildFailed](l.a); len(f) != 1 || f[0].Seq != 2 {
+			t.Errorf("ChildFailed %v, want one for ACQUIRE 2", f)
+		}
+	})
+}

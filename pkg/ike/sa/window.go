@@ -283,23 +283,41 @@ func (s *SA) alive(i *ikeSA, d Datagram) {
 		return
 	}
 	// The initiator chooses the port by its IKE_AUTH request.
-	if first := i.state == StateHalfOpen; first || s.natRemote && !s.natLocal && i == s.cur {
-		old := s.remote
-		s.local, s.remote = d.Local, d.Remote
-		s.peer.Local, s.peer.Remote = d.Local, d.Remote
-		if !first && old != d.Remote {
-			s.emit(PeerMoved{old, d.Remote})
-			for _, c := range s.children {
-				if c.held != nil && c.held.Encap != nil && c.outDst == d.Remote.Addr() {
-					c.held.Encap.DPort = d.Remote.Port()
-				}
-			}
-			if old.Addr() != d.Remote.Addr() {
-				// The destination is part of what an SA is.
-				for _, c := range s.children {
-					s.wantRekeyChild(c)
-				}
-			}
+	if first := i.state == StateHalfOpen; first || s.follows() && i == s.cur {
+		s.move(d.Local, d.Remote, first)
+	}
+}
+
+// follows reports whether the peer's address may change: it is behind a NAT, and
+// we are not.
+func (s *SA) follows() bool { return s.natRemote && !s.natLocal }
+
+// PeerAt says that authentic ESP in UDP of a child SA came from another address
+// or port of the peer than the SA has. It counts as an IKE message would
+// (RFC 7296, 2.23).
+func (s *SA) PeerAt(now time.Time, remote netip.AddrPort) []Output {
+	return s.input(now, func() {
+		if s.follows() && s.cur != nil && s.cur.state == StateEstablished && remote != s.remote && s.local.Port() == s.cfg.NATTPort {
+			s.heard = s.now
+			s.move(s.local, remote, false)
+		}
+	})
+}
+
+// move goes on with the peer at remote. first: it was never anywhere else.
+func (s *SA) move(local, remote netip.AddrPort, first bool) {
+	old := s.remote
+	s.local, s.remote = local, remote
+	s.peer.Local, s.peer.Remote = local, remote
+	if first || old == remote {
+		return
+	}
+	s.emit(PeerMoved{old, remote})
+	for _, c := range s.children {
+		if old.Addr() != remote.Addr() {
+			s.wantRekeyChild(c) // the destination is part of what an SA is
+		} else if c.held != nil && c.held.Encap != nil {
+			c.held.Encap.DPort = remote.Port()
 		}
 	}
 }
