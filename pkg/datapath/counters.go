@@ -44,7 +44,7 @@ const (
 	DropInNoPolicy                  // no policy matches and the default is drop
 	DropInFragment                  // fragment that could not be reassembled
 	DropInLifetime                  // hard limit of the SA reached
-	DropInProtocol                  // AH, which this version does not speak
+	DropInProtocol                  // transforms nested deeper than any policy can want, or of a known protocol with an unknown algorithm
 	DropInIKE                       // IKE message that the key daemon did not take
 	DropInTAP                       // the TAP refused the packet
 	numCounters

@@ -19,7 +19,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -44,10 +43,11 @@ const (
 // batch is how many packets a worker handles between two writes.
 const batch = 64
 
-// headroom lies before each frame: an outer IPv6 header, UDP, the ESP header
-// with the longest IV, and alignment. tailroom takes padding and ICV.
+// headroom lies before each frame: what the largest bundle puts in front of a
+// packet, which is three outer IPv6 headers with IPComp (4), ESP in UDP (32)
+// and AH (48). tailroom takes padding and ICV, twice.
 const (
-	headroom = 128
+	headroom = 256
 	tailroom = 128
 	bufSize  = headroom + etherLen + 65535 + tailroom
 	etherLen = 14
@@ -161,7 +161,7 @@ func (e *Engine) wake() {
 // Failed tells the engine that the negotiation for key came to nothing:
 // packets that wait for it are dropped, so that none goes out much too late.
 func (e *Engine) Failed(key sad.OutKey) {
-	for _, p := range e.hold.take(func(k sad.OutKey) bool { return k == key }) {
+	for _, p := range e.hold.failed(key) {
 		clear(p.data)
 		e.release.n.inc(DropOutHold)
 	}
@@ -226,6 +226,7 @@ const (
 	protoAH     = 51
 	protoICMPv6 = 58
 	protoNone   = 59
+	protoIPComp = 108
 )
 
 // runRelease carries on with what waited for SAs, whenever Installed says so.
@@ -253,7 +254,7 @@ func (w *outWorker) sendHeld(buf []byte) error {
 	keys := e.relKeys
 	e.relKeys = nil
 	e.relMu.Unlock()
-	for _, p := range e.hold.take(func(k sad.OutKey) bool { return slices.Contains(keys, k) }) {
+	for _, p := range e.hold.installed(keys) {
 		w.n.inc(OutReleased)
 		n := copy(buf[headroom:], p.data)
 		w.ip(buf, headroom, n, time.Now(), p.whole)

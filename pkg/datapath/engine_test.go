@@ -517,7 +517,7 @@ func TestInboundJudgement(t *testing.T) {
 			x[9] = protoAH
 			packet.FixIPv4Checksum(x)
 			return x
-		}, DropInProtocol, false},
+		}, DropInNoSA, false},
 		{"not IP", func(a, b *node) []byte {
 			return []byte{0x45, 0, 0, 99, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 		}, DropInMalformed, false},

@@ -1,6 +1,8 @@
 package datapath
 
 import (
+	"bytes"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,20 +32,21 @@ type held struct {
 }
 
 type heldPacket struct {
-	key   sad.OutKey
+	keys  []sad.OutKey // the SAs that are missing
 	data  []byte
 	whole bool // reassembled here; the sender never asked for one packet of this size
 }
 
-// put copies data into the queue of the policy. It reports whether the key
-// engine is to be asked for an SA, and how many packets were dropped for it.
-func (h *holdQueue) put(policy uint32, key sad.OutKey, data []byte, whole bool, now time.Time) (ask bool, dropped uint) {
+// put copies data into the queue of the policy, to wait until there is an SA
+// for each of keys. It returns the SAs that the key engine is to be asked for,
+// and how many packets were dropped for it.
+func (h *holdQueue) put(policy uint32, keys []sad.OutKey, data []byte, whole bool, now time.Time) (ask []sad.OutKey, dropped uint) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	q := h.policies[policy]
 	if q == nil {
 		if len(h.policies) >= maxHoldPolicies {
-			return true, 1
+			return keys, 1
 		}
 		q = &held{asked: map[sad.OutKey]time.Time{}}
 		if h.policies == nil {
@@ -57,29 +60,48 @@ func (h *holdQueue) put(policy uint32, key sad.OutKey, data []byte, whole bool, 
 		q.packets = q.packets[:HoldLimit-1]
 		dropped = 1
 	}
-	q.packets = append(q.packets, heldPacket{key, append([]byte(nil), data...), whole})
-	if last, ok := q.asked[key]; !ok || now.Sub(last) >= reacquire {
+	q.packets = append(q.packets, heldPacket{slices.Clone(keys), bytes.Clone(data), whole})
+	for _, k := range keys {
+		if last, ok := q.asked[k]; ok && now.Sub(last) < reacquire {
+			continue
+		}
 		if len(q.asked) >= HoldLimit {
 			clear(q.asked)
 		}
-		q.asked[key] = now
-		ask = true
+		q.asked[k] = now
+		ask = append(ask, k)
 	}
 	return ask, dropped
 }
 
-// take removes and returns the packets for which want says yes, oldest first
-// within a policy.
-func (h *holdQueue) take(want func(sad.OutKey) bool) []heldPacket {
+// installed removes and returns the packets that wait for nothing any more
+// now that there are SAs for keys, oldest first within a policy.
+func (h *holdQueue) installed(keys []sad.OutKey) []heldPacket {
+	return h.take(keys, func(p *heldPacket) bool {
+		p.keys = slices.DeleteFunc(p.keys, func(k sad.OutKey) bool { return slices.Contains(keys, k) })
+		return len(p.keys) == 0
+	})
+}
+
+// failed removes and returns the packets that wait for an SA for key.
+func (h *holdQueue) failed(key sad.OutKey) []heldPacket {
+	return h.take([]sad.OutKey{key}, func(p *heldPacket) bool { return slices.Contains(p.keys, key) })
+}
+
+// take removes and returns the packets for which want says yes; the fate of
+// keys is known, and they may be asked for anew.
+func (h *holdQueue) take(keys []sad.OutKey, want func(*heldPacket) bool) []heldPacket {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var out []heldPacket
 	for id, q := range h.policies {
+		for _, k := range keys {
+			delete(q.asked, k)
+		}
 		rest := q.packets[:0]
 		for _, p := range q.packets {
-			if want(p.key) {
+			if want(&p) {
 				out = append(out, p)
-				delete(q.asked, p.key)
 			} else {
 				rest = append(rest, p)
 			}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/missiu/missiu/pkg/datapath/ah"
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/frag"
 	"github.com/missiu/missiu/pkg/datapath/packet"
@@ -30,6 +31,7 @@ type inWorker struct {
 	info    packet.Info // outer packet
 	inner   packet.Info
 	frags   *frag.Reassembler // outer and clear fragments
+	peeler  peeler
 }
 
 // inJob is one ESP packet on its way through the batch.
@@ -156,8 +158,9 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 	switch {
 	case i.Proto == protoESP && w.e.c.Wire.IsLocal(i.Dst):
 		w.esp(inJob{buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n, tos: i.TOS}, i.Dst, buf[off+i.HdrLen:off+n], now)
-	case i.Proto == protoAH && w.e.c.Wire.IsLocal(i.Dst):
-		w.n.inc(DropInProtocol)
+	case (i.Proto == protoAH || i.Proto == protoIPComp) && w.e.c.Wire.IsLocal(i.Dst):
+		w.inner = *i
+		w.unwrap(buf, off, n, layers{}, now)
 	default:
 		w.clear(buf, off, n, o, now)
 	}
@@ -199,7 +202,7 @@ func (w *inWorker) clear(buf []byte, off, n int, o tap.Offload, now time.Time) {
 			case p.P.Action == ipsec.Discard:
 				w.n.inc(DropInDiscard)
 				return
-			case p.P.Action == ipsec.Protect && !optional(p):
+			case p.P.Action == ipsec.Protect && !optionalAll(p):
 				w.n.inc(DropInClear)
 				return
 			}
@@ -209,14 +212,21 @@ func (w *inWorker) clear(buf []byte, off, n int, o tap.Offload, now time.Time) {
 	w.deliver(buf, off, n, i.Version, o)
 }
 
-// optional: every transform of the policy is level "use".
-func optional(p *spd.Entry) bool {
+// optionalAll: a packet may come without any of the policy's transforms.
+func optionalAll(p *spd.Entry) bool {
 	for k := range p.P.Requests {
-		if p.P.Requests[k].Level != ipsec.LevelUse {
+		if !optional(&p.P.Requests[k]) {
 			return false
 		}
 	}
 	return true
+}
+
+// optional: the transform is level "use", or it is compression, which a packet
+// comes without if it had not helped (RFC 3173, 2.2). In tunnel mode such a
+// packet is IP in IP, and not without.
+func optional(r *ipsec.Request) bool {
+	return r.Level == ipsec.LevelUse || r.Proto == ipsec.IPComp && r.Mode != ipsec.Tunnel
 }
 
 // lookup finds the inbound policy of a packet; what is not for this host is
@@ -251,6 +261,12 @@ func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte, now time.Time) {
 		w.n.inc(DropInEncap)
 		return
 	}
+	j.sa = sa
+	if j.outer.Version != 0 && !w.fromPeer(&j) {
+		w.n.inc(DropInSelector)
+		sa.SelectorErrors.Add(1)
+		return
+	}
 	seq, ok := sa.Window.Check(binary.BigEndian.Uint32(b[4:]))
 	if !ok {
 		w.n.inc(DropInReplay)
@@ -262,7 +278,6 @@ func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte, now time.Time) {
 		w.n.inc(DropInMalformed)
 		return
 	}
-	j.sa = sa
 	w.jobs = append(w.jobs, j)
 	w.opens = append(w.opens, esp.Packet{Dst: b[h:], Src: b, Seq: seq})
 }
@@ -306,27 +321,7 @@ func (w *inWorker) flush(now time.Time) error {
 // opened judges what came out of an ESP packet (RFC 4301, 5.2, steps 3c to 4).
 func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 	sa := j.sa
-	switch p.Err {
-	case nil:
-	case esp.ErrAuth:
-		w.n.inc(DropInAuth)
-		sa.AuthErrors.Add(1)
-		return
-	default:
-		w.n.inc(DropInMalformed)
-		return
-	}
-	if !sa.Window.Mark(p.Seq) {
-		w.n.inc(DropInReplay)
-		sa.ReplayErrors.Add(1)
-		return
-	}
-	soft, hard := sa.Account(1, j.size, now)
-	if soft || hard && sa.FirstHard() {
-		w.e.c.LimitReached(sa, hard)
-	}
-	if hard {
-		w.n.inc(DropInLifetime)
+	if !w.verified(sa, p.Err, p.Seq, j.size, now) {
 		return
 	}
 	if j.outer.Version == 0 && w.e.c.NewMapping != nil && (j.remote.Port() != sa.P.Encap.SPort || j.remote.Addr() != sa.P.Src) {
@@ -342,25 +337,80 @@ func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 		return
 	}
 	n = w.inner.Len // beyond it lies TFC padding
-	if !w.fromPeer(j) || !sa.MatchInbound(&w.inner) {
+	if j.outer.Version == 0 && !w.fromPeer(j) {
 		w.n.inc(DropInSelector)
 		sa.SelectorErrors.Add(1)
 		return
 	}
+	l := layers{n: 1}
+	l.sa[0] = sa
+	if w.wrapped(&w.inner, &l) {
+		w.unwrap(j.buf, off, n, l, now)
+		return
+	}
+	w.accept(j.buf, off, n, &l, now)
+}
+
+// verified judges the outcome of opening a packet of sa, marks the window and
+// counts the packet; false: dropped.
+func (w *inWorker) verified(sa *sad.SA, err error, seq uint64, size int, now time.Time) bool {
+	switch err {
+	case nil:
+	case esp.ErrAuth, ah.ErrAuth:
+		w.n.inc(DropInAuth)
+		sa.AuthErrors.Add(1)
+		return false
+	default:
+		w.n.inc(DropInMalformed)
+		return false
+	}
+	if !sa.Window.Mark(seq) {
+		w.n.inc(DropInReplay)
+		sa.ReplayErrors.Add(1)
+		return false
+	}
+	return w.account(sa, size, now)
+}
+
+func (w *inWorker) account(sa *sad.SA, size int, now time.Time) bool {
+	soft, hard := sa.Account(1, size, now)
+	if soft || hard && sa.FirstHard() {
+		w.e.c.LimitReached(sa, hard)
+	}
+	if hard {
+		w.n.inc(DropInLifetime)
+	}
+	return !hard
+}
+
+// accept delivers the packet buf[off:off+n], decoded in w.inner, if it is one
+// that the SAs which it came by may carry, and that policy expects from them
+// (RFC 4301, 5.2, step 4).
+func (w *inWorker) accept(buf []byte, off, n int, l *layers, now time.Time) {
+	for _, sa := range l.sa[:l.n] {
+		if !sa.MatchInbound(&w.inner) {
+			w.n.inc(DropInSelector)
+			sa.SelectorErrors.Add(1)
+			return
+		}
+	}
 	e, ambiguous := w.lookup(&w.inner)
-	if e == nil || ambiguous || e.P.Action != ipsec.Protect || !serves(sa, e) {
+	if e == nil || ambiguous || e.P.Action != ipsec.Protect || !l.serve(e) {
 		w.n.inc(DropInPolicy)
-		sa.SelectorErrors.Add(1)
+		for _, sa := range l.sa[:l.n] {
+			sa.SelectorErrors.Add(1)
+		}
 		return
 	}
 	e.Hit(now, 1)
 	w.n.inc(InProtected)
-	w.deliver(j.buf, off, n, w.inner.Version, tap.Offload{})
+	w.deliver(buf, off, n, w.inner.Version, tap.Offload{})
 }
 
 // fromPeer: in transport mode the outer addresses, which no ICV covers, become
 // the packet's own. They must be the SA's, or whoever can send a recorded
 // packet on with another source would choose the sender that we believe in.
+// In UDP that is known only after an authentic packet has told of a new mapping.
 func (w *inWorker) fromPeer(j *inJob) bool {
 	if j.sa.P.Mode != ipsec.Transport {
 		return true
@@ -371,12 +421,8 @@ func (w *inWorker) fromPeer(j *inJob) bool {
 	return j.outer.Src == j.sa.P.Src
 }
 
-// serves: the packet came with exactly the protection that the policy asks for.
-func serves(sa *sad.SA, e *spd.Entry) bool {
-	if len(e.P.Requests) != 1 {
-		return false
-	}
-	r := &e.P.Requests[0]
+// serves: the SA is one that the request asks for.
+func serves(sa *sad.SA, r *ipsec.Request) bool {
 	if r.Proto != sa.P.Proto || r.Mode != sa.P.Mode || r.Level == ipsec.LevelUnique && r.ReqID != sa.P.ReqID {
 		return false
 	}

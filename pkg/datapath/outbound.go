@@ -3,6 +3,7 @@ package datapath
 import (
 	"context"
 	"encoding/binary"
+	"net/netip"
 	"time"
 
 	"github.com/missiu/missiu/pkg/datapath/esp"
@@ -29,11 +30,13 @@ type outWorker struct {
 	info    packet.Info
 	frags   *frag.Reassembler
 	ipid    uint16
+	bundler bundler
 }
 
 // outJob is one packet on its way through the batch.
 type outJob struct {
 	sa       *sad.SA // nil: leaves as it is
+	sealed   bool    // without sa: a bundle has protected it
 	pkt      wire.Packet
 	espOff   int  // where the ESP header stands in pkt.Buf
 	udpSum   bool // IPv6 UDP encapsulation: checksum to be completed after sealing
@@ -176,79 +179,102 @@ func (w *outWorker) pass(buf []byte, off, n int, whole bool) {
 	w.push(j, esp.Packet{})
 }
 
-// protect prepares the packet for its SA, or holds it until there is one.
+// protect prepares the packet for its SA, or holds it until there is one. More
+// than one ESP transform is bundle's.
 func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time, whole bool) {
 	r := &p.P.Requests[0]
+	if len(p.P.Requests) != 1 || r.Proto != ipsec.ESP {
+		w.bundle(p, buf, off, n, now, whole)
+		return
+	}
+	key := outKey(r, w.info.Src, w.info.Dst)
+	sa := w.e.c.SAD.Out(key, &w.info)
+	switch {
+	case sa != nil:
+		w.encapsulate(sa, buf, off, n, now, whole)
+	case r.Level == ipsec.LevelUse:
+		w.e.c.NeedSA(p, key, w.info.Flow())
+		w.pass(buf, off, n, whole)
+	default:
+		w.wait(p, []sad.OutKey{key}, buf[off:off+n], now, whole)
+	}
+}
+
+// outKey is the SA that a request wants for a packet from src to dst.
+func outKey(r *ipsec.Request, src, dst netip.Addr) sad.OutKey {
 	key := sad.OutKey{Proto: r.Proto, Mode: r.Mode, Src: r.Src, Dst: r.Dst}
 	if r.Level == ipsec.LevelUnique {
 		key.ReqID = r.ReqID
 	}
 	if r.Mode == ipsec.Transport {
-		key.Src, key.Dst = w.info.Src, w.info.Dst
+		key.Src, key.Dst = src, dst
 	}
-	sa := w.e.c.SAD.Out(key, &w.info)
-	if sa == nil {
-		w.noSA(p, r, key, buf, off, n, now, whole)
-		return
-	}
-	w.encapsulate(sa, buf, off, n, now, whole)
+	return key
 }
 
-// noSA holds the packet and asks for an SA.
-func (w *outWorker) noSA(p *spd.Entry, r *ipsec.Request, key sad.OutKey, buf []byte, off, n int, now time.Time, whole bool) {
-	if r.Level == ipsec.LevelUse {
-		w.e.c.NeedSA(p, key, w.info.Flow())
-		w.pass(buf, off, n, whole)
-		return
-	}
+// wait holds the packet b and asks for the SAs that it lacks.
+func (w *outWorker) wait(p *spd.Entry, keys []sad.OutKey, b []byte, now time.Time, whole bool) {
 	w.n.inc(OutHeld)
-	ask, dropped := w.e.hold.put(p.P.ID, key, buf[off:off+n], whole, now)
+	ask, dropped := w.e.hold.put(p.P.ID, keys, b, whole, now)
 	w.n.add(DropOutHold, dropped)
-	if ask {
+	for _, key := range ask {
 		w.e.c.NeedSA(p, key, w.info.Flow())
 	}
-	// The SA may have come between the look-up and the put; nobody would
+	// An SA may have come between the look-up and the put; nobody would
 	// release the packet then.
-	if w.e.c.SAD.Out(key, &w.info) != nil {
-		w.e.Installed(key)
+	for _, key := range keys {
+		if w.e.c.SAD.Out(key, &w.info) != nil {
+			w.e.Installed(key)
+		}
 	}
+}
+
+// plan is where one transform puts the parts of a packet: headers move to the
+// front, the payload stays.
+type plan struct {
+	hdr     int // length of the outer IP header, extension headers included
+	payload int // in the buffer
+	plen    int
+	fixed   int   // of ESP: number of octets in front of the payload
+	total   int   // of ESP: length of the result
+	next    uint8 // what the payload is
+	tunnel  bool
+}
+
+// planFor makes the plan of sa for the packet buf[off:off+n], decoded in i.
+func planFor(sa *sad.SA, i *packet.Info, buf []byte, off, n int) plan {
+	if sa.P.Mode != ipsec.Tunnel {
+		return plan{hdr: i.TransOff, payload: off + i.TransOff, plen: n - i.TransOff, next: buf[off+i.TransProtoOff]}
+	}
+	p := plan{hdr: packet.IPv4Len, payload: off, plen: n, next: protoIPv4, tunnel: true}
+	if sa.P.Dst.Is6() {
+		p.hdr = packet.IPv6Len
+	}
+	if i.Version == 6 {
+		p.next = protoIPv6
+	}
+	return p
 }
 
 // encapsulate writes the headers of the result and queues the payload for
-// sealing in place: headers move to the front, the payload stays.
+// sealing in place.
 func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Time, whole bool) {
 	i, t := &w.info, sa.T
-	tunnel := sa.P.Mode == ipsec.Tunnel
-	src, dst := i.Src, i.Dst
-	hdr := i.TransOff // outer IP header, extension headers included
-	payload := off + i.TransOff
-	next := buf[off+i.TransProtoOff]
-	if tunnel {
-		src, dst = sa.P.Src, sa.P.Dst
-		hdr, payload, next = packet.IPv4Len, off, protoIPv4
-		if dst.Is6() {
-			hdr = packet.IPv6Len
-		}
-		if i.Version == 6 {
-			next = protoIPv6
-		}
+	p := planFor(sa, i, buf, off, n)
+	dst := i.Dst
+	if p.tunnel {
+		dst = sa.P.Dst
 	}
-	udp := 0
-	if sa.P.Encap != nil {
-		udp = packet.UDPLen
-	}
-	plen := off + n - payload
-	fixed := hdr + udp + t.HeaderLen()
-	total := fixed + plen + t.TrailerLen(plen)
-	j := outJob{sa: sa}
-	if mtu := w.e.c.Wire.PathMTU(dst); total > mtu {
-		inner := innerMTU(t, mtu-fixed, payload-off)
+	p.sizeESP(sa)
+	fragment := 0
+	if mtu := w.e.c.Wire.PathMTU(dst); p.total > mtu {
+		inner := innerMTU(t, mtu-p.fixed, p.payload-off)
 		if !whole && w.refuse(buf[off:off+n], inner, n) {
 			return
 		}
-		j.fragment = mtu
+		fragment = mtu
 	}
-	if total > 65535 {
+	if p.total > 65535 {
 		w.n.inc(DropOutSeal)
 		return
 	}
@@ -260,38 +286,61 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 	if !w.account(sa, n, now) {
 		return
 	}
+	j, s := w.putESP(sa, &p, i, buf, off, n, fragment)
+	s.Seq = seq
+	w.push(j, s)
+}
 
-	start := payload - fixed
-	out := buf[start : start+total]
-	if tunnel {
-		w.ipid++
-		packet.PutOuter(out, packet.Outer{Src: src, Dst: dst, Proto: protoESP, Len: total, ID: w.ipid, DontFragment: j.fragment == 0}, i)
-	} else {
-		copy(out, buf[off:payload])
-		out[i.TransProtoOff] = protoESP
-		packet.SetLen(out, total)
+// sizeESP sets fixed and total.
+func (p *plan) sizeESP(sa *sad.SA) {
+	p.fixed = p.hdr + sa.T.HeaderLen()
+	if sa.P.Encap != nil {
+		p.fixed += packet.UDPLen
 	}
-	if udp != 0 {
+	p.total = p.fixed + p.plen + sa.T.TrailerLen(p.plen)
+}
+
+// putESP writes all headers but that of ESP, and says what is to be sealed.
+func (w *outWorker) putESP(sa *sad.SA, p *plan, i *packet.Info, buf []byte, off, n, fragment int) (outJob, esp.Packet) {
+	total := p.total
+	start := p.payload - p.fixed
+	out := buf[start : start+total]
+	w.putIP(out, sa, p, i, buf[off:p.payload], protoESP, fragment)
+	j := outJob{sa: sa, fragment: fragment}
+	if sa.P.Encap != nil {
 		protoOff := i.TransProtoOff
-		if tunnel {
+		if p.tunnel {
 			protoOff = packet.OuterProtoOff(out)
 		}
 		out[protoOff] = protoUDP
-		h := out[hdr:]
+		h := out[p.hdr:]
 		binary.BigEndian.PutUint16(h[0:], sa.P.Encap.SPort)
 		binary.BigEndian.PutUint16(h[2:], sa.P.Encap.DPort)
-		binary.BigEndian.PutUint16(h[4:], uint16(total-hdr))
+		binary.BigEndian.PutUint16(h[4:], uint16(total-p.hdr))
 		binary.BigEndian.PutUint16(h[6:], 0) // RFC 3948, 2.1: zero over IPv4
 		j.udpSum = out[0]>>4 == 6            // RFC 8200, 8.1: not over IPv6
 	}
-	if j.fragment != 0 {
+	packet.FixIPv4Checksum(out)
+	j.pkt = wire.Packet{Buf: buf, Off: start, Len: total}
+	j.espOff = p.payload - sa.T.HeaderLen()
+	return j, esp.Packet{Dst: buf[j.espOff : start+total], Src: buf[p.payload : off+n : start+total], Next: p.next}
+}
+
+// putIP writes the IP header of the result out: a new one in tunnel mode, else
+// the packet's own, head, for another protocol and length. The checksum is
+// wrong until FixIPv4Checksum.
+func (w *outWorker) putIP(out []byte, sa *sad.SA, p *plan, i *packet.Info, head []byte, proto uint8, fragment int) {
+	if p.tunnel {
+		w.ipid++
+		packet.PutOuter(out, packet.Outer{Src: sa.P.Src, Dst: sa.P.Dst, Proto: proto, Len: len(out), ID: w.ipid, DontFragment: fragment == 0}, i)
+	} else {
+		copy(out, head)
+		out[i.TransProtoOff] = proto
+		packet.SetLen(out, len(out))
+	}
+	if fragment != 0 {
 		packet.ClearDF(out)
 	}
-	packet.FixIPv4Checksum(out)
-
-	j.pkt = wire.Packet{Buf: buf, Off: start, Len: total}
-	j.espOff = start + hdr + udp
-	w.push(j, esp.Packet{Dst: buf[j.espOff : start+total], Src: buf[payload : off+n : start+total], Next: next, Seq: seq})
 }
 
 // innerMTU is the length of the largest packet whose protected form fits, when room octets
@@ -372,6 +421,8 @@ func (w *outWorker) flush() error {
 			if j.udpSum {
 				packet.PutUDPChecksum(j.pkt.Buf[j.pkt.Off : j.pkt.Off+j.pkt.Len])
 			}
+		} else if j.sealed {
+			w.n.inc(OutProtected)
 		}
 		if j.fragment != 0 {
 			w.split(j)

@@ -1,0 +1,258 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/missiu/missiu/pkg/datapath/ah"
+	"github.com/missiu/missiu/pkg/datapath/esp"
+	"github.com/missiu/missiu/pkg/datapath/ipcomp"
+	"github.com/missiu/missiu/pkg/datapath/packet"
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/datapath/wire"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// MaxBundle is how many transforms may lie on one packet.
+const MaxBundle = 6
+
+// bundler is an outWorker's memory for transforms that do not go through the
+// batch: AH, IPComp, and ESP with others around or inside it. Each has to see
+// what the one before it made, so they run one packet at a time.
+type bundler struct {
+	esp     [1]esp.Packet
+	ah      [1]ah.Packet
+	ahs     ah.Scratch
+	comp    ipcomp.Scratch
+	packed  []byte      // what the compressor made; 65535 octets, from its first use on
+	cur     packet.Info // the packet between two transforms
+	missing []sad.OutKey
+}
+
+// bundle is the SAs for one packet, innermost first.
+type bundle struct {
+	sas [MaxBundle]*sad.SA
+	n   int
+}
+
+// bundle protects a packet by the transforms of p, innermost first, or holds
+// it until there is an SA for each that has to be. Those of level use are left
+// out while they have none.
+func (w *outWorker) bundle(p *spd.Entry, buf []byte, off, n int, now time.Time, whole bool) {
+	var b bundle
+	src, dst := w.info.Src, w.info.Dst
+	missing := w.bundler.missing[:0]
+	for k := range p.P.Requests {
+		r := &p.P.Requests[k]
+		key := outKey(r, src, dst)
+		if r.Mode == ipsec.Tunnel {
+			src, dst = r.Src, r.Dst
+		}
+		sa := w.e.c.SAD.Out(key, &w.info)
+		switch {
+		case sa != nil && b.n < MaxBundle:
+			b.sas[b.n] = sa
+			b.n++
+		case r.Level == ipsec.LevelUse:
+			w.e.c.NeedSA(p, key, w.info.Flow())
+		default:
+			missing = append(missing, key)
+		}
+	}
+	w.bundler.missing = missing
+	if len(missing) > 0 {
+		w.wait(p, missing, buf[off:off+n], now, whole)
+		return
+	}
+
+	packed := w.compress(&b, buf, off, n)
+	if packed == unpacked && b.n > 0 && b.sas[0].P.Proto == ipsec.IPComp && b.sas[0].P.Mode != ipsec.Tunnel {
+		copy(b.sas[:], b.sas[1:b.n]) // sent without IPComp header (RFC 3173, 2.2)
+		b.n--
+	}
+	if b.n == 0 {
+		w.pass(buf, off, n, whole)
+		return
+	}
+	total := b.length(&w.info, n, packed)
+	fragment := 0
+	if mtu := w.e.c.Wire.PathMTU(dst); total > mtu {
+		// What is told holds for packets that do not compress.
+		inner := min(n, mtu)
+		for inner > 0 && b.length(&w.info, inner, unpacked) > mtu {
+			inner--
+		}
+		if !whole && w.refuse(buf[off:off+n], inner, n) {
+			return
+		}
+		fragment = mtu
+	}
+	if total > 65535 {
+		w.n.inc(DropOutSeal)
+		return
+	}
+	w.apply(&b, buf, off, n, packed, fragment, now)
+}
+
+// unpacked says that a payload was not compressed.
+const unpacked = -1
+
+// compress tries the payload of a packet if the innermost SA is IPComp. It
+// returns the length of what it made, which is in w.bundler.packed.
+func (w *outWorker) compress(b *bundle, buf []byte, off, n int) int {
+	if b.n == 0 || b.sas[0].P.Proto != ipsec.IPComp {
+		return unpacked
+	}
+	if w.bundler.packed == nil {
+		w.bundler.packed = make([]byte, 65535)
+	}
+	p := planFor(b.sas[0], &w.info, buf, off, n)
+	k, ok := w.bundler.comp.Compress(w.bundler.packed, buf[p.payload:off+n])
+	if !ok {
+		return unpacked
+	}
+	return k
+}
+
+// length is that of the packet which the bundle makes of one of n octets, whose
+// headers are i's, if IPComp makes packed octets of its payload.
+func (b *bundle) length(i *packet.Info, n, packed int) int {
+	kept, v6 := i.TransOff, i.Version == 6
+	for _, sa := range b.sas[:b.n] {
+		payload := n - kept
+		if sa.P.Mode == ipsec.Tunnel {
+			payload, kept, v6 = n, packet.IPv4Len, sa.P.Dst.Is6()
+			if v6 {
+				kept = packet.IPv6Len
+			}
+		}
+		switch sa.P.Proto {
+		case ipsec.IPComp:
+			if packed != unpacked {
+				payload = ipcomp.HeaderLen + packed
+			}
+		case ipsec.AH:
+			payload += sa.AH.HeaderLen(v6)
+		default:
+			if sa.P.Encap != nil {
+				payload += packet.UDPLen + sa.T.HeaderLen() + sa.T.TrailerLen(payload)
+				break
+			}
+			payload += sa.T.HeaderLen() + sa.T.TrailerLen(payload)
+		}
+		n = kept + payload
+	}
+	return n
+}
+
+// apply carries the transforms out and queues the result.
+func (w *outWorker) apply(b *bundle, buf []byte, off, n, packed, fragment int, now time.Time) {
+	i := &w.info
+	for k, sa := range b.sas[:b.n] {
+		if k > 0 {
+			if i = &w.bundler.cur; !packet.Decode(buf[off:off+n], i) {
+				w.n.inc(DropOutSeal)
+				return
+			}
+		}
+		if !w.account(sa, n, now) {
+			return
+		}
+		p := planFor(sa, i, buf, off, n)
+		ok := true
+		switch sa.P.Proto {
+		case ipsec.IPComp:
+			off, n = w.putIPComp(sa, &p, i, buf, off, n, packed, fragment)
+		case ipsec.AH:
+			off, n, ok = w.sealAH(sa, &p, i, buf, off, n, fragment)
+		default:
+			// UDP is for the way to the peer, so it is outermost.
+			if sa.P.Encap != nil && k != b.n-1 {
+				w.n.inc(DropOutSeal)
+				return
+			}
+			off, n, ok = w.sealESP(sa, &p, i, buf, off, n, fragment)
+		}
+		if !ok {
+			return
+		}
+	}
+	w.push(outJob{sealed: true, pkt: wire.Packet{Buf: buf, Off: off, Len: n}, fragment: fragment}, esp.Packet{})
+}
+
+// sealESP is encapsulate without the batch.
+func (w *outWorker) sealESP(sa *sad.SA, p *plan, i *packet.Info, buf []byte, off, n, fragment int) (int, int, bool) {
+	seq, ok := sa.NextSeq(1)
+	if !ok {
+		w.n.inc(DropOutSequence)
+		return 0, 0, false
+	}
+	p.sizeESP(sa)
+	one := w.bundler.esp[:]
+	var j outJob
+	j, one[0] = w.putESP(sa, p, i, buf, off, n, fragment)
+	one[0].Seq = seq
+	sa.T.Seal(w.scratch, one)
+	err := one[0].Err
+	one[0] = esp.Packet{}
+	if err != nil {
+		w.n.inc(DropOutSeal)
+		return 0, 0, false
+	}
+	if j.udpSum {
+		packet.PutUDPChecksum(buf[j.pkt.Off : j.pkt.Off+j.pkt.Len])
+	}
+	return j.pkt.Off, j.pkt.Len, true
+}
+
+// sealAH puts AH in front of the payload (RFC 4302, 3.1) and computes its ICV.
+func (w *outWorker) sealAH(sa *sad.SA, p *plan, i *packet.Info, buf []byte, off, n, fragment int) (int, int, bool) {
+	v6 := i.Version == 6
+	if p.tunnel {
+		v6 = sa.P.Dst.Is6()
+	}
+	fixed := p.hdr + sa.AH.HeaderLen(v6)
+	start := p.payload - fixed
+	out := buf[start : off+n]
+	w.putIP(out, sa, p, i, buf[off:p.payload], protoAH, fragment)
+	for ah.Identify(out) {
+		w.ipid++
+		binary.BigEndian.PutUint16(out[4:], w.ipid)
+	}
+	seq, ok := sa.NextSeq(1)
+	if !ok {
+		w.n.inc(DropOutSequence)
+		return 0, 0, false
+	}
+	one := w.bundler.ah[:]
+	one[0] = ah.Packet{IP: out, Off: p.hdr, Next: p.next, Seq: seq}
+	sa.AH.Seal(&w.bundler.ahs, one)
+	err := one[0].Err
+	one[0] = ah.Packet{}
+	if err != nil {
+		w.n.inc(DropOutSeal)
+		return 0, 0, false
+	}
+	packet.FixIPv4Checksum(out)
+	return start, len(out), true
+}
+
+// putIPComp puts the compressed payload in the place of the payload, behind an
+// IPComp header. In tunnel mode a payload that was not compressed becomes IP in
+// IP.
+func (w *outWorker) putIPComp(sa *sad.SA, p *plan, i *packet.Info, buf []byte, off, n, packed, fragment int) (int, int) {
+	start := p.payload - p.hdr
+	if packed == unpacked {
+		out := buf[start : off+n]
+		w.putIP(out, sa, p, i, nil, p.next, fragment)
+		packet.FixIPv4Checksum(out)
+		return start, len(out)
+	}
+	out := buf[start : p.payload+ipcomp.HeaderLen+packed]
+	w.putIP(out, sa, p, i, buf[off:p.payload], protoIPComp, fragment)
+	ipcomp.Put(out[p.hdr:], p.next, uint16(sa.P.SPI))
+	copy(out[p.hdr+ipcomp.HeaderLen:], w.bundler.packed[:packed])
+	packet.FixIPv4Checksum(out)
+	return start, len(out)
+}

@@ -1,0 +1,292 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"time"
+
+	"github.com/missiu/missiu/pkg/datapath/ah"
+	"github.com/missiu/missiu/pkg/datapath/esp"
+	"github.com/missiu/missiu/pkg/datapath/ipcomp"
+	"github.com/missiu/missiu/pkg/datapath/packet"
+	"github.com/missiu/missiu/pkg/datapath/sad"
+	"github.com/missiu/missiu/pkg/datapath/spd"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// peeler is an inWorker's memory for what does not go through the batch: AH,
+// IPComp, and whatever lies inside another transform.
+type peeler struct {
+	esp      [1]esp.Packet
+	ah       [1]ah.Packet
+	ahs      ah.Scratch
+	comp     ipcomp.Scratch
+	expanded []byte // 65535 octets, from the first IPComp packet on
+	job      inJob
+}
+
+// layers are the SAs by which a packet came, outermost first.
+type layers struct {
+	sa [MaxBundle]*sad.SA
+	n  int
+}
+
+func (l *layers) push(sa *sad.SA) bool {
+	if l.n == len(l.sa) {
+		return false
+	}
+	l.sa[l.n] = sa
+	l.n++
+	return true
+}
+
+// serve: the packet came with exactly the protection that the policy asks for,
+// in the order that it asks for; transforms that a packet may come without may
+// be missing.
+func (l *layers) serve(e *spd.Entry) bool {
+	k := l.n - 1 // innermost first, as requests are
+	for i := range e.P.Requests {
+		r := &e.P.Requests[i]
+		switch {
+		case k >= 0 && serves(l.sa[k], r):
+			k--
+		case !optional(r):
+			return false
+		}
+	}
+	return k < 0
+}
+
+// wrapped: the packet decoded in i, which came by l, has a further transform
+// for us on it.
+func (w *inWorker) wrapped(i *packet.Info, l *layers) bool {
+	switch i.Proto {
+	case protoESP, protoAH, protoIPComp:
+		return !i.IsFragment() && w.e.c.Wire.IsLocal(i.Dst)
+	case protoIPv4, protoIPv6:
+		return w.plainTunnel(i, l) != nil
+	}
+	return false
+}
+
+// plainTunnel is the IPComp SA in tunnel mode by which an IP in IP packet came
+// that compression did not help (RFC 3173, 2.2); nil if there is none. Such a
+// packet counts only within another transform.
+func (w *inWorker) plainTunnel(i *packet.Info, l *layers) *sad.SA {
+	if l.n == 0 || i.IsFragment() || !w.e.c.Wire.IsLocal(i.Dst) {
+		return nil
+	}
+	return w.e.c.SAD.Out(sad.OutKey{Proto: ipsec.IPComp, Mode: ipsec.Tunnel, Src: i.Src, Dst: i.Dst}, nil)
+}
+
+// unwrap takes further transforms off the packet buf[off:off+n], which is
+// decoded in w.inner and came by l, one after the other (RFC 4301, 5.2), and
+// gives what remains to accept. Every step takes one of MaxBundle places in l,
+// so a sender cannot nest without end.
+func (w *inWorker) unwrap(buf []byte, off, n int, l layers, now time.Time) {
+	i := &w.inner
+	for {
+		var sa *sad.SA
+		switch i.Proto {
+		case protoESP:
+			sa, off, n = w.openESP(buf, off, n, now)
+		case protoAH:
+			sa, off, n = w.openAH(buf, off, n, now)
+		case protoIPComp:
+			sa, buf, off, n = w.expand(buf, off, n, now)
+		default:
+			if sa = w.plainTunnel(i, &l); sa == nil { // gone since wrapped saw it
+				w.n.inc(DropInNoSA)
+				return
+			}
+			if !w.account(sa, n, now) {
+				return
+			}
+			off, n = off+i.HdrLen, n-i.HdrLen
+		}
+		if sa == nil {
+			return // counted
+		}
+		if !l.push(sa) {
+			w.n.inc(DropInProtocol)
+			return
+		}
+		if !packet.Decode(buf[off:off+n], i) {
+			w.n.inc(DropInMalformed)
+			return
+		}
+		n = i.Len // beyond it lies TFC padding
+		if !w.wrapped(i, &l) {
+			w.accept(buf, off, n, &l, now)
+			return
+		}
+	}
+}
+
+// find looks up the SA of the packet in w.inner whose transform's header has
+// spi, and makes sure that a transport mode packet is from the SA's peer, see
+// fromPeer.
+func (w *inWorker) find(proto ipsec.Protocol, dst netip.Addr, spi uint32) *sad.SA {
+	sa := w.e.c.SAD.Lookup(ipsec.SAID{Proto: proto, Dst: dst, SPI: ipsec.SPI(spi)})
+	switch {
+	case sa == nil || sa.State() == sad.Larval:
+		w.n.inc(DropInNoSA)
+	case sa.P.Encap != nil:
+		w.n.inc(DropInEncap)
+	case sa.P.Mode != ipsec.Tunnel && w.inner.Src != sa.P.Src:
+		w.n.inc(DropInSelector)
+		sa.SelectorErrors.Add(1)
+	default:
+		return sa
+	}
+	return nil
+}
+
+// openESP opens a packet within another transform. It returns where the packet
+// that was in it stands; no SA: dropped.
+func (w *inWorker) openESP(buf []byte, off, n int, now time.Time) (*sad.SA, int, int) {
+	i, j := &w.inner, &w.peeler.job
+	b := buf[off+i.HdrLen : off+n]
+	if len(b) < 8 {
+		w.n.inc(DropInMalformed)
+		return nil, 0, 0
+	}
+	sa := w.find(ipsec.ESP, i.Dst, binary.BigEndian.Uint32(b))
+	if sa == nil {
+		return nil, 0, 0
+	}
+	seq, ok := w.window(sa, b[4:])
+	if !ok {
+		return nil, 0, 0
+	}
+	h := sa.T.HeaderLen()
+	if len(b) < h {
+		w.n.inc(DropInMalformed)
+		return nil, 0, 0
+	}
+	one := w.peeler.esp[:]
+	one[0] = esp.Packet{Dst: b[h:], Src: b, Seq: seq}
+	sa.T.Open(w.scratch, one)
+	p := one[0]
+	one[0] = esp.Packet{}
+	if !w.verified(sa, p.Err, seq, n, now) {
+		return nil, 0, 0
+	}
+	if p.Next == protoNone {
+		w.n.inc(InDummy)
+		return nil, 0, 0
+	}
+	*j = inJob{sa: sa, buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n}
+	off, n, ok = w.decapsulate(j, &p)
+	*j = inJob{}
+	if !ok {
+		w.n.inc(DropInMalformed)
+		return nil, 0, 0
+	}
+	return sa, off, n
+}
+
+// openAH verifies a packet and takes AH out of it, in tunnel mode with the
+// outer header.
+func (w *inWorker) openAH(buf []byte, off, n int, now time.Time) (*sad.SA, int, int) {
+	i := &w.inner
+	b := buf[off+i.HdrLen : off+n]
+	if len(b) < 12 {
+		w.n.inc(DropInMalformed)
+		return nil, 0, 0
+	}
+	sa := w.find(ipsec.AH, i.Dst, binary.BigEndian.Uint32(b[4:]))
+	if sa == nil {
+		return nil, 0, 0
+	}
+	seq, ok := w.window(sa, b[8:])
+	if !ok {
+		return nil, 0, 0
+	}
+	one := w.peeler.ah[:]
+	one[0] = ah.Packet{IP: buf[off : off+n], Off: i.HdrLen, Seq: seq}
+	sa.AH.Open(&w.peeler.ahs, one)
+	p := one[0]
+	one[0] = ah.Packet{}
+	if !w.verified(sa, p.Err, seq, n, now) {
+		return nil, 0, 0
+	}
+	if sa.P.Mode == ipsec.Tunnel {
+		h := i.HdrLen + p.N
+		if p.Next != protoIPv4 && p.Next != protoIPv6 || !packet.DecapECN(buf[off+h:off+n], i.TOS) {
+			w.n.inc(DropInMalformed)
+			return nil, 0, 0
+		}
+		return sa, off + h, n - h
+	}
+	if p.Next == protoNone {
+		w.n.inc(InDummy)
+		return nil, 0, 0
+	}
+	copy(buf[off+p.N:], buf[off:off+i.HdrLen])
+	off, n = off+p.N, n-p.N
+	packet.SetTransport(buf[off:off+n], i.ProtoOff, p.Next, n)
+	return sa, off, n
+}
+
+// window infers a sequence number from its lower half at the front of b.
+func (w *inWorker) window(sa *sad.SA, b []byte) (uint64, bool) {
+	seq, ok := sa.Window.Check(binary.BigEndian.Uint32(b))
+	if !ok {
+		w.n.inc(DropInReplay)
+		sa.ReplayErrors.Add(1)
+	}
+	return seq, ok
+}
+
+// expand puts the packet together that an IPComp packet carries, in buf or, if
+// it has no room, in a new buffer.
+func (w *inWorker) expand(buf []byte, off, n int, now time.Time) (*sad.SA, []byte, int, int) {
+	i := &w.inner
+	b := buf[off+i.HdrLen : off+n]
+	next, cpi, ok := ipcomp.Header(b)
+	if !ok {
+		w.n.inc(DropInMalformed)
+		return nil, nil, 0, 0
+	}
+	sa := w.find(ipsec.IPComp, i.Dst, uint32(cpi))
+	if sa == nil {
+		return nil, nil, 0, 0
+	}
+	tunnel := sa.P.Mode == ipsec.Tunnel
+	if tunnel && next != protoIPv4 && next != protoIPv6 {
+		w.n.inc(DropInMalformed)
+		return nil, nil, 0, 0
+	}
+	if w.peeler.expanded == nil {
+		w.peeler.expanded = make([]byte, 65535)
+	}
+	// The whole packet is built beside buf, which its payload comes from.
+	x, hdr := w.peeler.expanded, 0
+	if !tunnel {
+		hdr = copy(x, buf[off:off+i.HdrLen])
+	}
+	k, err := w.peeler.comp.Expand(x[hdr:], b[ipcomp.HeaderLen:])
+	if err != nil {
+		w.n.inc(DropInMalformed)
+		return nil, nil, 0, 0
+	}
+	if !w.account(sa, n, now) {
+		return nil, nil, 0, 0
+	}
+	x = x[:hdr+k]
+	if tunnel {
+		if !packet.DecapECN(x, i.TOS) {
+			w.n.inc(DropInMalformed)
+			return nil, nil, 0, 0
+		}
+	} else {
+		packet.SetTransport(x, i.ProtoOff, next, len(x))
+	}
+	const front = headroom + etherLen
+	if len(buf) < front+len(x) {
+		buf = make([]byte, front+len(x))
+	}
+	copy(buf[front:], x)
+	return sa, buf, front, len(x)
+}
