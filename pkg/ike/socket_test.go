@@ -91,6 +91,7 @@ func (e *engine) mature() (n int) {
 }
 func (e *engine) Flush(ipsec.Protocol) bool            { return false }
 func (e *engine) SAs(ipsec.Protocol) []*keysock.SAInfo { return nil }
+func (e *engine) SAIDs(ipsec.Protocol) []ipsec.SAID    { return nil }
 func (e *engine) AcquireFailed(seq uint32, errno syscall.Errno) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
