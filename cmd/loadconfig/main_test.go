@@ -121,6 +121,8 @@ func (b *backend) FlushPolicies(conn uint64) bool {
 	return n > 0
 }
 
+func (b *backend) Migrate(*keysock.Migration) error { return syscall.EOPNOTSUPP }
+
 func (b *backend) Begin(conn uint64) error {
 	if b.conn != 0 {
 		return syscall.EBUSY

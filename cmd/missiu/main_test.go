@@ -130,8 +130,8 @@ func TestStatusOfTheDead(t *testing.T) {
 	l.SetUnlinkOnClose(false)
 	l.Close()
 	for args, want := range map[string]string{
-		"status":         "eth7: the instance was killed; what its policies protect stays blocked until startRaw or stop",
-		"-i eth7 status": "eth7: the instance was killed",
+		"status":         "eth7: the instance has died; what its policies protect stays blocked until startRaw or stop",
+		"-i eth7 status": "eth7: the instance has died",
 		"-i eth8 status": "eth8: no missiu is running",
 	} {
 		var stdout, stderr bytes.Buffer

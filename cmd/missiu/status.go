@@ -62,7 +62,7 @@ func status(o *options, w io.Writer) error {
 			name := strings.TrimSuffix(filepath.Base(p), filepath.Ext(p))
 			err = fmt.Errorf("%s: %w", name, keysock.ErrNoInstance)
 			if _, e := os.Stat(p); e == nil {
-				err = fmt.Errorf("%s: the instance was killed; what its policies protect stays blocked until startRaw or stop", name)
+				err = fmt.Errorf("%s: the instance has died; what its policies protect stays blocked until startRaw or stop", name)
 			}
 			errs = append(errs, err)
 			continue
