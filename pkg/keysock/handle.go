@@ -194,9 +194,7 @@ func (s *Server) register(c *conn, m *pfkey.Message) error {
 	if err := s.reply(c, g, false); err != nil {
 		return err
 	}
-	if m.SAType != 0 {
-		s.copyTo(g, func(o *conn) bool { return o != c && o.isRegistered() })
-	}
+	s.copyTo(g, func(o *conn) bool { return o != c && o.isRegistered() })
 	return nil
 }
 
@@ -212,6 +210,7 @@ func (s *Server) setPromiscuous(c *conn, m *pfkey.Message, raw []byte) error {
 		c.mu.Unlock()
 	}
 	b := append([]byte(nil), raw...)
+	s.promiscuous(b) // so the sender hears its switching on twice, as on Linux
 	c.answer(b, false)
 	for _, o := range s.snapshot() {
 		if o != c {

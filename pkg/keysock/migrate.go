@@ -94,8 +94,13 @@ func (v *Move) check() error {
 	return nil
 }
 
-func putMigration(m *pfkey.Message, g *Migration) error {
+// putMigration makes the announcement. Its SA type is that of the first move, as
+// on Linux.
+func putMigration(m *pfkey.Message, g *Migration) (err error) {
 	m.Type = pfkey.XMigrate
+	if m.SAType, err = saTypeOf(g.Moves[0].Proto); err != nil {
+		return err
+	}
 	if err := putSelector(m, g.Sel); err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func TestMigrate(t *testing.T) {
 	m.KMAddress = &pfkey.KMAddress{Local: netip.MustParseAddrPort("192.0.2.1:500"), Remote: netip.MustParseAddrPort("198.51.100.2:500")}
 	x.send(m)
 	for _, z := range []*stranger{x, y} {
-		got := z.want(pfkey.Header{Type: pfkey.XMigrate})
+		got := z.want(pfkey.Header{Type: pfkey.XMigrate, SAType: pfkey.SATypeESP})
 		want := *m
 		want.Header = got.Header
 		want.Src, want.Dst = &pfkey.Address{PrefixLen: 24, Addr: m.Src.Addr}, &pfkey.Address{PrefixLen: 16, Addr: m.Dst.Addr}

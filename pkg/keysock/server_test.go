@@ -387,6 +387,7 @@ func TestPromiscuous(t *testing.T) {
 	y.quiet()
 	on := pfkey.Header{Type: pfkey.XPromisc, SAType: 1, Seq: 1, Pid: 8}
 	x.ask(&pfkey.Message{Header: on}, 0)
+	x.want(on) // the promiscuous copy of the echo, as on Linux
 	y.want(on) // echoed to all
 	bad := on
 	bad.SAType = 2

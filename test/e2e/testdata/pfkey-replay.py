@@ -1,0 +1,365 @@
+# Sends PF_KEYv2 messages (RFC 2367, linux/pfkeyv2.h) to whatever socket(PF_KEY)
+# is and prints what comes back, one JSON object a step: the errno of send(),
+# what the sender hears, and what another socket hears that is registered. What
+# differs from run to run (times, ids, the pid) is replaced by names.
+import errno, json, os, select, socket, struct, sys
+
+GETSPI, UPDATE, ADD, DELETE, GET, ACQUIRE, REGISTER, EXPIRE, FLUSH, DUMP, PROMISC, PCHANGE = range(1, 13)
+SPDUPDATE, SPDADD, SPDDELETE, SPDGET, SPDACQUIRE, SPDDUMP, SPDFLUSH, SPDSETIDX, SPDEXPIRE, SPDDELETE2, MAPPING, MIGRATE = range(13, 25)
+AH, ESP, IPCOMP = 2, 3, 9
+AUTH_SHA1, ENCR_AES, ENCR_NULL = 3, 12, 11
+IN, OUT, FWD = 1, 2, 3
+DISCARD, NONE, IPSEC = 0, 1, 2
+TRANSPORT, TUNNEL = 1, 2
+USE, REQUIRE, UNIQUE = 1, 2, 3
+US, PEER, OTHER = "192.0.2.1", "198.51.100.2", "203.0.113.7"
+US6, PEER6 = "2001:db8::1", "2001:db8::2"
+
+def ext(type, body):
+    body += bytes(-(4 + len(body)) % 8)
+    return struct.pack("=HH", (4 + len(body)) // 8, type) + body
+
+def sockaddr(a, port=0):
+    if ":" in a:
+        return struct.pack("=H", 10) + struct.pack(">HI", port, 0) + socket.inet_pton(socket.AF_INET6, a) + bytes(4)
+    return struct.pack("=H", 2) + struct.pack(">H", port) + socket.inet_aton(a) + bytes(8)
+
+def addr(type, a, proto=0, prefix=None, port=0):
+    if prefix is None:
+        prefix = 128 if ":" in a else 32
+    return ext(type, struct.pack("=BBH", proto, prefix, 0) + sockaddr(a, port))
+
+def sa(spi, auth=AUTH_SHA1, encr=ENCR_AES, replay=32, state=1, flags=0):
+    return ext(1, struct.pack(">I", spi) + struct.pack("=BBBBI", replay, state, auth, encr, flags))
+
+def lifetime(type, alloc=0, octets=0, add=0, use=0):
+    return ext(type, struct.pack("=IQQQ", alloc, octets, add, use))
+
+def key(type, n, bits=None):
+    return ext(type, struct.pack("=HH", n * 8 if bits is None else bits, 0) + bytes(range(n)))
+
+def sa2(mode, reqid):
+    return ext(19, struct.pack("=BBHII", mode, 0, 0, 0, reqid))
+
+def natt(type=2, sport=4500, dport=4500):
+    return ext(20, struct.pack("=B3x", type)) + ext(21, struct.pack(">HH", sport, 0)) + ext(22, struct.pack(">HH", dport, 0))
+
+def spirange(lo, hi):
+    return ext(16, struct.pack("=III", lo, hi, 0))
+
+def request(proto=50, mode=TUNNEL, level=UNIQUE, reqid=7, src=US, dst=PEER, len=None):
+    a = sockaddr(src) + sockaddr(dst) if src else b""
+    n = 16 + globals()["__builtins__"].len(a) if len is None else len
+    return struct.pack("=HHBBHII", n, proto, mode, level, 0, reqid, 0) + a
+
+def policy(type=IPSEC, dir=OUT, id=0, prio=0, *reqs):
+    return ext(18, struct.pack("=HBBII", type, dir, 0, id, prio) + b"".join(reqs))
+
+def msg(type, satype=0, *exts, seq=None, err=0, version=2, len_=None, reserved=0):
+    global seqno
+    if seq is None:
+        seqno += 1
+        seq = seqno
+    body = b"".join(exts)
+    return struct.pack("=BBBBHHII", version, type, err, satype, 2 + len(body) // 8 if len_ is None else len_, reserved, seq, os.getpid()) + body
+
+seqno = 100
+
+# ---- what comes back ----
+
+ids = {}
+
+def show_addr(b):
+    proto, prefix = b[0], b[1]
+    s = b[4:]
+    family = struct.unpack("=H", s[:2])[0]
+    port = struct.unpack(">H", s[2:4])[0]
+    a = socket.inet_ntop(socket.AF_INET6, s[8:24]) if family == 10 else socket.inet_ntoa(s[4:8])
+    return {"proto": proto, "prefix": prefix, "addr": a, "port": port}
+
+def show_requests(b):
+    l = []
+    while len(b) >= 16:
+        n, proto, mode, level, _, reqid = struct.unpack("=HHBBHI", b[:12])
+        if n < 16:
+            return l + ["length %d" % n]
+        a, where = b[16:n], []
+        while a:
+            family = struct.unpack("=H", a[:2])[0]
+            size = 28 if family == 10 else 16
+            where.append(socket.inet_ntop(socket.AF_INET6, a[8:24]) if family == 10 else socket.inet_ntoa(a[4:8]))
+            a = a[size:]
+        l.append({"proto": proto, "mode": mode, "level": level, "reqid": reqid, "addrs": where})
+        b = b[n:]
+    return l
+
+def show_ext(type, b):
+    if type == 1:
+        spi = struct.unpack(">I", b[:4])[0]
+        replay, state, auth, encr, flags = struct.unpack("=BBBBI", b[4:12])
+        return {"spi": spi, "replay": replay, "state": state, "auth": auth, "encr": encr, "flags": flags}
+    if type in (2, 3, 4):
+        alloc, octets, add, use = struct.unpack("=IQQQ", b[:28])
+        if type == 2:
+            add, use = "now" if add else 0, "now" if use else 0
+        return {"alloc": alloc, "octets": octets, "add": add, "use": use}
+    if type in (5, 6, 7, 23):
+        return show_addr(b)
+    if type in (8, 9):
+        bits = struct.unpack("=H", b[:2])[0]
+        return {"bits": bits, "key": b[4:4 + (bits + 7) // 8].hex()}
+    if type == 18:
+        kind, dir, _, id, prio = struct.unpack("=HBBII", b[:12])
+        if id:
+            id = ids.setdefault(id, "P%d" % (len(ids) + 1))
+        return {"type": kind, "dir": dir, "id": id, "prio": prio, "requests": show_requests(b[12:])}
+    if type == 19:
+        return {"mode": b[0], "reqid": struct.unpack("=I", b[8:12])[0]}
+    if type == 20:
+        return {"type": b[0]}
+    if type in (21, 22):
+        return {"port": struct.unpack(">H", b[:2])[0]}
+    if type in (14, 15):
+        return "a list"
+    return b.hex()
+
+def show(b):
+    version, type, err, satype, words, _, seq, pid = struct.unpack("=BBBBHHII", b[:16])
+    m = {"version": version, "type": type, "errno": err, "satype": satype, "seq": seq, "pid": "ours" if pid == os.getpid() else pid}
+    if words * 8 != len(b):
+        m["length"] = "%d words, %d octets" % (words, len(b))
+    at = 16
+    while at < len(b):
+        n, t = struct.unpack("=HH", b[at:at + 4])
+        if n == 0:
+            m["length"] = "extension of length 0"
+            break
+        m["ext %d" % t] = show_ext(t, b[at + 4:at + n * 8])
+        at += n * 8
+    return m
+
+def hear(s):
+    l = []
+    # The answer is there; copies of missiu may take a moment.
+    while select.select([s], [], [], 0 if kernel else 0.03)[0]:
+        l.append(s.recv(65536))
+    return l
+
+kernel = "--kernel" in sys.argv
+
+# A reader that stopped at the dump's last message is as good, but order is the
+# engine's choice: sort what is not the last by SPI or id.
+def sort_dump(l):
+    if l and all(m["type"] in (DUMP, SPDDUMP) and not m["errno"] for m in l):
+        if [m["seq"] for m in l] != list(range(1, len(l))) + [0]:
+            return ["bad numbers %s" % [m["seq"] for m in l]]
+        for m in l:
+            m["seq"] = "dump"
+        l.sort(key=lambda m: json.dumps([m.get("ext 1", {}).get("spi"), m.get("ext 18"), m.get("ext 5"), m.get("ext 6")]))
+    return l
+
+pf = lambda: socket.socket(15, socket.SOCK_RAW, 2)
+me, other = pf(), pf()
+other.send(msg(REGISTER, ESP))
+hear(other)
+
+def step(name, *msgs):
+    r = {"step": name, "send": []}
+    for m in msgs:
+        try:
+            me.send(m)
+            r["send"].append("ok")
+        except OSError as e:
+            r["send"].append(errno.errorcode[e.errno])
+    r["sender"] = sort_dump([show(m) for m in hear(me)])
+    r["other"] = sort_dump([show(m) for m in hear(other)])
+    print(json.dumps(r))
+    return r
+
+# ---- the steps ----
+
+pair = addr(5, PEER) + addr(6, US)
+out = addr(5, US) + addr(6, PEER)
+out6 = addr(5, US6) + addr(6, PEER6)
+keys = key(9, 16) + key(8, 20)
+lives = lifetime(3, 1000, 1 << 40, 3600, 7200) + lifetime(4, 900, 1 << 39, 3000, 7000)
+
+# Headers and chains
+step("short", b"\2" * 15)
+step("version 1", msg(GET, ESP, version=1))
+step("type 0", msg(0))
+step("type 25", msg(25))
+step("reserved", msg(FLUSH, reserved=1))
+step("length 1", msg(FLUSH, len_=1))
+step("length too long", msg(FLUSH, len_=3))
+step("extension of length 0", msg(GET, ESP, struct.pack("=HHI", 0, 1, 0)))
+step("extension past the end", msg(GET, ESP, struct.pack("=HHI", 2, 1, 0)))
+step("extension of type 0", msg(GET, ESP, struct.pack("=HHI", 1, 0, 0)))
+step("extension too short", msg(GET, ESP, struct.pack("=HHI", 1, 1, 0)))
+step("extension twice", msg(GET, ESP, sa(0x1000), sa(0x1000), pair))
+step("address of family 7", msg(GET, ESP, sa(0x1000), ext(5, struct.pack("=BBH", 0, 32, 0) + struct.pack("=H", 7) + bytes(14)), addr(6, US)))
+step("address with prefix 33", msg(GET, ESP, sa(0x1000), addr(5, PEER, prefix=33), addr(6, US)))
+step("addresses of two families", msg(GET, ESP, sa(0x1000), addr(5, PEER6), addr(6, US)))
+step("address cut", msg(GET, ESP, sa(0x1000), ext(5, struct.pack("=BBH", 0, 32, 0) + struct.pack("=H", 2) + bytes(2)), addr(6, US)))
+
+# REGISTER
+step("REGISTER ESP", msg(REGISTER, ESP))
+step("REGISTER ESP again", msg(REGISTER, ESP))
+step("REGISTER 0", msg(REGISTER, 0))
+step("REGISTER 9", msg(REGISTER, 9))
+step("REGISTER 10", msg(REGISTER, 10))
+
+# The life of an SA
+step("DUMP of nothing", msg(DUMP, 0))
+step("GETSPI", msg(GETSPI, ESP, pair, spirange(0x1000, 0x1000), sa2(TUNNEL, 7)))
+step("GETSPI without X_SA2", msg(GETSPI, ESP, pair, spirange(0x1002, 0x1002)))
+step("GET of a larval SA", msg(GET, ESP, sa(0x1000), pair))
+step("ADD over a larval SA", msg(ADD, ESP, sa(0x1000), pair, keys, sa2(TUNNEL, 7)))
+step("UPDATE of a larval SA", msg(UPDATE, ESP, sa(0x1000, state=0), pair, keys, lives, sa2(TUNNEL, 7)))
+step("GET", msg(GET, ESP, sa(0x1000), pair))
+step("GET with another source", msg(GET, ESP, sa(0x1000), addr(5, OTHER), addr(6, US)))
+step("GET with ports", msg(GET, ESP, sa(0x1000), addr(5, PEER, 17, 0, 500), addr(6, US, 17, 0, 4500)))
+step("GET with another destination", msg(GET, ESP, sa(0x1000), addr(5, PEER), addr(6, OTHER)))
+step("GET of another protocol", msg(GET, AH, sa(0x1000), pair))
+step("GET of type 0", msg(GET, 0, sa(0x1000), pair))
+step("GET of nothing", msg(GET, ESP, sa(0x9999), pair))
+step("ADD", msg(ADD, ESP, keys, lives, sa(0x2000), out, sa2(TUNNEL, 7)))
+step("ADD again", msg(ADD, ESP, keys, lives, sa(0x2000), out, sa2(TUNNEL, 7)))
+step("ADD IPv6, NULL", msg(ADD, ESP, key(9, 0), key(8, 20), sa(0x2001, encr=ENCR_NULL, replay=0), out6, sa2(TRANSPORT, 0)))
+step("GET IPv6, NULL", msg(GET, ESP, sa(0x2001), out6))
+step("ADD without X_SA2", msg(ADD, ESP, keys, sa(0x2002), out))
+step("GET without X_SA2", msg(GET, ESP, sa(0x2002), out))
+step("ADD of state larval, KAME's flags", msg(ADD, ESP, keys, sa(0x2003, state=0, flags=0x40), out, sa2(0, 0)))
+step("GET of state larval, KAME's flags", msg(GET, ESP, sa(0x2003), out))
+step("ADD NAT-T", msg(ADD, ESP, keys, sa(0x2004), out, sa2(TUNNEL, 7), natt()))
+step("GET NAT-T", msg(GET, ESP, sa(0x2004), out))
+step("UPDATE of NAT-T ports", msg(UPDATE, ESP, keys, sa(0x2004), out, sa2(TUNNEL, 7), natt(2, 1024, 4500)))
+step("GET of NAT-T ports", msg(GET, ESP, sa(0x2004), out))
+step("UPDATE without NAT-T", msg(UPDATE, ESP, keys, sa(0x2004), out, sa2(TUNNEL, 7)))
+step("ADD with an unknown extension", msg(ADD, ESP, keys, sa(0x2005), out, ext(99, b"abcd")))
+step("ADD with IDENTITY", msg(ADD, ESP, keys, sa(0x2006), out, ext(10, struct.pack("=HHQ", 2, 0, 0) + b"gw.example\0")))
+step("UPDATE of a mature SA", msg(UPDATE, ESP, keys, sa(0x2000), out, lifetime(3, 0, 0, 600, 0), lifetime(4, 0, 0, 500, 0), sa2(TUNNEL, 7)))
+step("GET after it", msg(GET, ESP, sa(0x2000), out))
+step("UPDATE of nothing", msg(UPDATE, ESP, keys, sa(0x9999), out))
+
+# What no SA is
+for name, satype, parts in (
+    ("without SA", ESP, keys + out), ("without source", ESP, keys + sa(0x3000) + addr(6, PEER)),
+    ("without destination", ESP, keys + sa(0x3000) + addr(5, US)), ("without keys", ESP, sa(0x3000) + out),
+    ("without encryption key", ESP, key(8, 20) + sa(0x3000) + out), ("with HARD alone", ESP, keys + sa(0x3000) + out + lifetime(3, 0, 0, 9, 0)),
+    ("with SOFT alone", ESP, keys + sa(0x3000) + out + lifetime(4, 0, 0, 9, 0)), ("of type 0", 0, keys + sa(0x3000) + out),
+    ("of type 5", 5, keys + sa(0x3000) + out), ("of type 200", 200, keys + sa(0x3000) + out),
+    ("with encryption 254", ESP, keys + sa(0x3000, encr=254) + out), ("with encryption 200", ESP, keys + sa(0x3000, encr=200) + out),
+    ("with authentication 252", ESP, keys + sa(0x3000, auth=252) + out), ("with authentication 200", ESP, keys + sa(0x3000, auth=200) + out),
+    ("with a key of 15 octets", ESP, key(9, 15) + key(8, 20) + sa(0x3000) + out), ("with a key of no bits", ESP, key(9, 0) + key(8, 20) + sa(0x3000) + out),
+    ("with a key longer than its extension", ESP, key(9, 16, 999) + key(8, 20) + sa(0x3000) + out),
+    ("in mode 9", ESP, keys + sa(0x3000) + out + sa2(9, 0)),
+):
+    step("ADD " + name, msg(ADD, satype, parts))
+
+# DUMP, DELETE, FLUSH
+step("DUMP", msg(DUMP, ESP))
+step("DUMP of all", msg(DUMP, 0))
+step("DUMP of AH", msg(DUMP, AH))
+step("DUMP of type 5", msg(DUMP, 5))
+def filter(src, sp, dst, dp, family=2):
+    pad = lambda a: (socket.inet_aton(a) if "." in a else socket.inet_pton(socket.AF_INET6, a)).ljust(16, b"\0")
+    return ext(26, pad(src) + pad(dst) + struct.pack("=HBB", family, sp, dp))
+step("DUMP filtered", msg(DUMP, ESP, filter("0.0.0.0", 0, "192.0.2.99", 24)))
+step("DUMP filtered by both", msg(DUMP, ESP, filter(PEER, 32, US, 32)))
+step("DUMP filtered IPv6", msg(DUMP, ESP, filter("2001:db8::", 32, "::", 0, 10)))
+step("DUMP filtered to nothing", msg(DUMP, ESP, filter("1.2.3.4", 32, "1.2.3.4", 32)))
+step("DUMP filtered with prefix 129", msg(DUMP, ESP, filter("1.2.3.4", 129, "1.2.3.4", 32)))
+# Linux keeps an SA of SPI 0 for 30 s after each of these: behind the dumps.
+step("GETSPI taken", msg(GETSPI, ESP, pair, spirange(0x1000, 0x1000), sa2(TUNNEL, 7)))
+step("GETSPI backwards", msg(GETSPI, ESP, pair, spirange(0x1001, 0x1000)))
+step("GETSPI without addresses", msg(GETSPI, ESP, spirange(0x1000, 0x1000)))
+step("GETSPI of type 0", msg(GETSPI, 0, pair, spirange(0x1001, 0x1001)))
+step("GETSPI of type 5", msg(GETSPI, 5, pair, spirange(0x1001, 0x1001)))
+step("DELETE", msg(DELETE, ESP, sa(0x1000), pair))
+step("DELETE again", msg(DELETE, ESP, sa(0x1000), pair))
+step("DELETE without SA", msg(DELETE, ESP, pair))
+step("DELETE of a larval SA", msg(DELETE, ESP, sa(0x1002), pair))
+step("FLUSH of AH", msg(FLUSH, AH))
+step("FLUSH of type 5", msg(FLUSH, 5))
+
+# What is not for clients
+step("ACQUIRE with addresses", msg(ACQUIRE, ESP, out))
+step("ACQUIRE failure of nothing", msg(ACQUIRE, ESP, err=110))
+step("EXPIRE", msg(EXPIRE, ESP))
+step("X_PCHANGE", msg(PCHANGE, ESP))
+step("X_SPDACQUIRE", msg(SPDACQUIRE))
+step("X_SPDEXPIRE", msg(SPDEXPIRE))
+step("X_NAT_T_NEW_MAPPING", msg(MAPPING, ESP))
+step("X_PROMISC 3", msg(PROMISC, 3))
+step("X_PROMISC on", msg(PROMISC, 1))
+step("GET, promiscuous", msg(GET, ESP, sa(0x9999), out))
+step("X_PROMISC off", msg(PROMISC, 0))
+
+# Policies
+sel = addr(5, "10.1.0.0", 255, 16) + addr(6, "10.2.0.0", 255, 16)
+back = addr(5, "10.2.0.0", 255, 16) + addr(6, "10.1.0.0", 255, 16)
+rev = request(src=PEER, dst=US)
+step("SPDDUMP of nothing", msg(SPDDUMP))
+r = step("SPDADD", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 1000, request()), sel, lifetime(3, 0, 0, 9999, 0)))
+pol = [id for id, name in ids.items()][0]
+step("SPDADD again", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 1000, request()), sel))
+step("SPDADD in", msg(SPDADD, 0, policy(IPSEC, IN, 0, 1000, rev), back))
+step("SPDADD fwd", msg(SPDADD, 0, policy(IPSEC, FWD, 0, 1000, rev), back))
+step("SPDADD with host bits", msg(SPDADD, 0, policy(NONE, OUT, 0, 7), addr(5, "10.1.2.3", 6, 16, 80), addr(6, "10.2.0.0", 6, 16)))
+step("SPDADD IPv6", msg(SPDADD, 0, policy(DISCARD, OUT, 0, 0), addr(5, "2001:db8:1::", 58, 48, 128), addr(6, "2001:db8:2::", 58, 48)))
+step("SPDADD transport, use", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(mode=TRANSPORT, level=USE, reqid=0, src=None)), addr(5, US, 17), addr(6, PEER, 17)))
+step("SPDADD transport, require", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(mode=TRANSPORT, level=REQUIRE, reqid=0, src=None)), addr(5, US, 6), addr(6, PEER, 6)))
+step("SPDADD tunnel over IPv6", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(src=US6, dst=PEER6, level=REQUIRE, reqid=0)), addr(5, US, 132), addr(6, PEER, 132)))
+step("SPDADD with protocol 0", msg(SPDADD, 0, policy(DISCARD, IN, 0, 5), addr(5, "10.9.0.0", 0, 16), addr(6, "10.8.0.0", 0, 16)))
+step("SPDADD, stray octets", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(), bytes(8)), addr(5, "10.7.0.0", 255, 16), addr(6, "10.6.0.0", 255, 16)))
+step("SPDUPDATE", msg(SPDUPDATE, 0, sa2(TUNNEL, 9), policy(IPSEC, OUT, 0, 2000, request(reqid=9)), sel))
+step("SPDUPDATE of nothing", msg(SPDUPDATE, 0, policy(NONE, OUT, 0, 1), addr(5, "10.5.0.0", 255, 16), addr(6, "10.4.0.0", 255, 16)))
+step("SPDSETIDX", msg(SPDSETIDX, 0, policy(NONE, OUT, 0, 1), addr(5, "10.3.0.0", 255, 16), addr(6, "10.4.0.0", 255, 16)))
+step("SPDGET", msg(SPDGET, 0, policy(0, OUT, pol)))
+step("SPDGET in another direction", msg(SPDGET, 0, policy(0, IN, pol), back))
+step("SPDGET of nothing", msg(SPDGET, 0, policy(0, OUT, 0x7ffffff1)))
+step("SPDGET without policy", msg(SPDGET))
+step("SPDDUMP", msg(SPDDUMP))
+step("SPDDELETE", msg(SPDDELETE, 0, policy(0, OUT), sel))
+step("SPDDELETE again", msg(SPDDELETE, 0, policy(0, OUT), sel))
+step("SPDDELETE without addresses", msg(SPDDELETE, 0, policy(0, OUT)))
+step("SPDDELETE without direction", msg(SPDDELETE, 0, policy(0, 0), back))
+pol = list(ids)[1]
+step("SPDDELETE2", msg(SPDDELETE2, 0, policy(0, IN, pol)))
+step("SPDDELETE2 again", msg(SPDDELETE2, 0, policy(0, IN, pol)))
+for name, p in (
+    ("type 3", policy(3, OUT)), ("type 4", policy(4, OUT)), ("direction 0", policy(NONE, 0)), ("direction 4", policy(NONE, 4)),
+    ("mode 0", policy(IPSEC, OUT, 0, 0, request(mode=0))), ("mode 9", policy(IPSEC, OUT, 0, 0, request(mode=9))),
+    ("protocol 6", policy(IPSEC, OUT, 0, 0, request(proto=6))), ("a request of length 0", policy(IPSEC, OUT, 0, 0, request(len=0))),
+    ("a request of 8 octets", policy(IPSEC, OUT, 0, 0, request(len=8))), ("a request past the end", policy(IPSEC, OUT, 0, 0, request(len=64))),
+    ("a tunnel to nowhere", policy(IPSEC, OUT, 0, 0, request(src=None))), ("a tunnel at level use", policy(IPSEC, OUT, 0, 0, request(level=USE))),
+    ("seven requests", policy(IPSEC, OUT, 0, 0, *[request(mode=TRANSPORT, src=None)] * 7)),
+):
+    step("SPDADD with " + name, msg(SPDADD, 0, p, addr(5, "10.11.0.0", 255, 16), addr(6, "10.12.0.0", 255, 16)))
+step("SPDADD without policy", msg(SPDADD, 0, sel))
+step("SPDADD without source", msg(SPDADD, 0, policy(NONE, OUT), addr(6, PEER)))
+step("SPDADD of two families", msg(SPDADD, 0, policy(NONE, OUT), addr(5, US6), addr(6, PEER)))
+
+# MIGRATE
+for spi in (0x2004, 0x2005):
+    step("DELETE before MIGRATE", msg(DELETE, ESP, sa(spi), out))
+step("SPDADD to migrate", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 1000, request()), sel))
+step("MIGRATE of nothing", msg(MIGRATE, 0, policy(IPSEC, IN, 0, 0, request(), request(dst=OTHER)), sel))
+step("MIGRATE of another reqid", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(reqid=8), request(reqid=8, dst=OTHER)), sel))
+step("MIGRATE of another place", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(src=OTHER), request(dst=OTHER)), sel))
+step("MIGRATE of half a pair", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request()), sel))
+step("MIGRATE of a false pair", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(), request(dst=OTHER, reqid=8)), sel))
+step("MIGRATE to 0.0.0.0", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(), request(dst="0.0.0.0")), sel))
+step("MIGRATE without policy", msg(MIGRATE, 0, sel))
+step("MIGRATE without addresses", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(), request(dst=OTHER))))
+step("MIGRATE", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(), request(dst=OTHER)), sel))
+step("SPDGET of what migrated", msg(SPDGET, 0, policy(0, OUT, [id for id in ids][-1])))
+step("GET of what migrated", msg(GET, ESP, sa(0x2000), addr(5, US), addr(6, OTHER)))
+step("GET at the old place", msg(GET, ESP, sa(0x2000), out))
+
+# The end
+step("SPDFLUSH", msg(SPDFLUSH))
+step("SPDFLUSH of nothing", msg(SPDFLUSH))
+step("FLUSH", msg(FLUSH))
+step("FLUSH of nothing", msg(FLUSH))
