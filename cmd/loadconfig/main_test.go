@@ -153,19 +153,27 @@ func (b *backend) Delete(id ipsec.SAID, _ netip.Addr) (*keysock.SAInfo, error) {
 	b.sas = slices.Delete(b.sas, k, k+1)
 	return i, nil
 }
-func (b *backend) Get(ipsec.SAID, netip.Addr) (*keysock.SAInfo, error) { return nil, syscall.ESRCH }
+
+func (b *backend) Get(id ipsec.SAID, _ netip.Addr) (*keysock.SAInfo, error) {
+	k := slices.IndexFunc(b.sas, func(i *keysock.SAInfo) bool { return i.SAID == id })
+	if k < 0 {
+		return nil, syscall.ESRCH
+	}
+	c := *b.sas[k]
+	c.EncrKey, c.AuthKey = c.EncrKey.Clone(), c.AuthKey.Clone()
+	return &c, nil
+}
+
 func (b *backend) Flush(ipsec.Protocol) bool {
 	n := len(b.sas)
 	b.sas = nil
 	return n > 0
 }
 
-func (b *backend) SAs(ipsec.Protocol) []*keysock.SAInfo {
-	var l []*keysock.SAInfo
+func (b *backend) SAIDs(ipsec.Protocol) []ipsec.SAID {
+	var l []ipsec.SAID
 	for _, i := range b.sas {
-		c := *i
-		c.EncrKey, c.AuthKey = i.EncrKey.Clone(), i.AuthKey.Clone()
-		l = append(l, &c)
+		l = append(l, i.SAID)
 	}
 	return l
 }
