@@ -191,7 +191,7 @@ func (w *outWorker) sealESP(sa *sad.SA, p *plan, i *packet.Info, buf []byte, off
 	p.sizeESP(sa)
 	one := w.bundler.esp[:]
 	var j outJob
-	j, one[0] = w.putESP(sa, p, i, buf, off, n, fragment)
+	w.putESP(&j, &one[0], sa, p, i, buf, off, n, fragment)
 	one[0].Seq = seq
 	sa.T.Seal(w.scratch, one)
 	err := one[0].Err

@@ -286,9 +286,10 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 	if !w.account(sa, n, now) {
 		return
 	}
-	j, s := w.putESP(sa, &p, i, buf, off, n, fragment)
-	s.Seq = seq
-	w.push(j, s)
+	w.push(outJob{}, esp.Packet{})
+	k := len(w.jobs) - 1
+	w.putESP(&w.jobs[k], &w.seals[k], sa, &p, i, buf, off, n, fragment)
+	w.seals[k].Seq = seq
 }
 
 // sizeESP sets fixed and total.
@@ -300,13 +301,14 @@ func (p *plan) sizeESP(sa *sad.SA) {
 	p.total = p.fixed + p.plen + sa.T.TrailerLen(p.plen)
 }
 
-// putESP writes all headers but that of ESP, and says what is to be sealed.
-func (w *outWorker) putESP(sa *sad.SA, p *plan, i *packet.Info, buf []byte, off, n, fragment int) (outJob, esp.Packet) {
+// putESP writes all headers but that of ESP, and says what is to be sealed, all
+// but the sequence number, and sent.
+func (w *outWorker) putESP(j *outJob, s *esp.Packet, sa *sad.SA, p *plan, i *packet.Info, buf []byte, off, n, fragment int) {
 	total := p.total
 	start := p.payload - p.fixed
 	out := buf[start : start+total]
 	w.putIP(out, sa, p, i, buf[off:p.payload], protoESP, fragment)
-	j := outJob{sa: sa, fragment: fragment}
+	j.sa, j.fragment = sa, fragment
 	if sa.P.Encap != nil {
 		protoOff := i.TransProtoOff
 		if p.tunnel {
@@ -323,7 +325,7 @@ func (w *outWorker) putESP(sa *sad.SA, p *plan, i *packet.Info, buf []byte, off,
 	packet.FixIPv4Checksum(out)
 	j.pkt = wire.Packet{Buf: buf, Off: start, Len: total}
 	j.espOff = p.payload - sa.T.HeaderLen()
-	return j, esp.Packet{Dst: buf[j.espOff : start+total], Src: buf[p.payload : off+n : start+total], Next: p.next}
+	s.Dst, s.Src, s.Next = buf[j.espOff:start+total], buf[p.payload:off+n:start+total], p.next
 }
 
 // putIP writes the IP header of the result out: a new one in tunnel mode, else

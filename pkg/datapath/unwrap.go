@@ -176,7 +176,7 @@ func (w *inWorker) openESP(buf []byte, off, n int, now time.Time) (*sad.SA, int,
 		w.n.inc(InDummy)
 		return nil, 0, 0
 	}
-	*j = inJob{sa: sa, buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n}
+	*j = inJob{sa: sa, buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n, tos: i.TOS}
 	off, n, ok = w.decapsulate(j, &p)
 	*j = inJob{}
 	if !ok {

@@ -50,7 +50,9 @@ func (e *Engine) acquire(p *spd.Entry, key sad.OutKey, f ipsec.Flow) {
 	}
 	var r *ipsec.Request
 	for i := range p.P.Requests {
-		if q := &p.P.Requests[i]; q.Proto == key.Proto && q.Mode == key.Mode {
+		q := &p.P.Requests[i]
+		if q.Proto == key.Proto && q.Mode == key.Mode && (key.ReqID == 0 || q.ReqID == key.ReqID) &&
+			(q.Mode != ipsec.Tunnel || q.Src == key.Src && q.Dst == key.Dst) {
 			r = q
 			break
 		}
@@ -76,13 +78,27 @@ func (e *Engine) acquire(p *spd.Entry, key sad.OutKey, f ipsec.Flow) {
 	now := e.o.Now()
 	ok := e.srv.Acquire(keysock.Acquire{
 		Seq: w.seq, Proto: key.Proto, Src: key.Src, Dst: key.Dst, PolicyID: p.P.ID,
-		Mode: key.Mode, ReqID: r.ReqID, Proposals: p.P.Proposals, Flow: &f,
+		Mode: key.Mode, ReqID: r.ReqID, Proposals: proposals(&p.P, r), Flow: &f,
 	})
 	if !ok { // nobody registered
 		e.failed(w, now)
 		return
 	}
 	e.timers.set(&w.timer, now.Add(LarvalLife))
+}
+
+// proposals are the algorithms of the policy as far as they are r's: those of
+// ESP if there is ESP, else those of AH.
+func proposals(p *ipsec.Policy, r *ipsec.Request) []ipsec.Proposal {
+	for i := range p.Requests {
+		switch q := &p.Requests[i]; {
+		case q.Proto == r.Proto:
+			return p.Proposals
+		case q.Proto == ipsec.ESP:
+			return nil
+		}
+	}
+	return nil
 }
 
 // answered ends the ACQUIREs that SA r answers: the one of seq, if protocol

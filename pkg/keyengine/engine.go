@@ -15,8 +15,8 @@
 // Keys live here, for GET and DUMP, until their SA goes, and are wiped then;
 // the data path has transforms only.
 //
-// This version protects with one ESP transform per policy. AH, IPComp and
-// nested transforms are refused (EPROTONOSUPPORT), since a policy that is
+// A policy protects with up to two transforms of ESP and AH, and IPComp inside
+// them. Everything else is refused (EPROTONOSUPPORT), since a policy that is
 // accepted but carried out in part would send less protection than it says.
 package keyengine
 
@@ -102,7 +102,7 @@ type Engine struct {
 	first    *record // of a list in the order of making
 	last     *record
 	spis     map[protoSPI]int // SAs with this SPI, whatever the destination
-	overhead map[int]int      // SAs by what they add to a packet
+	overhead map[kind]int     // SAs by what they add to a packet
 	maxOver  int
 
 	// ACQUIREs
@@ -138,7 +138,7 @@ func New(o Options) *Engine {
 		o:        o,
 		recs:     map[ipsec.SAID]*record{},
 		spis:     map[protoSPI]int{},
-		overhead: map[int]int{},
+		overhead: map[kind]int{},
 		pending:  map[sad.OutKey]*pending{},
 		bySeq:    map[uint32]*pending{},
 		reqid:    freshReqID,

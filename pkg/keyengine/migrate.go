@@ -139,8 +139,8 @@ func (e *Engine) relocate(v relocation) {
 	if r.overhead != 0 {
 		was := r.overhead
 		r.overhead = overhead(r.sa)
-		e.addOverhead(r.overhead, 1)
-		e.addOverhead(was, -1)
+		e.addOverhead(r.p.Proto, r.overhead, 1)
+		e.addOverhead(r.p.Proto, was, -1)
 	}
 	if r.sa.State() == sad.Larval {
 		return

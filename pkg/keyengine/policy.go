@@ -246,13 +246,38 @@ func (e *Engine) policy(p *ipsec.Policy, old *spd.Entry) (*ipsec.Policy, error) 
 			return nil, err
 		}
 	}
-	if len(q.Requests) > 1 {
-		return nil, refuse(syscall.EPROTONOSUPPORT, "more than one transform")
+	if err := checkBundle(q.Requests); err != nil {
+		return nil, err
 	}
 	for i := range q.Requests {
 		e.giveReqID(&q.Requests[i], old, i)
 	}
 	return &q, nil
+}
+
+// checkBundle refuses combinations of transforms that the data path does not
+// make. IPComp comes first, since what is encrypted does not compress (RFC
+// 3173, 1); in tunnel mode it needs another transform around it, since what it
+// does not compress is mere IP in IP, which the data path would have to claim
+// from the kernel.
+func checkBundle(rs []ipsec.Request) error {
+	protect, comp := 0, 0
+	for i := range rs {
+		if rs[i].Proto != ipsec.IPComp {
+			protect++
+			continue
+		}
+		if comp++; i != 0 {
+			return refuse(syscall.EPROTONOSUPPORT, "IPComp outside of another transform")
+		}
+	}
+	switch {
+	case protect > 2:
+		return refuse(syscall.EPROTONOSUPPORT, "more than two transforms besides IPComp")
+	case protect == 0 && rs[0].Mode == ipsec.Tunnel:
+		return refuse(syscall.EPROTONOSUPPORT, "IPComp alone in tunnel mode")
+	}
+	return nil
 }
 
 func checkRequest(r *ipsec.Request, dir ipsec.Direction) error {

@@ -27,9 +27,24 @@ func TestPolicyChecks(t *testing.T) {
 		{"families", func(p *ipsec.Policy) { p.Sel.Src = netip.MustParsePrefix("::/0") }, syscall.EINVAL},
 		{"no request", func(p *ipsec.Policy) { p.Requests = nil }, syscall.EINVAL},
 		{"seven requests", func(p *ipsec.Policy) { p.Requests = make([]ipsec.Request, 7) }, syscall.ELOOP},
-		{"two requests", func(p *ipsec.Policy) { p.Requests = append(p.Requests, p.Requests[0]) }, syscall.EPROTONOSUPPORT},
-		{"AH", func(p *ipsec.Policy) { p.Requests[0].Proto = ipsec.AH }, syscall.EPROTONOSUPPORT},
-		{"IPComp", func(p *ipsec.Policy) { p.Requests[0].Proto = ipsec.IPComp }, syscall.EPROTONOSUPPORT},
+		{"two requests", func(p *ipsec.Policy) { p.Requests = append(p.Requests, p.Requests[0]) }, 0},
+		{"three requests", func(p *ipsec.Policy) { p.Requests = append(p.Requests, p.Requests[0], p.Requests[0]) }, syscall.EPROTONOSUPPORT},
+		{"AH", func(p *ipsec.Policy) { p.Requests[0].Proto = ipsec.AH }, 0},
+		{"ESP in AH", func(p *ipsec.Policy) {
+			p.Requests = append(p.Requests, ipsec.Request{Proto: ipsec.AH, Mode: ipsec.Transport})
+		}, 0},
+		{"IPComp in ESP in AH", func(p *ipsec.Policy) {
+			p.Requests = []ipsec.Request{{Proto: ipsec.IPComp, Mode: ipsec.Transport}, p.Requests[0], {Proto: ipsec.AH, Mode: ipsec.Transport}}
+		}, 0},
+		{"ESP in IPComp", func(p *ipsec.Policy) {
+			p.Requests = append(p.Requests, ipsec.Request{Proto: ipsec.IPComp, Mode: ipsec.Transport})
+		}, syscall.EPROTONOSUPPORT},
+		{"IPComp", func(p *ipsec.Policy) { p.Requests[0].Proto, p.Requests[0].Mode = ipsec.IPComp, ipsec.Transport }, 0},
+		{"IPComp tunnel alone", func(p *ipsec.Policy) { p.Requests[0].Proto = ipsec.IPComp }, syscall.EPROTONOSUPPORT},
+		{"IPComp tunnel in ESP", func(p *ipsec.Policy) {
+			p.Requests[0].Proto = ipsec.IPComp
+			p.Requests = append(p.Requests, ipsec.Request{Proto: ipsec.ESP, Mode: ipsec.Transport})
+		}, 0},
 		{"protocol", func(p *ipsec.Policy) { p.Requests[0].Proto = 6 }, syscall.EINVAL},
 		{"mode 0", func(p *ipsec.Policy) { p.Requests[0].Mode = 0 }, syscall.EINVAL},
 		{"mode 3", func(p *ipsec.Policy) { p.Requests[0].Mode = 3 }, syscall.EINVAL},

@@ -10,6 +10,8 @@ import (
 
 	"github.com/missiu/missiu/pkg/crypto/aead"
 	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/crypto/mac"
+	"github.com/missiu/missiu/pkg/datapath/ipcomp"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/replay"
 	"github.com/missiu/missiu/pkg/datapath/sad"
@@ -37,6 +39,9 @@ type protoSPI struct {
 const (
 	defaultMinSPI = ipsec.MinSPI
 	defaultMaxSPI = ipsec.SPI(0x0fffffff)
+	// CPIs have 16 bits, of which those from 61440 up are private (RFC 3173, 3.3).
+	defaultMaxCPI = ipsec.SPI(ipcomp.MaxNegotiated)
+	maxCPI        = ipsec.SPI(ipcomp.MaxCPI)
 )
 
 // GetSPI implements keysock.Backend: it makes a larval SA with a random SPI
@@ -52,7 +57,12 @@ func (e *Engine) GetSPI(g keysock.GetSPI) (*keysock.SAInfo, error) {
 	}
 	lo, hi := g.Min, g.Max
 	if lo == 0 && hi == 0 {
-		lo, hi = defaultMinSPI, defaultMaxSPI
+		if lo, hi = defaultMinSPI, defaultMaxSPI; g.Proto == ipsec.IPComp {
+			hi = defaultMaxCPI
+		}
+	}
+	if g.Proto == ipsec.IPComp && hi > maxCPI {
+		return nil, refuse(syscall.EINVAL, "CPI range")
 	}
 	lo = max(lo, ipsec.MinSPI)
 	if lo > hi {
@@ -172,6 +182,9 @@ func (e *Engine) install(p *ipsec.SAParams, seq uint32, larval *record) (*keysoc
 		if u := (*aead.UnsupportedError)(nil); errors.As(err, &u) {
 			errno = syscall.ENOSYS
 		}
+		if u := (*mac.UnsupportedError)(nil); errors.As(err, &u) {
+			errno = syscall.ENOSYS
+		}
 		return nil, wrap(errno, "transform", err)
 	}
 	r := larval
@@ -193,8 +206,9 @@ func (e *Engine) install(p *ipsec.SAParams, seq uint32, larval *record) (*keysoc
 			r.seq = seq
 		}
 	}
-	r.overhead = overhead(sa)
-	e.addOverhead(r.overhead, 1)
+	if r.overhead = overhead(sa); r.overhead != 0 {
+		e.addOverhead(p.Proto, r.overhead, 1)
+	}
 	e.schedule(r, now)
 	e.answered(r, seq)
 	return r.info(), nil
@@ -206,12 +220,26 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 		return err
 	}
 	switch {
-	case p.SPI < ipsec.MinSPI:
+	case p.SPI < ipsec.MinSPI && (p.Proto != ipsec.IPComp || p.SPI != ipcomp.CPIDeflate):
 		return refuse(syscall.EINVAL, "reserved SPI")
 	case !p.Src.IsValid() || !p.Dst.IsValid() || p.Src.BitLen() != p.Dst.BitLen() || p.Dst.Is4In6() || p.Src.Is4In6():
 		return refuse(syscall.EINVAL, "addresses")
 	case p.Mode != ipsec.Transport && p.Mode != ipsec.Tunnel:
 		return refuse(syscall.EINVAL, "mode")
+	}
+	switch p.Proto {
+	case ipsec.AH:
+		if p.Encr != alg.EncrNone || p.Auth == alg.IntegNone || p.Encap != nil {
+			return refuse(syscall.EINVAL, "AH with encryption, without integrity, or in UDP")
+		}
+		return nil
+	case ipsec.IPComp:
+		if p.SPI > maxCPI || p.Encr != alg.EncrNone || p.Auth != alg.IntegNone || p.Encap != nil {
+			return refuse(syscall.EINVAL, "IPComp with a CPI beyond 16 bits, keys, or in UDP")
+		}
+		return nil
+	}
+	switch {
 	case p.Encr == alg.EncrNone:
 		return refuse(syscall.EINVAL, "ESP without encryption algorithm")
 	case p.Auth == alg.IntegNone && p.Encr == alg.EncrNULL:
@@ -225,10 +253,8 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 
 func supported(p ipsec.Protocol) error {
 	switch p {
-	case ipsec.ESP:
+	case ipsec.ESP, ipsec.AH, ipsec.IPComp:
 		return nil
-	case ipsec.AH, ipsec.IPComp:
-		return refuse(syscall.EPROTONOSUPPORT, p.String())
 	}
 	return refuse(syscall.EINVAL, p.String())
 }
@@ -326,7 +352,7 @@ func (e *Engine) remove(r *record) {
 	r.p.Wipe()
 	r.p.EncrKey, r.p.AuthKey = ipsec.Key{}, ipsec.Key{}
 	if r.overhead != 0 {
-		e.addOverhead(r.overhead, -1)
+		e.addOverhead(r.p.Proto, r.overhead, -1)
 	}
 	if e.o.Removed != nil {
 		e.o.Removed(r.sa)
@@ -335,7 +361,13 @@ func (e *Engine) remove(r *record) {
 
 // overhead is how many octets sa adds to a packet at most.
 func overhead(sa *sad.SA) int {
-	n := sa.T.MaxOverhead()
+	n := 0
+	switch sa.P.Proto {
+	case ipsec.AH:
+		n = sa.AH.HeaderLen(sa.P.Dst.Is6())
+	case ipsec.ESP:
+		n = sa.T.MaxOverhead()
+	} // IPComp never makes a packet longer
 	if sa.P.Encap != nil {
 		n += packet.UDPLen
 	}
@@ -348,14 +380,31 @@ func overhead(sa *sad.SA) int {
 	return n
 }
 
-func (e *Engine) addOverhead(n, d int) {
-	if e.overhead[n] += d; e.overhead[n] == 0 {
-		delete(e.overhead, n)
+// kind of SA: its protocol and what it adds to a packet.
+type kind struct {
+	proto ipsec.Protocol
+	n     int
+}
+
+// addOverhead counts SAs by kind. What packets grow by is the sum of the
+// largest of each protocol, since bundles have one of each.
+func (e *Engine) addOverhead(proto ipsec.Protocol, n, d int) {
+	k := kind{proto, n}
+	if e.overhead[k] += d; e.overhead[k] == 0 {
+		delete(e.overhead, k)
 	}
-	top := 0
-	for k := range e.overhead { // as many as there are kinds of SA
-		top = max(top, k)
+	var esp, ah, comp int
+	for k := range e.overhead { // few
+		switch k.proto {
+		case ipsec.ESP:
+			esp = max(esp, k.n)
+		case ipsec.AH:
+			ah = max(ah, k.n)
+		default:
+			comp = max(comp, k.n)
+		}
 	}
+	top := esp + ah + comp
 	e.mu.Lock()
 	changed := top != e.maxOver
 	e.maxOver = top

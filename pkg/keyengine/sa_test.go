@@ -52,10 +52,13 @@ func TestGetSPI(t *testing.T) {
 			proto    ipsec.Protocol
 			min, max ipsec.SPI
 			want     syscall.Errno
-		}{{ipsec.ESP, 1, 255, syscall.EINVAL}, {ipsec.ESP, 600, 599, syscall.EINVAL}, {ipsec.AH, 0, 0, syscall.EPROTONOSUPPORT}, {ipsec.IPComp, 0, 0, syscall.EPROTONOSUPPORT}, {5, 0, 0, syscall.EINVAL}} {
+		}{{ipsec.ESP, 1, 255, syscall.EINVAL}, {ipsec.ESP, 600, 599, syscall.EINVAL}, {ipsec.AH, 0, 0, 0}, {ipsec.IPComp, 0, 0, 0}, {ipsec.IPComp, 256, 65536, syscall.EINVAL}, {5, 0, 0, syscall.EINVAL}} {
 			g.Proto, g.Min, g.Max = c.proto, c.min, c.max
-			_, err = r.getSPI(g)
+			i, err := r.getSPI(g)
 			r.errno(err, c.want)
+			if err == nil && (i.SPI < ipsec.MinSPI || c.proto == ipsec.IPComp && i.SPI > 61439) {
+				r.Errorf("%v: SPI %v", c.proto, i.SPI)
+			}
 		}
 	})
 }
@@ -98,8 +101,21 @@ func TestAddRefuses(t *testing.T) {
 		edit func(p *ipsec.SAParams)
 		want syscall.Errno
 	}{
-		{"AH", func(p *ipsec.SAParams) { p.Proto = ipsec.AH }, syscall.EPROTONOSUPPORT},
-		{"IPComp", func(p *ipsec.SAParams) { p.Proto = ipsec.IPComp }, syscall.EPROTONOSUPPORT},
+		{"AH with encryption", func(p *ipsec.SAParams) { p.Proto = ipsec.AH }, syscall.EINVAL},
+		{"AH without integrity", func(p *ipsec.SAParams) { p.Proto, p.Encr, p.EncrKey = ipsec.AH, 0, ipsec.Key{} }, syscall.EINVAL},
+		{"AH with a short key", func(p *ipsec.SAParams) {
+			p.Proto, p.Encr, p.EncrKey, p.Auth, p.AuthKey = ipsec.AH, 0, ipsec.Key{}, alg.IntegHMACSHA1, key(19)
+		}, syscall.EINVAL},
+		{"AH of an unknown algorithm", func(p *ipsec.SAParams) {
+			p.Proto, p.Encr, p.EncrKey, p.Auth, p.AuthKey = ipsec.AH, 0, ipsec.Key{}, 200, key(20)
+		}, syscall.ENOSYS},
+		{"AH in UDP", func(p *ipsec.SAParams) {
+			p.Proto, p.Encr, p.EncrKey, p.Auth, p.AuthKey = ipsec.AH, 0, ipsec.Key{}, alg.IntegHMACSHA1, key(20)
+			p.Encap = &ipsec.Encap{SPort: 4500, DPort: 4500}
+		}, syscall.EINVAL},
+		{"IPComp with encryption", func(p *ipsec.SAParams) { p.Proto = ipsec.IPComp }, syscall.EINVAL},
+		{"IPComp with a CPI of 17 bits", func(p *ipsec.SAParams) { p.Proto, p.SPI, p.Encr, p.EncrKey = ipsec.IPComp, 0x10000, 0, ipsec.Key{} }, syscall.EINVAL},
+		{"IPComp with a reserved CPI", func(p *ipsec.SAParams) { p.Proto, p.SPI, p.Encr, p.EncrKey = ipsec.IPComp, 3, 0, ipsec.Key{} }, syscall.EINVAL},
 		{"reserved SPI", func(p *ipsec.SAParams) { p.SPI = 255 }, syscall.EINVAL},
 		{"families", func(p *ipsec.SAParams) { p.Src = self6 }, syscall.EINVAL},
 		{"mode", func(p *ipsec.SAParams) { p.Mode = ipsec.ModeAny }, syscall.EINVAL},
@@ -351,5 +367,73 @@ func TestNewMapping(t *testing.T) {
 		r.want("mapping 198.51.100.2:4500 to 203.0.113.1:1024")
 		r.Engine.NewMapping(r.mustAdd(outSA(0x1001, 0)), netip.MustParseAddrPort("203.0.113.1:1024"))
 		r.want() // not encapsulated
+	})
+}
+
+// AH and IPComp SAs are added, told of, asked for by policies of several
+// transforms, and gone again; what packets grow by is the sum of the bundle.
+func TestBundleSAs(t *testing.T) {
+	testRig(t, func(r *rig) {
+		esp := outSA(0x1000, 7)
+		ah := &ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.AH, Dst: esp.Dst, SPI: 0x1000}, Src: esp.Src, Mode: ipsec.Transport, ReqID: 7,
+			Auth: alg.IntegAESCMAC, AuthKey: key(16), ReplayWindow: 64}
+		comp := &ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.IPComp, Dst: esp.Dst, SPI: 2}, Src: esp.Src, Mode: ipsec.Transport, ReqID: 7}
+		base := 0
+		for _, p := range []*ipsec.SAParams{esp, ah, comp} {
+			i, err := r.add(p, 0)
+			r.errno(err, 0)
+			if i == nil || i.State != keysock.Mature || i.Proto != p.Proto {
+				r.Errorf("got %+v", i)
+			}
+			if p == esp {
+				base = r.Stats().MaxOverhead
+			}
+		}
+		if got := r.Stats().MaxOverhead; got != base+24 {
+			r.Errorf("overhead %d with AH, %d without, want 24 more", got, base)
+		}
+		i, err := r.Get(ah.SAID, ah.Src)
+		r.errno(err, 0)
+		if i.Auth != alg.IntegAESCMAC || i.AuthKey.Len() != 16 {
+			r.Errorf("got %v with a key of %d octets", i.Auth, i.AuthKey.Len())
+		}
+		for _, proto := range []ipsec.Protocol{ipsec.AH, ipsec.IPComp, ipsec.ESP} {
+			if !r.Flush(proto) {
+				r.Errorf("no %v to flush", proto)
+			}
+		}
+		if r.o.SAD.Len() != 0 || r.Stats().MaxOverhead != 0 || len(r.overhead) != 0 {
+			r.Errorf("%d SAs, overhead %d are left", r.o.SAD.Len(), r.Stats().MaxOverhead)
+		}
+	})
+}
+
+// Each SA of a bundle that is missing is asked for, with its own protocol,
+// addresses and, where they are its, algorithms.
+func TestBundleAcquire(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := tunnel(ipsec.LevelUnique, 9)
+		p.Requests = append(p.Requests, ipsec.Request{Proto: ipsec.AH, Mode: ipsec.Transport, Level: ipsec.LevelUnique, ReqID: 9})
+		p.Proposals = []ipsec.Proposal{{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA256}}
+		i, err := r.policyAdd(1, p)
+		r.errno(err, 0)
+		e := r.o.SPD.Edit().Get(i.ID)
+		q := p.Requests[0]
+		for _, proto := range []ipsec.Protocol{ipsec.ESP, ipsec.AH} {
+			k := sad.OutKey{Proto: proto, Mode: ipsec.Tunnel, ReqID: 9, Src: q.Src, Dst: q.Dst}
+			if proto == ipsec.AH {
+				k.Mode = ipsec.Transport
+			}
+			r.NeedSA(e, k, ipsec.Flow{})
+		}
+		if len(r.pending) != 2 {
+			r.Errorf("%d pending, want 2", len(r.pending))
+		}
+		if got := proposals(&e.P, &e.P.Requests[0]); len(got) != 1 {
+			r.Errorf("ESP asked for with %v", got)
+		}
+		if got := proposals(&e.P, &e.P.Requests[1]); got != nil {
+			r.Errorf("AH asked for with the algorithms of ESP: %v", got)
+		}
 	})
 }

@@ -28,9 +28,6 @@ func takeGetSPI(m *pfkey.Message) (g GetSPI, err error) {
 	if g.Proto == 0 {
 		return g, refuse(syscall.EINVAL, "no SA type")
 	}
-	if g.Proto == ipsec.IPComp {
-		return g, refuse(syscall.EPROTONOSUPPORT, "IPComp")
-	}
 	if g.Src, g.Dst, err = takeAddrs(m); err != nil {
 		return g, err
 	}

@@ -84,7 +84,11 @@ func TestSARequests(t *testing.T) {
 			t.Errorf("AcquireFailed: backend got %v, want 77", r.b.failed)
 		}
 	})
-	wantErr(t, "Add of IPComp", c.Add(ctx, &ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.IPComp, Dst: q.Dst, SPI: 300}, Src: q.Src}, 0), syscall.EPROTONOSUPPORT)
+	comp := ipsec.SAID{Proto: ipsec.IPComp, Dst: q.Dst, SPI: 300}
+	wantErr(t, "Add of IPComp", c.Add(ctx, &ipsec.SAParams{SAID: comp, Src: q.Src, Mode: ipsec.Tunnel, ReqID: 5}, 0), nil)
+	if i, err := c.Get(ctx, comp, q.Src); err != nil || i.SAID != comp || i.Mode != ipsec.Tunnel || i.ReqID != 5 || i.State != Mature || i.Encr != alg.EncrNone {
+		t.Errorf("Get of IPComp: got %+v, %v", i, err)
+	}
 	wantErr(t, "Add without addresses", c.Add(ctx, &ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.ESP}}, 0), syscall.EINVAL)
 }
 

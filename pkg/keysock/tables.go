@@ -59,6 +59,24 @@ func encrFromWire(n pfkey.EncrAlg) (alg.Encr, error) {
 	return e, nil
 }
 
+// CPIs, the SPIs of IPComp (RFC 3173, 3.3): that of DEFLATE, and the largest.
+const (
+	wellKnownDeflate ipsec.SPI = 2
+	maxCPI           ipsec.SPI = 65535
+)
+
+// compFromWire checks the compression algorithm of an IPComp SA, which stands
+// in the place of the encryption algorithm; of a larval one it is none.
+func compFromWire(n pfkey.CompAlg) error {
+	switch {
+	case n > pfkey.MaxCompAlg:
+		return refuse(syscall.EINVAL, "compression algorithm %d", uint8(n))
+	case n != pfkey.CompDeflate && n != pfkey.CompNone:
+		return refuse(syscall.ENOSYS, "compression algorithm %v", n)
+	}
+	return nil
+}
+
 func integFromWire(n pfkey.AuthAlg) (alg.Integ, error) {
 	if n > pfkey.MaxAuthAlg {
 		return 0, refuse(syscall.EINVAL, "authentication algorithm %d", uint8(n))

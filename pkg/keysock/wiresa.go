@@ -40,6 +40,9 @@ func putSA(m *pfkey.Message, i *SAInfo, what int) error {
 	if sa.Encrypt, err = encrToWire(i.Encr); err != nil {
 		return err
 	}
+	if i.Proto == ipsec.IPComp && i.State != Larval {
+		sa.Encrypt = pfkey.EncrAlg(pfkey.CompDeflate)
+	}
 	if sa.Auth, err = integToWire(i.Auth); err != nil {
 		return err
 	}
@@ -90,7 +93,12 @@ func takeSA(m *pfkey.Message) (*SAInfo, error) {
 		return nil, err
 	}
 	i.State = State(m.SA.State)
-	if i.Encr, err = encrFromWire(m.SA.Encrypt); err != nil {
+	if i.Proto == ipsec.IPComp {
+		err = compFromWire(pfkey.CompAlg(m.SA.Encrypt))
+	} else {
+		i.Encr, err = encrFromWire(m.SA.Encrypt)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if i.Auth, err = integFromWire(m.SA.Auth); err != nil {
@@ -140,8 +148,8 @@ func takeSA(m *pfkey.Message) (*SAInfo, error) {
 
 // takeParams is takeSA for ADD and UPDATE: what an SA needs has to be there.
 func takeParams(m *pfkey.Message) (*ipsec.SAParams, error) {
-	if m.SAType == pfkey.SATypeIPComp {
-		return nil, refuse(syscall.EPROTONOSUPPORT, "IPComp")
+	if m.SAType == pfkey.SATypeIPComp && m.SA != nil && m.SA.Encrypt == pfkey.EncrNone {
+		return nil, refuse(syscall.ENOSYS, "IPComp without an algorithm")
 	}
 	i, err := takeSA(m)
 	if err != nil {
@@ -156,7 +164,7 @@ func takeParams(m *pfkey.Message) (*ipsec.SAParams, error) {
 }
 
 func checkParams(p *ipsec.SAParams) error {
-	if p.SPI < ipsec.MinSPI {
+	if p.SPI < ipsec.MinSPI && (p.Proto != ipsec.IPComp || p.SPI != wellKnownDeflate) {
 		return refuse(syscall.EINVAL, "SPI %v is reserved", p.SPI)
 	}
 	ei, ai := p.Encr.Info(), p.Auth.Info()
@@ -172,6 +180,13 @@ func checkParams(p *ipsec.SAParams) error {
 		if p.Encr == alg.EncrNone || ei.AEAD && p.Auth != alg.IntegNone {
 			return refuse(syscall.EINVAL, "ESP with encryption %v, authentication %v", p.Encr, p.Auth)
 		}
+	case ipsec.IPComp:
+		if p.SPI > maxCPI {
+			return refuse(syscall.EINVAL, "CPI %v", p.SPI)
+		}
+		// Neither keys nor sequence numbers, whatever clients send of them.
+		p.Wipe()
+		p.EncrKey, p.Auth, p.AuthKey, p.ReplayWindow, p.ESN = ipsec.Key{}, alg.IntegNone, ipsec.Key{}, 0, false
 	default:
 		return refuse(syscall.EPROTONOSUPPORT, "%v", p.Proto)
 	}
