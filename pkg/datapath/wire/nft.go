@@ -26,14 +26,19 @@ import (
 //	table netdev missiu-<if> {
 //	    chain ingress { type filter hook ingress device <if> priority -500
 //	        meta pkttype otherhost accept     # promiscuous neighbours, macvlan
-//	        ether type ip goto v4             # not VLAN-tagged: those are other interfaces'
-//	        ether type ip6 goto v6 }
+//	        vlan id != 0 accept               # other interfaces'
+//	        vlan id 0 vlan type vlan vlan id 0 drop
+//	        meta protocol ip goto v4
+//	        meta protocol ip6 goto v6 }
 //	    chain v4 {
-//	        ip protocol {esp, ah} ip daddr @local4 drop
+//	        ip protocol {esp, ah, comp} ip daddr @local4 drop
 //	        ip saddr != @divert4 accept
 //	        ip frag-off & 0x3fff == 0 udp dport {500, 4500} ip daddr @local4 accept
 //	        drop }
 //	    chain v6 { likewise; neighbour discovery accept } }
+//
+// A tag with identifier 0 carries a priority only (IEEE 802.1Q, 9.6): the stack
+// takes it off, as many as there are, and the packet for this interface's.
 //
 // The reader applies the same test (sets.judge). A chain without owner stays
 // when its maker is killed: what policy protects stays protected.
@@ -312,12 +317,19 @@ func (h *chain) rules(ifname string) {
 	const eq = expr.CmpOpEq
 	otherHost := []expr.Any{&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: 1}, &expr.Cmp{Op: eq, Register: 1, Data: []byte{unix.PACKET_OTHERHOST}}}
 	rule(in, otherHost, verdictExpr(expr.VerdictAccept, ""))
-	rule(in, field(link, 12, eq, 0x08, 0x00), verdictExpr(expr.VerdictGoto, "v4"))
-	rule(in, field(link, 12, eq, 0x86, 0xdd), verdictExpr(expr.VerdictGoto, "v6"))
 	drop, pass := verdictExpr(expr.VerdictDrop, ""), verdictExpr(expr.VerdictAccept, "")
+	for _, outer := range vlanTypes {
+		tagged := field(link, 12, eq, outer...)
+		rule(in, tagged, vlanID(14, expr.CmpOpNeq), pass)
+		for _, inner := range vlanTypes {
+			rule(in, tagged, field(link, 16, eq, inner...), vlanID(18, eq), drop)
+		}
+	}
+	rule(in, protocol(0x08, 0x00), verdictExpr(expr.VerdictGoto, "v4"))
+	rule(in, protocol(0x86, 0xdd), verdictExpr(expr.VerdictGoto, "v6"))
 
 	toLocal4 := h.member("local4", 16, 4, false)
-	for _, p := range []byte{protoESP, protoAH} {
+	for _, p := range []byte{protoESP, protoAH, protoIPComp} {
 		rule(v4, field(network, 9, eq, p), toLocal4, drop)
 	}
 	rule(v4, h.member("divert4", 12, 4, true), pass)
@@ -334,7 +346,7 @@ func (h *chain) rules(ifname string) {
 	rule(v4, drop)
 
 	toLocal6 := h.member("local6", 24, 16, false)
-	for _, p := range []byte{protoESP, protoAH} {
+	for _, p := range []byte{protoESP, protoAH, protoIPComp} {
 		l4 := []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: eq, Register: 1, Data: []byte{p}}}
 		if p == protoAH { // an extension header to the kernel
 			l4 = []expr.Any{
@@ -360,6 +372,23 @@ func (h *chain) rules(ifname string) {
 	}
 	rule(v6, field(network, 6, eq, protoICMPv6), field(network, 7, eq, 255), nd, pass)
 	rule(v6, drop)
+}
+
+// vlanTypes are the Ethernet types of tags: IEEE 802.1Q and 802.1ad.
+var vlanTypes = [][]byte{{0x81, 0x00}, {0x88, 0xa8}}
+
+// vlanID compares the VLAN identifier of the tag at off with 0.
+func vlanID(off uint32, op expr.CmpOp) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: off, Len: 2},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: []byte{0x0f, 0xff}, Xor: []byte{0, 0}},
+		&expr.Cmp{Op: op, Register: 1, Data: []byte{0, 0}},
+	}
+}
+
+// protocol compares the Ethernet type behind a tag, if there is one.
+func protocol(want ...byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want}}
 }
 
 // field compares octets of the packet; without them the rule does not match.

@@ -18,6 +18,7 @@ const (
 	protoAH       = 51
 	protoICMPv6   = 58
 	protoDstOpts  = 60
+	protoIPComp   = 108
 
 	portIKE  = 500
 	portNATT = 4500
@@ -77,7 +78,7 @@ func (s *sets) judge(etherType uint16, b []byte) verdict {
 
 func (s *sets) judge4(b []byte) verdict {
 	toUs := len(b) >= 20 && s.isLocal(netip.AddrFrom4([4]byte(b[16:20])))
-	if toUs && (b[9] == protoESP || b[9] == protoAH) {
+	if toUs && isIPsec(b[9]) {
 		return kept
 	}
 	if len(b) < 16 {
@@ -125,15 +126,18 @@ func (s *sets) judge6(b []byte) verdict {
 	return kept
 }
 
+// isIPsec: the protocol is the data path's, with nobody else to take it.
+func isIPsec(proto byte) bool { return proto == protoESP || proto == protoAH || proto == protoIPComp }
+
 // isIPsec6 walks the extension headers of a packet of at least 40 octets to
-// ESP or AH, as far as the kernel does. Of a later fragment the chain is cut at
+// ESP, AH or IPComp, as far as the kernel does. Of a later fragment the chain is cut at
 // the fragment header, which still names what follows.
 func isIPsec6(b []byte) bool {
 	whole := b[0]>>4 == 6 && 40+int(binary.BigEndian.Uint16(b[4:])) <= len(b)
 	next, off := b[6], 40
 	for {
 		switch next {
-		case protoESP:
+		case protoESP, protoIPComp:
 			return whole
 		case protoAH:
 			return off+2 <= len(b)
@@ -146,7 +150,7 @@ func isIPsec6(b []byte) bool {
 			if off+4 > len(b) {
 				return false
 			}
-			if b[off] == protoESP || b[off] == protoAH {
+			if isIPsec(b[off]) {
 				return true
 			}
 			if binary.BigEndian.Uint16(b[off+2:])&0xfff8 != 0 {

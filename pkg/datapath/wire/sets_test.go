@@ -21,10 +21,10 @@ var testMAC = []byte{2, 0xde, 0xad, 0xbe, 0xef, 1}
 // randomPacket makes IP packets about the edges of the test, many malformed.
 func randomPacket(r *rand.Rand) []byte {
 	pick := func(v ...byte) byte { return v[r.IntN(len(v))] }
-	proto := pick(0, 1, 6, 17, 17, 17, 43, 44, 44, 50, 51, 58, 58, 59, 60)
+	proto := pick(0, 1, 6, 17, 17, 17, 43, 44, 44, 50, 51, 58, 58, 59, 60, 108)
 	rest := make([]byte, r.IntN(64))
 	for i := range rest {
-		rest[i] = pick(0, 0, 0, 1, 6, 17, 50, 51, 58, 60, byte(r.IntN(256)))
+		rest[i] = pick(0, 0, 0, 1, 6, 17, 50, 51, 58, 60, 108, byte(r.IntN(256)))
 	}
 	if len(rest) >= 8 {
 		switch r.IntN(4) {

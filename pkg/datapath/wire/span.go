@@ -45,14 +45,17 @@ func spans(ps []netip.Prefix) []span {
 const maxFilterSpans = 200
 
 // socketFilter spares the reader most packets that are the stack's: it lets
-// pass a superset of what judge keeps, and ICMP for path MTU discovery. VLAN
-// tags, which the kernel keeps beside the packet, and frames for other hosts
+// pass a superset of what judge keeps, and ICMP for path MTU discovery. Tags of
+// VLANs, which the kernel keeps beside the packet, and frames for other hosts
 // are refused as the chain does. Offsets count from the Ethernet header.
 func socketFilter(v4, v6 []netip.Prefix) ([]unix.SockFilter, error) {
 	const all = 0x40000
 	drop, take := bpf.RetConstant{}, bpf.RetConstant{Val: all}
 	program := []bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 4},
+		bpf.LoadExtension{Num: bpf.ExtVLANTag},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xfff},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1}, drop,
 		bpf.LoadExtension{Num: bpf.ExtType},
 		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: unix.PACKET_OTHERHOST, SkipTrue: 1}, drop,
@@ -79,10 +82,10 @@ func socketFilter(v4, v6 []netip.Prefix) ([]unix.SockFilter, error) {
 		}
 		return p
 	}
-	four := protos(14+9, protoESP, protoAH, protoICMP)
+	four := protos(14+9, protoESP, protoAH, protoIPComp, protoICMP)
 	four = append(four, bpf.LoadAbsolute{Off: 14 + 12, Size: 4})
 	four = append(four, words(v4)...)
-	six := protos(14+6, protoESP, protoAH, protoICMPv6, protoHopByHop, protoRouting, protoFragment, protoDstOpts)
+	six := protos(14+6, protoESP, protoAH, protoIPComp, protoICMPv6, protoHopByHop, protoRouting, protoFragment, protoDstOpts)
 	six = append(six, bpf.LoadAbsolute{Off: 14 + 8, Size: 4})
 	six = append(six, words(v6)...)
 
