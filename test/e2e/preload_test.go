@@ -221,11 +221,16 @@ func TestPreloadSeveralInstances(t *testing.T) {
 	lab.Link(t, a.Host, b.Host, "eth1", prefixes("192.168.4.118/24"), prefixes("192.168.4.119/24"))
 	a.StartMissiu()
 	a.Do("./missiu -i eth1 startRaw")
-	open := "LD_PRELOAD=" + so + " /usr/bin/python3 -c 'import socket; socket.socket(15, 3, 2)'"
+	a.Must("install", "-m", "755", so, "/run/preload.so") // where every user can read it
+	open := "LD_PRELOAD=/run/preload.so /usr/bin/python3 -c 'import socket; socket.socket(15, 3, 2)'"
 	if r := a.Run("bash", "-c", open); !strings.Contains(r.Err, "several instances of missiu run") || !strings.Contains(r.Err, "Errno 97") {
 		t.Errorf("%v", r)
 	}
 	for _, ifname := range []string{"eth0", "eth1"} {
+		r := a.Run("bash", "-c", "MISSIU_PFKEY=/run/missiu/"+ifname+".pfkey setpriv --reuid 65534 --clear-groups env "+open)
+		if !strings.Contains(r.Err, "Errno 13") {
+			t.Errorf("socket() of a user without the right: got %v, want EACCES", r)
+		}
 		a.Must("bash", "-c", "MISSIU_PFKEY=/run/missiu/"+ifname+".pfkey "+open)
 	}
 }
