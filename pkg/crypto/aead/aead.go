@@ -71,6 +71,7 @@ type Scratch struct {
 	nonce [12]byte
 	block [aes.BlockSize]byte
 	buf   []byte // of GCM with the short tag
+	own   ownScratch
 }
 
 // core is one way to seal and open; lengths are checked before.
@@ -144,12 +145,21 @@ func newCipher(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key, ba
 	case alg.EncrNULL:
 		c.core = &null{m}
 	case alg.EncrAESCBC:
-		c.core, err = newCBC(key, m)
 		rand.Read(c.ivSalt[:]) // never fails (crypto/rand)
-	case alg.EncrAESGCM8:
-		c.core, err = newGCM8(key, salt)
-	case alg.EncrAESGCM12, alg.EncrAESGCM16:
-		c.core, err = newGCM(key, salt, info.ICVLen)
+		if useCBC() {
+			c.core = newOwnCBC(key, m)
+		} else {
+			c.core, err = newCBC(key, m)
+		}
+	case alg.EncrAESGCM8, alg.EncrAESGCM12, alg.EncrAESGCM16:
+		switch {
+		case useGCM():
+			c.core = newOwnGCM(key, salt, info.ICVLen)
+		case info.ICVLen == shortTag:
+			c.core, err = newGCM8(key, salt)
+		default:
+			c.core, err = newGCM(key, salt, info.ICVLen)
+		}
 	case alg.EncrChaCha20Poly1305:
 		var p cipher.AEAD
 		p, err = chacha20poly1305.New(key)
@@ -222,6 +232,49 @@ func (c *Cipher) Seal(s *Scratch, dst, aad, iv, plain, tail []byte) error {
 	}
 	c.core.seal(s, dst[:n+c.icvLen:n+c.icvLen], aad, iv, plain, tail)
 	return nil
+}
+
+// Message is one element of a batch; see Seal for its fields.
+type Message struct {
+	Dst, AAD, IV, Plain, Tail []byte
+	Err                       error
+}
+
+// batcher is a core that takes several messages in less time than one by one.
+type batcher interface {
+	sealBatch(s *Scratch, ms []Message) // of checked lengths
+}
+
+// Batches reports whether SealBatch takes less time than calls of Seal.
+func (c *Cipher) Batches() bool {
+	_, ok := c.core.(batcher)
+	return ok
+}
+
+// SealBatch does as Seal with each message, and Err becomes nil or ErrLength.
+// No message's buffers overlap another's.
+func (c *Cipher) SealBatch(s *Scratch, ms []Message) {
+	b, ok := c.core.(batcher)
+	if !ok {
+		for i := range ms {
+			m := &ms[i]
+			m.Err = c.Seal(s, m.Dst, m.AAD, m.IV, m.Plain, m.Tail)
+		}
+		return
+	}
+	// Runs of messages of possible lengths, nearly always all of them.
+	from := 0
+	for i := range ms {
+		m := &ms[i]
+		n := len(m.Plain)
+		m.Err = nil
+		if len(m.IV) != c.ivLen || n%c.blockLen != 0 || len(m.Dst) < n+c.icvLen {
+			m.Err = ErrLength
+			b.sealBatch(s, ms[from:i])
+			from = i + 1
+		}
+	}
+	b.sealBatch(s, ms[from:])
 }
 
 // Open checks ct, ciphertext and ICV, and writes the plaintext,

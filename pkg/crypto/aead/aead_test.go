@@ -373,6 +373,9 @@ func TestConcurrent(t *testing.T) {
 
 func TestNoAllocs(t *testing.T) {
 	for _, su := range suites() {
+		if purego && su.e == alg.EncrChaCha20Poly1305 {
+			continue // x/crypto's portable code allocates
+		}
 		c := su.cipher(t, 1)
 		var s Scratch
 		buf, iv, aad := make([]byte, 1440+c.ICVLen()), make([]byte, c.IVLen()), make([]byte, 8)

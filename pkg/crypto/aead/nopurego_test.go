@@ -1,0 +1,5 @@
+//go:build !purego
+
+package aead
+
+const purego = false
