@@ -9,55 +9,61 @@ import (
 )
 
 // budget counts half-open IKE SAs: those that a stranger began and has not yet
-// proven itself in (RFC 7296, 2.6).
+// proven itself in (RFC 7296, 2.6). Whoever brought a cookie is at the address
+// that it sends from and has a share of its own: messages in its name, which
+// anybody can send, do not shut it out.
 type budget struct {
-	limits   Limits
-	mu       sync.Mutex
-	total    int
-	bySource map[netip.Prefix]int
+	limits Limits
+	mu     sync.Mutex
+	total  int
+	by     map[origin]int
 }
 
-// source is what counts as one: an IPv6 host has a whole /64 to itself.
-func source(a netip.Addr) netip.Prefix {
+// origin is who began a half-open IKE SA.
+type origin struct {
+	source netip.Prefix
+	cookie bool // and is really there
+}
+
+// originOf says what counts as one: an IPv6 host has a whole /64 to itself.
+func originOf(a netip.Addr, cookie bool) origin {
 	bits := 32
 	if !a.Is4() {
 		bits = 64
 	}
 	p, _ := a.WithZone("").Prefix(bits)
-	return p
+	return origin{p, cookie}
 }
 
-// needCookie reports whether a cookie is demanded now.
-func (b *budget) needCookie() bool {
+// needCookie reports whether a cookie is demanded from a now.
+func (b *budget) needCookie(a netip.Addr) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.limits.AlwaysCookie || b.total >= b.limits.CookieThreshold
+	return b.limits.AlwaysCookie || b.total >= b.limits.CookieThreshold || b.by[originOf(a, false)] >= b.limits.HalfOpenPerSource
 }
 
-// take counts one more half-open SA from a, if there is room.
-func (b *budget) take(a netip.Addr) bool {
+// take counts one more half-open SA from o, if there is room.
+func (b *budget) take(o origin) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := source(a)
-	if b.total >= b.limits.HalfOpen || b.bySource[s] >= b.limits.HalfOpenPerSource {
+	if b.total >= b.limits.HalfOpen || b.by[o] >= b.limits.HalfOpenPerSource {
 		return false
 	}
-	if b.bySource == nil {
-		b.bySource = map[netip.Prefix]int{}
+	if b.by == nil {
+		b.by = map[origin]int{}
 	}
 	b.total++
-	b.bySource[s]++
+	b.by[o]++
 	return true
 }
 
 // give takes one back.
-func (b *budget) give(a netip.Addr) {
+func (b *budget) give(o origin) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := source(a)
 	b.total--
-	if b.bySource[s]--; b.bySource[s] == 0 {
-		delete(b.bySource, s)
+	if b.by[o]--; b.by[o] == 0 {
+		delete(b.by, o)
 	}
 }
 

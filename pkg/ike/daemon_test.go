@@ -284,6 +284,26 @@ func TestFlood(t *testing.T) {
 		if got := b.budget.halfOpen(); got != 2 {
 			t.Errorf("half open of one source: got %d, want 2", got)
 		}
+		// In the name of a peer, which is not shut out by that.
+		time.Sleep(2 * time.Minute)
+		for _, l := range a.snapshot() {
+			l.post((*lineage).delete)
+		}
+		synctest.Wait()
+		time.Sleep(time.Minute)
+		for i := range 10 {
+			m := slices.Clone(probe)
+			m[0], m[1] = 0xcc, byte(i)
+			n.send(packet{netip.AddrPortFrom(addrA, 500), netip.AddrPortFrom(addrB, 500), m})
+			synctest.Wait()
+		}
+		a.acquire(3, addrA, addrB)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if l := a.m.list(); len(l) != 2 {
+			t.Errorf("peer in whose name others sent: got SAs %v, want a pair", ids(l))
+			b.dump(t)
+		}
 		a.stop(t)
 		b.stop(t)
 	})

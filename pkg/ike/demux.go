@@ -52,7 +52,8 @@ func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
 		d.log.Debug("malformed IKE_SA_INIT", zap.Stringer("peer", dg.Remote), zap.Error(err))
 		return
 	}
-	if d.budget.needCookie() && !d.hasCookie(dg, m) {
+	from := originOf(dg.Remote.Addr(), d.budget.needCookie(dg.Remote.Addr()))
+	if from.cookie && !d.hasCookie(dg, m) {
 		return
 	}
 	candidates := d.rules.Load().Inbound(dg.Local.Addr(), dg.Remote.Addr())
@@ -65,7 +66,7 @@ func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
 		d.answer(dg, h, ikev2.NO_PROPOSAL_CHOSEN, nil)
 		return
 	}
-	if !d.budget.take(dg.Remote.Addr()) {
+	if !d.budget.take(from) {
 		d.counters.refused.Add(1)
 		if d.noise.allow(time.Now()) {
 			d.log.Warn("too many half-open IKE SAs", zap.Stringer("peer", dg.Remote), zap.Int("half_open", d.budget.halfOpen()))
@@ -74,9 +75,9 @@ func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
 	}
 	l := d.newLineage(dg.Local, dg.Remote, false)
 	l.sa = sa.NewResponder(l.config(false), candidates)
-	l.halfOpen, l.init = true, initKey{h.InitiatorSPI, dg.Remote}
+	l.halfOpen, l.init, l.origin = true, initKey{h.InitiatorSPI, dg.Remote}, from
 	if !d.start(l, func(now time.Time) []sa.Output { return l.sa.Receive(now, dg) }) {
-		d.budget.give(dg.Remote.Addr())
+		d.budget.give(from)
 	}
 }
 

@@ -47,6 +47,7 @@ type lineage struct {
 	sas      map[ipsec.SAID]netip.Addr // child SAs installed, with their sources
 	init     initKey
 	halfOpen bool
+	origin   origin
 	over     bool     // has Failed: takes no new children
 	peer     *sa.Peer // once established
 	// When it began and when it was established, by d.clock.
@@ -459,7 +460,7 @@ func (l *lineage) established(o sa.Established) {
 	}
 	d.mu.Unlock()
 	if wasHalfOpen {
-		d.budget.give(l.init.remote.Addr())
+		d.budget.give(l.origin)
 	}
 	for _, x := range old {
 		x.log.Info("replaced by a newer IKE SA of the same identity", zap.Stringer("id", peer.RemoteID))
@@ -532,7 +533,7 @@ func (l *lineage) forget() {
 	delete(d.lineages, l)
 	d.mu.Unlock()
 	if wasHalfOpen {
-		d.budget.give(l.init.remote.Addr())
+		d.budget.give(l.origin)
 	}
 	for _, i := range left {
 		l.drop(i)

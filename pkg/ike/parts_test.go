@@ -34,16 +34,22 @@ func TestBudget(t *testing.T) {
 	} {
 		ok := true
 		if step.give {
-			b.give(a(step.addr))
+			b.give(originOf(a(step.addr), false))
 		} else {
-			ok = b.take(a(step.addr))
+			ok = b.take(originOf(a(step.addr), false))
 		}
-		if ok != step.ok || b.needCookie() != step.cookie {
-			t.Errorf("step %d: got %v, cookie %v; want %v, %v", i, ok, b.needCookie(), step.ok, step.cookie)
+		if ok != step.ok || b.needCookie(a("10.9.9.9")) != step.cookie {
+			t.Errorf("step %d: got %v, cookie %v; want %v, %v", i, ok, b.needCookie(a("10.9.9.9")), step.ok, step.cookie)
 		}
 	}
-	if always := (&budget{limits: Limits{AlwaysCookie: true, CookieThreshold: 9}}); !always.needCookie() {
+	if always := (&budget{limits: Limits{AlwaysCookie: true, CookieThreshold: 9}}); !always.needCookie(a("10.0.0.1")) {
 		t.Error("AlwaysCookie: not demanded")
+	}
+	// Messages in the name of a peer take its share of what needs no cookie.
+	b = budget{limits: Limits{CookieThreshold: 9, HalfOpen: 9, HalfOpenPerSource: 1}}
+	peer := a("10.0.0.1")
+	if !b.take(originOf(peer, false)) || !b.needCookie(peer) || b.needCookie(a("10.0.0.2")) || !b.take(originOf(peer, true)) || b.take(originOf(peer, true)) {
+		t.Errorf("a cookie gives no share: %v", b.by)
 	}
 }
 
