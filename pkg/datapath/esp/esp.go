@@ -65,7 +65,17 @@ type Scratch struct {
 	a    aead.Scratch
 	aad  [12]byte // SPI, sequence number of 32 or 64 bits
 	high [4]byte  // ESN high half, appended for the ICV
+
+	// Of a batch whose packets are encrypted side by side.
+	ms    [batch]aead.Message
+	which [batch]int     // the packet of each message
+	highs [batch][4]byte // as high
 }
+
+// batch is how many packets are encrypted side by side at most: several times
+// the eight that crypto/aead takes at once, so that long packets beside short
+// ones find company, and few enough for the cache.
+const batch = 32
 
 // NewScratch returns a Scratch.
 func NewScratch() *Scratch { return new(Scratch) }
@@ -129,8 +139,9 @@ func (t *Transform) padLen(n int) int {
 // TrailerLen(len(Src))-ICVLen octets behind Src, which cap(Src) must allow,
 // and Dst, which needs HeaderLen+len(Src)+TrailerLen(len(Src)) octets.
 // Dst[HeaderLen:] starts with Src, or Dst is disjoint from Src and these
-// octets; any other overlap is a mistake that may panic. N becomes the number
-// of octets written to Dst.
+// octets; any other overlap is a mistake that may panic. Nor do they overlap
+// another packet's of the same call: packets are written side by side. N
+// becomes the number of octets written to Dst.
 //
 // Open reads Src, the ESP packet from the SPI to the ICV, and Seq, the
 // sequence number of 64 bits that the replay window inferred (without ESN: of
@@ -152,6 +163,10 @@ type Packet struct {
 
 // Seal protects each packet. Err becomes nil, ErrRoom or ErrSequence.
 func (t *Transform) Seal(s *Scratch, ps []Packet) {
+	if t.c.Batches() {
+		t.sealBatches(s, ps)
+		return
+	}
 	for i := range ps {
 		p := &ps[i]
 		p.N, p.Err = t.seal(s, p)
@@ -159,32 +174,77 @@ func (t *Transform) Seal(s *Scratch, ps []Packet) {
 }
 
 func (t *Transform) seal(s *Scratch, p *Packet) (int, error) {
+	out, plain, err := t.frame(s, p)
+	if err != nil {
+		return 0, err
+	}
+	aad, tail := t.cover(s, p.Seq)
+	if err := t.c.Seal(&s.a, out[t.hdr:], aad, out[espHeader:t.hdr], plain, tail); err != nil {
+		return 0, ErrRoom // every length was made by frame
+	}
+	return len(out), nil
+}
+
+// sealBatches is Seal for a cipher that takes several packets at once. None is
+// a combined mode cipher, so SPI and sequence number are covered as they stand
+// in the packet.
+func (t *Transform) sealBatches(s *Scratch, ps []Packet) {
+	n := 0
+	flush := func() {
+		t.c.SealBatch(&s.a, s.ms[:n])
+		for j, m := range s.ms[:n] {
+			if p := &ps[s.which[j]]; m.Err != nil {
+				p.N, p.Err = 0, ErrRoom // every length was made by frame
+			}
+		}
+		clear(s.ms[:n])
+		n = 0
+	}
+	for i := range ps {
+		p := &ps[i]
+		out, plain, err := t.frame(s, p)
+		p.N, p.Err = len(out), err
+		if err != nil {
+			continue
+		}
+		m := &s.ms[n]
+		*m = aead.Message{Dst: out[t.hdr:], AAD: out[:espHeader], IV: out[espHeader:t.hdr], Plain: plain}
+		if t.esn {
+			binary.BigEndian.PutUint32(s.highs[n][:], uint32(p.Seq>>32))
+			m.Tail = s.highs[n][:]
+		}
+		s.which[n] = i
+		if n++; n == batch {
+			flush()
+		}
+	}
+	flush()
+}
+
+// frame writes padding and trailer behind the payload, and header and IV to
+// the front of out, the whole packet to be; plain is what to encrypt.
+func (t *Transform) frame(s *Scratch, p *Packet) (out, plain []byte, err error) {
 	if p.Seq == 0 || !t.esn && p.Seq > math.MaxUint32 {
-		return 0, ErrSequence
+		return nil, nil, ErrSequence
 	}
 	n := len(p.Src)
 	pad := t.padLen(n)
 	end := n + pad + trailer
 	total := t.hdr + end + t.icv
 	if cap(p.Src) < end || len(p.Dst) < total {
-		return 0, ErrRoom
+		return nil, nil, ErrRoom
 	}
-	plain := p.Src[:end]
+	plain = p.Src[:end]
 	for i := range pad { // 1, 2, 3, ... (RFC 4303, 2.4)
 		plain[n+i] = byte(i + 1)
 	}
 	plain[end-2] = byte(pad)
 	plain[end-1] = p.Next
-	out := p.Dst[:total]
+	out = p.Dst[:total]
 	binary.BigEndian.PutUint32(out, t.spi)
 	binary.BigEndian.PutUint32(out[4:], uint32(p.Seq))
-	iv := out[espHeader:t.hdr]
-	t.c.PutIV(&s.a, iv, p.Seq)
-	aad, tail := t.cover(s, p.Seq)
-	if err := t.c.Seal(&s.a, out[t.hdr:], aad, iv, plain, tail); err != nil {
-		return 0, ErrRoom // every length was made right above
-	}
-	return total, nil
+	t.c.PutIV(&s.a, out[espHeader:t.hdr], p.Seq)
+	return out, plain, nil
 }
 
 // Open verifies each packet and takes it apart. Err becomes nil, ErrAuth,
