@@ -564,6 +564,12 @@ func (l *lineage) logLine(o sa.Log) {
 	if c == nil {
 		return
 	}
+	// A request that is refused at once leaves no state, so nothing else bounds
+	// how many there are.
+	if !l.initiator && len(l.spis) == 0 && !l.d.noise.allow(time.Now()) {
+		l.d.counters.refused.Add(1)
+		return
+	}
 	fields := make([]zap.Field, len(o.Attrs))
 	for i, a := range o.Attrs {
 		switch v := a.Value.Resolve().Any().(type) {

@@ -67,6 +67,20 @@ func AddrPattern(r Range) Pattern {
 	return Pattern{ID: ID{Type: AddrID(r.From).Type}, From: r.From, To: r.To}
 }
 
+func (p Pattern) String() string {
+	var s string
+	if p.Not {
+		s = "!"
+	}
+	switch {
+	case p.ID.Type == 0:
+		return s + "ANY"
+	case p.From.IsValid():
+		return s + Range{p.From, p.To}.String()
+	}
+	return s + p.ID.String()
+}
+
 // Match reports whether id is what p describes, Not set aside.
 func (p Pattern) Match(id ID) bool {
 	switch {

@@ -246,3 +246,11 @@ func TestRuleDefaults(t *testing.T) {
 		t.Error("wire form does not lead back")
 	}
 }
+
+func TestPatternString(t *testing.T) {
+	r := Prefix(netip.MustParsePrefix("10.0.0.0/30"))
+	ps := Patterns{AnyID, AddrPattern(r), {Not: true, ID: AddrID(addr("10.0.0.1"))}, {ID: ID{Type: ikev2.IDFQDN, Data: "*.example.com"}}}
+	if got, want := fmt.Sprint(ps), "[ANY 10.0.0.0-10.0.0.3 !10.0.0.1 *.example.com]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}

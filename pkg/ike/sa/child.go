@@ -196,10 +196,10 @@ func (s *SA) abandon(o *offer, err error) {
 	s.release(o.spi)
 	o.spi = 0
 	if o.rekeys == nil {
-		s.log(levelWarn, "child SA failed", attrErr(err))
+		s.log(levelWarn, "child SA failed", attrErr(err), attrOffer(o))
 		s.emit(ChildFailed{o.req.Seq, o.req.Policy, err})
 	} else {
-		s.log(levelWarn, "child SA not rekeyed", attrChild(o.rekeys), attrErr(err))
+		s.log(levelWarn, "child SA not rekeyed", attrChild(o.rekeys), attrErr(err), attrOffer(o))
 	}
 }
 

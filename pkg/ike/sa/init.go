@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/dh"
@@ -126,6 +127,10 @@ func (s *SA) receiveInitResponse(i *ikeSA, d Datagram, hd ikev2.Header) {
 					return
 				}
 			}
+		}
+		if h.refused == nil {
+			s.log(levelWarn, "refused by the peer, or somebody", attrNotify(n.Type),
+				slog.String("offered", fmt.Sprint(proposal.OfferIKE(s.rule.Proposals, nil).Proposals)))
 		}
 		h.refused = &PeerError{ikev2.IKE_SA_INIT, n.Type}
 		return

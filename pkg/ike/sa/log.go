@@ -2,9 +2,11 @@ package sa
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 
+	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/proto/ikev2"
 )
 
@@ -28,12 +30,18 @@ func attrErr(err error) slog.Attr { return slog.Any("err", err) }
 
 func attrNotify(t ikev2.NotifyType) slog.Attr { return slog.String("notify", t.String()) }
 
+// attrOffer tells what we asked for: who is refused must see both sides.
+func attrOffer(o *offer) slog.Attr {
+	return slog.String("offered", fmt.Sprintf("%v mode, %v to %v, %v", o.mode, o.tsi, o.tsr, proposal.OfferChild(o.proposals, 0, false).Proposals))
+}
+
 func attrChild(c *child) slog.Attr { return slog.String("child", c.String()) }
 
 // levelOf says how loud an end is.
 func levelOf(err error) slog.Level {
-	if errors.Is(err, ErrClosed) || errors.Is(err, ErrPeerDeleted) {
-		return levelInfo
+	var le *LocalError
+	if errors.Is(err, ErrClosed) || errors.Is(err, ErrPeerDeleted) || errors.As(err, &le) && le.Notify == ikev2.INVALID_KE_PAYLOAD {
+		return levelInfo // the last: the peer asks again
 	}
 	return levelWarn
 }
