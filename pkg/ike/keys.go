@@ -301,7 +301,7 @@ func (d *Daemon) acquire(a keysock.Acquire) {
 		return
 	}
 	if d.conns[a.Src] == nil {
-		refuse("not an address that ike was given", syscall.EADDRNOTAVAIL)
+		refuse("not an address that ike was given (if the route chose it: ip route replace PEER dev TAP src ADDRESS)", syscall.EADDRNOTAVAIL)
 		return
 	}
 	p, ok := d.spd.outbound(a.PolicyID)
