@@ -19,12 +19,24 @@
 //
 // # Differences from Linux
 //
+// All that programs can see; test/e2e asks both and compares.
+//
 //   - HMAC-SHA2-256 (5) has 128 bits of ICV (RFC 4868), not 96.
 //   - The AEAD numbers 18-20 are for use; ChaCha20-Poly1305 has the private
 //     number 28 (its IKEv2 transform), a key of 256 bits and 32 bits of salt.
 //   - A reqid in a policy is kept at every level; at level unique 0 is replaced
 //     by a fresh one from 0x4000 up and told in the answer.
-//   - Answers to ADD and UPDATE carry no keys (RFC 2367, 3.1.2, 3.1.3).
+//   - Answers to ADD, UPDATE and DELETE carry no keys (RFC 2367, 3.1.2, 3.1.3),
+//     and that to UPDATE says the state that the SA is in; Linux says dead.
+//   - UPDATE of a mature SA with another key, algorithm or mode is refused with
+//     EINVAL (RFC 2367, 3.1.3); Linux keeps the old ones and says otherwise.
+//   - GETSPI without a free SPI is refused with EEXIST (RFC 2367, 3.1.1), and
+//     leaves no SA of SPI 0 behind.
+//   - EINVAL for what Linux takes: SPIs up to 255, mode BEET, the UDP encapsulation
+//     of the draft before RFC 3948, IPv4-mapped addresses, a policy of type IPsec
+//     without a request. SA type 0 is EINVAL in all requests about one SA.
+//   - Replay windows up to 255 in the SA extension, SA flags that are not carried
+//     out are not given back, GET shows NULL's key of no bits, and no PROXY.
 //   - FlagXESN (FreeBSD's number) says extended sequence numbers.
 //   - ICMP type and code 0 in the ports of a policy's addresses stand as 256,
 //     since 0 is any.

@@ -67,7 +67,7 @@ seqno = 100
 
 # ---- what comes back ----
 
-ids = {}
+ids, count = {}, 0 # names of policies
 
 def show_addr(b):
     proto, prefix = b[0], b[1]
@@ -94,6 +94,7 @@ def show_requests(b):
     return l
 
 def show_ext(type, b):
+    global count
     if type == 1:
         spi = struct.unpack(">I", b[:4])[0]
         replay, state, auth, encr, flags = struct.unpack("=BBBBI", b[4:12])
@@ -111,7 +112,10 @@ def show_ext(type, b):
     if type == 18:
         kind, dir, _, id, prio = struct.unpack("=HBBII", b[:12])
         if id:
-            id = ids.setdefault(id, "P%d" % (len(ids) + 1))
+            if id not in ids:
+                ids[id] = "P%d" % (count + 1)
+                count += 1
+            id = ids[id]
         return {"type": kind, "dir": dir, "id": id, "prio": prio, "requests": show_requests(b[12:])}
     if type == 19:
         return {"mode": b[0], "reqid": struct.unpack("=I", b[8:12])[0]}
@@ -175,6 +179,14 @@ def step(name, *msgs):
     r["other"] = sort_dump([show(m) for m in hear(other)])
     print(json.dumps(r))
     return r
+
+# clean removes what only one of the two may have; nothing is compared.
+def clean(*msgs):
+    global count
+    for m in msgs:
+        me.send(m)
+        hear(me), hear(other)
+    count += -count % 100 # the next policy has the same name with both
 
 # ---- the steps ----
 
@@ -241,6 +253,24 @@ step("ADD with IDENTITY", msg(ADD, ESP, keys, sa(0x2006), out, ext(10, struct.pa
 step("UPDATE of a mature SA", msg(UPDATE, ESP, keys, sa(0x2000), out, lifetime(3, 0, 0, 600, 0), lifetime(4, 0, 0, 500, 0), sa2(TUNNEL, 7)))
 step("GET after it", msg(GET, ESP, sa(0x2000), out))
 step("UPDATE of nothing", msg(UPDATE, ESP, keys, sa(0x9999), out))
+step("UPDATE with another key", msg(UPDATE, ESP, key(9, 24) + key(8, 20), sa(0x2000), out, sa2(TUNNEL, 7)))
+step("UPDATE in another mode", msg(UPDATE, ESP, keys, sa(0x2000), out, sa2(TRANSPORT, 7)))
+step("GET after those", msg(GET, ESP, sa(0x2000), out))
+step("ADD with HMAC-SHA2-256", msg(ADD, ESP, key(9, 32) + key(8, 32), sa(0x2010, auth=5), out, lives))
+step("GET with HMAC-SHA2-256", msg(GET, ESP, sa(0x2010), out))
+step("ADD with Linux's flags", msg(ADD, ESP, keys, sa(0x2011, flags=0xe0000000), out))
+step("GET with Linux's flags", msg(GET, ESP, sa(0x2011), out))
+step("ADD with a window of 255", msg(ADD, ESP, keys, sa(0x2012, replay=255), out))
+step("GET with a window of 255", msg(GET, ESP, sa(0x2012), out))
+step("ADD of a reserved SPI", msg(ADD, ESP, keys, sa(255), out))
+step("ADD with AES-GCM", msg(ADD, ESP, key(9, 20), sa(0x2013, auth=0, encr=20), out))
+step("ADD in mode BEET", msg(ADD, ESP, keys, sa(0x2014), out, sa2(3, 0)))
+step("ADD with 1 bit more", msg(ADD, ESP, key(9, 17, 129) + key(8, 20), sa(0x2015), out))
+step("ADD with old encapsulation", msg(ADD, ESP, keys, sa(0x2016), out, sa2(TUNNEL, 7), natt(1)))
+step("ADD with mapped addresses", msg(ADD, ESP, keys, sa(0x2017), addr(5, "::ffff:1.2.3.4"), addr(6, "::ffff:1.2.3.5")))
+clean(*[msg(DELETE, ESP, sa(spi), out) for spi in (0x2000, 255, 0x2010, 0x2011, 0x2012, 0x2013, 0x2014, 0x2016)])
+clean(msg(DELETE, ESP, sa(0x2017), addr(5, "::ffff:1.2.3.4"), addr(6, "::ffff:1.2.3.5")))
+step("ADD after those", msg(ADD, ESP, keys, lives, sa(0x2000), out, sa2(TUNNEL, 7)))
 
 # What no SA is
 for name, satype, parts in (
@@ -313,6 +343,13 @@ step("SPDADD transport, require", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, reques
 step("SPDADD tunnel over IPv6", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(src=US6, dst=PEER6, level=REQUIRE, reqid=0)), addr(5, US, 132), addr(6, PEER, 132)))
 step("SPDADD with protocol 0", msg(SPDADD, 0, policy(DISCARD, IN, 0, 5), addr(5, "10.9.0.0", 0, 16), addr(6, "10.8.0.0", 0, 16)))
 step("SPDADD, stray octets", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(), bytes(8)), addr(5, "10.7.0.0", 255, 16), addr(6, "10.6.0.0", 255, 16)))
+step("SPDADD require with reqid", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(level=REQUIRE, reqid=5)), addr(5, "10.20.0.0", 255, 16), addr(6, "10.21.0.0", 255, 16)))
+step("SPDADD unique with reqid 0x5000", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(reqid=0x5000)), addr(5, "10.22.0.0", 255, 16), addr(6, "10.21.0.0", 255, 16)))
+step("SPDADD unique without reqid", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(reqid=0)), addr(5, "10.23.0.0", 255, 16), addr(6, "10.21.0.0", 255, 16)))
+step("SPDADD level default", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(level=0, reqid=0)), addr(5, "10.26.0.0", 255, 16), addr(6, "10.21.0.0", 255, 16)))
+step("SPDADD without a request", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5), addr(5, "10.24.0.0", 255, 16), addr(6, "10.21.0.0", 255, 16)))
+step("SPDADD in mode BEET", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(mode=3)), addr(5, "10.25.0.0", 255, 16), addr(6, "10.21.0.0", 255, 16)))
+clean(*[msg(SPDDELETE, 0, policy(0, OUT), addr(5, "10.%d.0.0" % net, 255, 16), addr(6, "10.21.0.0", 255, 16)) for net in range(20, 27)])
 step("SPDUPDATE", msg(SPDUPDATE, 0, sa2(TUNNEL, 9), policy(IPSEC, OUT, 0, 2000, request(reqid=9)), sel))
 step("SPDUPDATE of nothing", msg(SPDUPDATE, 0, policy(NONE, OUT, 0, 1), addr(5, "10.5.0.0", 255, 16), addr(6, "10.4.0.0", 255, 16)))
 step("SPDSETIDX", msg(SPDSETIDX, 0, policy(NONE, OUT, 0, 1), addr(5, "10.3.0.0", 255, 16), addr(6, "10.4.0.0", 255, 16)))
@@ -342,8 +379,7 @@ step("SPDADD without source", msg(SPDADD, 0, policy(NONE, OUT), addr(6, PEER)))
 step("SPDADD of two families", msg(SPDADD, 0, policy(NONE, OUT), addr(5, US6), addr(6, PEER)))
 
 # MIGRATE
-for spi in (0x2004, 0x2005):
-    step("DELETE before MIGRATE", msg(DELETE, ESP, sa(spi), out))
+clean(*[msg(DELETE, ESP, sa(spi), out) for spi in (0x2004, 0x2005)])
 step("SPDADD to migrate", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 1000, request()), sel))
 step("MIGRATE of nothing", msg(MIGRATE, 0, policy(IPSEC, IN, 0, 0, request(), request(dst=OTHER)), sel))
 step("MIGRATE of another reqid", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(reqid=8), request(reqid=8, dst=OTHER)), sel))
