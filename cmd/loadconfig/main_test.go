@@ -410,7 +410,7 @@ func TestShowPolicies(t *testing.T) {
 		"{ raddr 192.0.2.2 dir out } ipsec { encr_algs aes-gcm-16 tladdr 192.0.2.9 traddr 192.0.2.2 }",
 		"{ raddr 192.0.2.1 dir in } ipsec { encr_algs aes-cbc encr_auth_algs sha1 }",
 		"# forwarded packets:",
-		"esp tunnel reqid 16384, added 2023-11-14T22:13:20Z, never used",
+		"esp tunnel reqid 16384, packets 0, added 2023-11-14T22:13:20Z, never used",
 	} {
 		if !strings.Contains(out, line) {
 			t.Errorf("-dP shows\n%s\nwant %q in it", out, line)
@@ -472,7 +472,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"-f", ""}, exitUsage, "-f: no file"},
 		{[]string{"-c"}, exitUsage, "-c: no file"},
 		{[]string{"-P"}, exitUsage, "-P"},
-		{[]string{"-d", "-F"}, exitUsage, "one of"},
+		{[]string{"-d", "-F"}, exitUsage, "want one of"},
 		{[]string{"-f", good, "more"}, exitUsage, "more"},
 		{[]string{"--order", "random", "-d"}, exitUsage, "random"},
 		{[]string{"-f", "/nowhere.conf"}, exitFailed, "/nowhere.conf: no such file"},

@@ -149,6 +149,14 @@ func (c *Client) doDump(ctx context.Context, m *pfkey.Message, on func(*pfkey.Me
 }
 
 func (c *Client) exchange(ctx context.Context, m *pfkey.Message, k *call) error {
+	if err := c.start(ctx, m, k); err != nil {
+		return err
+	}
+	return c.wait(ctx, k)
+}
+
+// start sends a request; wait has to follow.
+func (c *Client) start(ctx context.Context, m *pfkey.Message, k *call) error {
 	if m.Seq == 0 {
 		m.Seq = c.newSeq()
 	}
@@ -159,9 +167,10 @@ func (c *Client) exchange(ctx context.Context, m *pfkey.Message, k *call) error 
 		return err
 	}
 	defer clear(b)
-	if err := c.send(ctx, b, k); err != nil {
-		return err
-	}
+	return c.send(ctx, b, k)
+}
+
+func (c *Client) wait(ctx context.Context, k *call) error {
 	select {
 	case err := <-k.done:
 		return err

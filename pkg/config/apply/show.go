@@ -14,35 +14,114 @@ import (
 	"github.com/missiu/missiu/pkg/keysock"
 )
 
-// WritePolicies shows policies in the order in which they are tried, as entries
-// of the policy language with a comment above each. Policies that the language
-// cannot say, those for forwarded packets among them, and those of other
-// programs are comments as a whole, so the text can be loaded again.
-func WritePolicies(w io.Writer, ps []*keysock.PolicyInfo) error {
-	ps = slices.Clone(ps)
-	rank := func(d ipsec.Direction) int {
-		switch d {
-		case ipsec.Out:
-			return 0
-		case ipsec.In:
-			return 1
-		}
-		return 2
+// Listing is how policies are shown.
+type Listing struct {
+	Apart   bool // what goes out before what comes in
+	Numeric bool // no names of protocols
+}
+
+func rank(d ipsec.Direction) int {
+	switch d {
+	case ipsec.Out:
+		return 0
+	case ipsec.In:
+		return 1
 	}
+	return 2
+}
+
+// inOrder sorts policies as they are tried.
+func inOrder(ps []*keysock.PolicyInfo, apart bool) []*keysock.PolicyInfo {
+	ps = slices.Clone(ps)
 	slices.SortStableFunc(ps, func(a, b *keysock.PolicyInfo) int {
-		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(rank(a.Dir), rank(b.Dir)))
-	})
-	b := bufio.NewWriter(w)
-	for _, i := range ps {
-		fmt.Fprintf(b, "# id %d %v priority %d", i.ID, i.Dir, i.Priority)
-		if managed(&i.Policy) {
-			fmt.Fprintf(b, " (entry %d)", i.Priority-ipsecconf.PriorityBase+1)
+		byDir, byPrio := cmp.Compare(rank(a.Dir), rank(b.Dir)), cmp.Compare(a.Priority, b.Priority)
+		if apart {
+			return cmp.Or(byDir, byPrio)
 		}
+		return cmp.Or(byPrio, byDir)
+	})
+	return ps
+}
+
+// supply is the SAs that policies could use.
+type supply struct {
+	byReqID map[ipsec.ReqID]int
+	manual  []*keysock.SAInfo
+}
+
+func newSupply(sas []*keysock.SAInfo) *supply {
+	s := &supply{byReqID: map[ipsec.ReqID]int{}}
+	for _, i := range sas {
+		switch {
+		case i.State != keysock.Mature && i.State != keysock.Dying:
+		case i.ReqID == 0:
+			s.manual = append(s.manual, i)
+		default:
+			s.byReqID[i.ReqID]++
+		}
+	}
+	return s
+}
+
+// count is how many SAs serve a policy that protects, in both directions where
+// they have a reqid.
+func (s *supply) count(p *ipsec.Policy) int {
+	n := 0
+	for _, r := range p.Requests {
+		if r.ReqID != 0 {
+			n += s.byReqID[r.ReqID]
+		}
+		if r.ReqID != 0 && p.Flags&ipsec.PolicyManual == 0 {
+			continue
+		}
+		for _, i := range s.manual {
+			switch {
+			case i.Proto != r.Proto || i.Mode != r.Mode:
+			case r.Mode == ipsec.Tunnel && (i.Src != r.Src || i.Dst != r.Dst):
+			case r.Mode != ipsec.Tunnel && (!p.Sel.Src.Contains(i.Src) || !p.Sel.Dst.Contains(i.Dst)):
+			default:
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// up says whether a policy that protects has an SA.
+func (s *supply) up(p *ipsec.Policy) string {
+	switch n := s.count(p); {
+	case p.Action != ipsec.Protect:
+		return ""
+	case n == 0:
+		return ", configured and not up"
+	case n == 1:
+		return ", 1 SA"
+	default:
+		return fmt.Sprintf(", %d SAs", n)
+	}
+}
+
+// WritePolicies shows policies in the order in which they are tried, as entries
+// of the policy language with a comment above each, which says how many packets
+// they decided about and, of those that protect, whether there is an SA among
+// sas. Policies that the language cannot say, those for forwarded packets among
+// them, and those of other programs are comments as a whole, so the text can be
+// loaded again.
+func WritePolicies(w io.Writer, ps []*keysock.PolicyInfo, sas []*keysock.SAInfo, how Listing) error {
+	have := newSupply(sas)
+	b := bufio.NewWriter(w)
+	for _, i := range inOrder(ps, how.Apart) {
+		if managed(&i.Policy) {
+			fmt.Fprintf(b, "#INDEX %d\n", entryNumber(&i.Policy))
+		}
+		fmt.Fprintf(b, "# id %d %v priority %d", i.ID, i.Dir, i.Priority)
 		for _, r := range i.Requests {
 			fmt.Fprintf(b, " %v %v reqid %d", r.Proto, r.Mode, r.ReqID)
 		}
+		fmt.Fprintf(b, ", packets %d", i.Packets)
 		writeTimes(b, i.Added, "last used", i.LastUsed)
-		entry, note := ipsecconf.Format(&i.Policy)
+		b.WriteString(have.up(&i.Policy))
+		entry, note := ipsecconf.FormatNumeric(&i.Policy, how.Numeric)
 		if !managed(&i.Policy) {
 			note = strings.TrimSuffix("of another program; "+note, "; ")
 		}

@@ -20,21 +20,23 @@ func TestWritePolicies(t *testing.T) {
 	ps := []*keysock.PolicyInfo{
 		{Policy: ipsec.Policy{ID: 1, Dir: ipsec.In, Sel: ipsec.Selector{Src: host, Dst: any4, Proto: 17, SrcPort: 53}, Action: ipsec.Protect,
 			Priority: ipsecconf.PriorityBase, Requests: []ipsec.Request{esp}, Proposals: []ipsec.Proposal{{Encr: alg.EncrAESGCM16}}},
-			Added: time.Unix(1700000000, 0), LastUsed: time.Unix(1700000100, 0)},
+			Added: time.Unix(1700000000, 0), LastUsed: time.Unix(1700000100, 0), Packets: 12},
 		{Policy: ipsec.Policy{ID: 2, Dir: ipsec.Out, Sel: ipsec.Selector{Src: any4, Dst: host}, Action: ipsec.Protect,
 			Priority: 5, Requests: []ipsec.Request{shared}}},
 		{Policy: ipsec.Policy{ID: 3, Dir: ipsec.Fwd, Sel: ipsec.Selector{Src: host, Dst: any4}, Action: ipsec.Discard, Priority: ipsecconf.PriorityBase}},
 	}
 	var b strings.Builder
-	if err := WritePolicies(&b, ps); err != nil {
+	if err := WritePolicies(&b, ps, []*keysock.SAInfo{{SAParams: ipsec.SAParams{ReqID: 7}, State: keysock.Mature}}, Listing{}); err != nil {
 		t.Fatal(err)
 	}
-	want := `# id 2 out priority 5 esp transport reqid 0, never used
+	want := `# id 2 out priority 5 esp transport reqid 0, packets 0, never used, configured and not up
 # of another program; SAs shared with other policies; algorithms left to the key daemon:
 # { raddr 192.0.2.1 dir out } ipsec { encr_algs any }
-# id 1 in priority 1073741824 (entry 1) esp transport reqid 7, added 2023-11-14T22:13:20Z, last used 2023-11-14T22:15:00Z
+#INDEX 1
+# id 1 in priority 1073741824 esp transport reqid 7, packets 12, added 2023-11-14T22:13:20Z, last used 2023-11-14T22:15:00Z, 1 SA
 { raddr 192.0.2.1 ulp udp rport 53 dir in } ipsec { encr_algs aes-gcm-16 }
-# id 3 fwd priority 1073741824 (entry 1), never used
+#INDEX 1
+# id 3 fwd priority 1073741824, packets 0, never used
 # forwarded packets:
 # { raddr 192.0.2.1 dir in } drop {}
 `

@@ -13,7 +13,10 @@ import (
 // Format writes a policy as an entry of the language. What the language cannot
 // say is told in the note, which is empty where the entry, parsed again, is the
 // policy: a forward policy is shown as an inbound one, for instance.
-func Format(p *ipsec.Policy) (entry, note string) {
+func Format(p *ipsec.Policy) (entry, note string) { return FormatNumeric(p, false) }
+
+// FormatNumeric is Format, if numeric without the names of protocols.
+func FormatNumeric(p *ipsec.Policy, numeric bool) (entry, note string) {
 	var b strings.Builder
 	var notes []string
 	dir := p.Dir
@@ -39,7 +42,11 @@ func Format(p *ipsec.Policy) (entry, note string) {
 		fmt.Fprintf(&b, " raddr %s", prefix(remote))
 	}
 	if p.Sel.Proto != 0 {
-		fmt.Fprintf(&b, " ulp %s", protocolName(p.Sel.Proto))
+		if ulp := protocolName(p.Sel.Proto); numeric {
+			fmt.Fprintf(&b, " ulp %d", p.Sel.Proto)
+		} else {
+			fmt.Fprintf(&b, " ulp %s", ulp)
+		}
 	}
 	switch {
 	case isICMP(p.Sel.Proto):

@@ -41,9 +41,18 @@ func testOptions() Options {
 }
 
 // render shows rules as the golden files have them.
-func render(rules []Rule) string {
+func render(c *Contents) string {
 	var b strings.Builder
-	for _, r := range rules {
+	if c.FlushPolicies {
+		b.WriteString("spdflush;\n")
+	}
+	if c.FlushSAs {
+		b.WriteString("flush;\n")
+	}
+	for _, s := range c.SAs {
+		fmt.Fprintf(&b, "%v %v -> %v %v %v %v %x %v %x\n", s.Pos, s.Src, s.SAID, s.Mode, s.Encr, s.EncrKey.Len(), s.EncrKey.Bytes(), s.Auth, s.AuthKey.Bytes())
+	}
+	for _, r := range c.Rules {
 		entry, note := Format(&r.Policy)
 		if note != "" {
 			entry += "  # " + note
@@ -72,11 +81,11 @@ func TestGolden(t *testing.T) {
 			if strings.HasPrefix(name, "solaris-order") {
 				opt.Order = OrderSolaris
 			}
-			rules, l := Load(filepath.Base(in), f, opt)
+			c, l := Load(filepath.Base(in), f, opt)
 			var b strings.Builder
 			lexer.Print(&b, l.All())
 			if !l.Failed() {
-				b.WriteString(render(rules))
+				b.WriteString(render(c))
 			} else if !strings.HasPrefix(name, "bad-") {
 				t.Errorf("%s has errors", in)
 			}
@@ -100,11 +109,11 @@ func TestGolden(t *testing.T) {
 
 func load(t *testing.T, src string) []Rule {
 	t.Helper()
-	rules, l := Load("", strings.NewReader(src), testOptions())
+	c, l := Load("", strings.NewReader(src), testOptions())
 	if err := l.Err(); err != nil {
 		t.Fatalf("%s\n%v", src, err)
 	}
-	return rules
+	return c.Rules
 }
 
 // The seed of the language, down to the values that the daemons get.
@@ -113,7 +122,7 @@ func TestSeed(t *testing.T) {
 	any4, peer := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("192.168.3.119/32")
 	pol := func(dir ipsec.Direction, src, dst netip.Prefix) Rule {
 		return Rule{lexer.Pos{Line: 1, Col: 1}, ipsec.Policy{
-			Dir: dir, Sel: ipsec.Selector{Src: src, Dst: dst, Proto: 1}, Action: ipsec.Protect, Priority: PriorityBase,
+			Dir: dir, Sel: ipsec.Selector{Src: src, Dst: dst, Proto: 1}, Action: ipsec.Protect, Priority: PriorityBase, Flags: ipsec.PolicyManual,
 			Requests:  []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Transport, Level: ipsec.LevelUnique}},
 			Proposals: []ipsec.Proposal{{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA1}},
 		}}
@@ -250,7 +259,7 @@ func FuzzParse(f *testing.F) {
 		var l lexer.List
 		file := Parse(src, &l)
 		bad := l.Failed()
-		rules := file.Policies(&l, testOptions())
+		rules := file.Contents(&l, testOptions()).Rules
 		l.Errors()
 		if bad {
 			return
@@ -277,12 +286,12 @@ func FuzzParse(f *testing.F) {
 				b.WriteString(entry + "\n")
 			}
 		}
-		got, l3 := Load("", strings.NewReader(b.String()), testOptions())
+		c, l3 := Load("", strings.NewReader(b.String()), testOptions())
 		if err := l3.Err(); err != nil {
 			t.Fatalf("%q: %q: %v", src, b.String(), err)
 		}
-		if want := strip(rules); !reflect.DeepEqual(strip(got), want) {
-			t.Fatalf("%q is\n%+v\nof %q\n%+v", b.String(), strip(got), src, want)
+		if want := strip(rules); !reflect.DeepEqual(strip(c.Rules), want) {
+			t.Fatalf("%q is\n%+v\nof %q\n%+v", b.String(), strip(c.Rules), src, want)
 		}
 	})
 }

@@ -18,6 +18,9 @@ type meaning struct {
 	opt    Options
 	consts map[string]constant
 	hosts  map[string]hostResult
+	sas    []ManualSA
+
+	flushPolicies, flushSAs bool
 }
 
 type constant struct {
@@ -326,7 +329,7 @@ func (m *entryMeaning) rules(action ipsec.Action, ts []transform) []Rule {
 						r.Src, r.Dst = r.Dst, r.Src
 					}
 				}
-				p.Requests = []ipsec.Request{r}
+				p.Requests, p.Flags = []ipsec.Request{r}, ipsec.PolicyManual
 				for _, t := range ts {
 					p.Proposals = append(p.Proposals, t.proposal)
 				}

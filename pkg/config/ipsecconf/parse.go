@@ -36,6 +36,8 @@ type parser struct {
 	lex *lexer.Lexer
 	tok lexer.Token // the next one
 	l   *lexer.List
+
+	keys bool // an add command was seen: words out of place may be keys
 }
 
 // Parse reads a text. It reports what is wrong to l, each mistake once, and
@@ -88,8 +90,22 @@ func (p *parser) unexpected() {
 	case lexer.String:
 		p.l.Errorf(t.Pos, "unexpected string") // may be a key
 	default:
-		p.l.Errorf(t.Pos, "unexpected %s", lexer.Shown(t.Text))
+		p.l.Errorf(t.Pos, "unexpected %s", p.shown(t.Text))
 	}
+}
+
+// shown is a word for a message, unless it may be a key.
+func (p *parser) shown(s string) string {
+	if p.keys || mayBeKey(s) {
+		return "word"
+	}
+	return lexer.Shown(s)
+}
+
+// mayBeKey: 64 bits or more in hexadecimal, which nothing else is.
+func mayBeKey(s string) bool {
+	s = strings.TrimPrefix(strings.TrimPrefix(s, "0x"), "0X")
+	return len(s) >= 16 && strings.Trim(s, "0123456789abcdefABCDEF") == ""
 }
 
 // recover goes to where the next entry seems to begin: behind a semicolon, or
@@ -120,7 +136,7 @@ func (p *parser) entry() Item {
 			p.recover()
 			return nil
 		case !slices.Contains(actions, p.tok.Text):
-			p.l.Errorf(p.tok.Pos, "action %s: %s", lexer.Shown(p.tok.Text), wantAction)
+			p.l.Errorf(p.tok.Pos, "action %s: %s", p.shown(p.tok.Text), wantAction)
 			e.bad = true
 		}
 		p.next()
@@ -185,9 +201,9 @@ func (p *parser) params(e *Entry, noun string, keys []string, elsewhere string, 
 			case slices.Contains(others, t.Text):
 				p.l.Errorf(t.Pos, "%s belongs in the %s", t.Text, elsewhere)
 			case k != "":
-				p.l.Errorf(t.Pos, "unknown %s %s; did you mean %q?", noun, lexer.Shown(t.Text), k)
+				p.l.Errorf(t.Pos, "unknown %s %s; did you mean %q?", noun, p.shown(t.Text), k)
 			default:
-				p.l.Errorf(t.Pos, "unknown %s %s: want %s", noun, lexer.Shown(t.Text), lexer.Or(keys...))
+				p.l.Errorf(t.Pos, "unknown %s %s: want %s", noun, p.shown(t.Text), lexer.Or(keys...))
 			}
 			p.next()
 			skip()
@@ -232,6 +248,7 @@ func (p *parser) constants() Item {
 func (p *parser) command() Item {
 	t := p.next()
 	c := &Command{Name: Word{Pos: t.Pos, Text: t.Text}}
+	p.keys = p.keys || t.Text == "add"
 	for {
 		switch t := p.tok; {
 		case t.Is(";"):

@@ -23,6 +23,16 @@ const (
 	OrderSolaris
 )
 
+// Dialect is one of the two that make up the language.
+type Dialect string
+
+// Dialects.
+const (
+	Union   Dialect = ""
+	Solaris Dialect = "solaris"
+	NanoSec Dialect = "nanosec"
+)
+
 // Options are what the meaning of a text depends on. The zero value resolves no
 // names but those built in.
 type Options struct {
@@ -30,6 +40,10 @@ type Options struct {
 	// LookupHost gives the addresses of a host, LookupPort the port of a service.
 	LookupHost func(name string) ([]netip.Addr, error)
 	LookupPort func(name string) (uint16, error)
+	// Dialect, if not empty, refuses what the other one alone has.
+	Dialect Dialect
+	// Unauthenticated takes manual SAs with encryption and no integrity.
+	Unauthenticated bool
 }
 
 // SystemNames resolves names as other programs of this host do.
@@ -87,17 +101,35 @@ func Mirrors(in, out *ipsec.Policy) bool {
 	return true
 }
 
-// Load reads a text and gives its rules in match order, outbound before the
-// inbound and forward ones of the same entry. With errors the rules mean nothing.
-// The List has errors and warnings, by file.
-func Load(file string, r io.Reader, opt Options) ([]Rule, *lexer.List) {
+// Contents is the meaning of a text.
+type Contents struct {
+	// Rules are in match order, outbound before the inbound and forward ones of
+	// the same entry.
+	Rules []Rule
+	// SAs are those of add commands.
+	SAs []ManualSA
+	// FlushPolicies: all policies that are there go, those of other programs too.
+	// FlushSAs: all SAs that are there go.
+	FlushPolicies, FlushSAs bool
+}
+
+// Wipe overwrites the keys.
+func (c *Contents) Wipe() {
+	for i := range c.SAs {
+		c.SAs[i].Wipe()
+	}
+}
+
+// Load reads a text. With errors the Contents are empty. The List has errors and
+// warnings, by file.
+func Load(file string, r io.Reader, opt Options) (*Contents, *lexer.List) {
 	l := &lexer.List{File: file, Max: maxMessages}
 	src, err := lexer.ReadAll(r, MaxFile)
 	if err != nil {
 		l.Errorf(lexer.Pos{}, "%v", cause(err))
-		return nil, l
+		return &Contents{}, l
 	}
-	return Parse(src, l).Policies(l, opt), l
+	return Parse(src, l).Contents(l, opt), l
 }
 
 // cause strips the file name, which stands in front already.
@@ -108,8 +140,8 @@ func cause(err error) error {
 	return err
 }
 
-// Policies gives the meaning of a text. Errors and warnings go to l.
-func (f *File) Policies(l *lexer.List, opt Options) []Rule {
+// Contents gives the meaning of a text. Errors and warnings go to l.
+func (f *File) Contents(l *lexer.List, opt Options) *Contents {
 	m := &meaning{l: l, opt: opt, consts: map[string]constant{}, hosts: map[string]hostResult{}}
 	// Of constants those above an entry count, as in NanoSec.
 	var entries [][]Rule
@@ -118,15 +150,17 @@ func (f *File) Policies(l *lexer.List, opt Options) []Rule {
 		case *Constants:
 			m.define(i)
 		case *Command:
-			l.Errorf(i.Name.Pos, "%s: commands are not supported yet", i.Name.Text)
+			entries = m.command(i, entries)
 		case *Entry:
 			if rs := m.entry(i); len(rs) > 0 {
 				entries = append(entries, rs)
 			}
 		}
 	}
+	c := &Contents{SAs: m.sas, FlushPolicies: m.flushPolicies, FlushSAs: m.flushSAs}
 	if l.Failed() {
-		return nil
+		c.Wipe()
+		return &Contents{}
 	}
 	if opt.Order == OrderSolaris {
 		slices.SortStableFunc(entries, func(a, b []Rule) int { return solarisClass(a) - solarisClass(b) })
@@ -136,7 +170,36 @@ func (f *File) Policies(l *lexer.List, opt Options) []Rule {
 			rs[i].Policy.Priority = PriorityBase + uint32(k)
 		}
 	}
-	return forward(lint(l, opt.Order, entries))
+	c.Rules = WithForward(lint(l, opt.Order, entries))
+	modes(c.SAs, c.Rules)
+	return c
+}
+
+// command carries out one of NanoSec's, which come from setkey, where it stands:
+// what a flush follows has been for nothing.
+func (m *meaning) command(c *Command, entries [][]Rule) [][]Rule {
+	if c.Name.Text == "add" {
+		m.add(c)
+		return entries
+	}
+	if len(c.Args) > 0 {
+		m.l.Errorf(c.Args[0].Pos, "%s: want \";\" behind it", c.Name.Text)
+	}
+	if c.Name.Text == "spdflush" {
+		if len(entries) > 0 {
+			m.l.Warnf(c.Name.Pos, "spdflush: takes back the entries above it")
+		}
+		m.flushPolicies = true
+		return nil
+	}
+	if len(m.sas) > 0 {
+		m.l.Warnf(c.Name.Pos, "flush: takes back the SAs above it")
+	}
+	for i := range m.sas {
+		m.sas[i].Wipe()
+	}
+	m.flushSAs, m.sas = true, nil
+	return entries
 }
 
 // solarisClass: bypass and pass come first, Oracle's text puts drop with them
@@ -148,10 +211,10 @@ func solarisClass(rs []Rule) int {
 	return 0
 }
 
-// forward adds to every inbound rule its twin for packets that are forwarded
+// WithForward adds to every inbound rule its twin for packets that are forwarded
 // after decapsulation, if there is a tunnel. The other inbound rules get one
 // too, since otherwise those of tunnels would come before them.
-func forward(rules []Rule) []Rule {
+func WithForward(rules []Rule) []Rule {
 	tunnel := false
 	n := 0
 	for i := range rules {
@@ -169,6 +232,17 @@ func forward(rules []Rule) []Rule {
 		if r.Policy.Dir == ipsec.In {
 			r.Policy.Dir = ipsec.Fwd
 			r.Policy.Requests = slices.Clone(r.Policy.Requests)
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// WithoutForward leaves out what WithForward adds.
+func WithoutForward(rules []Rule) []Rule {
+	var out []Rule
+	for _, r := range rules {
+		if r.Policy.Dir != ipsec.Fwd {
 			out = append(out, r)
 		}
 	}

@@ -169,7 +169,7 @@ func (m *entryMeaning) hostAddrs(p Param, host string) []netip.Addr {
 		}
 		return []netip.Addr{c.addr}
 	}
-	if !hostName(host) {
+	if !HostName(host) {
 		m.badValue(p, wantAddr)
 		return nil
 	}
@@ -192,9 +192,9 @@ func (m *entryMeaning) hostAddrs(p Param, host string) []netip.Addr {
 	return r.addrs
 }
 
-// hostName reports whether s can be one: letters, digits, "-", "." and "_", and
+// HostName reports whether s can be one: letters, digits, "-", "." and "_", and
 // not all of it a number.
-func hostName(s string) bool {
+func HostName(s string) bool {
 	if s == "" || len(s) > 253 {
 		return false
 	}
@@ -230,14 +230,14 @@ func (m *entryMeaning) addrRange(p Param, a, b netip.Addr, ok bool) []netip.Pref
 		// The largest prefix that begins at a and ends at or before b.
 		bits := a.BitLen()
 		for bits > 0 {
-			if q := netip.PrefixFrom(a, bits-1); q.Masked().Addr() != a || b.Less(last(q)) {
+			if q := netip.PrefixFrom(a, bits-1); q.Masked().Addr() != a || b.Less(LastAddr(q)) {
 				break
 			}
 			bits--
 		}
 		q := netip.PrefixFrom(a, bits)
 		ps = append(ps, q)
-		if end := last(q); end == b {
+		if end := LastAddr(q); end == b {
 			return ps
 		} else {
 			a = end.Next()
@@ -245,8 +245,8 @@ func (m *entryMeaning) addrRange(p Param, a, b netip.Addr, ok bool) []netip.Pref
 	}
 }
 
-// last is the last address of a prefix.
-func last(p netip.Prefix) netip.Addr {
+// LastAddr is the last address of a prefix.
+func LastAddr(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
 		b[i/8] |= 0x80 >> (i % 8)
