@@ -199,11 +199,9 @@ aadLast:
 	VMOVDQA    X11, X8
 
 aadDone:
-	// 16 blocks at a time
-	CMPQ SI, $0x00000100
-	JB   tail
-
-blocks:
+	// 16 blocks at a time; seal hashes those before the ones it encrypts
+	CMPQ      SI, $0x00000100
+	JB        tail
 	VPADDD    gcmAdd4<>+0(SB), Z14, Z1
 	VPADDD    gcmAdd8<>+0(SB), Z14, Z2
 	VPADDD    gcmAdd12<>+0(SB), Z14, Z3
@@ -254,7 +252,7 @@ blocks:
 	VAESENC   Z26, Z2, Z2
 	VAESENC   Z26, Z3, Z3
 	CMPQ      DI, $0x0c
-	JB        blocksLast
+	JB        firstLast
 	VAESENC   Z27, Z0, Z0
 	VAESENC   Z27, Z1, Z1
 	VAESENC   Z27, Z2, Z2
@@ -264,7 +262,7 @@ blocks:
 	VAESENC   Z28, Z2, Z2
 	VAESENC   Z28, Z3, Z3
 	CMPQ      DI, $0x0c
-	JEQ       blocksLast
+	JEQ       firstLast
 	VAESENC   Z29, Z0, Z0
 	VAESENC   Z29, Z1, Z1
 	VAESENC   Z29, Z2, Z2
@@ -274,23 +272,161 @@ blocks:
 	VAESENC   Z30, Z2, Z2
 	VAESENC   Z30, Z3, Z3
 
+firstLast:
+	VAESENCLAST Z31, Z0, Z0
+	VAESENCLAST Z31, Z1, Z1
+	VAESENCLAST Z31, Z2, Z2
+	VAESENCLAST Z31, Z3, Z3
+	VPXORQ      (BX), Z0, Z0
+	VMOVDQU64   Z0, (DX)
+	VPSHUFB     Z13, Z0, Z4
+	VPXORQ      64(BX), Z1, Z1
+	VMOVDQU64   Z1, 64(DX)
+	VPSHUFB     Z13, Z1, Z5
+	VPXORQ      128(BX), Z2, Z2
+	VMOVDQU64   Z2, 128(DX)
+	VPSHUFB     Z13, Z2, Z6
+	VPXORQ      192(BX), Z3, Z3
+	VMOVDQU64   Z3, 192(DX)
+	VPSHUFB     Z13, Z3, Z7
+	ADDQ        $0x00000100, BX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x00000100, SI
+	CMPQ        SI, $0x00000100
+	JB          hash
+
+blocks:
+	VPADDD        gcmAdd4<>+0(SB), Z14, Z1
+	VPADDD        gcmAdd8<>+0(SB), Z14, Z2
+	VPADDD        gcmAdd12<>+0(SB), Z14, Z3
+	VMOVDQA64     Z14, Z0
+	VPSHUFB       Z13, Z0, Z0
+	VPSHUFB       Z13, Z1, Z1
+	VPSHUFB       Z13, Z2, Z2
+	VPSHUFB       Z13, Z3, Z3
+	VPADDD        gcmAdd16<>+0(SB), Z14, Z14
+	VPXORQ        Z17, Z0, Z0
+	VPXORQ        Z17, Z1, Z1
+	VPXORQ        Z17, Z2, Z2
+	VPXORQ        Z17, Z3, Z3
+	VAESENC       Z18, Z0, Z0
+	VAESENC       Z18, Z1, Z1
+	VAESENC       Z18, Z2, Z2
+	VAESENC       Z18, Z3, Z3
+	VPXORQ        Z8, Z4, Z4
+	VPCLMULQDQ    $0x00, (AX), Z4, Z9
+	VPCLMULQDQ    $0x11, (AX), Z4, Z11
+	VPCLMULQDQ    $0x01, (AX), Z4, Z10
+	VPCLMULQDQ    $0x10, (AX), Z4, Z12
+	VPXORQ        Z12, Z10, Z10
+	VAESENC       Z19, Z0, Z0
+	VAESENC       Z19, Z1, Z1
+	VAESENC       Z19, Z2, Z2
+	VAESENC       Z19, Z3, Z3
+	VPCLMULQDQ    $0x00, 64(AX), Z5, Z12
+	VPXORQ        Z12, Z9, Z9
+	VPCLMULQDQ    $0x11, 64(AX), Z5, Z12
+	VPXORQ        Z12, Z11, Z11
+	VPCLMULQDQ    $0x01, 64(AX), Z5, Z12
+	VPCLMULQDQ    $0x10, 64(AX), Z5, Z5
+	VPTERNLOGD    $0x96, Z12, Z5, Z10
+	VAESENC       Z20, Z0, Z0
+	VAESENC       Z20, Z1, Z1
+	VAESENC       Z20, Z2, Z2
+	VAESENC       Z20, Z3, Z3
+	VPCLMULQDQ    $0x00, 128(AX), Z6, Z12
+	VPXORQ        Z12, Z9, Z9
+	VPCLMULQDQ    $0x11, 128(AX), Z6, Z12
+	VPXORQ        Z12, Z11, Z11
+	VPCLMULQDQ    $0x01, 128(AX), Z6, Z12
+	VPCLMULQDQ    $0x10, 128(AX), Z6, Z6
+	VPTERNLOGD    $0x96, Z12, Z6, Z10
+	VAESENC       Z21, Z0, Z0
+	VAESENC       Z21, Z1, Z1
+	VAESENC       Z21, Z2, Z2
+	VAESENC       Z21, Z3, Z3
+	VPCLMULQDQ    $0x00, 192(AX), Z7, Z12
+	VPXORQ        Z12, Z9, Z9
+	VPCLMULQDQ    $0x11, 192(AX), Z7, Z12
+	VPXORQ        Z12, Z11, Z11
+	VPCLMULQDQ    $0x01, 192(AX), Z7, Z12
+	VPCLMULQDQ    $0x10, 192(AX), Z7, Z7
+	VPTERNLOGD    $0x96, Z12, Z7, Z10
+	VAESENC       Z22, Z0, Z0
+	VAESENC       Z22, Z1, Z1
+	VAESENC       Z22, Z2, Z2
+	VAESENC       Z22, Z3, Z3
+	VPCLMULQDQ    $0x01, Z9, Z16, Z12
+	VPSHUFD       $0x4e, Z9, Z9
+	VPTERNLOGD    $0x96, Z12, Z9, Z10
+	VPCLMULQDQ    $0x01, Z10, Z16, Z12
+	VPSHUFD       $0x4e, Z10, Z10
+	VPTERNLOGD    $0x96, Z12, Z10, Z11
+	VAESENC       Z23, Z0, Z0
+	VAESENC       Z23, Z1, Z1
+	VAESENC       Z23, Z2, Z2
+	VAESENC       Z23, Z3, Z3
+	VEXTRACTI64X4 $0x01, Z11, Y12
+	VPXOR         Y12, Y11, Y11
+	VEXTRACTI128  $0x01, Y11, X12
+	VPXOR         X12, X11, X8
+	VAESENC       Z24, Z0, Z0
+	VAESENC       Z24, Z1, Z1
+	VAESENC       Z24, Z2, Z2
+	VAESENC       Z24, Z3, Z3
+	VAESENC       Z25, Z0, Z0
+	VAESENC       Z25, Z1, Z1
+	VAESENC       Z25, Z2, Z2
+	VAESENC       Z25, Z3, Z3
+	VAESENC       Z26, Z0, Z0
+	VAESENC       Z26, Z1, Z1
+	VAESENC       Z26, Z2, Z2
+	VAESENC       Z26, Z3, Z3
+	CMPQ          DI, $0x0c
+	JB            blocksLast
+	VAESENC       Z27, Z0, Z0
+	VAESENC       Z27, Z1, Z1
+	VAESENC       Z27, Z2, Z2
+	VAESENC       Z27, Z3, Z3
+	VAESENC       Z28, Z0, Z0
+	VAESENC       Z28, Z1, Z1
+	VAESENC       Z28, Z2, Z2
+	VAESENC       Z28, Z3, Z3
+	CMPQ          DI, $0x0c
+	JEQ           blocksLast
+	VAESENC       Z29, Z0, Z0
+	VAESENC       Z29, Z1, Z1
+	VAESENC       Z29, Z2, Z2
+	VAESENC       Z29, Z3, Z3
+	VAESENC       Z30, Z0, Z0
+	VAESENC       Z30, Z1, Z1
+	VAESENC       Z30, Z2, Z2
+	VAESENC       Z30, Z3, Z3
+
 blocksLast:
-	VAESENCLAST   Z31, Z0, Z0
-	VAESENCLAST   Z31, Z1, Z1
-	VAESENCLAST   Z31, Z2, Z2
-	VAESENCLAST   Z31, Z3, Z3
-	VPXORQ        (BX), Z0, Z0
-	VMOVDQU64     Z0, (DX)
-	VPSHUFB       Z13, Z0, Z4
-	VPXORQ        64(BX), Z1, Z1
-	VMOVDQU64     Z1, 64(DX)
-	VPSHUFB       Z13, Z1, Z5
-	VPXORQ        128(BX), Z2, Z2
-	VMOVDQU64     Z2, 128(DX)
-	VPSHUFB       Z13, Z2, Z6
-	VPXORQ        192(BX), Z3, Z3
-	VMOVDQU64     Z3, 192(DX)
-	VPSHUFB       Z13, Z3, Z7
+	VAESENCLAST Z31, Z0, Z0
+	VAESENCLAST Z31, Z1, Z1
+	VAESENCLAST Z31, Z2, Z2
+	VAESENCLAST Z31, Z3, Z3
+	VPXORQ      (BX), Z0, Z0
+	VMOVDQU64   Z0, (DX)
+	VPSHUFB     Z13, Z0, Z4
+	VPXORQ      64(BX), Z1, Z1
+	VMOVDQU64   Z1, 64(DX)
+	VPSHUFB     Z13, Z1, Z5
+	VPXORQ      128(BX), Z2, Z2
+	VMOVDQU64   Z2, 128(DX)
+	VPSHUFB     Z13, Z2, Z6
+	VPXORQ      192(BX), Z3, Z3
+	VMOVDQU64   Z3, 192(DX)
+	VPSHUFB     Z13, Z3, Z7
+	ADDQ        $0x00000100, BX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x00000100, SI
+	CMPQ        SI, $0x00000100
+	JAE         blocks
+
+hash:
 	VPXORQ        Z8, Z4, Z4
 	VPCLMULQDQ    $0x00, (AX), Z4, Z9
 	VPCLMULQDQ    $0x11, (AX), Z4, Z11
@@ -328,11 +464,6 @@ blocksLast:
 	VPXOR         Y12, Y11, Y11
 	VEXTRACTI128  $0x01, Y11, X12
 	VPXOR         X12, X11, X8
-	ADDQ          $0x00000100, BX
-	ADDQ          $0x00000100, DX
-	SUBQ          $0x00000100, SI
-	CMPQ          SI, $0x00000100
-	JAE           blocks
 
 	// 241 to 255 octets: 16 blocks too, the last one cut, and no more
 tail:
@@ -426,8 +557,8 @@ cutLast:
 	VPXORQ        128(BX), Z2, Z2
 	VMOVDQU64     Z2, 128(DX)
 	VPSHUFB       Z13, Z2, Z6
-	VMOVDQU8.Z    192(BX), K1, Z7
-	VPXORQ        Z7, Z3, Z3
+	VMOVDQU8.Z    192(BX), K1, Z12
+	VPXORQ        Z12, Z3, Z3
 	VMOVDQU8      Z3, K1, 192(DX)
 	VMOVDQU8.Z    Z3, K1, Z7
 	VPSHUFB       Z13, Z7, Z7
@@ -1012,108 +1143,46 @@ aadLast:
 	VMOVDQA    X11, X8
 
 aadDone:
-	// 16 blocks at a time
+	// 16 blocks at a time; seal hashes those before the ones it encrypts
 	CMPQ SI, $0x00000100
 	JB   tail
 
 blocks:
-	VPADDD    gcmAdd4<>+0(SB), Z14, Z1
-	VPADDD    gcmAdd8<>+0(SB), Z14, Z2
-	VPADDD    gcmAdd12<>+0(SB), Z14, Z3
-	VMOVDQA64 Z14, Z0
-	VPSHUFB   Z13, Z0, Z0
-	VPSHUFB   Z13, Z1, Z1
-	VPSHUFB   Z13, Z2, Z2
-	VPSHUFB   Z13, Z3, Z3
-	VPADDD    gcmAdd16<>+0(SB), Z14, Z14
-	VPXORQ    Z17, Z0, Z0
-	VPXORQ    Z17, Z1, Z1
-	VPXORQ    Z17, Z2, Z2
-	VPXORQ    Z17, Z3, Z3
-	VAESENC   Z18, Z0, Z0
-	VAESENC   Z18, Z1, Z1
-	VAESENC   Z18, Z2, Z2
-	VAESENC   Z18, Z3, Z3
-	VAESENC   Z19, Z0, Z0
-	VAESENC   Z19, Z1, Z1
-	VAESENC   Z19, Z2, Z2
-	VAESENC   Z19, Z3, Z3
-	VAESENC   Z20, Z0, Z0
-	VAESENC   Z20, Z1, Z1
-	VAESENC   Z20, Z2, Z2
-	VAESENC   Z20, Z3, Z3
-	VAESENC   Z21, Z0, Z0
-	VAESENC   Z21, Z1, Z1
-	VAESENC   Z21, Z2, Z2
-	VAESENC   Z21, Z3, Z3
-	VAESENC   Z22, Z0, Z0
-	VAESENC   Z22, Z1, Z1
-	VAESENC   Z22, Z2, Z2
-	VAESENC   Z22, Z3, Z3
-	VAESENC   Z23, Z0, Z0
-	VAESENC   Z23, Z1, Z1
-	VAESENC   Z23, Z2, Z2
-	VAESENC   Z23, Z3, Z3
-	VAESENC   Z24, Z0, Z0
-	VAESENC   Z24, Z1, Z1
-	VAESENC   Z24, Z2, Z2
-	VAESENC   Z24, Z3, Z3
-	VAESENC   Z25, Z0, Z0
-	VAESENC   Z25, Z1, Z1
-	VAESENC   Z25, Z2, Z2
-	VAESENC   Z25, Z3, Z3
-	VAESENC   Z26, Z0, Z0
-	VAESENC   Z26, Z1, Z1
-	VAESENC   Z26, Z2, Z2
-	VAESENC   Z26, Z3, Z3
-	CMPQ      DI, $0x0c
-	JB        blocksLast
-	VAESENC   Z27, Z0, Z0
-	VAESENC   Z27, Z1, Z1
-	VAESENC   Z27, Z2, Z2
-	VAESENC   Z27, Z3, Z3
-	VAESENC   Z28, Z0, Z0
-	VAESENC   Z28, Z1, Z1
-	VAESENC   Z28, Z2, Z2
-	VAESENC   Z28, Z3, Z3
-	CMPQ      DI, $0x0c
-	JEQ       blocksLast
-	VAESENC   Z29, Z0, Z0
-	VAESENC   Z29, Z1, Z1
-	VAESENC   Z29, Z2, Z2
-	VAESENC   Z29, Z3, Z3
-	VAESENC   Z30, Z0, Z0
-	VAESENC   Z30, Z1, Z1
-	VAESENC   Z30, Z2, Z2
-	VAESENC   Z30, Z3, Z3
-
-blocksLast:
-	VAESENCLAST   Z31, Z0, Z0
-	VAESENCLAST   Z31, Z1, Z1
-	VAESENCLAST   Z31, Z2, Z2
-	VAESENCLAST   Z31, Z3, Z3
 	VMOVDQU64     (BX), Z4
-	VPXORQ        Z4, Z0, Z0
-	VMOVDQU64     Z0, (DX)
 	VPSHUFB       Z13, Z4, Z4
 	VMOVDQU64     64(BX), Z5
-	VPXORQ        Z5, Z1, Z1
-	VMOVDQU64     Z1, 64(DX)
 	VPSHUFB       Z13, Z5, Z5
 	VMOVDQU64     128(BX), Z6
-	VPXORQ        Z6, Z2, Z2
-	VMOVDQU64     Z2, 128(DX)
 	VPSHUFB       Z13, Z6, Z6
 	VMOVDQU64     192(BX), Z7
-	VPXORQ        Z7, Z3, Z3
-	VMOVDQU64     Z3, 192(DX)
 	VPSHUFB       Z13, Z7, Z7
+	VPADDD        gcmAdd4<>+0(SB), Z14, Z1
+	VPADDD        gcmAdd8<>+0(SB), Z14, Z2
+	VPADDD        gcmAdd12<>+0(SB), Z14, Z3
+	VMOVDQA64     Z14, Z0
+	VPSHUFB       Z13, Z0, Z0
+	VPSHUFB       Z13, Z1, Z1
+	VPSHUFB       Z13, Z2, Z2
+	VPSHUFB       Z13, Z3, Z3
+	VPADDD        gcmAdd16<>+0(SB), Z14, Z14
+	VPXORQ        Z17, Z0, Z0
+	VPXORQ        Z17, Z1, Z1
+	VPXORQ        Z17, Z2, Z2
+	VPXORQ        Z17, Z3, Z3
+	VAESENC       Z18, Z0, Z0
+	VAESENC       Z18, Z1, Z1
+	VAESENC       Z18, Z2, Z2
+	VAESENC       Z18, Z3, Z3
 	VPXORQ        Z8, Z4, Z4
 	VPCLMULQDQ    $0x00, (AX), Z4, Z9
 	VPCLMULQDQ    $0x11, (AX), Z4, Z11
 	VPCLMULQDQ    $0x01, (AX), Z4, Z10
 	VPCLMULQDQ    $0x10, (AX), Z4, Z12
 	VPXORQ        Z12, Z10, Z10
+	VAESENC       Z19, Z0, Z0
+	VAESENC       Z19, Z1, Z1
+	VAESENC       Z19, Z2, Z2
+	VAESENC       Z19, Z3, Z3
 	VPCLMULQDQ    $0x00, 64(AX), Z5, Z12
 	VPXORQ        Z12, Z9, Z9
 	VPCLMULQDQ    $0x11, 64(AX), Z5, Z12
@@ -1121,6 +1190,10 @@ blocksLast:
 	VPCLMULQDQ    $0x01, 64(AX), Z5, Z12
 	VPCLMULQDQ    $0x10, 64(AX), Z5, Z5
 	VPTERNLOGD    $0x96, Z12, Z5, Z10
+	VAESENC       Z20, Z0, Z0
+	VAESENC       Z20, Z1, Z1
+	VAESENC       Z20, Z2, Z2
+	VAESENC       Z20, Z3, Z3
 	VPCLMULQDQ    $0x00, 128(AX), Z6, Z12
 	VPXORQ        Z12, Z9, Z9
 	VPCLMULQDQ    $0x11, 128(AX), Z6, Z12
@@ -1128,6 +1201,10 @@ blocksLast:
 	VPCLMULQDQ    $0x01, 128(AX), Z6, Z12
 	VPCLMULQDQ    $0x10, 128(AX), Z6, Z6
 	VPTERNLOGD    $0x96, Z12, Z6, Z10
+	VAESENC       Z21, Z0, Z0
+	VAESENC       Z21, Z1, Z1
+	VAESENC       Z21, Z2, Z2
+	VAESENC       Z21, Z3, Z3
 	VPCLMULQDQ    $0x00, 192(AX), Z7, Z12
 	VPXORQ        Z12, Z9, Z9
 	VPCLMULQDQ    $0x11, 192(AX), Z7, Z12
@@ -1135,127 +1212,119 @@ blocksLast:
 	VPCLMULQDQ    $0x01, 192(AX), Z7, Z12
 	VPCLMULQDQ    $0x10, 192(AX), Z7, Z7
 	VPTERNLOGD    $0x96, Z12, Z7, Z10
+	VAESENC       Z22, Z0, Z0
+	VAESENC       Z22, Z1, Z1
+	VAESENC       Z22, Z2, Z2
+	VAESENC       Z22, Z3, Z3
 	VPCLMULQDQ    $0x01, Z9, Z16, Z12
 	VPSHUFD       $0x4e, Z9, Z9
 	VPTERNLOGD    $0x96, Z12, Z9, Z10
 	VPCLMULQDQ    $0x01, Z10, Z16, Z12
 	VPSHUFD       $0x4e, Z10, Z10
 	VPTERNLOGD    $0x96, Z12, Z10, Z11
+	VAESENC       Z23, Z0, Z0
+	VAESENC       Z23, Z1, Z1
+	VAESENC       Z23, Z2, Z2
+	VAESENC       Z23, Z3, Z3
 	VEXTRACTI64X4 $0x01, Z11, Y12
 	VPXOR         Y12, Y11, Y11
 	VEXTRACTI128  $0x01, Y11, X12
 	VPXOR         X12, X11, X8
-	ADDQ          $0x00000100, BX
-	ADDQ          $0x00000100, DX
-	SUBQ          $0x00000100, SI
-	CMPQ          SI, $0x00000100
-	JAE           blocks
+	VAESENC       Z24, Z0, Z0
+	VAESENC       Z24, Z1, Z1
+	VAESENC       Z24, Z2, Z2
+	VAESENC       Z24, Z3, Z3
+	VAESENC       Z25, Z0, Z0
+	VAESENC       Z25, Z1, Z1
+	VAESENC       Z25, Z2, Z2
+	VAESENC       Z25, Z3, Z3
+	VAESENC       Z26, Z0, Z0
+	VAESENC       Z26, Z1, Z1
+	VAESENC       Z26, Z2, Z2
+	VAESENC       Z26, Z3, Z3
+	CMPQ          DI, $0x0c
+	JB            blocksLast
+	VAESENC       Z27, Z0, Z0
+	VAESENC       Z27, Z1, Z1
+	VAESENC       Z27, Z2, Z2
+	VAESENC       Z27, Z3, Z3
+	VAESENC       Z28, Z0, Z0
+	VAESENC       Z28, Z1, Z1
+	VAESENC       Z28, Z2, Z2
+	VAESENC       Z28, Z3, Z3
+	CMPQ          DI, $0x0c
+	JEQ           blocksLast
+	VAESENC       Z29, Z0, Z0
+	VAESENC       Z29, Z1, Z1
+	VAESENC       Z29, Z2, Z2
+	VAESENC       Z29, Z3, Z3
+	VAESENC       Z30, Z0, Z0
+	VAESENC       Z30, Z1, Z1
+	VAESENC       Z30, Z2, Z2
+	VAESENC       Z30, Z3, Z3
+
+blocksLast:
+	VAESENCLAST Z31, Z0, Z0
+	VAESENCLAST Z31, Z1, Z1
+	VAESENCLAST Z31, Z2, Z2
+	VAESENCLAST Z31, Z3, Z3
+	VPXORQ      (BX), Z0, Z0
+	VMOVDQU64   Z0, (DX)
+	VPXORQ      64(BX), Z1, Z1
+	VMOVDQU64   Z1, 64(DX)
+	VPXORQ      128(BX), Z2, Z2
+	VMOVDQU64   Z2, 128(DX)
+	VPXORQ      192(BX), Z3, Z3
+	VMOVDQU64   Z3, 192(DX)
+	ADDQ        $0x00000100, BX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x00000100, SI
+	CMPQ        SI, $0x00000100
+	JAE         blocks
 
 	// 241 to 255 octets: 16 blocks too, the last one cut, and no more
 tail:
-	CMPQ      SI, $0x000000f0
-	JBE       under16
-	MOVQ      SI, CX
-	SUBQ      $0x000000c0, CX
-	BZHIQ     CX, R10, CX
-	KMOVQ     CX, K1
-	VPADDD    gcmAdd4<>+0(SB), Z14, Z1
-	VPADDD    gcmAdd8<>+0(SB), Z14, Z2
-	VPADDD    gcmAdd12<>+0(SB), Z14, Z3
-	VMOVDQA64 Z14, Z0
-	VPSHUFB   Z13, Z0, Z0
-	VPSHUFB   Z13, Z1, Z1
-	VPSHUFB   Z13, Z2, Z2
-	VPSHUFB   Z13, Z3, Z3
-	VPADDD    gcmAdd16<>+0(SB), Z14, Z14
-	VPXORQ    Z17, Z0, Z0
-	VPXORQ    Z17, Z1, Z1
-	VPXORQ    Z17, Z2, Z2
-	VPXORQ    Z17, Z3, Z3
-	VAESENC   Z18, Z0, Z0
-	VAESENC   Z18, Z1, Z1
-	VAESENC   Z18, Z2, Z2
-	VAESENC   Z18, Z3, Z3
-	VAESENC   Z19, Z0, Z0
-	VAESENC   Z19, Z1, Z1
-	VAESENC   Z19, Z2, Z2
-	VAESENC   Z19, Z3, Z3
-	VAESENC   Z20, Z0, Z0
-	VAESENC   Z20, Z1, Z1
-	VAESENC   Z20, Z2, Z2
-	VAESENC   Z20, Z3, Z3
-	VAESENC   Z21, Z0, Z0
-	VAESENC   Z21, Z1, Z1
-	VAESENC   Z21, Z2, Z2
-	VAESENC   Z21, Z3, Z3
-	VAESENC   Z22, Z0, Z0
-	VAESENC   Z22, Z1, Z1
-	VAESENC   Z22, Z2, Z2
-	VAESENC   Z22, Z3, Z3
-	VAESENC   Z23, Z0, Z0
-	VAESENC   Z23, Z1, Z1
-	VAESENC   Z23, Z2, Z2
-	VAESENC   Z23, Z3, Z3
-	VAESENC   Z24, Z0, Z0
-	VAESENC   Z24, Z1, Z1
-	VAESENC   Z24, Z2, Z2
-	VAESENC   Z24, Z3, Z3
-	VAESENC   Z25, Z0, Z0
-	VAESENC   Z25, Z1, Z1
-	VAESENC   Z25, Z2, Z2
-	VAESENC   Z25, Z3, Z3
-	VAESENC   Z26, Z0, Z0
-	VAESENC   Z26, Z1, Z1
-	VAESENC   Z26, Z2, Z2
-	VAESENC   Z26, Z3, Z3
-	CMPQ      DI, $0x0c
-	JB        cutLast
-	VAESENC   Z27, Z0, Z0
-	VAESENC   Z27, Z1, Z1
-	VAESENC   Z27, Z2, Z2
-	VAESENC   Z27, Z3, Z3
-	VAESENC   Z28, Z0, Z0
-	VAESENC   Z28, Z1, Z1
-	VAESENC   Z28, Z2, Z2
-	VAESENC   Z28, Z3, Z3
-	CMPQ      DI, $0x0c
-	JEQ       cutLast
-	VAESENC   Z29, Z0, Z0
-	VAESENC   Z29, Z1, Z1
-	VAESENC   Z29, Z2, Z2
-	VAESENC   Z29, Z3, Z3
-	VAESENC   Z30, Z0, Z0
-	VAESENC   Z30, Z1, Z1
-	VAESENC   Z30, Z2, Z2
-	VAESENC   Z30, Z3, Z3
-
-cutLast:
-	VAESENCLAST   Z31, Z0, Z0
-	VAESENCLAST   Z31, Z1, Z1
-	VAESENCLAST   Z31, Z2, Z2
-	VAESENCLAST   Z31, Z3, Z3
+	CMPQ          SI, $0x000000f0
+	JBE           under16
+	MOVQ          SI, CX
+	SUBQ          $0x000000c0, CX
+	BZHIQ         CX, R10, CX
+	KMOVQ         CX, K1
 	VMOVDQU64     (BX), Z4
-	VPXORQ        Z4, Z0, Z0
-	VMOVDQU64     Z0, (DX)
 	VPSHUFB       Z13, Z4, Z4
 	VMOVDQU64     64(BX), Z5
-	VPXORQ        Z5, Z1, Z1
-	VMOVDQU64     Z1, 64(DX)
 	VPSHUFB       Z13, Z5, Z5
 	VMOVDQU64     128(BX), Z6
-	VPXORQ        Z6, Z2, Z2
-	VMOVDQU64     Z2, 128(DX)
 	VPSHUFB       Z13, Z6, Z6
 	VMOVDQU8.Z    192(BX), K1, Z7
-	VPXORQ        Z7, Z3, Z3
-	VMOVDQU8      Z3, K1, 192(DX)
 	VPSHUFB       Z13, Z7, Z7
+	VPADDD        gcmAdd4<>+0(SB), Z14, Z1
+	VPADDD        gcmAdd8<>+0(SB), Z14, Z2
+	VPADDD        gcmAdd12<>+0(SB), Z14, Z3
+	VMOVDQA64     Z14, Z0
+	VPSHUFB       Z13, Z0, Z0
+	VPSHUFB       Z13, Z1, Z1
+	VPSHUFB       Z13, Z2, Z2
+	VPSHUFB       Z13, Z3, Z3
+	VPADDD        gcmAdd16<>+0(SB), Z14, Z14
+	VPXORQ        Z17, Z0, Z0
+	VPXORQ        Z17, Z1, Z1
+	VPXORQ        Z17, Z2, Z2
+	VPXORQ        Z17, Z3, Z3
+	VAESENC       Z18, Z0, Z0
+	VAESENC       Z18, Z1, Z1
+	VAESENC       Z18, Z2, Z2
+	VAESENC       Z18, Z3, Z3
 	VPXORQ        Z8, Z4, Z4
 	VPCLMULQDQ    $0x00, (AX), Z4, Z9
 	VPCLMULQDQ    $0x11, (AX), Z4, Z11
 	VPCLMULQDQ    $0x01, (AX), Z4, Z10
 	VPCLMULQDQ    $0x10, (AX), Z4, Z12
 	VPXORQ        Z12, Z10, Z10
+	VAESENC       Z19, Z0, Z0
+	VAESENC       Z19, Z1, Z1
+	VAESENC       Z19, Z2, Z2
+	VAESENC       Z19, Z3, Z3
 	VPCLMULQDQ    $0x00, 64(AX), Z5, Z12
 	VPXORQ        Z12, Z9, Z9
 	VPCLMULQDQ    $0x11, 64(AX), Z5, Z12
@@ -1263,6 +1332,10 @@ cutLast:
 	VPCLMULQDQ    $0x01, 64(AX), Z5, Z12
 	VPCLMULQDQ    $0x10, 64(AX), Z5, Z5
 	VPTERNLOGD    $0x96, Z12, Z5, Z10
+	VAESENC       Z20, Z0, Z0
+	VAESENC       Z20, Z1, Z1
+	VAESENC       Z20, Z2, Z2
+	VAESENC       Z20, Z3, Z3
 	VPCLMULQDQ    $0x00, 128(AX), Z6, Z12
 	VPXORQ        Z12, Z9, Z9
 	VPCLMULQDQ    $0x11, 128(AX), Z6, Z12
@@ -1270,6 +1343,10 @@ cutLast:
 	VPCLMULQDQ    $0x01, 128(AX), Z6, Z12
 	VPCLMULQDQ    $0x10, 128(AX), Z6, Z6
 	VPTERNLOGD    $0x96, Z12, Z6, Z10
+	VAESENC       Z21, Z0, Z0
+	VAESENC       Z21, Z1, Z1
+	VAESENC       Z21, Z2, Z2
+	VAESENC       Z21, Z3, Z3
 	VPCLMULQDQ    $0x00, 192(AX), Z7, Z12
 	VPXORQ        Z12, Z9, Z9
 	VPCLMULQDQ    $0x11, 192(AX), Z7, Z12
@@ -1277,19 +1354,74 @@ cutLast:
 	VPCLMULQDQ    $0x01, 192(AX), Z7, Z12
 	VPCLMULQDQ    $0x10, 192(AX), Z7, Z7
 	VPTERNLOGD    $0x96, Z12, Z7, Z10
+	VAESENC       Z22, Z0, Z0
+	VAESENC       Z22, Z1, Z1
+	VAESENC       Z22, Z2, Z2
+	VAESENC       Z22, Z3, Z3
 	VPCLMULQDQ    $0x01, Z9, Z16, Z12
 	VPSHUFD       $0x4e, Z9, Z9
 	VPTERNLOGD    $0x96, Z12, Z9, Z10
 	VPCLMULQDQ    $0x01, Z10, Z16, Z12
 	VPSHUFD       $0x4e, Z10, Z10
 	VPTERNLOGD    $0x96, Z12, Z10, Z11
+	VAESENC       Z23, Z0, Z0
+	VAESENC       Z23, Z1, Z1
+	VAESENC       Z23, Z2, Z2
+	VAESENC       Z23, Z3, Z3
 	VEXTRACTI64X4 $0x01, Z11, Y12
 	VPXOR         Y12, Y11, Y11
 	VEXTRACTI128  $0x01, Y11, X12
 	VPXOR         X12, X11, X8
-	ADDQ          SI, BX
-	ADDQ          SI, DX
-	XORQ          SI, SI
+	VAESENC       Z24, Z0, Z0
+	VAESENC       Z24, Z1, Z1
+	VAESENC       Z24, Z2, Z2
+	VAESENC       Z24, Z3, Z3
+	VAESENC       Z25, Z0, Z0
+	VAESENC       Z25, Z1, Z1
+	VAESENC       Z25, Z2, Z2
+	VAESENC       Z25, Z3, Z3
+	VAESENC       Z26, Z0, Z0
+	VAESENC       Z26, Z1, Z1
+	VAESENC       Z26, Z2, Z2
+	VAESENC       Z26, Z3, Z3
+	CMPQ          DI, $0x0c
+	JB            cutLast
+	VAESENC       Z27, Z0, Z0
+	VAESENC       Z27, Z1, Z1
+	VAESENC       Z27, Z2, Z2
+	VAESENC       Z27, Z3, Z3
+	VAESENC       Z28, Z0, Z0
+	VAESENC       Z28, Z1, Z1
+	VAESENC       Z28, Z2, Z2
+	VAESENC       Z28, Z3, Z3
+	CMPQ          DI, $0x0c
+	JEQ           cutLast
+	VAESENC       Z29, Z0, Z0
+	VAESENC       Z29, Z1, Z1
+	VAESENC       Z29, Z2, Z2
+	VAESENC       Z29, Z3, Z3
+	VAESENC       Z30, Z0, Z0
+	VAESENC       Z30, Z1, Z1
+	VAESENC       Z30, Z2, Z2
+	VAESENC       Z30, Z3, Z3
+
+cutLast:
+	VAESENCLAST Z31, Z0, Z0
+	VAESENCLAST Z31, Z1, Z1
+	VAESENCLAST Z31, Z2, Z2
+	VAESENCLAST Z31, Z3, Z3
+	VPXORQ      (BX), Z0, Z0
+	VMOVDQU64   Z0, (DX)
+	VPXORQ      64(BX), Z1, Z1
+	VMOVDQU64   Z1, 64(DX)
+	VPXORQ      128(BX), Z2, Z2
+	VMOVDQU64   Z2, 128(DX)
+	VMOVDQU8.Z  192(BX), K1, Z12
+	VPXORQ      Z12, Z3, Z3
+	VMOVDQU8    Z3, K1, 192(DX)
+	ADDQ        SI, BX
+	ADDQ        SI, DX
+	XORQ        SI, SI
 
 	// r = 0 to 15 blocks are left, and 4 variants do 0-3, 4-7, 8-11, 12-15. Lane r
 	// is free: its counter is the tag's, its block for GHASH the one of the lengths.

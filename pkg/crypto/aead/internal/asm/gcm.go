@@ -123,8 +123,9 @@ func fold() {
 	VPXOR(zTmp.AsX(), zHi.AsX(), zAcc.AsX())
 }
 
-// aes encrypts the first n registers of zAES.
-func aes(name string, n int, rounds reg.Register) {
+// aes encrypts the first n registers of zAES. between are emitted one after each
+// round: work that does not depend on them, for the units that wait.
+func aes(name string, n int, rounds reg.Register, between ...func()) {
 	each := func(f func(z reg.VecPhysical)) {
 		for _, z := range zAES[:n] {
 			f(z)
@@ -136,6 +137,9 @@ func aes(name string, n int, rounds reg.Register) {
 	each(func(z reg.VecPhysical) { VPXORQ(zRound[0], z, z) })
 	for i := 1; i <= 9; i++ {
 		round(i)
+		if i <= len(between) {
+			between[i-1]()
+		}
 	}
 	roundTail(name, rounds, round, func() {
 		each(func(z reg.VecPhysical) { VAESENCLAST(zLast, z, z) })
@@ -236,16 +240,37 @@ func (c *gcmConsts) crypt(seal bool) {
 	aadMul()
 	Label("aadDone")
 
-	Comment("16 blocks at a time")
+	Comment("16 blocks at a time; seal hashes those before the ones it encrypts")
+	next := func() {
+		ADDQ(U32(256), src)
+		ADDQ(U32(256), dst)
+		SUBQ(U32(256), left)
+		CMPQ(left, U32(256))
+	}
+	hashNow := func() {
+		for _, step := range hash(k) {
+			step()
+		}
+	}
 	CMPQ(left, U32(256))
 	JB(LabelRef("tail"))
-	Label("blocks")
-	c.batch(seal, "blocks", k, dst, src, rounds, nil)
-	ADDQ(U32(256), src)
-	ADDQ(U32(256), dst)
-	SUBQ(U32(256), left)
-	CMPQ(left, U32(256))
-	JAE(LabelRef("blocks"))
+	if seal {
+		c.batch(seal, "first", dst, src, rounds, nil)
+		next()
+		JB(LabelRef("hash"))
+		Label("blocks")
+		c.batch(seal, "blocks", dst, src, rounds, nil, hash(k)...)
+		next()
+		JAE(LabelRef("blocks"))
+		Label("hash")
+		hashNow()
+	} else {
+		Label("blocks")
+		fetch(src, nil)
+		c.batch(seal, "blocks", dst, src, rounds, nil, hash(k)...)
+		next()
+		JAE(LabelRef("blocks"))
+	}
 
 	Comment("241 to 255 octets: 16 blocks too, the last one cut, and no more")
 	Label("tail")
@@ -255,7 +280,13 @@ func (c *gcmConsts) crypt(seal bool) {
 	SUBQ(U32(192), mask)
 	BZHIQ(mask, ones, mask)
 	KMOVQ(mask, reg.K1)
-	c.batch(seal, "cut", k, dst, src, rounds, reg.K1)
+	if seal {
+		c.batch(seal, "cut", dst, src, rounds, reg.K1)
+		hashNow()
+	} else {
+		fetch(src, reg.K1)
+		c.batch(seal, "cut", dst, src, rounds, reg.K1, hash(k)...)
+	}
 	ADDQ(left, src)
 	ADDQ(left, dst)
 	XORQ(left, left)
@@ -312,42 +343,60 @@ func (c *gcmConsts) crypt(seal bool) {
 	RET()
 }
 
-// batch emits 16 blocks. Of the last register only the octets in cut
-// exist, unless it is nil.
-func (c *gcmConsts) batch(seal bool, name string, k, dst, src, rounds reg.GPVirtual, cut Op) {
+// batch encrypts 16 counters, with between in the gaps, and crypts src to dst.
+// Of the last register only the octets in cut exist, unless it is nil. Of seal,
+// what GHASH takes is left in zHash; of open, fetch has put it there.
+func (c *gcmConsts) batch(seal bool, name string, dst, src, rounds reg.GPVirtual, cut Op, between ...func()) {
 	c.counters(4)
 	for _, z := range zAES {
 		VPSHUFB(zSwap, z, z)
 	}
 	VPADDD(c.add16, zCtr, zCtr)
-	aes(name, 4, rounds)
+	aes(name, 4, rounds, between...)
 	for j, z := range zAES {
-		switch in, out := mem(src, 64*j), mem(dst, 64*j); {
-		case cut != nil && j == 3:
-			VMOVDQU8_Z(in, cut, zHash[j])
-			VPXORQ(zHash[j], z, z)
-			VMOVDQU8(z, cut, out)
-			if seal {
-				VMOVDQU8_Z(z, cut, zHash[j])
-			}
-		case seal:
+		in, out := mem(src, 64*j), mem(dst, 64*j)
+		if cut == nil || j < 3 {
 			VPXORQ(in, z, z)
 			VMOVDQU64(z, out)
-			VPSHUFB(zSwap, z, zHash[j])
+			if seal {
+				VPSHUFB(zSwap, z, zHash[j])
+			}
 			continue
-		default:
-			VMOVDQU64(in, zHash[j])
-			VPXORQ(zHash[j], z, z)
-			VMOVDQU64(z, out)
 		}
-		VPSHUFB(zSwap, zHash[j], zHash[j])
+		VMOVDQU8_Z(in, cut, zTmp)
+		VPXORQ(zTmp, z, z)
+		VMOVDQU8(z, cut, out)
+		if seal {
+			VMOVDQU8_Z(z, cut, zHash[j])
+			VPSHUFB(zSwap, zHash[j], zHash[j])
+		}
 	}
-	VPXORQ(zAcc, zHash[0], zHash[0])
+}
+
+// fetch reads 16 blocks of ciphertext for GHASH, for open.
+func fetch(src reg.GPVirtual, cut Op) {
 	for j, z := range zHash {
-		product(j == 0, mem(k, gcmPowers+64*j), z, zLo, zMi, zHi, zTmp)
+		if cut == nil || j < 3 {
+			VMOVDQU64(mem(src, 64*j), z)
+		} else {
+			VMOVDQU8_Z(mem(src, 64*j), cut, z)
+		}
+		VPSHUFB(zSwap, z, z)
 	}
-	reduce(zLo, zMi, zHi, zTmp, zPoly)
-	fold()
+}
+
+// hash is GHASH of the 16 blocks in zHash, in steps.
+func hash(k reg.GPVirtual) []func() {
+	var steps []func()
+	for j, z := range zHash {
+		steps = append(steps, func() {
+			if j == 0 {
+				VPXORQ(zAcc, z, z)
+			}
+			product(j == 0, mem(k, gcmPowers+64*j), z, zLo, zMi, zHi, zTmp)
+		})
+	}
+	return append(steps, func() { reduce(zLo, zMi, zHi, zTmp, zPoly) }, fold)
 }
 
 // tail emits the variant for 4(nz-1) to 4(nz-1)+3 blocks, the last of which may
