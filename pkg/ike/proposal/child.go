@@ -129,6 +129,34 @@ func WithKE(ps []Child, ike alg.KE) []Child {
 	return out
 }
 
+// anyKE adds every method that we have if we can make do without any.
+func (p Child) anyKE() Child {
+	if !slices.Contains(p.KE, alg.KENone) {
+		return p
+	}
+	ke := slices.Clone(p.KE)
+	for _, k := range allKE {
+		if !slices.Contains(ke, k) {
+			ke = append(ke, k)
+		}
+	}
+	p.KE = ke
+	return p
+}
+
+// WithAnyKE returns ps for an offer to a peer that may insist on a method of its
+// own: where PFS is wanted and we can make do without, any method that we have is
+// welcome, after those listed.
+func WithAnyKE(ps []Child) []Child {
+	out := slices.Clone(ps)
+	for i, p := range out {
+		if len(p.KE) > 1 { // KENone alone: no PFS is wanted
+			out[i] = p.anyKE()
+		}
+	}
+	return out
+}
+
 // FirstKE returns the method to put into the KE payload of an offer; KENone if
 // the best proposal makes do without.
 func FirstKE(ps []Child) alg.KE {
@@ -154,19 +182,10 @@ func OfferChild(ps []Child, spi ipsec.SPI, initial bool) *ikev2.SA {
 // The error is a *Mismatch.
 func ChooseChild(ours []Child, offered *ikev2.SA, spi ipsec.SPI, initial bool) (s ChildSuite, answer ikev2.Proposal, peer ipsec.SPI, err error) {
 	for _, p := range ours {
-		if !initial && (len(p.KE) == 0 || slices.Contains(p.KE, alg.KENone)) {
-			ke := slices.Clone(p.KE)
-			if len(ke) == 0 {
-				ke = []alg.KE{alg.KENone}
-			}
-			for _, k := range allKE {
-				if !slices.Contains(ke, k) {
-					ke = append(ke, k)
-				}
-			}
-			p.KE = ke
+		if len(p.KE) == 0 {
+			p.KE = []alg.KE{alg.KENone}
 		}
-		slots := p.slots(initial)
+		slots := p.anyKE().slots(initial)
 		for _, o := range offered.Proposals {
 			peer, ok := SPIFromBytes(o.SPI)
 			if o.Protocol != ikev2.ProtocolESP || !ok {

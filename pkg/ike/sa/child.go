@@ -142,7 +142,7 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 		// peer's choice.
 		pfs = append([]alg.KE{rekeys.suite.KE}, pfs...)
 	}
-	o.proposals = proposal.WithKE(proposal.ForChild(r.Policy.Out.Proposals, pfs, s.esn()), i.suite.KE)
+	o.proposals = proposal.WithAnyKE(proposal.WithKE(proposal.ForChild(r.Policy.Out.Proposals, pfs, s.esn()), i.suite.KE))
 	if len(o.proposals) == 0 {
 		return fail("policy has no usable algorithms")
 	}

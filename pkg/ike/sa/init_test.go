@@ -334,3 +334,18 @@ func TestNoRule(t *testing.T) {
 		t.Errorf("outputs %v, want Done last", outs)
 	}
 }
+
+// A peer that insists on PFS by a group which is not that of the IKE SA gets it,
+// whoever asks, if we do not say otherwise.
+func TestPeerInsistsOnGroup(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.b.rule.PFS = []alg.KE{alg.KEMODP2048}
+		l.establish()
+		l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+		l.settle()
+		l.want(2)
+		if ke := l.a.sa.children[1].suite.KE; ke != alg.KEMODP2048 {
+			t.Errorf("key exchange by %v, want %v", ke, alg.KEMODP2048)
+		}
+	})
+}
