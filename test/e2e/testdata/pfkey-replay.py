@@ -324,7 +324,11 @@ step("X_NAT_T_NEW_MAPPING", msg(MAPPING, ESP))
 step("X_PROMISC 3", msg(PROMISC, 3))
 step("X_PROMISC on", msg(PROMISC, 1))
 step("GET, promiscuous", msg(GET, ESP, sa(0x9999), out))
+step("X_PROMISC with more, promiscuous", msg(PROMISC, ESP, sa2(0, 5)))
+other.send(msg(PROMISC, ESP, sa2(0, 6)))
+step("X_PROMISC with more of another socket, promiscuous")
 step("X_PROMISC off", msg(PROMISC, 0))
+step("X_PROMISC with more", msg(PROMISC, ESP, sa2(0, 5)))
 
 # Policies
 sel = addr(5, "10.1.0.0", 255, 16) + addr(6, "10.2.0.0", 255, 16)
