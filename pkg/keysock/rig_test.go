@@ -117,11 +117,20 @@ type stranger struct {
 
 func (r *rig) stranger() *stranger {
 	r.t.Helper()
+	seen := func() uint64 { st := r.s.Stats(); return st.Accepted + st.Refused }
+	before := seen()
 	nc, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: r.path, Net: "unixpacket"})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { nc.Close() })
+	// connect(2) returns before the server has accepted; who is not accepted
+	// yet hears nothing of what others do.
+	for end := time.Now().Add(10 * time.Second); seen() == before; time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(end) {
+			r.t.Fatal("not accepted in 10 s")
+		}
+	}
 	return &stranger{r.t, nc}
 }
 
