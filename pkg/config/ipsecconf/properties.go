@@ -62,7 +62,7 @@ func (m *entryMeaning) transform(a Alternative, ps params) (t transform) {
 // algorithms reads encr_algs, encr_auth_algs and what belongs to them.
 func (m *entryMeaning) algorithms(a Alternative, ps params, out *ipsec.Proposal, bad bool) {
 	if p, ok := ps["auth_algs"]; ok && !strings.EqualFold(p.Value.Text, "none") {
-		m.badValue(p, "AH is not supported yet; use encr_auth_algs for integrity by ESP")
+		m.badValue(p, "AH is for manual keys alone so far, since ike does not negotiate it; use encr_auth_algs for integrity by ESP")
 		return
 	}
 	e, hasEncr := m.encryption(ps, out)
