@@ -200,7 +200,7 @@ func stop(o *options) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("pid %d did not stop within %v", pid, stopTimeout)
+			return fmt.Errorf("pid %d did not stop within %v; if it hangs, kill -9 %[1]d and stop again", pid, stopTimeout)
 		case <-tick.C:
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/missiu/missiu/pkg/daemon"
 	"github.com/missiu/missiu/pkg/keysock"
 )
 
@@ -44,31 +45,21 @@ type TAPStatus struct {
 
 // status asks one instance, or all that run when no interface is named.
 func status(o *options, w io.Writer) error {
-	paths := []string{keysock.Path(o.ifname)}
+	names := []string{o.ifname}
 	if o.ifname == "" {
-		var err error
-		if paths, err = filepath.Glob(keysock.Path("*")); err != nil {
-			return err
-		}
-		if len(paths) == 0 {
+		if names = instances(); len(names) == 0 {
 			return keysock.ErrNoInstance
 		}
 	}
 	var all []Status
 	var errs []error
-	for _, p := range paths {
-		s, err := ask(p)
+	for _, name := range names {
+		s, err := ask(keysock.Path(name))
 		if gone(err) {
-			name := strings.TrimSuffix(filepath.Base(p), filepath.Ext(p))
-			err = fmt.Errorf("%s: %w", name, keysock.ErrNoInstance)
-			if _, e := os.Stat(p); e == nil {
-				err = fmt.Errorf("%s: the instance has died; what its policies protect stays blocked until startRaw or stop", name)
-			}
-			errs = append(errs, err)
-			continue
+			err = absent(name)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", p, err))
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 			continue
 		}
 		all = append(all, *s)
@@ -89,10 +80,41 @@ func status(o *options, w io.Writer) error {
 	return errors.Join(errs...)
 }
 
+// lockSuffix: the lock file of a socket is removed by an orderly stop only.
+const lockSuffix = ".lock"
+
+// instances returns the interfaces of those that run or have died.
+func instances() []string {
+	var names []string
+	for _, suffix := range []string{"", lockSuffix} {
+		paths, _ := filepath.Glob(keysock.Path("*") + suffix) // the pattern is well formed
+		for _, p := range paths {
+			names = append(names, strings.TrimSuffix(filepath.Base(p), filepath.Base(keysock.Path(""))+suffix))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 // gone: nobody listens on the socket, or there is none.
 func gone(err error) bool {
 	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ENOENT) || errors.Is(err, keysock.ErrClosed)
 }
+
+// absent says why nobody answers for an interface.
+func absent(ifname string) error {
+	if pid, err := daemon.Owner(pidPath(ifname)); err == nil && pid != 0 {
+		return fmt.Errorf("pid %d is starting or stopping", pid)
+	}
+	for _, suffix := range []string{"", lockSuffix} {
+		if _, err := os.Stat(keysock.Path(ifname) + suffix); err == nil {
+			return errDied
+		}
+	}
+	return keysock.ErrNoInstance
+}
+
+var errDied = errors.New("the instance has died; what its policies protect stays blocked until startRaw or stop")
 
 func ask(path string) (*Status, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
