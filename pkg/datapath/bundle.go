@@ -49,7 +49,7 @@ func (w *outWorker) bundle(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 		if r.Mode == ipsec.Tunnel {
 			src, dst = r.Src, r.Dst
 		}
-		sa := w.e.c.SAD.Out(key, &w.info)
+		sa := w.find(p, key)
 		switch {
 		case sa != nil && b.n < MaxBundle:
 			b.sas[b.n] = sa
@@ -61,6 +61,13 @@ func (w *outWorker) bundle(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 		}
 	}
 	w.bundler.missing = missing
+	if len(missing) > 0 && p.P.Flags&ipsec.PolicyClear != 0 {
+		for _, key := range missing {
+			w.e.c.NeedSA(p, key, w.info.Flow())
+		}
+		w.pass(buf, off, n, whole)
+		return
+	}
 	if len(missing) > 0 {
 		w.wait(p, missing, buf[off:off+n], now, whole)
 		return

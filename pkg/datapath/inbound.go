@@ -202,7 +202,7 @@ func (w *inWorker) clear(buf []byte, off, n int, o tap.Offload, now time.Time) {
 			case p.P.Action == ipsec.Discard:
 				w.n.inc(DropInDiscard)
 				return
-			case p.P.Action == ipsec.Protect && !optionalAll(p):
+			case p.P.Action == ipsec.Protect && p.P.Flags&ipsec.PolicyClear == 0 && !optionalAll(p):
 				w.n.inc(DropInClear)
 				return
 			}
@@ -421,9 +421,13 @@ func (w *inWorker) fromPeer(j *inJob) bool {
 	return j.outer.Src == j.sa.P.Src
 }
 
-// serves: the SA is one that the request asks for.
-func serves(sa *sad.SA, r *ipsec.Request) bool {
-	if r.Proto != sa.P.Proto || r.Mode != sa.P.Mode || r.Level == ipsec.LevelUnique && r.ReqID != sa.P.ReqID {
+// serves: the SA is one that the request of policy e asks for.
+func serves(sa *sad.SA, e *spd.Entry, r *ipsec.Request) bool {
+	if r.Proto != sa.P.Proto || r.Mode != sa.P.Mode {
+		return false
+	}
+	if r.Level == ipsec.LevelUnique && r.ReqID != sa.P.ReqID &&
+		(sa.P.ReqID != 0 || e.P.Flags&ipsec.PolicyManual == 0 || !sa.Fits(e.P.Proposals)) {
 		return false
 	}
 	return r.Mode != ipsec.Tunnel || r.Src == sa.P.Src && r.Dst == sa.P.Dst

@@ -188,16 +188,25 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 		return
 	}
 	key := outKey(r, w.info.Src, w.info.Dst)
-	sa := w.e.c.SAD.Out(key, &w.info)
+	sa := w.find(p, key)
 	switch {
 	case sa != nil:
 		w.encapsulate(sa, buf, off, n, now, whole)
-	case r.Level == ipsec.LevelUse:
+	case r.Level == ipsec.LevelUse || p.P.Flags&ipsec.PolicyClear != 0:
 		w.e.c.NeedSA(p, key, w.info.Flow())
 		w.pass(buf, off, n, whole)
 	default:
 		w.wait(p, []sad.OutKey{key}, buf[off:off+n], now, whole)
 	}
+}
+
+// find is the SA that the policy wants for the packet at hand.
+func (w *outWorker) find(p *spd.Entry, key sad.OutKey) *sad.SA {
+	sa := w.e.c.SAD.Out(key, &w.info)
+	if sa == nil && key.ReqID != 0 && p.P.Flags&ipsec.PolicyManual != 0 {
+		sa = w.e.c.SAD.OutManual(key, &w.info, p.P.Proposals)
+	}
+	return sa
 }
 
 // outKey is the SA that a request wants for a packet from src to dst.
@@ -217,13 +226,16 @@ func (w *outWorker) wait(p *spd.Entry, keys []sad.OutKey, b []byte, now time.Tim
 	w.n.inc(OutHeld)
 	ask, dropped := w.e.hold.put(p.P.ID, keys, b, whole, now)
 	w.n.add(DropOutHold, dropped)
+	if p.P.Flags&ipsec.PolicyPerFlow != 0 {
+		ask = keys // one that was asked for may be another flow's
+	}
 	for _, key := range ask {
 		w.e.c.NeedSA(p, key, w.info.Flow())
 	}
 	// An SA may have come between the look-up and the put; nobody would
 	// release the packet then.
 	for _, key := range keys {
-		if w.e.c.SAD.Out(key, &w.info) != nil {
+		if w.find(p, key) != nil {
 			w.e.Installed(key)
 		}
 	}

@@ -48,7 +48,7 @@ func (l *layers) serve(e *spd.Entry) bool {
 	for i := range e.P.Requests {
 		r := &e.P.Requests[i]
 		switch {
-		case k >= 0 && serves(l.sa[k], r):
+		case k >= 0 && serves(l.sa[k], e, r):
 			k--
 		case !optional(r):
 			return false

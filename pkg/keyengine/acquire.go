@@ -1,9 +1,12 @@
 package keyengine
 
 import (
+	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
+	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/sad"
 	"github.com/missiu/missiu/pkg/datapath/spd"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -14,37 +17,49 @@ import (
 // traffic; it ends with an SA that fits, with a failure report, or after
 // LarvalLife. failed: it has ended badly, and stays for FailureHold as a brake.
 type pending struct {
-	key    sad.OutKey
+	key    wanted
 	seq    uint32
 	failed bool
+	manual bool // an SA without reqid may serve
 	timer  timer
+}
+
+// wanted is an SA that somebody lacks. The flow is set where every flow has SAs
+// of its own.
+type wanted struct {
+	sad.OutKey
+	flow ipsec.Flow
 }
 
 // NeedSA is called by the data path for a packet of flow f that met the policy
 // p and found no SA for key. It costs little to call it again and again. Any
 // goroutine.
 func (e *Engine) NeedSA(p *spd.Entry, key sad.OutKey, f ipsec.Flow) {
+	want := wanted{OutKey: key}
+	if p.P.Flags&ipsec.PolicyPerFlow != 0 {
+		want.flow = f
+	}
 	e.mu.Lock()
-	known := e.asked[key]
+	known := e.asked[want]
 	full := !known && len(e.asked) >= MaxPending
 	switch {
 	case full:
 		e.refused++
 	case !known:
-		e.asked[key] = true
+		e.asked[want] = true
 	}
 	e.mu.Unlock()
 	if known || full {
 		return
 	}
 	e.srv.Do(func() {
-		e.acquire(p, key, f)
+		e.acquire(p, want, f)
 		e.arm()
 	})
 }
 
 // acquire asks the key daemons for an SA.
-func (e *Engine) acquire(p *spd.Entry, key sad.OutKey, f ipsec.Flow) {
+func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 	if e.pending[key] != nil {
 		return
 	}
@@ -59,17 +74,17 @@ func (e *Engine) acquire(p *spd.Entry, key sad.OutKey, f ipsec.Flow) {
 	}
 	if e.o.SPD.Edit().Get(p.P.ID) != p || r == nil {
 		e.forget(key) // policy gone meanwhile
-		e.fail(key)
+		e.fail(key.OutKey)
 		return
 	}
-	if sa := e.o.SAD.Out(key, nil); sa != nil && len(sa.P.SrcTS) == 0 && len(sa.P.DstTS) == 0 {
+	if sa := e.o.SAD.Out(key.OutKey, nil); sa != nil && len(sa.P.SrcTS) == 0 && len(sa.P.DstTS) == 0 {
 		e.forget(key) // an SA for any packet came meanwhile
-		e.installed(key)
+		e.installed(key.OutKey)
 		return
 	}
 	for e.seq++; e.seq == 0 || e.bySeq[e.seq] != nil; e.seq++ {
 	}
-	w := &pending{key: key, seq: e.seq}
+	w := &pending{key: key, seq: e.seq, manual: p.P.Flags&ipsec.PolicyManual != 0}
 	w.timer.fire = func(now time.Time) { e.timeout(w, now) }
 	e.mu.Lock()
 	e.pending[key] = w
@@ -107,21 +122,45 @@ func (e *Engine) answered(r *record, seq uint32) {
 	key := sad.OutKey{Proto: r.p.Proto, Mode: r.p.Mode, ReqID: r.p.ReqID, Src: r.p.Src, Dst: r.p.Dst}
 	any := key
 	any.ReqID = 0
+	keys := []sad.OutKey{key}
+	if any != key {
+		keys = append(keys, any)
+	}
 	if w := e.bySeq[seq]; seq != 0 && w != nil && w.key.Proto == r.p.Proto && w.key.Dst == r.p.Dst {
 		e.done(w)
-		if w.key != key && w.key != any {
-			e.installed(w.key)
+		if !slices.Contains(keys, w.key.OutKey) {
+			keys = append(keys, w.key.OutKey)
 		}
 	}
-	for _, k := range []sad.OutKey{key, any} {
-		if w := e.pending[k]; w != nil {
-			e.done(w)
+	for _, w := range e.pending {
+		k := w.key.OutKey
+		if key.ReqID == 0 && w.manual {
+			k.ReqID = 0
 		}
+		if k != key && k != any || w.key.flow != (ipsec.Flow{}) && !holds(&r.p, w.key.flow) {
+			continue
+		}
+		e.done(w)
+		if !slices.Contains(keys, w.key.OutKey) {
+			keys = append(keys, w.key.OutKey)
+		}
+	}
+	for _, k := range keys {
 		e.installed(k)
-		if key == any {
-			return
-		}
 	}
+}
+
+// holds reports whether an SA with the selectors of p may carry a flow.
+func holds(p *ipsec.SAParams, f ipsec.Flow) bool {
+	src, dst := f.SrcPort, f.DstPort
+	if packet.IsICMP(f.Proto) {
+		src = f.SrcPort<<8 | f.DstPort
+		dst = src
+	}
+	in := func(l []ipsec.TrafficSelector, a netip.Addr, port uint16) bool {
+		return len(l) == 0 || slices.ContainsFunc(l, func(t ipsec.TrafficSelector) bool { return t.Contains(a, f.Proto, port, true) })
+	}
+	return in(p.SrcTS, f.Src, src) && in(p.DstTS, f.Dst, dst)
 }
 
 // AcquireFailed implements keysock.Backend.
@@ -138,7 +177,7 @@ func (e *Engine) timeout(w *pending, _ time.Time) {
 	if w.failed {
 		return
 	}
-	e.fail(w.key)
+	e.fail(w.key.OutKey)
 	// As Linux: the SA that was wanted, with SPI 0, has expired.
 	e.srv.Expire(&keysock.SAInfo{
 		SAParams: ipsec.SAParams{
@@ -154,7 +193,7 @@ func (e *Engine) failed(w *pending, now time.Time) {
 	w.failed = true
 	delete(e.bySeq, w.seq)
 	e.timers.set(&w.timer, now.Add(FailureHold))
-	e.fail(w.key)
+	e.fail(w.key.OutKey)
 }
 
 // done forgets w.
@@ -167,7 +206,7 @@ func (e *Engine) done(w *pending) {
 	e.forget(w.key)
 }
 
-func (e *Engine) forget(key sad.OutKey) {
+func (e *Engine) forget(key wanted) {
 	e.mu.Lock()
 	delete(e.asked, key)
 	e.mu.Unlock()

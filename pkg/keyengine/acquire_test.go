@@ -186,3 +186,46 @@ func TestAcquireBound(t *testing.T) {
 		r.log = nil
 	})
 }
+
+// Where every flow has SAs of its own, each has an ACQUIRE of its own, which an
+// SA that cannot carry it does not end.
+func TestAcquirePerFlow(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := tunnel(ipsec.LevelUnique, 7)
+		p.Flags = ipsec.PolicyPerFlow
+		e, k := r.policy(p)
+		other := flow
+		other.DstPort = 81
+		r.NeedSA(e, k, flow)
+		r.NeedSA(e, k, other)
+		r.NeedSA(e, k, other)
+		if len(r.acquires) != 2 || *r.acquires[0].Flow != flow || *r.acquires[1].Flow != other {
+			r.Fatalf("%d ACQUIREs, want one for each flow", len(r.acquires))
+		}
+		q := outSA(0x1000, 7)
+		q.SrcTS = []ipsec.TrafficSelector{{Proto: 6, Start: flow.Src, End: flow.Src, PortHi: 65535}}
+		q.DstTS = []ipsec.TrafficSelector{{Proto: 6, Start: flow.Dst, End: flow.Dst, PortLo: 80, PortHi: 80}}
+		if _, err := r.add(q, 0); err != nil {
+			r.Fatal(err)
+		}
+		if n := r.Stats().Acquires; n != 1 {
+			r.Errorf("%d ACQUIREs outstanding, want that of the other flow", n)
+		}
+	})
+}
+
+// A manual SA ends the ACQUIRE of a policy that takes such.
+func TestAcquireManual(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := tunnel(ipsec.LevelUnique, 7)
+		p.Flags = ipsec.PolicyManual
+		e, k := r.policy(p)
+		r.NeedSA(e, k, flow)
+		if _, err := r.add(outSA(0x1000, 0), 0); err != nil {
+			r.Fatal(err)
+		}
+		if n := r.Stats().Acquires; n != 0 {
+			r.Errorf("%d ACQUIREs outstanding, want none", n)
+		}
+	})
+}

@@ -106,7 +106,7 @@ type Engine struct {
 	maxOver  int
 
 	// ACQUIREs
-	pending map[sad.OutKey]*pending
+	pending map[wanted]*pending
 	bySeq   map[uint32]*pending
 	seq     uint32
 
@@ -120,7 +120,7 @@ type Engine struct {
 	rearm  chan struct{}
 
 	mu      sync.Mutex
-	asked   map[sad.OutKey]bool // NeedSA has queued it, or it is pending
+	asked   map[wanted]bool // NeedSA has queued it, or it is pending
 	mapped  map[ipsec.SAID]netip.AddrPort
 	next    time.Time // earliest deadline; zero: none
 	armed   time.Time // what Run was told
@@ -139,13 +139,13 @@ func New(o Options) *Engine {
 		recs:     map[ipsec.SAID]*record{},
 		spis:     map[protoSPI]int{},
 		overhead: map[kind]int{},
-		pending:  map[sad.OutKey]*pending{},
+		pending:  map[wanted]*pending{},
 		bySeq:    map[uint32]*pending{},
 		reqid:    freshReqID,
 		explicit: map[ipsec.ReqID]bool{},
 		polTimer: map[uint32]*timer{},
 		rearm:    make(chan struct{}, 1),
-		asked:    map[sad.OutKey]bool{},
+		asked:    map[wanted]bool{},
 		mapped:   map[ipsec.SAID]netip.AddrPort{},
 	}
 }

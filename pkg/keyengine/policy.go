@@ -228,6 +228,9 @@ func (e *Engine) policy(p *ipsec.Policy, old *spd.Entry) (*ipsec.Policy, error) 
 	q.Requests = nil
 	switch p.Action {
 	case ipsec.Discard, ipsec.Bypass:
+		if p.Flags != 0 {
+			return nil, refuse(syscall.EINVAL, "flags of a policy that does not protect")
+		}
 		return &q, nil
 	case ipsec.Protect:
 	default:

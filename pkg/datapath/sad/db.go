@@ -90,7 +90,20 @@ func (d *DB) LookupSPI(proto ipsec.Protocol, spi ipsec.SPI, dst netip.Addr) *SA 
 // Out finds the SA for an outbound packet: of those that k describes and whose
 // traffic selectors hold the packet, the newest mature one, else the newest
 // dying one, else nil. i may be nil to ask for any.
-func (d *DB) Out(k OutKey, i *packet.Info) *SA {
+func (d *DB) Out(k OutKey, i *packet.Info) *SA { return d.newest(k, i, false, nil) }
+
+// manual stands for "none" in the reqid of an OutKey.
+const manual ipsec.ReqID = 1<<32 - 1
+
+// OutManual is Out among the SAs that have no reqid, whatever that of k is, and
+// algorithms that fit one of alts.
+func (d *DB) OutManual(k OutKey, i *packet.Info, alts []ipsec.Proposal) *SA {
+	k.ReqID = manual
+	return d.newest(k, i, true, alts)
+}
+
+// newest is Out, or if byHand OutManual.
+func (d *DB) newest(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
 	b := d.bucket(k)
 	if b == nil {
 		return nil
@@ -98,6 +111,9 @@ func (d *DB) Out(k OutKey, i *packet.Info) *SA {
 	var dying *SA
 	for l := b.head.Load(); l != nil; l = l.next.Load() {
 		sa := l.sa.Load()
+		if byHand && !sa.Fits(alts) || k.ReqID == manual && (sa.P.ReqID == 0) != byHand {
+			continue
+		}
 		switch sa.State() {
 		case Mature:
 			if i == nil || sa.match(i) {
@@ -187,10 +203,10 @@ func (d *DB) link(s *SA) {
 	}
 	k := OutKey{s.P.Proto, s.P.Mode, 0, s.P.Src, s.P.Dst}
 	s.links[0] = d.push(k, s)
-	if s.P.ReqID != 0 {
-		k.ReqID = s.P.ReqID
-		s.links[1] = d.push(k, s)
+	if k.ReqID = s.P.ReqID; k.ReqID == 0 {
+		k.ReqID = manual
 	}
+	s.links[1] = d.push(k, s)
 }
 
 func (d *DB) push(k OutKey, s *SA) *link {

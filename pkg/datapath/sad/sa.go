@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/datapath/ah"
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/packet"
@@ -55,6 +56,8 @@ type SA struct {
 	AH     *ah.Transform  // nil: larval, or no AH
 	Window *replay.Window // never nil
 	*Counters
+
+	encrBits uint16 // of the cipher key, without salt
 
 	// Of the writer, for removal from the outbound lists.
 	links [2]*link
@@ -130,6 +133,9 @@ func newSA(p *ipsec.SAParams, st State, now time.Time) *SA {
 		Window:   replay.New(int(min(p.ReplayWindow, replay.MaxSize)), p.ESN),
 		Counters: &Counters{created: now, maxSeq: maxSeq32},
 	}
+	if n := p.EncrKey.Len() - p.Encr.Info().SaltLen; n > 0 {
+		s.encrBits = uint16(n * 8)
+	}
 	s.P.EncrKey, s.P.AuthKey = ipsec.Key{}, ipsec.Key{}
 	if p.ESN {
 		s.maxSeq = maxSeqE
@@ -143,7 +149,7 @@ func newSA(p *ipsec.SAParams, st State, now time.Time) *SA {
 // shares everything else, counters and sequence numbers included. It is to
 // replace s in the DB.
 func (s *SA) WithEncap(e *ipsec.Encap) *SA {
-	n := &SA{P: s.P, T: s.T, AH: s.AH, Window: s.Window, Counters: s.Counters}
+	n := &SA{P: s.P, T: s.T, AH: s.AH, Window: s.Window, Counters: s.Counters, encrBits: s.encrBits}
 	n.P.Encap = e
 	return n
 }
@@ -231,6 +237,29 @@ func (s *SA) at(t int64) time.Time {
 		return time.Time{}
 	}
 	return s.created.Add(time.Duration(t - 1))
+}
+
+// Fits reports whether the algorithms of s are one of alts. No alternatives at
+// all leave the choice to whoever made s. Where there is ESP, alternatives say
+// nothing of AH.
+func (s *SA) Fits(alts []ipsec.Proposal) bool {
+	for k := range alts {
+		a := &alts[k]
+		switch {
+		case s.P.Proto == ipsec.IPComp:
+			return true
+		case s.P.Proto == ipsec.AH:
+			if a.Encr != alg.EncrNone || a.Auth == alg.IntegNone || a.Auth == s.P.Auth {
+				return true
+			}
+		case a.Encr != alg.EncrNone && a.Encr != s.P.Encr:
+		case a.Auth != alg.IntegNone && a.Auth != s.P.Auth:
+		case s.encrBits < a.EncrMinBits || a.EncrMaxBits != 0 && s.encrBits > a.EncrMaxBits:
+		default:
+			return true
+		}
+	}
+	return len(alts) == 0
 }
 
 // MatchInbound reports whether a packet that came out of s lies within its
