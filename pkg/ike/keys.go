@@ -360,17 +360,21 @@ func (d *Daemon) ask(local, remote netip.Addr, rule *pad.Rule, s *starter, reqs 
 }
 
 // serving returns an IKE SA between these addresses that can take a child SA:
-// an established one, or one that we are making; d.mu is held.
+// the last that was established, or one that we are making; d.mu is held. Older
+// ones may be known to us alone, if the peer has restarted.
 func (d *Daemon) serving(local, remote netip.Addr) *lineage {
-	var making *lineage
+	var making, last *lineage
 	for l := range d.lineages {
 		switch {
 		case l.local.Addr() != local || l.remote.Addr() != remote || l.over || l.halfOpen:
-		case l.peer != nil:
-			return l
-		default:
+		case l.peer == nil:
 			making = l
+		case last == nil || l.proven > last.proven:
+			last = l
 		}
+	}
+	if last != nil {
+		return last
 	}
 	return making
 }
