@@ -21,7 +21,7 @@ const guardRetry = time.Second
 func listenNft() (*netlink.Conn, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
-		return nil, err
+		return nil, missing(nftError(err))
 	}
 	if err := c.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
 		c.Close()

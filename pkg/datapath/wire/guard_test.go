@@ -1,11 +1,23 @@
 package wire
 
 import (
+	"errors"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+func TestMissing(t *testing.T) {
+	if err := missing(nftError(unix.EINVAL)); !errors.Is(err, unix.EINVAL) || err.Error() != "nftables: invalid argument (load the kernel module nf_tables)" {
+		t.Errorf("got %v", err)
+	}
+	if err := missing(nftError(unix.ENOMEM)); err.Error() != "nftables: cannot allocate memory" {
+		t.Errorf("got %v", err)
+	}
+}
 
 // What other administrators of the packet filter take away comes back, with the
 // contents of the sets.

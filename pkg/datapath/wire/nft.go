@@ -80,7 +80,7 @@ func dialNft() (*nftables.Conn, error) {
 func findTable(c *nftables.Conn, ifname string) (*nftables.Table, error) {
 	ts, err := c.ListTablesOfFamily(nftables.TableFamilyNetdev)
 	if err != nil {
-		return nil, nftError(err)
+		return nil, missing(nftError(err))
 	}
 	for _, t := range ts {
 		if t.Name == tableName(ifname) {
@@ -97,12 +97,23 @@ func nftError(err error) error {
 	return fmt.Errorf("nftables: %w", err)
 }
 
+// missing adds to the error of the first request what it means when the kernel
+// does not know of tables at all.
+func missing(err error) error {
+	for _, e := range []error{unix.EINVAL, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w (load the kernel module nf_tables)", err)
+		}
+	}
+	return err
+}
+
 // newChain makes the table. One that a killed instance left is replaced in the
 // same transaction, and its divert sets are carried over.
 func newChain(ifname string, local []netip.Addr) (*chain, error) {
 	c, err := dialNft()
 	if err != nil {
-		return nil, nftError(err)
+		return nil, missing(nftError(err))
 	}
 	h := &chain{c: c, ifname: ifname}
 	old, err := findTable(c, ifname)
