@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -101,7 +102,7 @@ func (g *gateways) traffic(t *testing.T, b string, udp bool) {
 	ping := func(n int, args ...string) {
 		t.Helper()
 		if got := g.ha.Ping(n, append(args, b)...); got != n {
-			t.Errorf("ping %s %v: %d of %d answered", b, args, got, n)
+			t.Errorf("ping %s %v: %d of %d answered; counters %v and %v", b, args, got, n, nonzero(g.ga), nonzero(g.gb))
 		}
 	}
 	ping(3)
@@ -144,4 +145,11 @@ func (g *gateways) traffic(t *testing.T, b string, udp bool) {
 			t.Errorf("%s dropped inbound packets: %+v", x.Name, s)
 		}
 	}
+}
+
+// nonzero returns the counters that tell something.
+func nonzero(n *lab.Node) map[string]int {
+	c := n.Status().Counters
+	maps.DeleteFunc(c, func(_ string, v int) bool { return v == 0 })
+	return c
 }
