@@ -11,9 +11,7 @@
 //	{ lport 22 dir both } bypass {}
 //
 // What the language has beyond this and the package does not do yet is an
-// error that names it: AH (auth_algs), "sa unique" and "sa init", Solaris tunnel
-// interfaces, "or" before another action than that of the first alternative,
-// commands (flush, spdflush, add).
+// error that names it: AH (auth_algs), Solaris tunnel interfaces.
 //
 // For loadConfig.
 package ipsecconf
@@ -49,6 +47,7 @@ type Entry struct {
 	Selectors    []Param
 	Alternatives []Alternative
 	bad          bool // an error in it was reported
+	layout       []breach
 }
 
 // Alternative is an action with its properties.

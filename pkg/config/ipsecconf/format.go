@@ -76,6 +76,14 @@ func FormatNumeric(p *ipsec.Policy, numeric bool) (entry, note string) {
 	case ipsec.Protect:
 		ends, n := formatRequests(p, dir)
 		notes = append(notes, n...)
+		switch p.Flags & (ipsec.PolicyPerFlow | ipsec.PolicyInit) {
+		case ipsec.PolicyPerFlow:
+			ends += " sa unique"
+		case ipsec.PolicyInit:
+			ends += " sa init"
+		case ipsec.PolicyPerFlow | ipsec.PolicyInit:
+			ends, notes = ends+" sa unique", append(notes, "sa init")
+		}
 		alts := p.Proposals
 		if len(alts) == 0 {
 			alts, notes = []ipsec.Proposal{{}}, append(notes, "algorithms left to the key daemon")
@@ -85,6 +93,9 @@ func FormatNumeric(p *ipsec.Policy, numeric bool) (entry, note string) {
 				b.WriteString(" or ")
 			}
 			b.WriteString("ipsec { " + formatProposal(&alts[i]) + ends + " }")
+		}
+		if p.Flags&ipsec.PolicyClear != 0 {
+			b.WriteString(" or pass {}")
 		}
 	default:
 		fmt.Fprintf(&b, "drop {}")

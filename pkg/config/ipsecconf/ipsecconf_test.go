@@ -81,6 +81,11 @@ func TestGolden(t *testing.T) {
 			if strings.HasPrefix(name, "solaris-order") {
 				opt.Order = OrderSolaris
 			}
+			for _, d := range []Dialect{Solaris, NanoSec} {
+				if strings.HasSuffix(name, "strict-"+string(d)) {
+					opt.Dialect = d
+				}
+			}
 			c, l := Load(filepath.Base(in), f, opt)
 			var b strings.Builder
 			lexer.Print(&b, l.All())
@@ -88,6 +93,9 @@ func TestGolden(t *testing.T) {
 				b.WriteString(render(c))
 			} else if !strings.HasPrefix(name, "bad-") {
 				t.Errorf("%s has errors", in)
+			}
+			if s := b.String(); strings.Contains(s, "SECRET") || strings.Contains(s, "deadbeef") {
+				t.Errorf("a key is shown:\n%s", s)
 			}
 			golden := strings.TrimSuffix(in, ".in") + ".ok"
 			if *update {

@@ -125,7 +125,10 @@ func (m *meaning) entry(e *Entry) []Rule {
 		return nil
 	}
 	for i, a := range alts {
-		ts = append(ts, x.transform(e.Alternatives[i], a))
+		t := x.transform(e.Alternatives[i], a)
+		if i == 0 || protects(e.Alternatives[i].Action.Text) { // else it is "or pass"
+			ts = append(ts, t)
+		}
 	}
 	x.directions(alts)
 	for i := 1; i < len(ts); i++ {
@@ -133,9 +136,16 @@ func (m *meaning) entry(e *Entry) []Rule {
 			x.errorf(e.Alternatives[i].Action, "or: all alternatives need the same tunnel end points")
 			break
 		}
+		if ts[i].flags != ts[0].flags {
+			x.errorf(e.Alternatives[i].Action, "or: all alternatives need the same sa")
+			break
+		}
 	}
 	if x.bad {
 		return nil
+	}
+	if len(ts) < len(alts) {
+		ts[0].flags |= ipsec.PolicyClear
 	}
 	return x.rules(action, ts)
 }
@@ -184,21 +194,37 @@ func (m *entryMeaning) other(k Word) *Word {
 	return m.old
 }
 
-// actions checks that the actions go together.
+func protects(action string) bool {
+	return action == "ipsec" || action == "apply" || action == "permit"
+}
+
+// actions checks that the actions go together: alternatives that protect in the
+// same direction, and perhaps "or pass" behind them.
 func (m *entryMeaning) actions() (a ipsec.Action, ok bool) {
-	for i, alt := range m.e.Alternatives {
-		switch w := alt.Action.Text; w {
-		case "bypass", "pass":
-			a = ipsec.Bypass
-		case "drop":
-			a = ipsec.Discard
-		case "ipsec", "apply", "permit":
-			a = ipsec.Protect
+	alts := m.e.Alternatives
+	for i, alt := range alts {
+		var act ipsec.Action
+		switch w := alt.Action.Text; {
+		case w == "bypass" || w == "pass":
+			act = ipsec.Bypass
+		case w == "drop":
+			act = ipsec.Discard
+		case protects(w):
+			act = ipsec.Protect
 		default:
 			return 0, false // reported
 		}
-		if i > 0 && alt.Action.Text != m.e.Alternatives[0].Action.Text || i > 0 && a != ipsec.Protect {
-			m.errorf(alt.Action, "or %s: not supported yet; an alternative has to be %s, too", alt.Action.Text, m.e.Alternatives[0].Action.Text)
+		switch {
+		case i == 0:
+			a = act
+		case a != ipsec.Protect:
+			m.errorf(alt.Action, "or: only behind ipsec, apply or permit")
+			return 0, false
+		case act == ipsec.Bypass && i < len(alts)-1:
+			m.errorf(alt.Action, "or %s: nothing comes behind it, every packet will do", alt.Action.Text)
+			return 0, false
+		case act == ipsec.Discard, act == ipsec.Protect && alt.Action.Text != alts[0].Action.Text:
+			m.errorf(alt.Action, "or %s: want %s or pass", alt.Action.Text, alts[0].Action.Text)
 			return 0, false
 		}
 	}
@@ -329,7 +355,7 @@ func (m *entryMeaning) rules(action ipsec.Action, ts []transform) []Rule {
 						r.Src, r.Dst = r.Dst, r.Src
 					}
 				}
-				p.Requests, p.Flags = []ipsec.Request{r}, ipsec.PolicyManual
+				p.Requests, p.Flags = []ipsec.Request{r}, ipsec.PolicyManual|ts[0].flags
 				for _, t := range ts {
 					p.Proposals = append(p.Proposals, t.proposal)
 				}

@@ -120,6 +120,7 @@ func (p *parser) recover() {
 
 func (p *parser) entry() Item {
 	e := &Entry{Pos: p.tok.Pos}
+	p.breach(e, !p.tok.First, "an entry of Solaris begins a line")
 	var ok bool
 	if e.Selectors, ok = p.params(e, "selector", selectorKeys, "properties", propertyKeys); !ok {
 		return nil
@@ -139,6 +140,7 @@ func (p *parser) entry() Item {
 			p.l.Errorf(p.tok.Pos, "action %s: %s", p.shown(p.tok.Text), wantAction)
 			e.bad = true
 		}
+		p.breach(e, p.tok.First, "an action of Solaris stands behind what is before it, on its line")
 		p.next()
 		if !p.tok.Is("{") {
 			if !e.bad {
@@ -154,12 +156,21 @@ func (p *parser) entry() Item {
 		if !p.tok.IsWord("or") {
 			break
 		}
+		p.breach(e, p.tok.First, "or stands on the line of the brace before it, with Solaris")
 		p.next()
 	}
 	if p.tok.Is(";") {
+		p.breach(e, true, "a semicolon is NanoSec's")
 		p.next()
 	}
 	return e
+}
+
+// breach notes what only a strict reading minds about the next token.
+func (p *parser) breach(e *Entry, is bool, what string) {
+	if is && len(e.layout) < maxMessages {
+		e.layout = append(e.layout, breach{Word{Pos: p.tok.Pos}, what})
+	}
 }
 
 // params reads { key value ... }. It returns false when the end of it could not

@@ -143,6 +143,9 @@ func cause(err error) error {
 // Contents gives the meaning of a text. Errors and warnings go to l.
 func (f *File) Contents(l *lexer.List, opt Options) *Contents {
 	m := &meaning{l: l, opt: opt, consts: map[string]constant{}, hosts: map[string]hostResult{}}
+	if opt.Dialect != Union {
+		f.strict(m, opt.Dialect)
+	}
 	// Of constants those above an entry count, as in NanoSec.
 	var entries [][]Rule
 	for _, i := range f.Items {

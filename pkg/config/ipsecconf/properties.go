@@ -13,6 +13,7 @@ import (
 type transform struct {
 	proposal      ipsec.Proposal
 	local, remote netip.Addr // tunnel end points as written, else invalid
+	flags         ipsec.PolicyFlags
 }
 
 // transform reads the properties of an alternative.
@@ -34,9 +35,10 @@ func (m *entryMeaning) transform(a Alternative, ps params) (t transform) {
 		switch p.Value.Text {
 		case "shared":
 		case "unique":
-			m.badValue(p, "not supported yet; every entry has SAs of its own as it is. Want shared")
+			t.flags = ipsec.PolicyPerFlow
 		case "init":
-			m.badValue(p, "not supported yet; use start_action start in ike.conf. Want shared")
+			t.flags = ipsec.PolicyInit
+			m.initPeer(p, &t)
 		default:
 			m.badValue(p, "want shared, unique or init")
 		}
@@ -57,6 +59,21 @@ func (m *entryMeaning) transform(a Alternative, ps params) (t transform) {
 	}
 	t.proposal.Soft = soft(t.proposal.Hard)
 	return t
+}
+
+// initPeer: what is negotiated at load needs to know with whom.
+func (m *entryMeaning) initPeer(p Param, t *transform) {
+	if t.remote.IsValid() {
+		return
+	}
+	for _, side := range [][]netip.Prefix{m.src, m.dst} {
+		for _, q := range side {
+			if q.IsSingleIP() {
+				return
+			}
+		}
+	}
+	m.l.Warnf(p.Value.Pos, "sa init: no peer is named; negotiated when the first packet comes")
 }
 
 // algorithms reads encr_algs, encr_auth_algs and what belongs to them.

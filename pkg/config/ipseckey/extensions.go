@@ -63,7 +63,7 @@ func port(set func(x *extensions, n uint16)) extension {
 	return num(65535, func(x *extensions, n uint64) { set(x, uint16(n)) })
 }
 
-func flag(set func(x *extensions)) extension {
+func bare(set func(x *extensions)) extension {
 	return extension{take: func(x *extensions, _ lexer.Token) { set(x) }}
 }
 
@@ -97,10 +97,10 @@ func init() {
 		"spi":      num(u32, func(x *extensions, n uint64) { x.c.SA.SPI = ipsec.SPI(n) }),
 		"pair-spi": num(u32, func(x *extensions, n uint64) { x.c.Pair = ipsec.SPI(n) }),
 		"reqid":    num(u32, func(x *extensions, n uint64) { x.c.SA.ReqID = ipsec.ReqID(n) }),
-		"inbound":  flag(func(x *extensions) { x.in = true }),
-		"outbound": flag(func(x *extensions) { x.out = true }),
+		"inbound":  bare(func(x *extensions) { x.in = true }),
+		"outbound": bare(func(x *extensions) { x.out = true }),
 		"replay":   num(u32, func(x *extensions, n uint64) { x.c.SA.ReplayWindow = uint32(n) }),
-		"esn":      flag(func(x *extensions) { x.c.SA.ESN = true }),
+		"esn":      bare(func(x *extensions) { x.c.SA.ESN = true }),
 		"mode":     {values: 1, take: (*extensions).mode},
 		"state":    {values: 1, take: (*extensions).state},
 		"auth_alg": {values: 1, take: (*extensions).authAlg},

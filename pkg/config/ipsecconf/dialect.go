@@ -1,0 +1,127 @@
+package ipsecconf
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// What one dialect alone has.
+var (
+	solarisOnlySelectors = []string{
+		"src", "srcaddr", "dst", "dstaddr", "local", "remote", "proto", "smask", "dmask", "type", "code", "tunnel", "negotiate",
+	}
+	nanosecOnlyProperties = []string{
+		"tladdr", "traddr", "tsrc", "tdst", "keylength", "tag", "lifetime_secs", "lifetime_bytes",
+	}
+	nanosecDirs = []string{"mirrored", "in_mirrored", "out_mirrored"}
+)
+
+// A breach is a place where a text is not what Solaris' layout asks for.
+type breach struct {
+	at   Word
+	what string
+}
+
+// strict reports what another dialect than d alone has.
+func (f *File) strict(m *meaning, d Dialect) {
+	for _, i := range f.Items {
+		switch i := i.(type) {
+		case *Constants:
+			if d == Solaris {
+				m.l.Errorf(i.Pos, "constants are NanoSec's")
+			}
+		case *Command:
+			if d == Solaris {
+				m.l.Errorf(i.Name.Pos, "%s: commands are NanoSec's", i.Name.Text)
+			}
+		case *Entry:
+			if d == Solaris {
+				i.strictSolaris(m)
+			} else {
+				i.strictNanoSec(m)
+			}
+		}
+	}
+}
+
+func (e *Entry) strictSolaris(m *meaning) {
+	for _, b := range e.layout {
+		m.l.Errorf(b.at.Pos, "%s", b.what)
+	}
+	old := false
+	for _, p := range e.Selectors {
+		switch v := p.Value.Text; canonical(p.Key.Text) {
+		case "dir":
+			if slices.Contains(nanosecDirs, v) {
+				m.l.Errorf(p.Value.Pos, "dir %s is NanoSec's; want in, out or both", v)
+			}
+		case "saddr", "daddr":
+			old = true
+			strictRange(m, p)
+		case "sport", "dport":
+			old = true
+		case "laddr", "raddr":
+			strictRange(m, p)
+		}
+	}
+	for k, a := range e.Alternatives {
+		if k > 0 && old {
+			m.l.Errorf(a.Action.Pos, "or: only with local and remote, not with source and destination")
+		}
+		for _, p := range a.Properties {
+			switch {
+			case slices.Contains(nanosecOnlyProperties, p.Key.Text):
+				m.l.Errorf(p.Key.Pos, "%s is NanoSec's", p.Key.Text)
+			case p.Key.Text == "sa" && p.Value.Text == "init":
+				m.l.Errorf(p.Value.Pos, "sa init is NanoSec's; want shared or unique")
+			}
+		}
+	}
+}
+
+func strictRange(m *meaning, p Param) {
+	from, _, ok := strings.Cut(p.Value.Text, "-")
+	if _, err := netip.ParseAddr(from); ok && err == nil {
+		m.l.Errorf(p.Value.Pos, "%s: ranges are NanoSec's; want a prefix", p.Key.Text)
+	}
+}
+
+func (e *Entry) strictNanoSec(m *meaning) {
+	for _, p := range e.Selectors {
+		switch {
+		case slices.Contains(solarisOnlySelectors, p.Key.Text):
+			m.l.Errorf(p.Key.Pos, "%s is Solaris'", p.Key.Text)
+		case p.Key.Text == "dir" && p.Value.Text == "both":
+			m.l.Errorf(p.Value.Pos, "dir both is Solaris'; want mirrored")
+		}
+	}
+	for k, a := range e.Alternatives {
+		if k > 0 {
+			m.l.Errorf(a.Action.Pos, "or is Solaris'")
+			return
+		}
+		if a.Action.Text == "pass" {
+			m.l.Errorf(a.Action.Pos, "pass is Solaris'; want bypass")
+		}
+		for _, p := range a.Properties {
+			v := strings.ToLower(p.Value.Text)
+			switch p.Key.Text {
+			case "dir":
+				m.l.Errorf(p.Key.Pos, "dir among the properties is Solaris'; it belongs in the selectors")
+			case "sa":
+				if v == "unique" {
+					m.l.Errorf(p.Value.Pos, "sa unique is Solaris'; want shared or init")
+				}
+			case "encr_algs", "encr_auth_algs", "auth_algs":
+				_, isNumber := number(v, 255)
+				switch {
+				case strings.Contains(v, "("):
+					m.l.Errorf(p.Value.Pos, "%s: key lengths behind a name are Solaris'; want keylength", p.Key.Text)
+				case v == "null" || v == "none" || isNumber:
+					m.l.Errorf(p.Value.Pos, "%s %s is Solaris'", p.Key.Text, v)
+				}
+			}
+		}
+	}
+}

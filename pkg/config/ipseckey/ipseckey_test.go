@@ -1,0 +1,216 @@
+package ipseckey
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/config/lexer"
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+var testOptions = Options{LookupHost: func(name string) ([]netip.Addr, error) {
+	switch name {
+	case "peer.example.com":
+		return []netip.Addr{netip.MustParseAddr("192.0.2.9")}, nil
+	case "dual.example.com":
+		return []netip.Addr{netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9"), netip.MustParseAddr("2001:db8::a")}, nil
+	}
+	return nil, errors.New("no such host")
+}}
+
+func render(cs []Command) string {
+	var b strings.Builder
+	for _, c := range cs {
+		fmt.Fprintf(&b, "%v %v", c.Pos, c.Verb)
+		switch c.Verb {
+		case Flush, Dump, Save:
+			fmt.Fprintf(&b, " %d %s\n", c.Proto, c.File)
+		case Add, Update:
+			line, note := Format(&c.SA, true)
+			fmt.Fprintf(&b, " pair %d: %s [%s]\n", c.Pair, line, note)
+		default:
+			fmt.Fprintf(&b, " %v from %v\n", c.SA.SAID, c.SA.Src)
+		}
+	}
+	return b.String()
+}
+
+// TestGolden reads testdata/NAME.in; testdata/NAME.ok has the commands, or the
+// errors, which show nothing of what could be a key.
+func TestGolden(t *testing.T) {
+	for _, name := range []string{"good", "bad"} {
+		f, err := os.Open(filepath.Join("testdata", name+".in"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		cs, l := Load(name+".in", f, testOptions)
+		var b strings.Builder
+		lexer.Print(&b, l.All())
+		b.WriteString(render(cs))
+		if name == "bad" && (strings.Contains(b.String(), "SECRET") || strings.Contains(b.String(), "0001020304")) {
+			t.Errorf("a key is shown:\n%s", &b)
+		}
+		golden := filepath.Join("testdata", name+".ok")
+		if *update {
+			if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		want, err := os.ReadFile(golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.String() != string(want) {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, &b, want)
+		}
+	}
+}
+
+// every SA that there can be is written so that it is read again.
+func TestFormat(t *testing.T) {
+	key := func(n int) ipsec.Key {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(i + 1)
+		}
+		return ipsec.NewKey(b)
+	}
+	a4, b4 := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	a6, b6 := netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
+	host := func(a netip.Addr, proto uint8, port uint16) []ipsec.TrafficSelector {
+		return []ipsec.TrafficSelector{{Proto: proto, Start: a, End: a, PortLo: port, PortHi: port}}
+	}
+	var all []ipsec.SAParams
+	for _, e := range alg.AllEncr() {
+		i := e.Info()
+		bits := i.KeyBits
+		if bits == nil {
+			bits = []int{0}
+		}
+		for _, n := range bits {
+			kl, _ := e.KeyLen(n)
+			p := ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: b4, SPI: 0x100}, Src: a4, Mode: ipsec.Tunnel, Encr: e, EncrKey: key(kl)}
+			if !i.AEAD {
+				p.Auth, p.AuthKey = alg.IntegHMACSHA256, key(32)
+			}
+			all = append(all, p)
+		}
+	}
+	for _, a := range alg.AllInteg() {
+		all = append(all, ipsec.SAParams{
+			SAID: ipsec.SAID{Proto: ipsec.AH, Dst: b6, SPI: 0xffffffff}, Src: a6, Mode: ipsec.Transport, ReqID: 7,
+			Auth: a, AuthKey: key(a.Info().KeyLen), ReplayWindow: 1024, ESN: true,
+			Hard: ipsec.Lifetime{Packets: 1, Bytes: 2, AddTime: 3 * time.Second, UseTime: 4 * time.Second}, Soft: ipsec.Lifetime{Bytes: 1},
+		})
+	}
+	ts := all[0]
+	ts.SrcTS = []ipsec.TrafficSelector{{Proto: 17, Start: netip.MustParseAddr("10.1.0.0"), End: netip.MustParseAddr("10.1.255.255"), PortHi: 65535}}
+	ts.DstTS = host(netip.MustParseAddr("10.2.0.1"), 17, 53)
+	udp := all[0]
+	udp.Encap = &ipsec.Encap{SPort: 4500, DPort: 1024}
+	one := all[0]
+	one.Mode, one.SrcTS, one.DstTS = ipsec.Transport, host(a4, 6, 80), host(b4, 6, 81)
+	all = append(all, ts, udp, one)
+	for _, p := range all {
+		line, note := Format(&p, true)
+		cs, l := Load("", strings.NewReader(line+"\n"), testOptions)
+		if err := l.Err(); err != nil || note != "" {
+			t.Errorf("%s: %v, note %q", line, err, note)
+			continue
+		}
+		if got := cs[0].SA; !got.EncrKey.Equal(p.EncrKey) || !got.AuthKey.Equal(p.AuthKey) {
+			t.Errorf("%s: other keys", line)
+		} else {
+			got.EncrKey, got.AuthKey = p.EncrKey, p.AuthKey
+			if !reflect.DeepEqual(got, p) {
+				t.Errorf("%s is %+v, want %+v", line, got, p)
+			}
+		}
+		hidden, _ := Format(&p, false)
+		if strings.Contains(hidden, "0102") {
+			t.Errorf("a key is shown: %s", hidden)
+		}
+		if _, l := Load("", strings.NewReader(hidden), testOptions); !l.Failed() && strings.Contains(hidden, "XX") {
+			t.Errorf("%s is read as if it had keys", hidden)
+		}
+	}
+	for note, mod := range map[string]func(p *ipsec.SAParams){
+		"traffic selectors": func(p *ipsec.SAParams) {
+			p.SrcTS = []ipsec.TrafficSelector{{Start: a4, End: netip.MustParseAddr("10.0.0.9"), PortHi: 65535}}
+			p.DstTS = host(b4, 0, 0)
+		},
+		"original address 10.0.0.1": func(p *ipsec.SAParams) { p.Encap = &ipsec.Encap{SPort: 1, DPort: 2, OA: a4} },
+	} {
+		p := all[0]
+		mod(&p)
+		if _, got := Format(&p, true); got != note {
+			t.Errorf("got note %q, want %q", got, note)
+		}
+	}
+}
+
+// Whatever its size, a file costs bounded time and messages.
+func TestBounds(t *testing.T) {
+	for _, src := range []string{
+		strings.Repeat("add esp\n", 200000), "add esp " + strings.Repeat("spi 300 ", 200000), strings.Repeat("x", 1<<20),
+		strings.Repeat(" ", MaxFile+1), strings.Repeat("add esp spi 300 \\\n", 100000),
+	} {
+		start := time.Now()
+		cs, l := Load("", strings.NewReader(src), Options{})
+		if n := len(l.Errors()); n == 0 || n > maxMessages+1 || len(cs) > 0 {
+			t.Errorf("%.20q: %d errors, %d commands", src, n, len(cs))
+		}
+		if d := time.Since(start); d > 20*time.Second {
+			t.Errorf("%.20q took %v", src, d)
+		}
+	}
+}
+
+// FuzzLoad: no input panics; what is read, written and read again is the same.
+func FuzzLoad(f *testing.F) {
+	for _, name := range []string{"good", "bad"} {
+		b, err := os.ReadFile(filepath.Join("testdata", name+".in"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(b))
+		for _, line := range strings.Split(string(b), "\n") {
+			f.Add(line)
+		}
+	}
+	f.Fuzz(func(t *testing.T, src string) {
+		cs, l := Load("", strings.NewReader(src), testOptions)
+		if l.Failed() != (l.Err() != nil) || l.Failed() && len(cs) > 0 {
+			t.Fatal("commands in spite of errors")
+		}
+		for _, c := range cs {
+			if c.Verb != Add {
+				continue
+			}
+			line, note := Format(&c.SA, true)
+			if note != "" {
+				continue
+			}
+			again, l := Load("", strings.NewReader(line), testOptions)
+			if err := l.Err(); err != nil || len(again) != 1 {
+				t.Fatalf("%q of %q: %v", line, src, err)
+			}
+			if line2, _ := Format(&again[0].SA, true); line2 != line {
+				t.Fatalf("%q is written as %q", line, line2)
+			}
+		}
+	})
+}
