@@ -72,6 +72,8 @@ swanctl {
         remote_ts = `+remote+`
         esp_proposals = aes128-sha1
         rekey_time = `+rekey+`
+        rand_time = 0s
+        life_time = 2h
       }
     }
   }
@@ -123,7 +125,9 @@ func TestStrongSwanKernelPFKEY(t *testing.T) {
 	if s := a.Must("swanctl", "--list-sas"); !strings.Contains(s, "INSTALLED, TUNNEL") || strings.Contains(s, "in  ") && strings.Contains(s, " 0 bytes") {
 		t.Errorf("swanctl: %s", s)
 	}
-	// The soft limit by time, an EXPIRE, makes it rekey.
+	// The soft limit by time, an EXPIRE, makes it rekey. The hard one is far off:
+	// where both fall into one second there is only a hard EXPIRE, upon which
+	// charon takes its policies away before it begins anew.
 	lab.Until(t, 60*time.Second, "all SAs to be new ones", func() (bool, string) {
 		if got := a.Ping(10, hostB); got != 10 {
 			t.Errorf("ping while rekeying: %d of 10", got)
