@@ -148,6 +148,8 @@ func (o *options) arguments(args []string) error {
 		return nil
 	}
 	switch arg := args[0]; {
+	case arg == "add" || arg == "update" || arg == "update-pair":
+		return errors.New("keys are not for the command line, where others see them; want a file behind -k")
 	case len(args) > 1:
 		return fmt.Errorf("unexpected %q", args[1])
 	case o.check && o.file == "" && o.keys == "":
@@ -160,8 +162,6 @@ func (o *options) arguments(args []string) error {
 		o.entry, o.dump = int(n), false
 	case arg == "monitor":
 		o.monitor = true
-	case arg == "add" || arg == "update":
-		return errors.New("keys are not for the command line, where others see them; want a file behind -k")
 	default:
 		return fmt.Errorf("unexpected %q", arg)
 	}

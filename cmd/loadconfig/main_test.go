@@ -29,6 +29,7 @@ type backend struct {
 	nextID     uint32
 	nextReq    ipsec.ReqID
 	refuse     ipsec.Selector // AddPolicy refuses it
+	refuseSPI  ipsec.SPI      // Add refuses it
 	calls      []string
 }
 
@@ -137,11 +138,29 @@ func (b *backend) Supported() keysock.Supported { return keysock.Supported{} }
 func (b *backend) GetSPI(keysock.GetSPI) (*keysock.SAInfo, error) {
 	return nil, syscall.ENOSYS
 }
-func (b *backend) Add(*ipsec.SAParams, uint32) (*keysock.SAInfo, error) {
-	return nil, syscall.ENOSYS
+
+func (b *backend) Add(p *ipsec.SAParams, _ uint32) (*keysock.SAInfo, error) {
+	if p.SPI == b.refuseSPI {
+		return nil, syscall.EINVAL
+	}
+	if slices.Contains(b.SAIDs(0), p.SAID) {
+		return nil, syscall.EEXIST
+	}
+	b.calls = append(b.calls, "add SA")
+	i := &keysock.SAInfo{SAParams: *p, State: keysock.Mature, Added: time.Unix(1700000000, 0)}
+	b.sas = append(b.sas, i)
+	return i, nil
 }
-func (b *backend) Update(*ipsec.SAParams, uint32) (*keysock.SAInfo, error) {
-	return nil, syscall.ENOSYS
+
+func (b *backend) Update(p *ipsec.SAParams, _ uint32) (*keysock.SAInfo, error) {
+	for _, i := range b.sas {
+		if i.SAID == p.SAID {
+			b.calls = append(b.calls, "update SA")
+			i.Hard, i.Soft = p.Hard, p.Soft
+			return i, nil
+		}
+	}
+	return nil, syscall.ESRCH
 }
 
 func (b *backend) Delete(id ipsec.SAID, _ netip.Addr) (*keysock.SAInfo, error) {
