@@ -231,7 +231,7 @@ func noneDropped(t *testing.T, n *lab.Node, l *lab.Linux) {
 // kernel, in both directions, with packets that fit, do not fit and, for
 // IPComp, are not worth compressing. ping has a deadline of its own (-w), because
 // without one it waits for the last answer no longer than for the others, which
-// a loaded machine does not keep; what is lost shows in the counters of both.
+// a loaded machine does not keep, and then sends more; what is lost shows in the counters of both.
 func TestLinuxAH(t *testing.T) {
 	n, l := wireLab(t)
 	sha1 := func(mode string) xform { return ahOf(mode, "hmac(sha1)", 3, 20, 96) }
@@ -277,10 +277,10 @@ func TestLinuxAH(t *testing.T) {
 			connect(t, n, l, tt.sh, tt.esn, tt.xs...)
 			c := n.CaptureWhole("eth0")
 			for _, size := range []string{"20", "1000", "4000"} {
-				if got := n.Ping(3, "-w", "10", "-s", size, tt.sh.itsHost); got != 3 {
+				if got := n.Ping(3, "-w", "10", "-s", size, tt.sh.itsHost); got < 3 {
 					t.Errorf("%d of 3 pings of %s octets answered by Linux; its counters:\n%s\nours: %v", got, size, l.Sh("cat /proc/net/xfrm_stat"), n.Status().Counters)
 				}
-				if r := l.Run(fmt.Sprintf("ping -n -q -c 3 -i 0.05 -w 10 -s %s -I %s %s", size, tt.sh.itsHost, tt.sh.ourHost)); !strings.Contains(r.Out, " 3 received") {
+				if r := l.Run(fmt.Sprintf("ping -n -q -c 3 -i 0.05 -w 10 -s %s -I %s %s", size, tt.sh.itsHost, tt.sh.ourHost)); r.Code != 0 {
 					t.Errorf("Linux, %s octets: %v", size, r)
 				}
 			}
@@ -340,10 +340,10 @@ func TestLinuxAHOptions(t *testing.T) {
 			connect(t, n, l, host4, false, tt.xs...)
 			c := n.CaptureWhole("eth0")
 			for _, opt := range [][]string{{"-R"}, {"-T", "tsonly"}, {"-T", "tsandaddr"}} {
-				if got := n.Ping(3, append(opt, "-w", "10", umlIts)...); got != 3 {
+				if got := n.Ping(3, append(opt, "-w", "10", umlIts)...); got < 3 {
 					t.Errorf("ping %v: %d of 3 answered; Linux:\n%s\nours: %v", opt, got, l.Sh("cat /proc/net/xfrm_stat"), n.Status().Counters)
 				}
-				if r := l.Run("ping -n -q -c 3 -i 0.05 -w 10 " + strings.Join(opt, " ") + " " + umlOur); !strings.Contains(r.Out, " 3 received") {
+				if r := l.Run("ping -n -q -c 3 -i 0.05 -w 10 " + strings.Join(opt, " ") + " " + umlOur); r.Code != 0 {
 					t.Errorf("Linux: %v", r)
 				}
 			}

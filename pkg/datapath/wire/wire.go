@@ -9,11 +9,11 @@
 //	         |
 //	     kernel's stack ---> everything else; UDP 500 and 4500
 //
-// Kept from the stack are: ESP and AH (RFC 4302, 4303) for an address of this
-// host, and every packet whose source lies in the divert set. Of the latter,
-// unfragmented UDP to port 500 or 4500 of this host (IKE must work before any
-// SA exists) and neighbour discovery (RFC 4861: ICMPv6 133-137, hop limit 255)
-// go the ordinary way. Reader and chain apply the same test, so that each
+// Kept from the stack are: ESP, AH and IPComp (RFC 4303, 4302, 3173) for an
+// address of this host, and every packet whose source lies in the divert set.
+// Of the latter, unfragmented UDP to port 500 or 4500 of this host (IKE must
+// work before any SA exists) and neighbour discovery (RFC 4861: ICMPv6 133-137,
+// hop limit 255) go the ordinary way. Reader and chain apply the same test, so that each
 // packet takes exactly one of the two ways.
 //
 // Callers are the engine of pkg/datapath and the main of missiu. netlink,
