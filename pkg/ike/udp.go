@@ -45,6 +45,13 @@ func ListenUDP(local netip.AddrPort) (Conn, error) {
 		return nil, fmt.Errorf("udp %v: %w", local, err)
 	}
 	c := pc.(*net.UDPConn)
+	if rc, err := c.SyscallConn(); err == nil {
+		rc.Control(func(fd uintptr) {
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer) // without privilege: what may be
+			}
+		})
+	}
 	if local.Port() == 0 { // tests
 		local = c.LocalAddr().(*net.UDPAddr).AddrPort()
 	}
@@ -56,9 +63,40 @@ func (u *udpConn) Receive(b []byte) (n int, local, remote netip.AddrPort, err er
 	return n, u.local, netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port()), err
 }
 
+// Send never waits. Answers to forged neighbours stay in the send buffer for as
+// long as nobody answers ARP for them; whoever waited for room could no longer
+// serve anybody. What does not fit is lost, and the peer asks again.
 func (u *udpConn) Send(b []byte, _, remote netip.AddrPort) error {
-	_, err := u.c.WriteToUDPAddrPort(b, remote)
-	return err
+	rc, err := u.c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var to unix.Sockaddr
+	if a := remote.Addr().Unmap(); u.local.Addr().Is4() {
+		if !a.Is4() {
+			return fmt.Errorf("udp %v: to %v", u.local, remote)
+		}
+		to = &unix.SockaddrInet4{Port: int(remote.Port()), Addr: a.As4()}
+	} else {
+		sa := &unix.SockaddrInet6{Port: int(remote.Port()), Addr: remote.Addr().As16()}
+		if z := remote.Addr().Zone(); z != "" {
+			i, err := net.InterfaceByName(z)
+			if err != nil {
+				return err
+			}
+			sa.ZoneId = uint32(i.Index)
+		}
+		to = sa
+	}
+	var serr error
+	err = rc.Write(func(fd uintptr) bool {
+		serr = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, to)
+		return true
+	})
+	return errors.Join(err, serr)
 }
+
+// sendBuffer is room for the answers to thousands of forged neighbours.
+const sendBuffer = 16 << 20
 
 func (u *udpConn) Close() error { return u.c.Close() }
