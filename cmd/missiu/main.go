@@ -52,6 +52,7 @@ type options struct {
 	log             string
 	tap             string
 	offload         string
+	crypto       string
 	defaultRule     string
 	foreground      bool
 	child           bool // started by Spawn
@@ -71,6 +72,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVarP(&o.log, "log", "l", "", "log `file`; a plain name lies under "+daemon.LogDir)
 	f.StringVar(&o.tap, "tap", "", "`name` of the TAP (default: the kernel's next tapN)")
 	f.StringVar(&o.offload, "offload", "auto", "auto, or none for a plain TAP")
+	f.StringVar(&o.crypto, "crypto", "auto", "auto, or std for the standard library's ciphers only")
 	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
 	f.BoolVar(&o.unauthenticated, "allow-unauthenticated", false, "accept manual ESP SAs without integrity")
 	f.BoolVar(&o.foreground, "foreground", false, "stay in the foreground (for systemd)")
@@ -114,6 +116,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("--tap %q: not a name of an interface", o.tap)
 	case o.offload != "auto" && o.offload != "none":
 		return bad("--offload %q: want auto or none", o.offload)
+	case o.crypto != "auto" && o.crypto != "std":
+		return bad("--crypto %q: want auto or std", o.crypto)
 	case o.defaultRule != "pass" && o.defaultRule != "drop":
 		return bad("--default %q: want pass or drop", o.defaultRule)
 	}

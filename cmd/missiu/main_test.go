@@ -35,6 +35,7 @@ func TestCommandLine(t *testing.T) {
 		{"-i ../x start", exitUsage, "not a name of an interface"},
 		{"-i averyverylongname start", exitUsage, "not a name of an interface"},
 		{"-i lo --default maybe start", exitUsage, "want pass or drop"},
+		{"-i lo --crypto fast start", exitUsage, "want auto or std"},
 		{"-i lo --offload some start", exitUsage, "want auto or none"},
 		{"-i mi-none start", exitFailed, "mi-none: no such interface"},
 		{"-i mi-none stop", exitFailed, "no missiu is running"},

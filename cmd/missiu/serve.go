@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/missiu/missiu/pkg/crypto/aead"
 	"github.com/missiu/missiu/pkg/daemon"
 	"github.com/missiu/missiu/pkg/datapath"
 	"github.com/missiu/missiu/pkg/datapath/packet"
@@ -56,6 +57,9 @@ func serve(o *options) (err error) {
 			ready.Fail(err)
 		}
 	}()
+	if o.crypto == "std" {
+		aead.UseStandardLibrary()
+	}
 	log, logFile, err := openLog(o)
 	if err != nil {
 		return err
@@ -304,7 +308,7 @@ func (in *instance) status() ([]byte, error) {
 		Interface: in.o.ifname, Pid: os.Getpid(), Version: buildVersion(), Since: in.since, Mode: "raw",
 		Default: in.o.defaultRule, MTU: link.MTU,
 		TAP:   TAPStatus{in.tap.Name(), in.tap.MAC().String(), in.tap.MTU()},
-		Paths: map[string]string{"native esp": "packet socket in, raw socket out", "esp in udp": "off: port 4500 is taken", "tap offload": in.o.offload},
+		Paths: map[string]string{"native esp": "packet socket in, raw socket out", "esp in udp": "off: port 4500 is taken", "tap offload": in.o.offload, "aes": aead.Implementation()},
 		SAs:   ks.SAs, Policies: ks.Policies, Held: in.eng.Held(), Counters: es.Map(),
 	}
 	if in.udp != nil {
