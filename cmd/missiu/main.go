@@ -52,7 +52,7 @@ type options struct {
 	log             string
 	tap             string
 	offload         string
-	crypto       string
+	crypto          string
 	defaultRule     string
 	foreground      bool
 	child           bool // started by Spawn
