@@ -24,9 +24,13 @@
 // NeedSPI asks for the SPI that a child SA will receive on; the exchange stands
 // still until ChildSPI answers it (with an error, too). All else goes on.
 //
+// When the peer rekeys a child SA, the outbound SA comes later than the inbound
+// one, by InstallOut, once the peer closes the old child SA.
+//
 // Octets in a Datagram belong to the machine after the call. Octets in outputs
 // belong to the receiver, except that those of a Send may be sent again and must
-// not be changed. Keys in InstallChild are the receiver's to wipe.
+// not be changed. Keys in InstallChild
+// and InstallOut are the receiver's to wipe.
 //
 // # What kills the machine
 //
