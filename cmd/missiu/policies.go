@@ -23,8 +23,10 @@ type recorder struct {
 
 func newRecorder(e *keyengine.Engine) *recorder { return &recorder{e, make(chan struct{}, 1)} }
 
-func (r *recorder) note(err error) {
-	if err == nil {
+// note tells of a change, but not of one in a transaction, whose Commit is the
+// change: a load of many entries would otherwise be saved over and over.
+func (r *recorder) note(conn uint64, err error) {
+	if err == nil && !r.Drafting(conn) {
 		select {
 		case r.changed <- struct{}{}:
 		default:
@@ -34,37 +36,37 @@ func (r *recorder) note(err error) {
 
 func (r *recorder) AddPolicy(conn uint64, p *ipsec.Policy) (*keysock.PolicyInfo, error) {
 	i, err := r.Engine.AddPolicy(conn, p)
-	r.note(err)
+	r.note(conn, err)
 	return i, err
 }
 
 func (r *recorder) UpdatePolicy(conn uint64, p *ipsec.Policy) (*keysock.PolicyInfo, error) {
 	i, err := r.Engine.UpdatePolicy(conn, p)
-	r.note(err)
+	r.note(conn, err)
 	return i, err
 }
 
 func (r *recorder) DeletePolicy(conn uint64, dir ipsec.Direction, sel ipsec.Selector) (*keysock.PolicyInfo, error) {
 	i, err := r.Engine.DeletePolicy(conn, dir, sel)
-	r.note(err)
+	r.note(conn, err)
 	return i, err
 }
 
 func (r *recorder) DeletePolicyID(conn uint64, id uint32) (*keysock.PolicyInfo, error) {
 	i, err := r.Engine.DeletePolicyID(conn, id)
-	r.note(err)
+	r.note(conn, err)
 	return i, err
 }
 
 func (r *recorder) FlushPolicies(conn uint64) bool {
 	removed := r.Engine.FlushPolicies(conn)
-	r.note(nil)
+	r.note(conn, nil)
 	return removed
 }
 
 func (r *recorder) Commit(conn uint64) error {
 	err := r.Engine.Commit(conn)
-	r.note(err)
+	r.note(conn, err)
 	return err
 }
 

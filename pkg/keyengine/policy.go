@@ -134,6 +134,10 @@ func (e *Engine) Abort(conn uint64) error {
 	return nil
 }
 
+// Drafting reports whether conn has a transaction open, so that what it does is
+// not in force yet.
+func (e *Engine) Drafting(conn uint64) bool { return e.tx != nil && e.tx.conn == conn }
+
 // view is the SPD as conn sees it.
 func (e *Engine) view(conn uint64) *spd.Edit {
 	if e.tx != nil && e.tx.conn == conn {

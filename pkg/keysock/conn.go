@@ -15,6 +15,9 @@ import (
 // maxMessage is the longest datagram, in octets, that either end sends.
 const maxMessage = 1 << 16
 
+// usualMessage is room for most messages.
+const usualMessage = 512
+
 // A request is one datagram on its way to the goroutine of Serve.
 type request struct {
 	c    *conn
@@ -380,7 +383,7 @@ func (p packet) wipe() {
 
 // encode is Append with our limit on length.
 func encode(m *pfkey.Message) ([]byte, error) {
-	b, err := m.Append(nil)
+	b, err := m.Append(make([]byte, 0, usualMessage))
 	if err == nil && len(b) > maxMessage {
 		clear(b)
 		return nil, refuse(syscall.EMSGSIZE, "message of %d octets", len(b))

@@ -68,7 +68,10 @@ func (s *Server) changed(c *conn, g *message) error {
 }
 
 func (c *conn) keepCopy(g *message) {
-	if b, err := g.bytes(false); err == nil && len(c.copies) < maxCopies {
+	if len(c.copies) >= maxCopies {
+		return
+	}
+	if b, err := g.bytes(false); err == nil {
 		c.copies = append(c.copies, b)
 	}
 }

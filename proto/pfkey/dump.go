@@ -13,7 +13,7 @@ func (m *Message) String() string {
 		fmt.Fprintf(&b, " errno=%d", m.Errno)
 	}
 	for _, t := range order {
-		if s := m.slot(t); s.present() {
+		if s := m.slot(t, true); s != nil {
 			fmt.Fprintf(&b, " %v%v", t, s)
 		}
 	}

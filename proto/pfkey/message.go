@@ -102,7 +102,7 @@ func Decode(b []byte) (*Message, error) {
 		if t, e, b, err = nextExt(b); err != nil {
 			return nil, err
 		}
-		slot := m.slot(t)
+		slot := m.slot(t, false)
 		if slot == nil {
 			continue
 		}
@@ -141,8 +141,8 @@ func (m *Message) Append(b []byte) ([]byte, error) {
 	start := len(b)
 	b = m.Header.Append(b)
 	for _, t := range order {
-		s := m.slot(t)
-		if !s.present() {
+		s := m.slot(t, true)
+		if s == nil {
 			continue
 		}
 		at := len(b)

@@ -28,7 +28,6 @@ type body[T any] interface {
 
 // A slot is the place of an extension in a Message.
 type slot interface {
-	present() bool
 	decode(b []byte) error
 	append(b []byte) ([]byte, error)
 }
@@ -38,9 +37,12 @@ type field[T any, P body[T]] struct {
 	min int // octets of the fixed part
 }
 
-func at[T any, P body[T]](p **T, min int) slot { return field[T, P]{p, min} }
-
-func (f field[T, P]) present() bool { return *f.p != nil }
+func at[T any, P body[T]](p **T, min int, has bool) slot {
+	if has && *p == nil {
+		return nil
+	}
+	return field[T, P]{p, min}
+}
 
 func (f field[T, P]) decode(b []byte) error {
 	if len(b) < f.min {
@@ -56,79 +58,80 @@ func (f field[T, P]) decode(b []byte) error {
 
 func (f field[T, P]) append(b []byte) ([]byte, error) { return P(*f.p).append(b) }
 
-// slot returns the place of the extension t in m, nil if t is unknown.
-func (m *Message) slot(t ExtType) slot {
+// slot returns the place of the extension t in m, nil if t is unknown or, with
+// has, if m has none.
+func (m *Message) slot(t ExtType, has bool) slot {
 	switch t {
 	case ExtSA:
-		return at(&m.SA, 16)
+		return at(&m.SA, 16, has)
 	case ExtLifetimeCurrent:
-		return at(&m.Current, 32)
+		return at(&m.Current, 32, has)
 	case ExtLifetimeHard:
-		return at(&m.Hard, 32)
+		return at(&m.Hard, 32, has)
 	case ExtLifetimeSoft:
-		return at(&m.Soft, 32)
+		return at(&m.Soft, 32, has)
 	case ExtAddressSrc:
-		return at(&m.Src, 8)
+		return at(&m.Src, 8, has)
 	case ExtAddressDst:
-		return at(&m.Dst, 8)
+		return at(&m.Dst, 8, has)
 	case ExtAddressProxy:
-		return at(&m.Proxy, 8)
+		return at(&m.Proxy, 8, has)
 	case ExtKeyAuth:
-		return at(&m.AuthKey, 8)
+		return at(&m.AuthKey, 8, has)
 	case ExtKeyEncrypt:
-		return at(&m.EncrKey, 8)
+		return at(&m.EncrKey, 8, has)
 	case ExtIdentitySrc:
-		return at(&m.IdentSrc, 16)
+		return at(&m.IdentSrc, 16, has)
 	case ExtIdentityDst:
-		return at(&m.IdentDst, 16)
+		return at(&m.IdentDst, 16, has)
 	case ExtSensitivity:
-		return at(&m.Sensitivity, 16)
+		return at(&m.Sensitivity, 16, has)
 	case ExtProposal:
-		return at(&m.Proposal, 8)
+		return at(&m.Proposal, 8, has)
 	case ExtSupportedAuth:
-		return at(&m.SupportedAuth, 8)
+		return at(&m.SupportedAuth, 8, has)
 	case ExtSupportedEncrypt:
-		return at(&m.SupportedEncr, 8)
+		return at(&m.SupportedEncr, 8, has)
 	case ExtSPIRange:
-		return at(&m.SPIRange, 16)
+		return at(&m.SPIRange, 16, has)
 	case ExtXKMPrivate:
-		return at(&m.KMPrivate, 8)
+		return at(&m.KMPrivate, 8, has)
 	case ExtXPolicy:
-		return at(&m.Policy, 16)
+		return at(&m.Policy, 16, has)
 	case ExtXSA2:
-		return at(&m.SA2, 16)
+		return at(&m.SA2, 16, has)
 	case ExtXNATTType:
-		return at(&m.NATT, 8)
+		return at(&m.NATT, 8, has)
 	case ExtXNATTSPort:
-		return at(&m.NATTSPort, 8)
+		return at(&m.NATTSPort, 8, has)
 	case ExtXNATTDPort:
-		return at(&m.NATTDPort, 8)
+		return at(&m.NATTDPort, 8, has)
 	case ExtXNATTOA:
-		return at(&m.NATTOA, 8)
+		return at(&m.NATTOA, 8, has)
 	case ExtXSecCtx:
-		return at(&m.SecCtx, 8)
+		return at(&m.SecCtx, 8, has)
 	case ExtXKMAddress:
-		return at(&m.KMAddress, 8)
+		return at(&m.KMAddress, 8, has)
 	case ExtXFilter:
-		return at(&m.Filter, 40)
+		return at(&m.Filter, 40, has)
 	case ExtXOptIn:
-		return at(&m.OptIn, 8)
+		return at(&m.OptIn, 8, has)
 	case ExtXSAMore:
-		return at(&m.SAMore, 40)
+		return at(&m.SAMore, 40, has)
 	case ExtXTSSrc:
-		return at(&m.TSSrc, 8)
+		return at(&m.TSSrc, 8, has)
 	case ExtXTSDst:
-		return at(&m.TSDst, 8)
+		return at(&m.TSDst, 8, has)
 	case ExtXFlow:
-		return at(&m.Flow, 48)
+		return at(&m.Flow, 48, has)
 	case ExtXSADst:
-		return at(&m.SADst, 8)
+		return at(&m.SADst, 8, has)
 	case ExtXBlob:
-		return at(&m.Blob, 16)
+		return at(&m.Blob, 16, has)
 	case ExtXCount:
-		return at(&m.Count, 16)
+		return at(&m.Count, 16, has)
 	case ExtXPolicyMore:
-		return at(&m.PolicyMore, 16)
+		return at(&m.PolicyMore, 16, has)
 	}
 	return nil
 }
