@@ -45,7 +45,9 @@ type Daemon struct {
 	byInit   map[initKey]*lineage    // responders not yet authenticated
 	bySA     map[ipsec.SAID]*lineage // child SAs, both directions
 	starters []*starter
-	stale    []installed // SAs that could not be removed while missiu was away
+	initSeen map[uint32]bool // policies that want SAs at once and were asked for
+	toInit   []uint32        // those that are still to be asked for
+	stale    []installed     // SAs that could not be removed while missiu was away
 
 	counters counters
 }
@@ -96,6 +98,7 @@ func New(c Config) (*Daemon, error) {
 		bySPI:    map[sa.SPI]*lineage{},
 		byInit:   map[initKey]*lineage{},
 		bySA:     map[ipsec.SAID]*lineage{},
+		initSeen: map[uint32]bool{},
 	}
 	d.rules.Store(c.Rules)
 	return d, nil

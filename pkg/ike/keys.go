@@ -147,6 +147,7 @@ func (d *Daemon) connect(ctx context.Context) (<-chan event, error) {
 		}
 	}
 	d.link.Store(k)
+	d.initiate()
 	return keys.Events(), nil
 }
 
@@ -160,14 +161,74 @@ func (d *Daemon) readPolicies(ctx context.Context, k KeySocket) error {
 		ps[i] = &p.Policy
 	}
 	d.spd.replace(ps)
+	d.learnInit(ps...)
 	return nil
+}
+
+// learnInit notes the policies that want SAs at once and were not known before.
+func (d *Daemon) learnInit(ps ...*ipsec.Policy) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range ps {
+		if p.Flags&ipsec.PolicyInit != 0 && p.Dir == ipsec.Out && negotiable(p) && !d.initSeen[p.ID] {
+			d.initSeen[p.ID] = true
+			d.toInit = append(d.toInit, p.ID)
+		}
+	}
+}
+
+// initiate asks for the SAs that policies want at once; a policy whose peer is
+// not one address waits for a packet, as does one that fails now.
+func (d *Daemon) initiate() {
+	d.mu.Lock()
+	ids := d.toInit
+	d.toInit = nil
+	d.mu.Unlock()
+	type ends struct{ local, remote netip.Addr }
+	reqs := map[ends][]sa.ChildRequest{}
+	var order []ends
+	for _, id := range ids {
+		p, ok := d.spd.outbound(id)
+		if !ok {
+			continue
+		}
+		e := ends{}
+		if r := p.Out.Requests[0]; r.Mode == ipsec.Tunnel {
+			e = ends{r.Src, r.Dst}
+		} else if p.Out.Sel.Dst.IsSingleIP() {
+			e.remote = p.Out.Sel.Dst.Addr()
+			i := slices.IndexFunc(d.cfg.Local, func(a netip.Addr) bool { return a.BitLen() == e.remote.BitLen() && p.Out.Sel.Src.Contains(a) })
+			if i >= 0 {
+				e.local = d.cfg.Local[i]
+			}
+		}
+		if d.conns[e.local] == nil || !e.remote.IsValid() || e.remote.IsUnspecified() {
+			d.log.Info("sa init: left to the first packet", zap.Uint32("policy", id))
+			continue
+		}
+		if reqs[e] == nil {
+			order = append(order, e)
+		}
+		reqs[e] = append(reqs[e], sa.ChildRequest{Policy: p})
+	}
+	for _, e := range order {
+		rule := d.rules.Load().Outbound(e.local, e.remote)
+		if rule == nil {
+			d.log.Warn("sa init: no rule for this peer", zap.Stringer("src", e.local), zap.Stringer("peer", e.remote))
+			continue
+		}
+		d.log.Info("negotiation at load", zap.Stringer("peer", e.remote), zap.Int("policies", len(reqs[e])))
+		d.ask(e.local, e.remote, rule, nil, reqs[e]...)
+	}
 }
 
 func (d *Daemon) refresh() {
 	err := d.keys(func(ctx context.Context, k KeySocket) error { return d.readPolicies(ctx, k) })
 	if err != nil {
 		d.log.Warn("policies not read", zap.Error(err))
+		return
 	}
+	d.initiate()
 }
 
 // lostMissiu ends what depended on it: a new missiu has none of our SAs, and
@@ -178,6 +239,9 @@ func (d *Daemon) lostMissiu() {
 		k.close()
 	}
 	d.spd.replace(nil)
+	d.mu.Lock()
+	clear(d.initSeen)
+	d.mu.Unlock()
 	for _, l := range d.snapshot() {
 		if l.post((*lineage).delete) != nil {
 			l.kill()
@@ -215,6 +279,8 @@ func (d *Daemon) handleEvent(e event) {
 		}
 	case keysock.PolicyAdded:
 		d.spd.add(&e.Policy)
+		d.learnInit(&e.Policy)
+		d.initiate()
 	case keysock.PolicyDeleted:
 		d.spd.delete(e.Policy.ID)
 	case keysock.PoliciesFlushed:
@@ -504,7 +570,9 @@ func (d *Daemon) runStarters(now time.Time) (wait time.Duration, ok bool) {
 	d.mu.Unlock()
 	for _, s := range due {
 		rule := d.rules.Load().Outbound(s.local, s.remote)
-		ps := d.spd.towards(s.local, s.remote)
+		ps := slices.DeleteFunc(d.spd.towards(s.local, s.remote), func(p sa.Policy) bool {
+			return p.Out.Flags&ipsec.PolicyPerFlow != 0 // a packet asks for those
+		})
 		if rule == nil || len(ps) == 0 {
 			continue
 		}

@@ -150,6 +150,22 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 	if !ok {
 		return fail("policy does not hold the addresses of the IKE SA")
 	}
+	if r.Policy.perFlow() {
+		// Only the packet's own: the SAs are for nothing else.
+		switch {
+		case rekeys != nil:
+			o.tsi, o.tsr = rekeys.local, rekeys.remote
+			return o, nil
+		case r.Flow == nil:
+			return fail("policy has SAs for single flows, and no packet asks for one")
+		}
+		fl, fp := flowTS(*r.Flow)
+		if !within(fl, l) || !within(fp, p) {
+			return fail("packet is not the policy's")
+		}
+		o.tsi, o.tsr = append(o.tsi, fl), append(o.tsr, fp)
+		return o, nil
+	}
 	if r.Flow != nil {
 		// The packet's own selectors first, so that a responder that has to
 		// choose knows which matter (RFC 7296, 2.9).

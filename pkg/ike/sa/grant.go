@@ -116,6 +116,15 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			}
 			g.local = narrow(local, []ipsec.TrafficSelector{l})
 			g.remote = narrow(remote, []ipsec.TrafficSelector{r})
+			if p.perFlow() {
+				// The packet that the peer has comes first (RFC 7296, 2.9).
+				g.local = narrow(local[:1], []ipsec.TrafficSelector{l})
+				g.remote = narrow(remote[:1], []ipsec.TrafficSelector{r})
+				if len(g.local) == 0 || len(g.remote) == 0 || !oneFlow(g.local[0]) || !oneFlow(g.remote[0]) {
+					rf = refuseWith(ikev2.SINGLE_PAIR_REQUIRED, "policy has SAs for single flows, the peer names none")
+					continue
+				}
+			}
 			if len(g.local) == 0 || len(g.remote) == 0 {
 				continue
 			}

@@ -153,6 +153,19 @@ func flowTS(f ipsec.Flow) (local, peer ipsec.TrafficSelector) {
 	return local, peer
 }
 
+// oneFlow reports whether t is what flowTS makes: one address and, of protocols
+// that have ports, one port.
+func oneFlow(t ipsec.TrafficSelector) bool {
+	if t.Start != t.End || t.Proto == 0 {
+		return false
+	}
+	switch t.Proto {
+	case protoICMP, protoICMPv6, protoTCP, protoUDP, protoDCCP, protoSCTP, protoUDPLite:
+		return t.PortLo == t.PortHi
+	}
+	return true
+}
+
 // policyTS gives both sides of a policy. In transport mode they are cut to the
 // IKE SA's own addresses (RFC 7296, 2.23.1); ok is false if nothing is left.
 func policyTS(p Policy, mode ipsec.Mode, local, peer netip.Addr) (l, r ipsec.TrafficSelector, ok bool) {

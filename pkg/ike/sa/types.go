@@ -68,6 +68,9 @@ type Policy struct {
 	Out, In *ipsec.Policy
 }
 
+// perFlow: every flow has SAs of its own.
+func (p Policy) perFlow() bool { return p.Out.Flags&ipsec.PolicyPerFlow != 0 }
+
 // Peer is who is at the other end.
 type Peer struct {
 	Rule              *pad.Rule
