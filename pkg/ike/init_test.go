@@ -43,3 +43,30 @@ func TestInit(t *testing.T) {
 		wantPair(t, a, b, 1)
 	})
 }
+
+// TestLifetimes: the limits of a policy reach the SAs; those of the alternative
+// that was agreed.
+func TestLifetimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hard := ipsec.Lifetime{AddTime: 1000 * time.Second, Bytes: 1 << 20}
+		soft := ipsec.Lifetime{AddTime: 900 * time.Second, Bytes: 900 << 10}
+		_, a, b := pair(t, func(c *Config, m *missiu) {
+			if c.Local[0] == addrA {
+				m.policies[0].Flags = ipsec.PolicyInit
+				p := &m.policies[0].Proposals[0]
+				p.Hard, p.Soft = hard, soft
+			}
+		})
+		defer a.stop(t)
+		defer b.stop(t)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		wantPair(t, a, b, 1)
+		for _, p := range a.m.list() {
+			if p.Hard.Bytes != hard.Bytes || p.Hard.AddTime != hard.AddTime || p.Soft.Bytes == 0 || p.Soft.Bytes >= hard.Bytes ||
+				p.Soft.AddTime == 0 || p.Soft.AddTime >= hard.AddTime {
+				t.Errorf("SA %v has limits %+v, %+v; want %+v and less", p.SAID, p.Hard, p.Soft, hard)
+			}
+		}
+	})
+}

@@ -1,0 +1,146 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/test/e2e/lab"
+)
+
+// loadPrivate runs loadConfig with a private file behind an option.
+func loadPrivate(n *lab.Node, option, text string) string {
+	n.WriteFile("bin/private", text, 0o600)
+	return n.Do("./loadConfig " + option + " private")
+}
+
+// Manual keys without any key daemon: by add commands of a policy file, then by
+// a key file, saved and read again.
+func TestManualKeys(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	for _, n := range []*lab.Node{a, b} {
+		n.StartMissiu()
+		n.Route()
+	}
+	add := func(src, dst *lab.Node, spi string) string {
+		return fmt.Sprintf("add %v %v esp %s -E aes-cbc 0x%s -A hmac-sha256 0x%s;\n", src.Addr, dst.Addr, spi, key16, key32)
+	}
+	for _, n := range []*lab.Node{a, b} {
+		loadPrivate(n, "-f", "flush; spdflush;\n"+add(a, b, "0x1001")+add(b, a, "0x1002")+policyFor(n, "", "encr_algs aes encr_auth_algs sha256"))
+	}
+	c := a.CaptureWhole("eth0")
+	pings(t, a, 10)
+	pings(t, b, 10)
+	ps := c.Stop()
+	lab.NoClear(t, ps)
+	if n := lab.Count(ps); n[lab.ESP] != 40 {
+		t.Errorf("on the link: %v, want 40 ESP", n)
+	}
+	if out := a.Do("./loadConfig -l"); strings.Contains(out, "not up") || !strings.Contains(out, "packets 20") {
+		t.Errorf("-l shows\n%s\nwant policies that are up, with 20 packets each", out)
+	}
+
+	// The same SAs in Solaris' language are there already.
+	line := func(src, dst *lab.Node, spi string) string {
+		return fmt.Sprintf("add esp spi %s src %v dst %v encr_alg aes encrkey %s auth_alg sha256 authkey %s\n", spi, src.Addr, dst.Addr, key16, key32)
+	}
+	keys := line(a, b, "0x1001") + line(b, a, "0x1002")
+	if out := loadPrivate(a, "-k", keys); !strings.Contains(out, "2 there already") {
+		t.Errorf("-k says %s", out)
+	}
+	// An SA of other algorithms than the policy's does not serve it.
+	other := strings.NewReplacer("sha256", "sha1", key32, key20)
+	for _, n := range []*lab.Node{a, b} {
+		loadPrivate(n, "-k", "flush\n"+other.Replace(keys))
+	}
+	if got := a.Ping(2, b.Addr.String()); got != 0 {
+		t.Errorf("%d pings by SAs that the policy does not ask for", got)
+	}
+	for _, n := range []*lab.Node{a, b} {
+		loadPrivate(n, "-k", "flush\n"+keys)
+	}
+	pings(t, a, 5)
+
+	// Saved, flushed, read again.
+	for _, n := range []*lab.Node{a, b} {
+		n.Do("./loadConfig -s saved && ./loadConfig -F && ./loadConfig -k saved")
+	}
+	pings(t, a, 5)
+	for _, n := range []*lab.Node{a, b} {
+		n.Do("./missiu -i eth0 stop")
+	}
+}
+
+// A server with "or pass" serves a client without IPsec, and one that has it in
+// ESP as soon as it negotiates.
+func TestOrPass(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	b.StartMissiu()
+	b.StartIKE()
+	b.LoadConfig(fmt.Sprintf("{ raddr %v ulp icmp dir both } ipsec { %s } or pass {}\n", b.Peer, aesSHA1))
+	b.Route()
+	c := a.CaptureWhole("eth0")
+	pings(t, a, 5)
+	if n := lab.Count(c.Stop()); n[lab.ESP] != 0 {
+		t.Errorf("on the link: %v, want no ESP to a client without", n)
+	}
+	a.StartMissiu()
+	a.StartIKE()
+	a.LoadConfig(policyFor(a, "icmp", aesSHA1))
+	a.Route()
+	// The first ones bring the SAs up.
+	a.Ping(3, b.Addr.String())
+	c = a.CaptureWhole("eth0")
+	pings(t, a, 5)
+	ps := c.Stop()
+	lab.NoClear(t, ps)
+	if n := lab.Count(ps); n[lab.ESP] != 10 {
+		t.Errorf("on the link: %v, want 10 ESP", n)
+	}
+}
+
+// "sa unique": a pair of SAs for each flow.
+func TestSAUnique(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	up(a, b, func(n *lab.Node) string { return policyFor(n, "tcp", aesSHA1+" sa unique") })
+	b.Start("python3", "-c", "import socket\ns=socket.create_server(('0.0.0.0',7000))\nwhile 1:\n c,_=s.accept(); c.sendall(b'hello'); c.close()")
+	for k := range 3 {
+		for try := range 20 {
+			r := a.Run("python3", "-c", fmt.Sprintf("import socket\nprint(socket.create_connection(('%v',7000),10,('%v',%d)).recv(9))", b.Addr, a.Addr, 5001+k))
+			if r.Code == 0 && strings.Contains(r.Out, "hello") {
+				break
+			}
+			if try == 19 {
+				t.Fatalf("flow %d: %v", k, r)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		if n := len(a.Mature()); n != 2*(k+1) {
+			t.Errorf("%d SAs for %d flows, want a pair for each", n, k+1)
+		}
+	}
+}
+
+// "sa init": SAs are there without a packet.
+func TestSAInit(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	for _, n := range []*lab.Node{b, a} {
+		n.StartMissiu()
+		n.StartIKE()
+		properties := aesSHA1
+		if n == a {
+			properties += " sa init"
+		}
+		n.LoadConfig(policyFor(n, "", properties))
+	}
+	for wait := time.Now().Add(20 * time.Second); len(a.Mature()) != 2; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(wait) {
+			t.Fatalf("%d SAs, want 2", len(a.Mature()))
+		}
+	}
+}
