@@ -13,7 +13,7 @@ import (
 const charonPlugin = "libstrongswan-kernel-pfkey.so"
 
 // kernelPFKEY finds strongSwan's plugin kernel-pfkey, which Debian does not
-// build: scripts/pfkey-preload/strongswan-plugin makes it from Debian's source.
+// build: MISSIU_KERNEL_PFKEY names one made for Debian's charon.
 func kernelPFKEY(t *testing.T) string {
 	t.Helper()
 	for _, path := range []string{os.Getenv("MISSIU_KERNEL_PFKEY"), "/usr/lib/ipsec/plugins/" + charonPlugin} {
@@ -21,7 +21,7 @@ func kernelPFKEY(t *testing.T) string {
 			return path
 		}
 	}
-	t.Skip("no plugin kernel-pfkey of strongSwan: set MISSIU_KERNEL_PFKEY to what scripts/pfkey-preload/strongswan-plugin makes")
+	t.Skip("no plugin kernel-pfkey of strongSwan, which Debian does not build: set MISSIU_KERNEL_PFKEY to one")
 	return ""
 }
 
