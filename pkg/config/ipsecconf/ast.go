@@ -11,7 +11,7 @@
 //	{ lport 22 dir both } bypass {}
 //
 // What the language has beyond this and the package does not do yet is an
-// error that names it: AH (auth_algs), Solaris tunnel interfaces.
+// error that names it: AH (auth_algs).
 //
 // For loadConfig.
 package ipsecconf

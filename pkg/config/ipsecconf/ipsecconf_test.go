@@ -37,6 +37,12 @@ func testOptions() Options {
 			}
 			return 0, errors.New("no such service")
 		},
+		LookupTunnel: func(name string) (local, remote netip.Addr, err error) {
+			if name == "tun0" {
+				return netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), nil
+			}
+			return local, remote, errors.New("no such interface")
+		},
 	}
 }
 

@@ -68,6 +68,7 @@ type entryMeaning struct {
 	new  *Word // the first key of the new style
 	dirs []ipsec.Direction
 
+	tun          *tunnelEnds // nil: none named
 	proto        uint8
 	src, dst     []netip.Prefix // as written: laddr, raddr or saddr, daddr; empty: any
 	sport, dport uint16
@@ -131,6 +132,7 @@ func (m *meaning) entry(e *Entry) []Rule {
 		}
 	}
 	x.directions(alts)
+	x.tunnelTransforms(alts, ts)
 	for i := 1; i < len(ts); i++ {
 		if ts[i].local != ts[0].local || ts[i].remote != ts[0].remote {
 			x.errorf(e.Alternatives[i].Action, "or: all alternatives need the same tunnel end points")

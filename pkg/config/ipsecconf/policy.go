@@ -40,6 +40,8 @@ type Options struct {
 	// LookupHost gives the addresses of a host, LookupPort the port of a service.
 	LookupHost func(name string) ([]netip.Addr, error)
 	LookupPort func(name string) (uint16, error)
+	// LookupTunnel gives the end points of a tunnel interface.
+	LookupTunnel func(name string) (local, remote netip.Addr, err error)
 	// Dialect, if not empty, refuses what the other one alone has.
 	Dialect Dialect
 	// Unauthenticated takes manual SAs with encryption and no integrity.
@@ -49,6 +51,7 @@ type Options struct {
 // SystemNames resolves names as other programs of this host do.
 func SystemNames() Options {
 	return Options{
+		LookupTunnel: systemTunnel,
 		LookupHost: func(name string) ([]netip.Addr, error) {
 			ips, err := net.LookupIP(name)
 			var as []netip.Addr

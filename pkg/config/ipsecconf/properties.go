@@ -238,6 +238,10 @@ func (m *entryMeaning) endPoints(ps params, t *transform) {
 }
 
 func (m *entryMeaning) endPoint(p Param) netip.Addr {
+	if p.Value.Text == "any" {
+		m.badValue(p, "peers of any address are not supported; want the address of a host")
+		return netip.Addr{}
+	}
 	as := m.hostAddrs(p, p.Value.Text)
 	switch {
 	case len(as) == 0: // reported

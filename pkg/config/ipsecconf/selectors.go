@@ -12,12 +12,7 @@ import (
 
 // selectors reads what the pattern says, in the order of the text.
 func (m *entryMeaning) selectors() {
-	for _, key := range []string{"tunnel", "negotiate"} {
-		if p, ok := m.sel[key]; ok {
-			m.errorf(p.Key, "%s: tunnel interfaces are not supported; give the end points as properties tladdr and traddr", key)
-			break
-		}
-	}
+	m.tunnel()
 	if p, ok := m.sel["dir"]; ok && dirNames[p.Value.Text] == 0 {
 		m.badValue(p, "want in, out, both, mirrored, in_mirrored or out_mirrored")
 	}
@@ -318,6 +313,9 @@ func (m *entryMeaning) icmpRange(p Param, names map[string]uint8) [][2]int {
 
 // selectorList gives every selector that the entry means, as written.
 func (m *entryMeaning) selectorList() []ipsec.Selector {
+	if m.tun != nil && m.tun.transport {
+		return m.tun.selectors()
+	}
 	pairs := m.pairs()
 	types, codes := each(m.types), each(m.codes)
 	if len(pairs)*len(types)*len(codes) > maxRules {

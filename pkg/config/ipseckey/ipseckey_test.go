@@ -214,3 +214,20 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// TestManPage: loadConfig(8) names every command and extension.
+func TestManPage(t *testing.T) {
+	b, err := os.ReadFile("../../../cmd/loadconfig/loadConfig.8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := strings.ReplaceAll(string(b), "\\-", "-")
+	for _, k := range append(verbs, keywords...) {
+		for _, kind := range []string{"hard_", "soft_"} {
+			k = strings.TrimPrefix(k, kind)
+		}
+		if !strings.Contains(page, k) {
+			t.Errorf("%s is not in the page", k)
+		}
+	}
+}
