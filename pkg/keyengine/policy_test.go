@@ -279,3 +279,36 @@ func TestPoliciesOrder(t *testing.T) {
 		}
 	})
 }
+
+// Flags are for policies that protect.
+func TestPolicyFlags(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := inbound("10.2.0.0/16", ipsec.Bypass)
+		p.Flags = ipsec.PolicyClear
+		if _, err := r.policyAdd(1, p); !errors.Is(err, syscall.EINVAL) {
+			r.Errorf("got %v, want EINVAL", err)
+		}
+		q := tunnel(ipsec.LevelUnique, 0)
+		q.Flags = ipsec.PolicyClear | ipsec.PolicyManual
+		if i, err := r.policyAdd(1, q); err != nil || i.Flags != q.Flags {
+			r.Errorf("got %v, flags %d, want %d", err, i.Flags, q.Flags)
+		}
+	})
+}
+
+// What is drafted is not in force.
+func TestDrafting(t *testing.T) {
+	testRig(t, func(r *rig) {
+		r.do(func() {
+			if err := r.Begin(1); err != nil {
+				r.Fatal(err)
+			}
+			if !r.Drafting(1) || r.Drafting(2) {
+				r.Error("connection 1 has a transaction, 2 has none")
+			}
+			if err := r.Abort(1); err != nil || r.Drafting(1) {
+				r.Errorf("after Abort: %v, still drafting %v", err, r.Drafting(1))
+			}
+		})
+	})
+}

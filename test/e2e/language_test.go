@@ -144,3 +144,36 @@ func TestSAInit(t *testing.T) {
 		}
 	}
 }
+
+// The end points of a Solaris tunnel entry are those of the interface.
+func TestTunnelInterface(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	for line, want := range map[string]string{
+		"tunnel eth0": "want an interface that is a tunnel", "tunnel nothere": "want an interface that is a tunnel",
+	} {
+		a.WriteFile("bin/bad", "{ "+line+" negotiate tunnel } ipsec { encr_algs aes }\n", 0o644)
+		if r := a.Try("./loadConfig -c bad"); r.Code == 0 || !strings.Contains(r.Err, want) {
+			t.Errorf("%s: %v", line, r)
+		}
+	}
+	r := a.Run("ip", "link", "add", "tun7", "type", "ipip", "local", a.Addr.String(), "remote", b.Addr.String())
+	if r.Code != 0 {
+		t.Skipf("this kernel has no tunnel interfaces: %s", r.Err)
+	}
+	for _, n := range []*lab.Node{a, b} {
+		n.Must("ip", "addr", "add", map[*lab.Node]string{a: "10.1.0.1/16", b: "10.2.0.1/16"}[n], "dev", "lo")
+		n.StartMissiu()
+		n.StartIKE()
+	}
+	a.LoadConfig("{ tunnel tun7 negotiate tunnel laddr 10.1.0.0/16 raddr 10.2.0.0/16 } ipsec { encr_algs aes encr_auth_algs sha256 }\n")
+	b.LoadConfig(fmt.Sprintf("{ laddr 10.2.0.0/16 raddr 10.1.0.0/16 } ipsec { encr_algs aes encr_auth_algs sha256 tladdr %v traddr %v }\n", b.Addr, a.Addr))
+	if out := a.Do("./loadConfig -dP"); !strings.Contains(out, fmt.Sprintf("tladdr %v traddr %v", a.Addr, b.Addr)) {
+		t.Errorf("-dP shows\n%s", out)
+	}
+	a.RouteTo(prefixes("10.2.0.0/16")[0])
+	b.RouteTo(prefixes("10.1.0.0/16")[0])
+	if got := a.Ping(5, "-I", "10.1.0.1", "10.2.0.1"); got != 5 {
+		t.Errorf("%d of 5 pings answered", got)
+	}
+}

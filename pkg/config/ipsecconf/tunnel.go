@@ -94,11 +94,16 @@ func (t *tunnelEnds) selectors() []ipsec.Selector {
 // systemTunnel asks the kernel for the end points of a tunnel interface, which
 // are its link-layer addresses.
 func systemTunnel(name string) (local, remote netip.Addr, err error) {
-	none := errors.New("want an interface that is a tunnel with both end points; or give tladdr and traddr")
 	rib, err := syscall.NetlinkRIB(syscall.RTM_GETLINK, syscall.AF_UNSPEC)
 	if err != nil {
 		return local, remote, err
 	}
+	return endsOf(rib, name)
+}
+
+// endsOf finds them in the kernel's list of links.
+func endsOf(rib []byte, name string) (local, remote netip.Addr, err error) {
+	none := errors.New("want an interface that is a tunnel with both end points; or give tladdr and traddr")
 	ms, err := syscall.ParseNetlinkMessage(rib)
 	if err != nil {
 		return local, remote, err
