@@ -26,13 +26,21 @@ type DB struct {
 	seed  seed
 	bySPI *table[SA]
 	out   *table[bucket]
+	flows atomic.Int64 // SAs for single flows
 	gen   atomic.Uint64
 	n     atomic.Int64
 }
 
-// bucket holds the SAs of one OutKey, newest first.
+// place is where Out looks: SAs that hold a single flow have one of their own, so
+// that thousands of flows between two hosts cost a packet no more than one.
+type place struct {
+	OutKey
+	flow ipsec.Flow // zero: any
+}
+
+// bucket holds the SAs of one place, newest first.
 type bucket struct {
-	key  OutKey
+	key  place
 	head atomic.Pointer[link]
 }
 
@@ -62,7 +70,15 @@ func (d *DB) hashID(id ipsec.SAID) uint64 {
 	return d.seed.mix(d.seed.addr(id.Dst), uint64(id.SPI)<<8|uint64(id.Proto))
 }
 
-func (d *DB) hashOut(k OutKey) uint64 {
+func (d *DB) hashOut(k place) uint64 {
+	h := d.hashKey(k.OutKey)
+	if f := k.flow; f.Proto != 0 {
+		h = d.seed.mix(d.seed.mix(d.seed.addr(f.Src), d.seed.addr(f.Dst))^h, uint64(f.Proto)<<32|uint64(f.SrcPort)<<16|uint64(f.DstPort))
+	}
+	return h
+}
+
+func (d *DB) hashKey(k OutKey) uint64 {
 	return d.seed.mix(d.seed.mix(d.seed.addr(k.Src), d.seed.addr(k.Dst)), uint64(k.ReqID)<<16|uint64(k.Mode)<<8|uint64(k.Proto))
 }
 
@@ -89,7 +105,8 @@ func (d *DB) LookupSPI(proto ipsec.Protocol, spi ipsec.SPI, dst netip.Addr) *SA 
 
 // Out finds the SA for an outbound packet: of those that k describes and whose
 // traffic selectors hold the packet, the newest mature one, else the newest
-// dying one, else nil. i may be nil to ask for any.
+// dying one, else nil. i may be nil to ask for any
+// but those for single flows.
 func (d *DB) Out(k OutKey, i *packet.Info) *SA { return d.newest(k, i, false, nil) }
 
 // manual stands for "none" in the reqid of an OutKey.
@@ -104,6 +121,21 @@ func (d *DB) OutManual(k OutKey, i *packet.Info, alts []ipsec.Proposal) *SA {
 
 // newest is Out, or if byHand OutManual.
 func (d *DB) newest(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
+	var dying *SA
+	if d.flows.Load() > 0 {
+		if f, ok := flowOf(i); ok {
+			if dying = d.newestAt(place{k, f}, i, byHand, alts); dying != nil && dying.State() == Mature {
+				return dying
+			}
+		}
+	}
+	if sa := d.newestAt(place{OutKey: k}, i, byHand, alts); sa != nil && (dying == nil || sa.State() == Mature) {
+		return sa
+	}
+	return dying
+}
+
+func (d *DB) newestAt(k place, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
 	b := d.bucket(k)
 	if b == nil {
 		return nil
@@ -128,7 +160,34 @@ func (d *DB) newest(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal
 	return dying
 }
 
-func (d *DB) bucket(k OutKey) *bucket {
+// flowOf is the flow of a packet as places have it: of ICMP both ports are type
+// and code; false if the packet does not show it.
+func flowOf(i *packet.Info) (f ipsec.Flow, ok bool) {
+	if i == nil || !i.HasPorts || i.Proto == 0 {
+		return f, false
+	}
+	f = ipsec.Flow{Src: i.Src, Dst: i.Dst, Proto: i.Proto, SrcPort: i.SrcPort, DstPort: i.DstPort}
+	if packet.IsICMP(i.Proto) {
+		f.SrcPort = i.SrcPort<<8 | i.DstPort
+		f.DstPort = f.SrcPort
+	}
+	return f, true
+}
+
+// flow is the one that an SA holds, if it is a single one.
+func (s *SA) flow() (f ipsec.Flow, ok bool) {
+	if len(s.P.SrcTS) != 1 || len(s.P.DstTS) != 1 {
+		return f, false
+	}
+	a, b := &s.P.SrcTS[0], &s.P.DstTS[0]
+	if a.Proto == 0 || a.Proto != b.Proto || a.Start != a.End || b.Start != b.End || a.PortLo != a.PortHi || b.PortLo != b.PortHi ||
+		!packet.IsICMP(a.Proto) && !packet.HasPortNumbers(a.Proto) || packet.IsICMP(a.Proto) && a.PortLo != b.PortLo {
+		return f, false
+	}
+	return ipsec.Flow{Src: a.Start, Dst: b.Start, Proto: a.Proto, SrcPort: a.PortLo, DstPort: b.PortLo}, true
+}
+
+func (d *DB) bucket(k place) *bucket {
 	s := *d.out.slots.Load()
 	mask := uint64(len(s) - 1)
 	for h := d.hashOut(k); ; h++ {
@@ -201,7 +260,11 @@ func (d *DB) link(s *SA) {
 	if s.State() == Larval {
 		return
 	}
-	k := OutKey{s.P.Proto, s.P.Mode, 0, s.P.Src, s.P.Dst}
+	k := place{OutKey: OutKey{s.P.Proto, s.P.Mode, 0, s.P.Src, s.P.Dst}}
+	if f, ok := s.flow(); ok {
+		k.flow = f
+		d.flows.Add(1)
+	}
 	s.links[0] = d.push(k, s)
 	if k.ReqID = s.P.ReqID; k.ReqID == 0 {
 		k.ReqID = manual
@@ -209,7 +272,7 @@ func (d *DB) link(s *SA) {
 	s.links[1] = d.push(k, s)
 }
 
-func (d *DB) push(k OutKey, s *SA) *link {
+func (d *DB) push(k place, s *SA) *link {
 	b := d.bucket(k)
 	var l *link
 	if b == nil {
@@ -234,6 +297,9 @@ func (d *DB) push(k OutKey, s *SA) *link {
 }
 
 func (d *DB) unlink(s *SA) {
+	if _, ok := s.flow(); ok && s.links[0] != nil {
+		d.flows.Add(-1)
+	}
 	for i, l := range s.links {
 		if l == nil {
 			continue

@@ -504,3 +504,92 @@ func BenchmarkAccount(b *testing.B) {
 		s.Account(1, 100, t0)
 	}
 }
+
+func flowLike(t testing.TB) *SA {
+	return mustNew(t, params(0x1000, 7))
+}
+
+// flowSA is an SA for one flow between src and dst, with reqid 7.
+func flowSA(t testing.TB, k int) (*SA, *packet.Info) {
+	t.Helper()
+	i := &packet.Info{Version: 4, Src: src, Dst: dst, Proto: 6, SrcPort: uint16(k), DstPort: 80, HasPorts: true}
+	s := fake(flowLike(t), ipsec.SPI(0x1000+k), dst, 7)
+	s.P.SrcTS = []ipsec.TrafficSelector{{Proto: 6, Start: src, End: src, PortLo: uint16(k), PortHi: uint16(k)}}
+	s.P.DstTS = []ipsec.TrafficSelector{{Proto: 6, Start: dst, End: dst, PortLo: 80, PortHi: 80}}
+	return s, i
+}
+
+// TestFlows: SAs for single flows are found by their packets and by no others,
+// beside one for all; they come and go.
+func TestFlows(t *testing.T) {
+	d := NewDB()
+	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, dst}
+	const n = 500
+	var sas [n]*SA
+	var is [n]*packet.Info
+	for j := range n {
+		sas[j], is[j] = flowSA(t, j+1)
+		if !d.Insert(sas[j]) {
+			t.Fatal("exists")
+		}
+	}
+	other := *is[0]
+	other.DstPort = 81
+	hidden := *is[0]
+	hidden.HasPorts = false
+	for j := range n {
+		if got := d.Out(k, is[j]); got != sas[j] {
+			t.Fatalf("flow %d: got %v", j, got)
+		}
+	}
+	for _, i := range []*packet.Info{&other, &hidden} {
+		if got := d.Out(k, i); got != nil {
+			t.Errorf("got %v, want no SA for a packet of no flow", got.P.SAID)
+		}
+	}
+	all := fake(flowLike(t), 0x10000, dst, 7)
+	d.Insert(all)
+	if d.Out(k, &other) != all || d.Out(k, is[3]) != sas[3] {
+		t.Error("want the SA for all where there is no other")
+	}
+	sas[3].SetState(Dying)
+	if d.Out(k, is[3]) != all {
+		t.Error("want a mature SA rather than a dying one")
+	}
+	d.Remove(all)
+	if d.Out(k, is[3]) != sas[3] {
+		t.Error("want a dying SA rather than none")
+	}
+	for j := range n {
+		d.Remove(sas[j])
+		if d.Out(k, is[j]) != nil {
+			t.Fatal("an SA that is gone")
+		}
+	}
+	if d.flows.Load() != 0 {
+		t.Errorf("%d flows left", d.flows.Load())
+	}
+}
+
+// BenchmarkOutFlows looks one of 10,000 flows between two hosts up.
+func BenchmarkOutFlows(b *testing.B) {
+	d := NewDB()
+	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, dst}
+	var i *packet.Info
+	for j := range 10000 {
+		var s *SA
+		s, i = flowSA(b, j+1)
+		d.Insert(s)
+		if j == 5000 {
+			defer func(want *SA, i *packet.Info) {
+				if d.Out(k, i) != want {
+					b.Error("another SA")
+				}
+			}(s, i)
+		}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		d.Out(k, i)
+	}
+}
