@@ -1,8 +1,8 @@
 // Package isakmp reads and writes what both versions of IKE share: the
-// 28-octet header (RFC 7296, 3.1; RFC 2408, 3.1), the generic payload header
-// that chains payloads (RFC 7296, 3.2), and the non-ESP marker that keeps IKE
-// and ESP apart on UDP port 4500 (RFC 3948, 2.2). It knows forms only: what
-// the numbers mean is the business of proto/ikev2 and proto/ikev1.
+// 28-octet header (RFC 7296, 3.1; RFC 2408, 3.1) and the generic payload header
+// that chains payloads (RFC 7296, 3.2). It knows forms only: what the numbers
+// mean is the business of proto/ikev2 and proto/ikev1. The non-ESP marker of
+// UDP port 4500 (RFC 3948, 2.2) is missiu's, which owns that port.
 //
 // Slices that are returned alias the input.
 package isakmp
@@ -19,7 +19,6 @@ import (
 const (
 	HeaderLen        = 28
 	PayloadHeaderLen = 4
-	MarkerLen        = 4
 	// MaxLen bounds a message: what fits into a UDP datagram.
 	MaxLen = 65535
 )
@@ -157,16 +156,4 @@ func AppendPayload(b []byte, next, flags uint8, put func([]byte) ([]byte, error)
 	}
 	binary.BigEndian.PutUint16(b[start+2:], uint16(n))
 	return b, nil
-}
-
-// AppendMarker appends the non-ESP marker.
-func AppendMarker(b []byte) []byte { return append(b, 0, 0, 0, 0) }
-
-// CutMarker takes the non-ESP marker off a datagram of port 4500. Without the
-// marker it is ESP (or a one-octet keepalive), and ok is false.
-func CutMarker(b []byte) (msg []byte, ok bool) {
-	if len(b) < MarkerLen || binary.BigEndian.Uint32(b) != 0 {
-		return b, false
-	}
-	return b[MarkerLen:], true
 }

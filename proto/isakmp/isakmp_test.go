@@ -92,24 +92,6 @@ func TestTooLong(t *testing.T) {
 	}
 }
 
-func TestMarker(t *testing.T) {
-	for _, tt := range []struct {
-		in, want string
-		ok       bool
-	}{
-		{"00000000aa", "aa", true}, {"00000000", "", true}, {"000000", "000000", false},
-		{"00000001aa", "00000001aa", false}, {"ff", "ff", false}, {"", "", false},
-	} {
-		got, ok := CutMarker(unhex(t, tt.in))
-		if ok != tt.ok || !bytes.Equal(got, unhex(t, tt.want)) {
-			t.Errorf("%s: got %x, %v; want %s, %v", tt.in, got, ok, tt.want, tt.ok)
-		}
-	}
-	if got, ok := CutMarker(append(AppendMarker(nil), 1, 2)); !ok || !bytes.Equal(got, []byte{1, 2}) {
-		t.Errorf("round trip: got %x, %v", got, ok)
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	f.Add(unhex(f, "a945c631d605f74f000000000000000028202208000000000000003000000014000102030405060708090a0b0c0d0e0f"))
 	f.Add(unhex(f, "a945c631d605f74f000000000000000028102208000000000000002429000004000000040000"))
