@@ -54,6 +54,7 @@ type options struct {
 	offload         string
 	crypto          string
 	defaultRule     string
+	abstract        string
 	foreground      bool
 	child           bool // started by Spawn
 	json            bool
@@ -74,6 +75,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&o.offload, "offload", "auto", "auto, or none for a plain TAP")
 	f.StringVar(&o.crypto, "crypto", "auto", "auto, or std for the standard library's ciphers only")
 	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
+	f.StringVar(&o.abstract, "abstract", "", "`@NAME`: a second name of the PF_KEY socket, in the abstract namespace")
 	f.BoolVar(&o.unauthenticated, "allow-unauthenticated", false, "accept manual ESP SAs without integrity")
 	f.BoolVar(&o.foreground, "foreground", false, "stay in the foreground (for systemd)")
 	f.BoolVar(&o.json, "json", false, "status as JSON")
@@ -118,6 +120,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("--offload %q: want auto or none", o.offload)
 	case o.crypto != "auto" && o.crypto != "std":
 		return bad("--crypto %q: want auto or std", o.crypto)
+	case f.Changed("abstract") && !validAbstract(o.abstract):
+		return bad("--abstract %q: want @ and a name of 1 to 106 printable characters without blanks", o.abstract)
 	case o.defaultRule != "pass" && o.defaultRule != "drop":
 		return bad("--default %q: want pass or drop", o.defaultRule)
 	}
@@ -147,6 +151,12 @@ func (o *options) defaultAction() ipsec.Action {
 // validIfname: what the kernel takes, and what cannot lead out of a directory.
 func validIfname(s string) bool {
 	return s != "." && s != ".." && len(s) < unix.IFNAMSIZ && !strings.ContainsAny(s, "/: \t\n")
+}
+
+// validAbstract: what the environment of pfkey-preload and a kernel's sun_path can hold.
+func validAbstract(s string) bool {
+	return len(s) > 1 && len(s) <= 107 && s[0] == '@' &&
+		!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 func pidPath(ifname string) string { return filepath.Join(keysock.Dir, ifname+".pid") }

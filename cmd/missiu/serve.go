@@ -166,7 +166,7 @@ func (in *instance) open(adopted string) (err error) {
 		return err
 	}
 	in.wire.VerifyTooBig(func(t wire.TooBig) bool { return sent(db, &t) })
-	if in.srv, err = keysock.NewServer(keysock.Path(ifname), in.rec, keysock.ServerOptions{}); err != nil {
+	if in.srv, err = keysock.NewServer(keysock.Path(ifname), in.rec, keysock.ServerOptions{Abstract: in.o.abstract}); err != nil {
 		return err
 	}
 	in.keys.Attach(in.srv)
@@ -324,6 +324,7 @@ func (in *instance) status() ([]byte, error) {
 	s.Counters["natt_delivered"], s.Counters["natt_no_client"], s.Counters["natt_slow"] = ns.Delivered, ns.NoClient, ns.Slow
 	kc := in.srv.Stats()
 	s.Counters["pfkey_requests"], s.Counters["pfkey_errors"], s.Counters["pfkey_events_dropped"] = kc.Requests, kc.Errors, kc.Dropped
+	s.Counters["pfkey_refused"], s.Counters["pfkey_stalled"] = kc.Refused, kc.Stalled
 	return json.Marshal(&s)
 }
 

@@ -239,6 +239,78 @@ func TestBundle(t *testing.T) {
 	}
 }
 
+// TestBundleEarly: packets that overtake the keys of any of their SAs wait for
+// them, AH and what lies inside another transform too, in order and in a bounded
+// number; when the SA goes instead, so do they.
+func TestBundleEarly(t *testing.T) {
+	for _, s := range stacks() {
+		for k := range s.layers {
+			t.Run(fmt.Sprintf("%s %d", s.name, k), func(t *testing.T) {
+				a, b := s.nodes(t)
+				var larval *sad.SA
+				for j, p := range s.params() {
+					a.sa(p)
+					if j != k {
+						b.sa(p)
+						continue
+					}
+					larval = sad.NewLarval(p, time.Now())
+					b.e.c.SAD.Insert(larval)
+				}
+				receive := func(ips ...[]byte) [][]byte {
+					if s.udp() {
+						return b.receiveUDP(ips...)
+					}
+					return b.receive(ips...)
+				}
+				var want [][]byte
+				for n := range 5 {
+					ip := text(s.in, s.out, 1000+n, false)
+					p := a.send(ip)
+					want = append(want, ip)
+					if got := receive(p...); len(got) != 0 {
+						t.Fatal("opened without keys")
+					}
+				}
+				b.wantCount(map[Counter]uint64{InEarly: 5})
+				sa, err := sad.New(s.params()[k], time.Now())
+				if err != nil || !b.e.c.SAD.Replace(larval, sa) {
+					t.Fatal("not replaced", err)
+				}
+				late := func() [][]byte {
+					b.tap = nil
+					if err := b.e.late.receiveEarly(time.Now()); err != nil {
+						t.Fatal(err)
+					}
+					return b.delivered()
+				}
+				if got := late(); !slices.EqualFunc(got, want, bytes.Equal) {
+					t.Fatalf("%d of %d arrived as they were: %v", len(got), len(want), b.e.Stats().nonzero())
+				}
+				b.wantCount(map[Counter]uint64{InEarly: 5, InProtected: 5})
+				if got := late(); len(got) != 0 {
+					t.Errorf("%d packets twice", len(got))
+				}
+
+				// Anew, and this time the SA goes before its keys come.
+				b.e.c.SAD.Remove(sa)
+				b.e.c.SAD.Insert(sad.NewLarval(s.params()[k], time.Now()))
+				early := b.e.Stats()[InEarly]
+				for range earlyLimit + 5 {
+					receive(a.send(text(s.in, s.out, 1000, false))...)
+				}
+				if n := b.e.Stats()[InEarly] - early; n != earlyLimit {
+					t.Errorf("%d packets wait, want %d: %v", n, earlyLimit, b.e.Stats().nonzero())
+				}
+				b.e.c.SAD.Remove(b.e.c.SAD.Lookup(s.params()[k].SAID))
+				if got := late(); len(got) != 0 || b.e.Stats()[DropInNoSA] != earlyLimit+5 {
+					t.Errorf("%d packets without an SA: %v", len(got), b.e.Stats().nonzero())
+				}
+			})
+		}
+	}
+}
+
 // TestBundleHostile: whatever bit of a protected packet is flipped on the way,
 // no other packet comes out of it, and afterwards the packet itself arrives,
 // once.

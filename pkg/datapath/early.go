@@ -4,6 +4,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/missiu/missiu/pkg/datapath/packet"
+	"github.com/missiu/missiu/pkg/datapath/sad"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
@@ -14,7 +16,8 @@ const (
 	earlyAge   = time.Second
 )
 
-// earlyQueue keeps ESP packets whose SA has its SPI and no keys yet. When an SA
+// earlyQueue keeps packets of ESP, AH or IPComp whose SA has its SPI and no keys
+// yet. When an SA
 // is rekeyed the responder has the new one before its answer has reached the
 // initiator, and may use it at once (RFC 7296, 2.8): its packets overtake the
 // keys. They wait for them here, or every rekeying would lose some.
@@ -23,21 +26,22 @@ type earlyQueue struct {
 	q  []earlyPacket
 }
 
+// earlyPacket is an ESP packet that goes through the batch, or what unwrap had
+// in hand: an IP packet and the SAs by which it came.
 type earlyPacket struct {
-	id ipsec.SAID
-	j  inJob
-	b  []byte // the ESP packet, within j.buf
-	at time.Time
+	id   ipsec.SAID
+	j    inJob
+	b    []byte // the ESP packet, or the IP packet; within j.buf
+	peel bool   // b is an IP packet
+	l    layers
+	at   time.Time
 }
 
 // put copies the packet b of j; false if there is no room.
 func (e *earlyQueue) put(id ipsec.SAID, j inJob, b []byte, now time.Time) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for len(e.q) > 0 && now.Sub(e.q[0].at) > earlyAge {
-		e.q = e.q[1:]
-	}
-	if len(e.q) >= earlyLimit {
+	if !e.room(now) {
 		return false
 	}
 	from := j.espOff
@@ -48,8 +52,30 @@ func (e *earlyQueue) put(id ipsec.SAID, j inJob, b []byte, now time.Time) bool {
 	buf := make([]byte, room+j.espOff-from+len(b)+tailroom)
 	copy(buf[room:], j.buf[from:j.espOff+len(b)])
 	j.outOff, j.espOff, j.buf = room, room+j.espOff-from, buf
-	e.q = append(e.q, earlyPacket{id, j, buf[j.espOff : j.espOff+len(b)], now})
+	e.q = append(e.q, earlyPacket{id: id, j: j, b: buf[j.espOff : j.espOff+len(b)], at: now})
 	return true
+}
+
+// putPeel copies the IP packet b, which came by l, likewise.
+func (e *earlyQueue) putPeel(id ipsec.SAID, b []byte, l layers, now time.Time) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.room(now) {
+		return false
+	}
+	const front = headroom + etherLen
+	buf := make([]byte, front+len(b)+tailroom)
+	copy(buf[front:], b)
+	e.q = append(e.q, earlyPacket{id: id, j: inJob{buf: buf, outOff: front}, b: buf[front : front+len(b)], peel: true, l: l, at: now})
+	return true
+}
+
+// room forgets what is too old, and tells whether one more may wait.
+func (e *earlyQueue) room(now time.Time) bool {
+	for len(e.q) > 0 && now.Sub(e.q[0].at) > earlyAge {
+		e.q = e.q[1:]
+	}
+	return len(e.q) < earlyLimit
 }
 
 // take removes the packets for which ready says yes, in order, and forgets
@@ -76,11 +102,17 @@ func (e *earlyQueue) take(ready func(ipsec.SAID) bool, now time.Time) (out []ear
 func (w *inWorker) receiveEarly(now time.Time) error {
 	ps, old := w.e.early.take(func(id ipsec.SAID) bool {
 		sa := w.e.c.SAD.Lookup(id)
-		return sa == nil || sa.T != nil
+		return sa == nil || sa.State() != sad.Larval
 	}, now)
 	w.n.add(DropInNoSA, old)
 	for k := range ps {
-		w.esp(ps[k].j, ps[k].id.Dst, ps[k].b, now)
+		p := &ps[k]
+		switch {
+		case !p.peel:
+			w.esp(p.j, p.id.Dst, p.b, now)
+		case packet.Decode(p.b, &w.inner):
+			w.unwrap(p.j.buf, p.j.outOff, len(p.b), p.l, now)
+		}
 	}
 	return w.flush(now)
 }

@@ -284,13 +284,18 @@ func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte, now time.Time) {
 
 // tooEarly keeps a packet until the SA has its keys.
 func (w *inWorker) tooEarly(id ipsec.SAID, j inJob, b []byte, now time.Time) {
-	if !w.e.early.put(id, j, b, now) {
+	w.kept(id, w.e.early.put(id, j, b, now))
+}
+
+// kept counts a packet that was to wait for the keys of id.
+func (w *inWorker) kept(id ipsec.SAID, ok bool) {
+	if !ok {
 		w.n.inc(DropInNoSA)
 		return
 	}
 	w.n.inc(InEarly)
 	// The keys may have come between the look-up and the put.
-	if sa := w.e.c.SAD.Lookup(id); sa != nil && sa.T != nil {
+	if sa := w.e.c.SAD.Lookup(id); sa != nil && sa.State() != sad.Larval {
 		w.e.wake()
 	}
 }

@@ -23,6 +23,7 @@ type peeler struct {
 	comp     ipcomp.Scratch
 	expanded []byte // 65535 octets, from the first IPComp packet on
 	job      inJob
+	larval   ipsec.SAID // the SA that find found without keys
 }
 
 // layers are the SAs by which a packet came, outermost first.
@@ -87,6 +88,7 @@ func (w *inWorker) unwrap(buf []byte, off, n int, l layers, now time.Time) {
 	i := &w.inner
 	for {
 		var sa *sad.SA
+		was := buf[off : off+n]
 		switch i.Proto {
 		case protoESP:
 			sa, off, n = w.openESP(buf, off, n, now)
@@ -103,6 +105,11 @@ func (w *inWorker) unwrap(buf []byte, off, n int, l layers, now time.Time) {
 				return
 			}
 			off, n = off+i.HdrLen, n-i.HdrLen
+		}
+		if id := w.peeler.larval; id.SPI != 0 {
+			w.peeler.larval = ipsec.SAID{}
+			w.kept(id, w.e.early.putPeel(id, was, l, now))
+			return
 		}
 		if sa == nil {
 			return // counted
@@ -125,12 +132,15 @@ func (w *inWorker) unwrap(buf []byte, off, n int, l layers, now time.Time) {
 
 // find looks up the SA of the packet in w.inner whose transform's header has
 // spi, and makes sure that a transport mode packet is from the SA's peer, see
-// fromPeer.
+// fromPeer. A larval one is told in larval.
 func (w *inWorker) find(proto ipsec.Protocol, dst netip.Addr, spi uint32) *sad.SA {
-	sa := w.e.c.SAD.Lookup(ipsec.SAID{Proto: proto, Dst: dst, SPI: ipsec.SPI(spi)})
+	id := ipsec.SAID{Proto: proto, Dst: dst, SPI: ipsec.SPI(spi)}
+	sa := w.e.c.SAD.Lookup(id)
 	switch {
-	case sa == nil || sa.State() == sad.Larval:
+	case sa == nil:
 		w.n.inc(DropInNoSA)
+	case sa.State() == sad.Larval:
+		w.peeler.larval = id
 	case sa.P.Encap != nil:
 		w.n.inc(DropInEncap)
 	case sa.P.Mode != ipsec.Tunnel && w.inner.Src != sa.P.Src:

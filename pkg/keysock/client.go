@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -74,12 +75,19 @@ func newPID() uint32 {
 }
 
 // Dial connects to the server at path, makes sure that it answers, and opts in to
-// private messages.
+// private messages. "@name" is one in the abstract namespace: EACCES if who
+// listens there is neither root nor our own user.
 func Dial(ctx context.Context, path string) (*Client, error) {
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "unixpacket", path)
 	if err != nil {
 		return nil, err
+	}
+	// Anybody may listen at an abstract name that is free; files lie in a directory
+	// of root's.
+	if strings.HasPrefix(path, "@") && !entitled(nc.(*net.UnixConn)) {
+		nc.Close()
+		return nil, &os.PathError{Op: "connect", Path: path, Err: syscall.EACCES}
 	}
 	c := &Client{
 		nc: nc.(*net.UnixConn), pid: newPID(),

@@ -126,7 +126,8 @@ func (s *Server) removeSocket() {
 	s.lock.Close()
 }
 
-// entitled reports whether the process that connected is root's or our own user's.
+// entitled reports whether the process at the other end, which connected or
+// listens, is root's or our own user's.
 func entitled(nc *net.UnixConn) bool {
 	ok := false
 	control(nc, func(fd int) {

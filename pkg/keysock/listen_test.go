@@ -121,6 +121,56 @@ func TestPeerCredentials(t *testing.T) {
 	r.dial()
 }
 
+// Who listens at an abstract name is told no key unless he is root or ourselves.
+func TestAbstractNameSquatted(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to listen as somebody else")
+	}
+	name := "@missiu-test-squatted-" + filepath.Base(tempDir(t))
+	ready, end := make(chan error), make(chan struct{})
+	heard := make(chan int, 1)
+	go func() {
+		runtime.LockOSThread() // as in TestPeerCredentials
+		_, _, e := unix.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534)
+		if e != 0 {
+			ready <- e
+			return
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			defer unix.Close(fd)
+			err = errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: name}), unix.Listen(fd, 1))
+		}
+		ready <- err
+		if err != nil {
+			return
+		}
+		<-end
+		c, _, err := unix.Accept(fd)
+		if err != nil {
+			heard <- -1
+			return
+		}
+		defer unix.Close(c)
+		n, _ := unix.Read(c, make([]byte, 64))
+		heard <- n
+	}()
+	if err := <-ready; err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, ServerOptions{})
+	if c, err := Dial(r.ctx(), name); !errors.Is(err, syscall.EACCES) {
+		if err == nil {
+			c.Close()
+		}
+		t.Errorf("Dial: got %v, want EACCES", err)
+	}
+	close(end)
+	if n := <-heard; n != 0 {
+		t.Errorf("who listens there read %d octets, want none", n)
+	}
+}
+
 func TestMaxConns(t *testing.T) {
 	r := start(t, ServerOptions{MaxConns: 2})
 	a := r.dial()

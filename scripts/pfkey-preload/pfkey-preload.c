@@ -127,6 +127,15 @@ static bool ours(int fd)
 	return yes;
 }
 
+/* trusted tells whether who listens is root or this process's own user: anybody
+ * may take an abstract name that is free, and would be sent keys. */
+static bool trusted(int fd)
+{
+	struct ucred peer;
+	socklen_t len = sizeof peer;
+	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && (peer.uid == 0 || peer.uid == geteuid());
+}
+
 /* dial connects to the socket at path; "@name" is one in the abstract namespace. */
 static int dial(const char *path, int flags)
 {
@@ -151,6 +160,10 @@ static int dial(const char *path, int flags)
 	do
 		r = connect(fd, (struct sockaddr *)&sun, (socklen_t)len);
 	while (r < 0 && errno == EINTR);
+	if (r == 0 && path[0] == '@' && !trusted(fd)) {
+		errno = EACCES;
+		r = -1;
+	}
 	int on = 1;
 	if (r < 0 || mark(fd) < 0 ||
 	    ((flags & SOCK_NONBLOCK) && ioctl(fd, FIONBIO, &on) < 0) ||

@@ -235,6 +235,49 @@ func TestPreloadSeveralInstances(t *testing.T) {
 	}
 }
 
+// The second name of the socket serves a program that does not see /run/missiu,
+// lets in whom the file lets in, and is not taken for missiu's when it is not.
+func TestPreloadAbstract(t *testing.T) {
+	lab.NeedRoot(t)
+	so := preload(t)
+	a, _ := lab.Pair(t)
+	a.StartMissiu("--abstract @missiu-eth0")
+	a.Must("install", "-m", "755", so, "/run/preload.so")
+	register := "LD_PRELOAD=/run/preload.so MISSIU_PFKEY=@missiu-eth0 /usr/bin/python3 -c '" + `import os, socket, struct
+s = socket.socket(15, 3, 2)
+s.send(struct.pack("=BBBBHHII", 2, 7, 0, 3, 2, 0, 9, os.getpid()))
+print(s.recv(9999)[:4])'`
+	hidden := "unshare -m sh -c 'mount -t tmpfs none /run/missiu && exec sh reg.sh'"
+	a.WriteFile("reg.sh", register+"\n", 0o755)
+	const answer = `b'\x02\x07\x00\x03'`
+	if got := a.Sh(hidden); !strings.Contains(got, answer) {
+		t.Errorf("without /run/missiu: %s, want %s", got, answer)
+	}
+	// Another user is not let in: the connection is closed unread.
+	nobody := "setpriv --reuid 65534 --clear-groups env "
+	if r := a.Run("bash", "-c", nobody+"sh reg.sh"); r.Err == "" || strings.Contains(r.Out, answer) {
+		t.Errorf("another user: %v", r)
+	}
+	if n := a.Status().Counters["pfkey_refused"]; n == 0 {
+		t.Error("status does not count who was refused")
+	}
+	a.Sh("ip link add name veth9 type veth peer name veth8 && ip link set veth9 up")
+	if r := a.Try("./missiu -i veth9 --abstract @missiu-eth0 startRaw"); !strings.Contains(r.Err, "address already in use") {
+		t.Errorf("a second instance of the name: %v", r)
+	}
+	a.StopMissiu()
+	// Now the name is free for anybody.
+	p := a.Start("setpriv", "--reuid", "65534", "--clear-groups", "/usr/bin/python3", "-u", "-c", `import socket
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.bind("\0missiu-eth0"); s.listen(); print("ready")
+while True: print("heard", s.accept()[0].recv(999))`)
+	p.Says("ready", 20*time.Second)
+	if r := a.Run("bash", "-c", "sh reg.sh"); !strings.Contains(r.Err, "Errno 13") {
+		t.Errorf("a name that another user took: %v, want EACCES", r)
+	}
+	p.Says("heard b''", 10*time.Second)
+}
+
 // haveProgram skips a test without a program of others.
 func haveProgram(t *testing.T, path, pkg string) {
 	t.Helper()
