@@ -10,9 +10,21 @@ import (
 // it is 0.
 func Checksum(b []byte) uint16 { return ^fold(sum(b, 0)) }
 
+// vectorMin is the number of octets from which vectors are worth their setup;
+// they take multiples of vector.
+const (
+	vectorMin = 64
+	vector    = 32
+)
+
 // sum adds b to acc as big-endian 64-bit words with end-around carry, which
 // folds to the same 16 bits as the sum of 16-bit words (RFC 1071, 2).
 func sum(b []byte, acc uint64) uint64 {
+	if haveVectors && len(b) >= vectorMin {
+		n := len(b) &^ (vector - 1)
+		acc = addSwapped(acc, addAVX2(&b[0], n))
+		b = b[n:]
+	}
 	var c uint64
 	for len(b) >= 32 {
 		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b), c)
@@ -25,12 +37,39 @@ func sum(b []byte, acc uint64) uint64 {
 		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b), c)
 		b = b[8:]
 	}
-	if len(b) > 0 {
-		var last [8]byte
-		copy(last[:], b)
-		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(last[:]), c)
+	// What is left may stand in any 16-bit word of one more.
+	var last uint64
+	if len(b) >= 4 {
+		last = uint64(binary.BigEndian.Uint32(b)) << 32
+		b = b[4:]
 	}
+	if len(b) >= 2 {
+		last |= uint64(binary.BigEndian.Uint16(b)) << 16
+		b = b[2:]
+	}
+	if len(b) > 0 {
+		last |= uint64(b[0]) << 8
+	}
+	acc, c = bits.Add64(acc, last, c)
 	acc, c = bits.Add64(acc, 0, c)
+	return acc + c
+}
+
+// copySum is sum of src, which it copies to dst on the way: one pass over
+// memory instead of two. dst has room for src and does not overlap it.
+func copySum(dst, src []byte, acc uint64) uint64 {
+	if haveVectors && len(src) >= vectorMin {
+		n := len(src) &^ (vector - 1)
+		acc = addSwapped(acc, copyAddAVX2(&dst[:n][0], &src[0], n))
+		dst, src = dst[n:], src[n:]
+	}
+	return sum(dst[:copy(dst[:len(src)], src)], acc)
+}
+
+// addSwapped adds to acc a sum of little-endian words, which is the sum of the
+// big-endian ones with its octets exchanged (RFC 1071, 2 (B)).
+func addSwapped(acc, little uint64) uint64 {
+	acc, c := bits.Add64(acc, uint64(bits.ReverseBytes16(fold(little))), 0)
 	return acc + c
 }
 
