@@ -46,14 +46,24 @@ func (w *outWorker) bundle(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 	for k := range p.P.Requests {
 		r := &p.P.Requests[k]
 		key := outKey(r, src, dst)
-		if r.Mode == ipsec.Tunnel {
+		sa := w.find(p, key)
+		switch {
+		case sa != nil && r.Mode == ipsec.Tunnel:
+			src, dst = sa.P.Src, sa.P.Dst
+		case r.Mode == ipsec.Tunnel:
 			src, dst = r.Src, r.Dst
 		}
-		sa := w.find(p, key)
 		switch {
 		case sa != nil && b.n < MaxBundle:
 			b.sas[b.n] = sa
 			b.n++
+		case r.AnyPeer() && r.Level != ipsec.LevelUse && p.P.Flags&ipsec.PolicyClear == 0:
+			w.n.inc(DropOutNoPeer)
+			return
+		case r.AnyPeer() && r.Level != ipsec.LevelUse:
+			w.pass(buf, off, n, whole)
+			return
+		case r.AnyPeer(): // nobody to ask
 		case r.Level == ipsec.LevelUse:
 			w.e.c.NeedSA(p, key, w.info.Flow())
 		default:

@@ -21,6 +21,7 @@ const (
 	DropOutMalformed                // not a valid IP packet
 	DropOutFragment                 // fragment that could not be reassembled
 	DropOutHold                     // fell out of a full hold queue, or its negotiation failed
+	DropOutNoPeer                   // a policy for any peer, and none has an SA for the packet
 	DropOutSequence                 // sequence numbers of the SA used up
 	DropOutLifetime                 // hard limit of the SA reached
 	DropOutSeal                     // transform refused the packet
@@ -52,7 +53,7 @@ const (
 
 var counterNames = [numCounters]string{
 	"out_protected", "out_bypassed", "out_held", "out_released", "out_fragments", "out_too_big", "out_answered", "out_noise",
-	"drop_out_discard", "drop_out_no_policy", "drop_out_malformed", "drop_out_fragment", "drop_out_hold", "drop_out_sequence",
+	"drop_out_discard", "drop_out_no_policy", "drop_out_malformed", "drop_out_fragment", "drop_out_hold", "drop_out_no_peer", "drop_out_sequence",
 	"drop_out_lifetime", "drop_out_seal", "drop_out_send",
 	"in_protected", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_early", "in_ike",
 	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_encap", "drop_in_selector", "drop_in_policy",

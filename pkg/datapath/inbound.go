@@ -435,7 +435,7 @@ func serves(sa *sad.SA, e *spd.Entry, r *ipsec.Request) bool {
 		(sa.P.ReqID != 0 || e.P.Flags&ipsec.PolicyManual == 0 || !sa.Fits(e.P.Proposals)) {
 		return false
 	}
-	return r.Mode != ipsec.Tunnel || r.Src == sa.P.Src && r.Dst == sa.P.Dst
+	return r.Mode != ipsec.Tunnel || r.Ends(sa.P.Src, sa.P.Dst)
 }
 
 // decapsulate puts the IP packet together that an opened ESP packet carries:

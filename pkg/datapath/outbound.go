@@ -193,8 +193,12 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 	case sa != nil:
 		w.encapsulate(sa, buf, off, n, now, whole)
 	case r.Level == ipsec.LevelUse || p.P.Flags&ipsec.PolicyClear != 0:
-		w.e.c.NeedSA(p, key, w.info.Flow())
+		if !r.AnyPeer() {
+			w.e.c.NeedSA(p, key, w.info.Flow())
+		}
 		w.pass(buf, off, n, whole)
+	case r.AnyPeer():
+		w.n.inc(DropOutNoPeer)
 	default:
 		w.wait(p, []sad.OutKey{key}, buf[off:off+n], now, whole)
 	}
@@ -212,7 +216,7 @@ func (w *outWorker) find(p *spd.Entry, key sad.OutKey) *sad.SA {
 // outKey is the SA that a request wants for a packet from src to dst.
 func outKey(r *ipsec.Request, src, dst netip.Addr) sad.OutKey {
 	key := sad.OutKey{Proto: r.Proto, Mode: r.Mode, Src: r.Src, Dst: r.Dst}
-	if r.Level == ipsec.LevelUnique {
+	if r.Level == ipsec.LevelUnique || r.Template() {
 		key.ReqID = r.ReqID
 	}
 	if r.Mode == ipsec.Transport {

@@ -195,6 +195,9 @@ func (d *Daemon) initiate() {
 		e := ends{}
 		if r := p.Out.Requests[0]; r.Mode == ipsec.Tunnel {
 			e = ends{r.Src, r.Dst}
+			if ipsec.Open(r.Src) {
+				e.local = d.localTowards(r.Dst)
+			}
 		} else if p.Out.Sel.Dst.IsSingleIP() {
 			e.remote = p.Out.Sel.Dst.Addr()
 			i := slices.IndexFunc(d.cfg.Local, func(a netip.Addr) bool { return a.BitLen() == e.remote.BitLen() && p.Out.Sel.Src.Contains(a) })
@@ -220,6 +223,17 @@ func (d *Daemon) initiate() {
 		d.log.Info("negotiation at load", zap.Stringer("peer", e.remote), zap.Int("policies", len(reqs[e])))
 		d.ask(e.local, e.remote, rule, nil, reqs[e]...)
 	}
+}
+
+// localTowards is the address of ours by which there is a rule for a peer, for
+// a policy that leaves it open; invalid if there is none.
+func (d *Daemon) localTowards(remote netip.Addr) netip.Addr {
+	for _, a := range d.cfg.Local {
+		if a.BitLen() == remote.BitLen() && d.conns[a] != nil && d.rules.Load().Outbound(a, remote) != nil {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 func (d *Daemon) refresh() {
@@ -365,6 +379,12 @@ func (d *Daemon) acquire(a keysock.Acquire) {
 	if a.Proto != ipsec.ESP {
 		refuse("only ESP is negotiated", syscall.EPROTONOSUPPORT)
 		return
+	}
+	if a.Mode == ipsec.Tunnel && ipsec.Open(a.Src) {
+		if a.Src = d.localTowards(a.Dst); !a.Src.IsValid() {
+			refuse("no rule for this peer", syscall.EACCES)
+			return
+		}
 	}
 	if d.conns[a.Src] == nil {
 		refuse("not an address that ike was given (if the route chose it: ip route replace PEER dev TAP src ADDRESS)", syscall.EADDRNOTAVAIL)

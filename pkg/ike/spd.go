@@ -110,8 +110,8 @@ func (s *spd) outbound(id uint32) (sa.Policy, bool) {
 }
 
 // Policies is sa.Host's: the policies by which a peer may have what it asks
-// for (RFC 4301, 4.4.3.4): their end points are the IKE SA's addresses and
-// their selectors meet the peer's.
+// for (RFC 4301, 4.4.3.4): their end points are the IKE SA's addresses, or open,
+// and their selectors meet the peer's.
 func (s *spd) policies(q sa.Query) []sa.Policy {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -134,7 +134,7 @@ func (s *spd) towards(local, remote netip.Addr) []sa.Policy {
 	var ps []sa.Policy
 	for _, p := range s.out {
 		r := p.Requests[0]
-		exact := r.Mode == ipsec.Tunnel || p.Sel.Dst.IsSingleIP()
+		exact := r.Mode == ipsec.Tunnel && !r.AnyPeer() || r.Mode != ipsec.Tunnel && p.Sel.Dst.IsSingleIP()
 		if exact && serves(p, r.Mode, local, remote) {
 			ps = append(ps, s.pair(p))
 		}
@@ -150,7 +150,7 @@ func serves(p *ipsec.Policy, mode ipsec.Mode, local, remote netip.Addr) bool {
 	if mode == ipsec.Transport {
 		return p.Sel.Src.Contains(local) && p.Sel.Dst.Contains(remote)
 	}
-	return r.Dst == remote && (r.Src == local || !r.Src.IsValid() || r.Src.IsUnspecified())
+	return (r.Dst == remote || ipsec.Open(r.Dst)) && (r.Src == local || !r.Src.IsValid() || ipsec.Open(r.Src))
 }
 
 // meets reports whether a selector of one side has anything in common with ts.

@@ -258,13 +258,32 @@ const (
 	LevelUnique  Level = 3
 )
 
-// Request is one transform of a Protect policy.
+// Request is one transform of a Protect policy. One of tunnel mode whose Src or
+// Dst is unspecified (0.0.0.0 or ::) is a template: it takes SAs whatever their
+// address at that end, of those made for it (its ReqID) the ones whose traffic
+// selectors hold the packet.
 type Request struct {
 	Proto    Protocol
 	Mode     Mode
 	Level    Level
 	ReqID    ReqID
 	Src, Dst netip.Addr // tunnel end points; invalid in transport mode
+}
+
+// Open reports whether an end point of a tunnel is left to the SA.
+func Open(end netip.Addr) bool { return end.IsUnspecified() }
+
+// Template reports whether an end of r is open.
+func (r *Request) Template() bool { return r.Mode == Tunnel && (Open(r.Src) || Open(r.Dst)) }
+
+// AnyPeer reports whether the far end of an outbound r is open, so that there is
+// nobody whom one could ask for an SA.
+func (r *Request) AnyPeer() bool { return r.Mode == Tunnel && Open(r.Dst) }
+
+// Ends reports whether an SA from src to dst is between the end points of r,
+// which is of tunnel mode.
+func (r *Request) Ends(src, dst netip.Addr) bool {
+	return (r.Src == src || Open(r.Src)) && (r.Dst == dst || Open(r.Dst))
 }
 
 // Proposal is one acceptable combination of ESP algorithms, best first in a

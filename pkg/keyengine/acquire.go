@@ -137,7 +137,7 @@ func (e *Engine) answered(r *record, seq uint32) {
 		if key.ReqID == 0 && w.manual {
 			k.ReqID = 0
 		}
-		if k != key && k != any || w.key.flow != (ipsec.Flow{}) && !holds(&r.p, w.key.flow) {
+		if k != key && k != any && !(k.Open() && k.Takes(&r.p)) || w.key.flow != (ipsec.Flow{}) && !holds(&r.p, w.key.flow) {
 			continue
 		}
 		e.done(w)

@@ -229,3 +229,25 @@ func TestAcquireManual(t *testing.T) {
 		}
 	})
 }
+
+// A policy that leaves our own end open asks for an SA to its peer, and takes
+// the one that comes, whatever address of ours it has.
+func TestAcquireOpenEnd(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := tunnel(ipsec.LevelUnique, 7)
+		p.Requests[0].Src = netip.IPv4Unspecified()
+		e, k := r.policy(p)
+		r.NeedSA(e, k, flow)
+		r.want("acquire 0.0.0.0->198.51.100.2 reqid 7")
+		sa := outSA(0x1000, 7)
+		sa.SrcTS = []ipsec.TrafficSelector{{Start: flow.Src, End: flow.Src, PortHi: 65535}}
+		sa.DstTS = []ipsec.TrafficSelector{{Start: flow.Dst, End: flow.Dst, PortHi: 65535}}
+		if _, err := r.add(sa, 0); err != nil {
+			r.Fatal(err)
+		}
+		r.want("overhead 57", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0", "installed 0.0.0.0->198.51.100.2 reqid 7")
+		if r.Stats().Acquires != 0 || len(r.asked) != 0 {
+			r.Errorf("left: %+v, %d asked", r.Stats(), len(r.asked))
+		}
+	})
+}

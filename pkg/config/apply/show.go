@@ -77,7 +77,7 @@ func (s *supply) count(p *ipsec.Policy) int {
 		for _, i := range s.manual {
 			switch {
 			case i.Proto != r.Proto || i.Mode != r.Mode:
-			case r.Mode == ipsec.Tunnel && (i.Src != r.Src || i.Dst != r.Dst):
+			case r.Mode == ipsec.Tunnel && !r.Ends(i.Src, i.Dst), r.Template() && len(i.DstTS) == 0:
 			case r.Mode != ipsec.Tunnel && (!p.Sel.Src.Contains(i.Src) || !p.Sel.Dst.Contains(i.Dst)):
 			default:
 				n++

@@ -135,7 +135,7 @@ func formatRequests(p *ipsec.Policy, dir ipsec.Direction) (ends string, notes []
 			if dir == ipsec.In {
 				l, e = e, l
 			}
-			ends = fmt.Sprintf(" tladdr %v traddr %v", l, e)
+			ends = fmt.Sprintf(" tladdr %s traddr %s", tunnelEnd(l), tunnelEnd(e))
 		}
 		switch r.Level {
 		case ipsec.LevelUnique:
@@ -146,6 +146,13 @@ func formatRequests(p *ipsec.Policy, dir ipsec.Direction) (ends string, notes []
 		}
 	}
 	return ends, notes
+}
+
+func tunnelEnd(a netip.Addr) string {
+	if ipsec.Open(a) {
+		return "any"
+	}
+	return a.String()
 }
 
 func formatProposal(p *ipsec.Proposal) string {

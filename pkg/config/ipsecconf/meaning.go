@@ -335,6 +335,14 @@ func (m *entryMeaning) rules(action ipsec.Action, ts []transform) []Rule {
 	if m.bad {
 		return nil
 	}
+	if action == ipsec.Protect && ipsec.Open(ts[0].local) && ipsec.Open(ts[0].remote) {
+		for _, s := range sels {
+			if s.Src.Overlaps(s.Dst) {
+				m.errorf(Word{Pos: m.e.Pos}, "both ends of the tunnel are any: want local and remote addresses that do not overlap, which tell SAs of one direction from those of the other")
+				return nil
+			}
+		}
+	}
 	ways := m.ways()
 	seen := map[selKey]bool{} // a name may have the same address twice
 	var rules []Rule

@@ -64,6 +64,9 @@ func (m *entryMeaning) transform(a Alternative, ps params) (t transform) {
 // initPeer: what is negotiated at load needs to know with whom.
 func (m *entryMeaning) initPeer(p Param, t *transform) {
 	if t.remote.IsValid() {
+		if ipsec.Open(t.remote) {
+			m.l.Warnf(p.Value.Pos, "sa init: no peer is named; one that asks gets SAs")
+		}
 		return
 	}
 	for _, side := range [][]netip.Prefix{m.src, m.dst} {
@@ -229,7 +232,14 @@ func (m *entryMeaning) endPoints(ps params, t *transform) {
 		case hasR && !hasL:
 			m.missing(r.Key, "%s: %s missing", pair[1], pair[0])
 		case hasL:
-			t.local, t.remote = m.endPoint(l), m.endPoint(r)
+			t.local, t.remote = m.tunnelEnd(l), m.tunnelEnd(r)
+			// The open end is of the family of the other.
+			if ipsec.Open(t.local) && t.remote.Is6() {
+				t.local = netip.IPv6Unspecified()
+			}
+			if ipsec.Open(t.remote) && t.local.Is6() {
+				t.remote = netip.IPv6Unspecified()
+			}
 			if t.local.IsValid() && t.remote.IsValid() && t.local.BitLen() != t.remote.BitLen() {
 				m.badValue(r, "mixed address families")
 			}
@@ -237,11 +247,15 @@ func (m *entryMeaning) endPoints(ps params, t *transform) {
 	}
 }
 
-func (m *entryMeaning) endPoint(p Param) netip.Addr {
-	if p.Value.Text == "any" {
-		m.badValue(p, "peers of any address are not supported; want the address of a host")
-		return netip.Addr{}
+// tunnelEnd reads an end point of a tunnel, which "any" leaves open.
+func (m *entryMeaning) tunnelEnd(p Param) netip.Addr {
+	if _, ok := m.consts["any"]; p.Value.Text == "any" && !ok {
+		return netip.IPv4Unspecified()
 	}
+	return m.endPoint(p)
+}
+
+func (m *entryMeaning) endPoint(p Param) netip.Addr {
 	as := m.hostAddrs(p, p.Value.Text)
 	switch {
 	case len(as) == 0: // reported

@@ -13,7 +13,8 @@ import (
 // OutKey says which SA an outbound policy wants. ReqID is 0 where any SA of the
 // right addresses, protocol and mode serves (levels use and require), and that
 // of the request at level unique. Src and Dst are the SA's: tunnel end points,
-// or the packet's own addresses in transport mode.
+// of which unspecified ones are open (see templates), or the packet's own
+// addresses in transport mode.
 type OutKey struct {
 	Proto    ipsec.Protocol
 	Mode     ipsec.Mode
@@ -27,6 +28,7 @@ type DB struct {
 	bySPI *table[SA]
 	out   *table[bucket]
 	flows atomic.Int64 // SAs for single flows
+	dests [2]lengths   // of IPv4, IPv6: see templates
 	gen   atomic.Uint64
 	n     atomic.Int64
 }
@@ -72,7 +74,7 @@ func (d *DB) hashID(id ipsec.SAID) uint64 {
 
 func (d *DB) hashOut(k place) uint64 {
 	h := d.hashKey(k.OutKey)
-	if f := k.flow; f.Proto != 0 {
+	if f := k.flow; f.Dst.IsValid() {
 		h = d.seed.mix(d.seed.mix(d.seed.addr(f.Src), d.seed.addr(f.Dst))^h, uint64(f.Proto)<<32|uint64(f.SrcPort)<<16|uint64(f.DstPort))
 	}
 	return h
@@ -121,21 +123,26 @@ func (d *DB) OutManual(k OutKey, i *packet.Info, alts []ipsec.Proposal) *SA {
 
 // newest is Out, or if byHand OutManual.
 func (d *DB) newest(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
+	if k.Open() {
+		return d.open(k, i, byHand, alts)
+	}
 	var dying *SA
 	if d.flows.Load() > 0 {
 		if f, ok := flowOf(i); ok {
-			if dying = d.newestAt(place{k, f}, i, byHand, alts); dying != nil && dying.State() == Mature {
+			if dying = d.newestAt(place{k, f}, nil, i, byHand, alts); dying != nil && dying.State() == Mature {
 				return dying
 			}
 		}
 	}
-	if sa := d.newestAt(place{OutKey: k}, i, byHand, alts); sa != nil && (dying == nil || sa.State() == Mature) {
+	if sa := d.newestAt(place{OutKey: k}, nil, i, byHand, alts); sa != nil && (dying == nil || sa.State() == Mature) {
 		return sa
 	}
 	return dying
 }
 
-func (d *DB) newestAt(k place, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
+// newestAt is newest in one place; of a template ends says between which
+// addresses the SA is to be, else it is nil.
+func (d *DB) newestAt(k place, ends *OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
 	b := d.bucket(k)
 	if b == nil {
 		return nil
@@ -143,7 +150,7 @@ func (d *DB) newestAt(k place, i *packet.Info, byHand bool, alts []ipsec.Proposa
 	var dying *SA
 	for l := b.head.Load(); l != nil; l = l.next.Load() {
 		sa := l.sa.Load()
-		if byHand && !sa.Fits(alts) || k.ReqID == manual && (sa.P.ReqID == 0) != byHand {
+		if byHand && !sa.Fits(alts) || k.ReqID == manual && (sa.P.ReqID == 0) != byHand || ends != nil && !ends.between(sa.P.Src, sa.P.Dst) {
 			continue
 		}
 		switch sa.State() {
@@ -270,6 +277,10 @@ func (d *DB) link(s *SA) {
 		k.ReqID = manual
 	}
 	s.links[1] = d.push(k, s)
+	if t, ok := s.templatePlace(); ok {
+		d.dests[family(t.flow.Dst)].count(t.flow, 1)
+		s.links[2] = d.push(t, s)
+	}
 }
 
 func (d *DB) push(k place, s *SA) *link {
@@ -299,6 +310,10 @@ func (d *DB) push(k place, s *SA) *link {
 func (d *DB) unlink(s *SA) {
 	if _, ok := s.flow(); ok && s.links[0] != nil {
 		d.flows.Add(-1)
+	}
+	if l := s.links[2]; l != nil {
+		f := l.in.key.flow
+		d.dests[family(f.Dst)].count(f, -1)
 	}
 	for i, l := range s.links {
 		if l == nil {

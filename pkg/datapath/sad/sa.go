@@ -60,7 +60,7 @@ type SA struct {
 	encrBits uint16 // of the cipher key, without salt
 
 	// Of the writer, for removal from the outbound lists.
-	links [2]*link
+	links [3]*link
 }
 
 // Counters is what changes in an SA. All of it is safe for concurrent use.

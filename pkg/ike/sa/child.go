@@ -57,6 +57,12 @@ func (p Policy) reqIDs() (r reqIDs) {
 	return r
 }
 
+// template: the policy leaves the address of the peer, or ours, to the SAs.
+func (p Policy) template() bool {
+	q := espRequest(p.Out)
+	return q != nil && q.Template()
+}
+
 // mode returns that of the policy; false if it has no ESP request.
 func (p Policy) mode() (ipsec.Mode, bool) {
 	q := espRequest(p.Out)
@@ -175,6 +181,9 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 	}
 	if rekeys != nil { // at least what it had (RFC 7296, 2.9.2)
 		o.tsi, o.tsr = append(o.tsi, rekeys.local...), append(o.tsr, rekeys.remote...)
+		if r.Policy.template() {
+			return o, nil // the policy's own selectors are those of all its peers
+		}
 	}
 	o.tsi, o.tsr = appendTS(o.tsi, l), appendTS(o.tsr, p)
 	return o, nil
