@@ -159,6 +159,15 @@ func TestSPD(t *testing.T) {
 			t.Errorf("outbound %d: got %+v, want none", id, p)
 		}
 	}
+	// Templates serve any peer, and ask none; our own end may be open as well.
+	open := netip.IPv4Unspecified()
+	s.add(tunnel(20, ipsec.Out, 7, "10.7.0.0/16", "0.0.0.0/0", addrA, open))
+	s.add(tunnel(21, ipsec.In, 7, "0.0.0.0/0", "10.7.0.0/16", open, addrA))
+	s.add(tunnel(22, ipsec.Out, 8, "10.8.0.0/16", "10.9.0.0/16", open, addrB))
+	s.add(tunnel(23, ipsec.Out, 9, "10.7.0.0/16", "0.0.0.0/0", addrB, open)) // another address of ours
+	check("any peer", s.policies(q(ipsec.Tunnel, "10.7.0.0/16", "10.66.0.1/32")), 20, 21)
+	check("any end of ours", s.policies(q(ipsec.Tunnel, "10.8.0.0/16", "10.9.0.0/16")), 22, 0)
+	check("at start, with templates", s.towards(addrA, addrB), 5, 6, 3, 0, 1, 2, 22, 0)
 	s.delete(2)
 	s.delete(3)
 	s.delete(77)
