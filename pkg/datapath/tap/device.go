@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/linger"
 )
 
 // Flags of virtio_net_hdr and of TUNSETOFFLOAD.
@@ -36,10 +38,11 @@ type device struct {
 
 	rmu sync.Mutex // the callback's arguments and results
 	r   struct {
-		fs  []Frame
-		n   int
-		err error
-		fn  func(uintptr) bool
+		fs   []Frame
+		n    int
+		err  error
+		fn   func(uintptr) bool
+		wait linger.Wait
 	}
 	wmu sync.Mutex
 	w   struct {
@@ -57,7 +60,7 @@ func newDevice(f *os.File, name string, o Options) (*device, error) {
 		return nil, err
 	}
 	d := &device{file: f, raw: raw, name: name, vnet: o.Offload == OffloadAuto}
-	d.r.fn = d.readLoop
+	d.r.fn, d.r.wait = d.readLoop, linger.New(o.Wait)
 	d.w.fn = d.writeLoop
 	if !d.vnet {
 		return d, nil
@@ -177,7 +180,13 @@ func (d *device) readLoop(fd uintptr) bool {
 		switch errno {
 		case 0:
 		case unix.EAGAIN:
-			return r.n > 0
+			if r.n > 0 {
+				return true
+			}
+			if r.wait.Again() {
+				continue
+			}
+			return false
 		case unix.EINTR:
 			continue
 		default:
@@ -192,6 +201,9 @@ func (d *device) readLoop(fd uintptr) bool {
 			f.Offload.decode(f.Buf[start:f.Off])
 		}
 		f.Len = n
+		if r.n == 0 {
+			r.wait.Got()
+		}
 		r.n++
 	}
 	return true

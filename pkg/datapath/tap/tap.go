@@ -87,6 +87,8 @@ type Options struct {
 	// on reading (TUNSETOFFLOAD). Without it every frame read is finished.
 	ReadOffload bool
 	Up          bool // bring it up
+	// Wait is how ReadBatch waits: linger.Adaptive, which "" means too, or linger.Poll.
+	Wait string
 }
 
 // Errors that callers branch on; they come wrapped.

@@ -98,7 +98,8 @@ func (m *mmsg) name(i int) netip.AddrPort {
 func putPort(p *uint16, v uint16) { binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(p))[:], v) }
 func getPort(p *uint16) uint16    { return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(p))[:]) }
 
-// recv and send move messages [from, to). Neither blocks.
+// recv and send move messages [from, to). Neither blocks, so the scheduler need
+// not know of them.
 func (m *mmsg) recv(fd uintptr, from, to int) (int, syscall.Errno) {
 	return m.call(unix.SYS_RECVMMSG, fd, from, to, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
 }
@@ -109,7 +110,7 @@ func (m *mmsg) send(fd uintptr, from, to int) (int, syscall.Errno) {
 
 func (m *mmsg) call(trap, fd uintptr, from, to, flags int) (int, syscall.Errno) {
 	for {
-		n, _, errno := syscall.Syscall6(trap, fd, uintptr(unsafe.Pointer(&m.hdrs[from])), uintptr(to-from), uintptr(flags), 0, 0)
+		n, _, errno := syscall.RawSyscall6(trap, fd, uintptr(unsafe.Pointer(&m.hdrs[from])), uintptr(to-from), uintptr(flags), 0, 0)
 		if errno != unix.EINTR {
 			return int(n), errno
 		}

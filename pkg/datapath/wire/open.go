@@ -35,6 +35,8 @@ type Wire struct {
 	events   *nl.Conn // of the packet filter
 	tampered chan error
 
+	fallbacks fallbacks
+
 	closing   atomic.Bool
 	closeOnce sync.Once
 	closeErr  error
@@ -47,6 +49,7 @@ type Wire struct {
 // first SetDivert.
 func Open(ifname string) (*Wire, error) {
 	w := &Wire{name: ifname, changes: make(chan Link, 1), tampered: make(chan error, 1), stop: make(chan struct{})}
+	w.fallbacks.told, w.fallbacks.news = map[string]bool{}, make(chan Fallback, maxFallbacks)
 	if err := w.open(); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("%s: %w", ifname, err)

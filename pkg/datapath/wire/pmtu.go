@@ -60,6 +60,15 @@ func (p *pmtu) edit(dst netip.Addr, f func(*path)) {
 	p.paths[dst] = v
 }
 
+// doubt has the kernel asked about a path again, as it has refused a packet; at
+// most once a second.
+func (p *pmtu) doubt(dst netip.Addr, now time.Time) {
+	if now.Add(kernelAge - time.Second).Before(p.get(dst).kernelUntil) {
+		return
+	}
+	p.edit(dst, func(q *path) { q.kernelUntil = time.Time{} })
+}
+
 func (p *pmtu) forgetKernel() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -125,7 +125,7 @@ func (w *Wire) WriteBatch(ps []Packet) (int, error) {
 					return done, lost
 				}
 			}
-			return done, &SendError{Dst: destination(&ps[done]), Err: errno}
+			return done, &SendError{Dst: destination(&ps[done]), Err: errno, Lost: 1}
 		}
 	}
 	s.m.release(maxBatch)

@@ -5,10 +5,14 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/linger"
 )
 
 // UDP is port 4500 on the interface. It implements UDPConn and is safe for
@@ -25,19 +29,18 @@ type UDP struct {
 	raw   syscall.RawConn
 	socks [2]udpSocket // IPv4, IPv6
 	pollF func(uintptr) bool
+	gro   bool
 
-	mu  sync.Mutex // arguments and results of reading
-	ds  []Datagram
-	n   int
-	err error
-	m   mmsg
+	mu   sync.Mutex // arguments and results of reading
+	ds   []Datagram
+	n    int
+	err  error
+	m    mmsg
+	wait linger.Wait
 
-	wmu  sync.Mutex // of writing
-	wm   mmsg
-	wto  int
-	wn   int
-	werr syscall.Errno
-	frag bool
+	out udpOut
+
+	messages, truncated atomic.Uint64
 
 	closeOnce sync.Once
 }
@@ -48,12 +51,19 @@ type udpSocket struct {
 	raw    syscall.RawConn
 	recv   func(uintptr)
 	send   func(uintptr) bool
+	// segment: the kernel cuts trains into datagrams, from time after.
+	segment bool
+	after   time.Time
 }
 
 // UDPOptions of OpenUDP.
 type UDPOptions struct {
 	Port uint16 // 0: 4500
 	GRO  bool   // the caller understands Datagram.Segment on reading
+	// Plain asks the kernel neither to cut nor to join datagrams; WriteBatch
+	// cuts by itself then.
+	Plain bool
+	Wait  string // as in tap.Options
 }
 
 // OpenUDP binds the port, for packets that arrive at the interface for any of
@@ -62,7 +72,7 @@ func (w *Wire) OpenUDP(o UDPOptions) (*UDP, error) {
 	if o.Port == 0 {
 		o.Port = portNATT
 	}
-	u := &UDP{w: w, port: o.Port}
+	u := &UDP{w: w, port: o.Port, wait: linger.New(o.Wait)}
 	u.pollF = u.poll
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -98,7 +108,10 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 		return err
 	}
 	s.recv = func(fd uintptr) { u.receive(fd) }
-	s.send = func(fd uintptr) bool { u.transmit(fd, family); return true }
+	s.send = func(fd uintptr) bool { u.out.transmit(fd, family); return true }
+	if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT); err == nil && !o.Plain {
+		s.segment = true
+	}
 	opts := [][3]int{
 		{unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
 		{unix.IPPROTO_IP, unix.IP_RECVTOS, 1},
@@ -111,11 +124,13 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
+			// RFC 6935: zero is allowed in a tunnel; the ICV decides.
+			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1},
 		}
 		any = &unix.SockaddrInet6{Port: int(o.Port)}
 	}
-	if o.GRO {
-		opts = append(opts, [3]int{unix.IPPROTO_UDP, unix.UDP_GRO, 1})
+	if o.GRO && !o.Plain && unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil {
+		u.gro = true
 	}
 	for _, p := range opts {
 		if err := unix.SetsockoptInt(fd, p[0], p[1], p[2]); err != nil {
@@ -185,8 +200,12 @@ func (u *UDP) poll(ep uintptr) bool {
 			u.err = errno
 			return true
 		case n == 0:
+			if u.wait.Again() {
+				continue
+			}
 			return false
 		}
+		u.wait.Got()
 		for _, e := range events[:n] {
 			if u.n == len(u.ds) || u.err != nil {
 				break
@@ -223,6 +242,7 @@ func (u *UDP) receive(fd uintptr) {
 	}
 	for i := from; i < from+n; i++ {
 		if u.m.truncated(i) {
+			u.truncated.Add(1)
 			continue
 		}
 		d := &u.ds[i]
@@ -234,6 +254,7 @@ func (u *UDP) receive(fd uintptr) {
 		u.ds[u.n], *d = *d, u.ds[u.n]
 		u.n++
 	}
+	u.messages.Add(uint64(n))
 }
 
 // control reads the control messages of a datagram received.
@@ -261,132 +282,4 @@ func (d *Datagram) control(b []byte) {
 		}
 		b = b[min(len(b), unix.CmsgSpace(n-unix.CmsgLen(0))):]
 	}
-}
-
-// appendControl writes the control messages of a datagram to be sent; it
-// returns their length.
-func (d *Datagram) appendControl(b []byte) int {
-	n := 0
-	put := func(level, kind int32, size int) []byte {
-		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[n]))
-		clear(b[n : n+unix.CmsgSpace(size)])
-		h.Level, h.Type = level, kind
-		h.SetLen(unix.CmsgLen(size))
-		v := b[n+unix.CmsgLen(0) : n+unix.CmsgLen(size)]
-		n += unix.CmsgSpace(size)
-		return v
-	}
-	if a := d.Local.Addr(); a.Is4() && !a.IsUnspecified() {
-		v := a.As4()
-		copy(put(unix.IPPROTO_IP, unix.IP_PKTINFO, 12)[4:], v[:])
-	} else if a.Is6() && !a.IsUnspecified() {
-		v := a.As16()
-		copy(put(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, 20), v[:])
-	}
-	if d.TOS != 0 {
-		level, kind := int32(unix.IPPROTO_IP), int32(unix.IP_TOS)
-		if d.Remote.Addr().Is6() {
-			level, kind = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
-		}
-		*(*int32)(unsafe.Pointer(&put(level, kind, 4)[0])) = int32(d.TOS)
-	}
-	if d.Segment != 0 {
-		*(*uint16)(unsafe.Pointer(&put(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)[0])) = uint16(d.Segment)
-	}
-	return n
-}
-
-// WriteBatch implements UDPConn.
-func (u *UDP) WriteBatch(ds []Datagram) (int, error) {
-	u.wmu.Lock()
-	defer u.wmu.Unlock()
-	defer u.wm.release(maxBatch)
-	done := 0
-	for done < len(ds) {
-		family, n := u.fill(ds[done:min(len(ds), done+maxBatch)])
-		d := &ds[done]
-		u.wn, u.werr = 0, unix.EINVAL
-		if n > 0 {
-			u.wto, u.frag = n, false
-			if err := u.transmitOn(family); err != nil {
-				return done, err
-			}
-			if u.wn == 0 && u.werr == unix.EMSGSIZE && !d.DontFragment && d.Segment == 0 {
-				u.wto, u.frag = 1, true
-				if err := u.transmitOn(family); err != nil {
-					return done, err
-				}
-			}
-		}
-		done += u.wn
-		if u.wn == 0 {
-			return done, &SendError{Dst: d.Remote.Addr(), Err: u.werr}
-		}
-	}
-	return done, nil
-}
-
-func (u *UDP) transmitOn(family int) error {
-	s := &u.socks[family]
-	if s.file == nil {
-		u.wn, u.werr = 0, unix.EAFNOSUPPORT
-		return nil
-	}
-	if err := s.raw.Write(s.send); err != nil {
-		return os.ErrClosed
-	}
-	return nil
-}
-
-// fill puts the first datagrams of one family into messages.
-func (u *UDP) fill(ds []Datagram) (family, n int) {
-	for i := range ds {
-		d := &ds[i]
-		if !d.Remote.IsValid() || d.Off < 0 || d.Len < 0 || d.Off+d.Len > len(d.Buf) {
-			return family, i
-		}
-		f := 0
-		if d.Remote.Addr().Is6() {
-			f = 1
-		}
-		if a := d.Local.Addr(); a.IsValid() && a.Is4() != (f == 0) {
-			return family, i
-		}
-		if i == 0 {
-			family = f
-		} else if f != family {
-			return family, i
-		}
-		u.wm.set(i, d.Buf[d.Off:d.Off+d.Len])
-		u.wm.setName(i, d.Remote, uint32(u.w.index))
-		u.wm.setOOB(i, d.appendControl(u.wm.oobs[i][:]))
-	}
-	return family, len(ds)
-}
-
-// transmit sends messages [0, wto). With frag the kernel may fragment, for
-// which there is only a switch on the socket.
-func (u *UDP) transmit(fd uintptr, family int) {
-	if u.frag {
-		fragmentation(fd, family, true)
-		defer fragmentation(fd, family, false)
-	}
-	u.wn, u.werr = u.wm.send(fd, 0, u.wto)
-	if u.werr == unix.EAGAIN {
-		u.werr = unix.ENOBUFS
-	}
-	if u.werr != 0 {
-		u.wn = 0
-	}
-}
-
-func fragmentation(fd uintptr, family int, on bool) {
-	level, opt, v := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
-	if family == unix.AF_INET6 {
-		level, opt, v = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
-	}
-	if on {
-		v = unix.IP_PMTUDISC_DONT // the same number in IPv6
-	}
-	unix.SetsockoptInt(int(fd), level, opt, v)
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"testing"
 	"time"
 
@@ -258,5 +259,174 @@ func BenchmarkWriteBatch(b *testing.B) {
 			}
 			ps = ps[n:]
 		}
+	}
+}
+
+// trainCase is a train of segments, and what of it arrives.
+func sizes(n, segment int) []int {
+	var s []int
+	for ; n > segment; n -= segment {
+		s = append(s, segment)
+	}
+	return append(s, n)
+}
+
+// A train that the kernel will not cut, for whatever reason, leaves as single
+// datagrams in the same order, and what cannot leave is reported.
+func TestUDPTrains(t *testing.T) {
+	l := newLab(t)
+	w := openWire(t)
+	refuseToCut := func(u *UDP) { // EINVAL: a train without checksum
+		u.socks[0].raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1) })
+	}
+	port := uint16(4500)
+	for _, k := range []struct {
+		name    string
+		options UDPOptions
+		before  func(u *UDP)
+		train   []Datagram // Len, Segment, DontFragment
+		mtu     int
+		want    UDPStats
+		sizes   []int
+		lost    int
+	}{
+		{"kernel cuts", UDPOptions{}, nil, []Datagram{{Len: 2500, Segment: 1000}, {Len: 10}}, 0,
+			UDPStats{Trains: 1, Singles: 1}, []int{1000, 1000, 500, 10}, 0},
+		{"longer than a message", UDPOptions{}, nil, []Datagram{{Len: 69000, Segment: 1000}, {Len: 8000, Segment: 80}}, 0,
+			UDPStats{Trains: 4}, append(sizes(69000, 1000), sizes(8000, 80)...), 0},
+		{"one segment", UDPOptions{}, nil, []Datagram{{Len: 1000, Segment: 1000}, {Len: 999, Segment: 1000}}, 0,
+			UDPStats{Singles: 2}, []int{1000, 999}, 0},
+		{"plain", UDPOptions{Plain: true}, nil, []Datagram{{Len: 2500, Segment: 1000}}, 0,
+			UDPStats{Singles: 3}, sizes(2500, 1000), 0},
+		{"refused", UDPOptions{}, refuseToCut, []Datagram{{Len: 7}, {Len: 69000, Segment: 1000}, {Len: 2500, Segment: 1000}}, 0,
+			UDPStats{Singles: 73, Fallbacks: 1}, append(append([]int{7}, sizes(69000, 1000)...), sizes(2500, 1000)...), 0},
+		{"narrow path", UDPOptions{}, nil, []Datagram{{Len: 2500, Segment: 1400}, {Len: 1200, Segment: 600}}, 1300,
+			UDPStats{Trains: 1, Singles: 2, Fallbacks: 1}, []int{1400, 1100, 600, 600}, 0},
+		{"narrow path, whole", UDPOptions{}, nil, []Datagram{{Len: 6700, Segment: 1400, DontFragment: true}, {Len: 5}}, 1300,
+			UDPStats{Singles: 1, Fallbacks: 1, Refused: 4}, []int{1100}, 4},
+	} {
+		t.Run(k.name, func(t *testing.T) {
+			c := l.listenUDP("10.9.0.2:1111")
+			defer c.Close()
+			c.SetReadBuffer(8 << 20)
+			port++
+			k.options.Port = port
+			u := openUDP(t, w, k.options)
+			if k.before != nil {
+				k.before(u)
+			}
+			if k.mtu != 0 {
+				sh(t, "ip route add 10.9.0.2/32 dev e0 mtu "+strconv.Itoa(k.mtu))
+				defer sh(t, "ip route del 10.9.0.2/32")
+			}
+			for i := range k.train {
+				d := &k.train[i]
+				d.Buf, d.Off, d.Remote = make([]byte, 3+d.Len), 3, netip.MustParseAddrPort("10.9.0.2:1111")
+				for j := range d.Len {
+					d.Buf[3+j] = byte(j>>8 + j)
+				}
+			}
+			n, err := u.WriteBatch(k.train)
+			refused := (*SendError)(nil)
+			if k.lost == 0 && (n != len(k.train) || err != nil) || k.lost > 0 && (n != 0 || !errors.As(err, &refused) || refused.Lost != k.lost || refused.Err != unix.EMSGSIZE) {
+				t.Errorf("got %d, %v, want %d lost", n, err, k.lost)
+			}
+			if got := u.Stats(); got != k.want {
+				t.Errorf("got %+v, want %+v", got, k.want)
+			}
+			buf := make([]byte, 70000)
+			at, off := 0, 0
+			for i, want := range k.sizes {
+				if k.lost > 0 {
+					off = k.train[0].Len - want
+				} else if off == k.train[at].Len {
+					at, off = at+1, 0
+				}
+				got, _, err := c.ReadFrom(buf)
+				if got != want || err != nil || !bytes.Equal(buf[:got], k.train[at].Buf[3+off:3+off+got]) {
+					t.Fatalf("datagram %d: got %d octets, %v, want %d of datagram %d from %d on", i, got, err, want, at, off)
+				}
+				off += got
+			}
+		})
+	}
+	select {
+	case f := <-w.Fallbacks():
+		if f.Path != "UDP_SEGMENT" || f.Err != unix.EINVAL {
+			t.Errorf("told %v", f)
+		}
+	default:
+		t.Error("not told of the fallback")
+	}
+	if len(w.Fallbacks()) != 0 {
+		t.Errorf("told twice: %v", <-w.Fallbacks())
+	}
+}
+
+// After its minute the kernel is asked again.
+func TestUDPSegmentRetry(t *testing.T) {
+	s := udpSocket{segment: true}
+	for _, k := range []struct {
+		after time.Duration
+		want  bool
+	}{{segmentRetry, false}, {-time.Second, true}} {
+		if s.after = time.Now().Add(k.after); s.cuts() != k.want {
+			t.Errorf("%v: got %v, want %v", k.after, !k.want, k.want)
+		}
+	}
+}
+
+// RFC 6935: a datagram over IPv6 may come without checksum, too.
+func TestUDPZeroChecksum(t *testing.T) {
+	l := newLab(t)
+	w := openWire(t)
+	u := openUDP(t, w, UDPOptions{})
+	send := l.rawPeer()
+	for _, k := range [][2]string{{"10.9.0.3", "10.9.0.1"}, {"fd09::3", "fd09::1"}} {
+		p := udpPayload(k[0], k[1], 7, 4500, "bare")
+		p[6], p[7] = 0, 0
+		send(ipPacket(k[0], k[1], 17, p))
+		ds := datagrams(4)
+		if n, err := u.ReadBatch(ds); n != 1 || err != nil || string(ds[0].Buf[ds[0].Off:ds[0].Off+ds[0].Len]) != "bare" {
+			t.Errorf("%s: got %d, %v, want 1", k[0], n, err)
+		}
+	}
+}
+
+// Cost of a datagram sent, alone and in trains of 45, over a veth pair.
+func BenchmarkUDPWrite(b *testing.B) {
+	newLab(b)
+	w := openWire(b)
+	sh(b, "ip netns exec "+os.Getenv(nsEnv)+"p"+strconv.Itoa(labs)+" nft 'add table ip f; add chain ip f i { type filter hook input priority 0; policy drop; }'")
+	port := uint16(4500)
+	for _, k := range []struct {
+		name          string
+		len, segment  int
+		plain, family bool
+	}{
+		{"single", 1444, 0, false, false},
+		{"train", 45 * 1444, 1444, false, false},
+		{"cut", 45 * 1444, 1444, true, false},
+		{"small", 108, 0, false, false},
+	} {
+		b.Run(k.name, func(b *testing.B) {
+			port++
+			u := openUDP(b, w, UDPOptions{Port: port, Plain: k.plain})
+			per := 1
+			if k.segment != 0 {
+				per = k.len / k.segment
+			}
+			ds := make([]Datagram, max(1, 64/per))
+			for i := range ds {
+				ds[i] = Datagram{Buf: make([]byte, k.len), Len: k.len, Segment: k.segment, Local: netip.MustParseAddrPort("10.9.0.1:4500"), Remote: netip.MustParseAddrPort("10.9.0.2:9")}
+			}
+			b.ReportAllocs()
+			b.SetBytes(int64(k.len / per))
+			for i := 0; i < b.N; i += per * len(ds) {
+				if n, err := u.WriteBatch(ds); err != nil {
+					b.Fatal(n, err)
+				}
+			}
+		})
 	}
 }

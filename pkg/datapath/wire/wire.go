@@ -76,7 +76,9 @@ type Datagram struct {
 	// TOS is the traffic class octet: DSCP and ECN.
 	TOS uint8
 	// Segment, if not 0, says that the payload is several datagrams of so many
-	// octets, of which the last may be shorter (UDP_GRO, UDP_SEGMENT).
+	// octets, of which the last may be shorter (UDP_GRO, UDP_SEGMENT). On
+	// writing there may be any number of them, of any length together, and
+	// it is WriteBatch's business who cuts them.
 	Segment int
 	// DontFragment makes WriteBatch refuse with EMSGSIZE what exceeds the path
 	// MTU. IKE messages leave it false.
@@ -118,6 +120,9 @@ func (e *LinkError) Unwrap() error { return unix.ENODEV }
 type SendError struct {
 	Dst netip.Addr
 	Err error
+	// Lost is how many packets did not leave: 1, or so many segments of a
+	// Datagram.
+	Lost int
 }
 
 func (e *SendError) Error() string { return fmt.Sprintf("send to %v: %v", e.Dst, e.Err) }
