@@ -96,7 +96,6 @@ type Engine struct {
 	kick    chan struct{} // wakes the release worker
 	relMu   sync.Mutex
 	relKeys []sad.OutKey
-	tapMu   sync.Mutex // one writer at a time, of a batch
 }
 
 // New checks c and allocates all buffers.

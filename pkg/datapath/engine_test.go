@@ -48,6 +48,7 @@ type node struct {
 	needs []sad.OutKey
 	limit []bool // hard, for each report
 	quiet bool   // keep nothing: for benchmarks
+	super tap.Super
 }
 
 func (n *node) Name() string                         { return "tap0" }
@@ -56,6 +57,8 @@ func (n *node) MAC() net.HardwareAddr                { return testMAC }
 func (n *node) MTU() int                             { return 1400 }
 func (n *node) SetMTU(int) error                     { return nil }
 func (n *node) Persist(bool) error                   { return nil }
+func (n *node) Super() tap.Super                     { return n.super }
+func (n *node) Cut() uint64                          { return 0 }
 func (n *node) Close() error                         { return nil }
 func (n *node) PathMTU(netip.Addr) int               { return n.mtu }
 func (n *node) ReadBatch([]wire.Packet) (int, error) { panic("not used") }

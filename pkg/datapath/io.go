@@ -22,13 +22,13 @@ func putEther(b []byte, mac net.HardwareAddr, version uint8) {
 	}
 }
 
-// writeTAP writes all frames; what the kernel refuses is counted.
+// writeTAP writes all frames; what the kernel refuses is counted. Workers write
+// side by side: the device takes frames as a whole, and packets of one flow
+// come through one worker.
 func (e *Engine) writeTAP(fs []tap.Frame, n *counters) error {
 	if len(fs) == 0 {
 		return nil
 	}
-	e.tapMu.Lock()
-	defer e.tapMu.Unlock()
 	for len(fs) > 0 {
 		k, err := e.c.TAP.WriteBatch(fs)
 		if err != nil {

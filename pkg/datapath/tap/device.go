@@ -44,14 +44,7 @@ type device struct {
 		fn   func(uintptr) bool
 		wait linger.Wait
 	}
-	wmu sync.Mutex
-	w   struct {
-		fs  []Frame
-		n   int
-		err error
-		fn  func(uintptr) bool
-		seg segmenter // plain TAP only
-	}
+	writers writers
 }
 
 func newDevice(f *os.File, name string, o Options) (*device, error) {
@@ -61,7 +54,6 @@ func newDevice(f *os.File, name string, o Options) (*device, error) {
 	}
 	d := &device{file: f, raw: raw, name: name, vnet: o.Offload == OffloadAuto}
 	d.r.fn, d.r.wait = d.readLoop, linger.New(o.Wait)
-	d.w.fn = d.writeLoop
 	if !d.vnet {
 		return d, nil
 	}
@@ -207,60 +199,6 @@ func (d *device) readLoop(fd uintptr) bool {
 		r.n++
 	}
 	return true
-}
-
-func (d *device) WriteBatch(fs []Frame) (int, error) {
-	if len(fs) == 0 {
-		return 0, nil
-	}
-	d.wmu.Lock()
-	defer d.wmu.Unlock()
-	d.w.fs, d.w.n, d.w.err = fs, 0, nil
-	err := d.raw.Write(d.w.fn)
-	d.w.fs = nil
-	if err != nil {
-		return d.w.n, d.failed(err)
-	}
-	return d.w.n, d.fault(d.w.err)
-}
-
-func (d *device) writeLoop(fd uintptr) bool {
-	w := &d.w
-	for w.n < len(w.fs) {
-		errno := d.write(fd, &w.fs[w.n])
-		switch errno {
-		case 0:
-			w.n++
-		case unix.EAGAIN:
-			return false
-		case unix.EINTR:
-		default:
-			w.err = errno
-			return true
-		}
-	}
-	return true
-}
-
-func (d *device) write(fd uintptr, f *Frame) syscall.Errno {
-	if f.Off < HeadroomMin || f.Len <= 0 || f.Off+f.Len > len(f.Buf) {
-		return unix.EINVAL
-	}
-	if d.vnet {
-		start := f.Off - vnetHdrLen
-		f.Offload.encode(f.Buf[start:f.Off])
-		_, errno := rawIO(unix.SYS_WRITE, fd, f.Buf[start:f.Off+f.Len])
-		return errno
-	}
-	b := f.Buf[f.Off : f.Off+f.Len]
-	if f.Offload.GSOType != GSONone {
-		return d.w.seg.write(fd, b, f.Offload)
-	}
-	if !FinishChecksum(b, f.Offload) {
-		return unix.EINVAL
-	}
-	_, errno := rawIO(unix.SYS_WRITE, fd, b)
-	return errno
 }
 
 func rawIO(trap, fd uintptr, b []byte) (int, syscall.Errno) {

@@ -172,6 +172,7 @@ func (d *device) configure(o Options) error {
 	if err := loosenReversePath(d.name); err != nil {
 		return err
 	}
+	d.probe()
 	if o.Up {
 		return netlink.LinkSetUp(link)
 	}

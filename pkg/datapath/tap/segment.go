@@ -71,8 +71,11 @@ func fold(s uint64) uint16 {
 	return uint16(s)
 }
 
-// segmenter cuts super-frames for a plain TAP, as the kernel would.
-type segmenter struct{ buf [65536 + 14]byte }
+// segmenter cuts super-frames as the kernel would: for a plain TAP, and where
+// the kernel does not. A segment has room for the metadata in front.
+type segmenter struct {
+	buf [vnetHdrLen + etherLen + 65536]byte
+}
 
 const etherLen = 14
 
@@ -120,18 +123,11 @@ func (o *Offload) layout(b []byte) (layout, bool) {
 	return l, l.payload < len(b)
 }
 
-// write sends the segments of the super-frame b.
-func (s *segmenter) write(fd uintptr, b []byte, o Offload) syscall.Errno {
-	return s.each(b, o, func(seg []byte) syscall.Errno {
-		_, errno := rawIO(unix.SYS_WRITE, fd, seg)
-		return errno
-	})
-}
-
-// each calls emit with every segment of the super-frame b; the segments share a buffer.
+// each calls emit with every segment of the super-frame b; the segments share
+// s.buf[vnetHdrLen:].
 func (s *segmenter) each(b []byte, o Offload, emit func([]byte) syscall.Errno) syscall.Errno {
 	l, ok := o.layout(b)
-	if !ok || l.payload+int(o.GSOSize) > len(s.buf) {
+	if !ok || l.payload+int(o.GSOSize) > len(s.buf)-vnetHdrLen {
 		return unix.EINVAL
 	}
 	be := binary.BigEndian
@@ -139,7 +135,7 @@ func (s *segmenter) each(b []byte, o Offload, emit func([]byte) syscall.Errno) s
 	oldLen := len(b) - l.transport
 	for i, off := 0, l.payload; off < len(b); i++ {
 		n := min(int(o.GSOSize), len(b)-off)
-		seg := s.buf[:l.payload+n]
+		seg := s.buf[vnetHdrLen : vnetHdrLen+l.payload+n]
 		copy(seg, b[:l.payload])
 		copy(seg[l.payload:], b[off:off+n])
 		last := off+n == len(b)

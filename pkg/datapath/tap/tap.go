@@ -48,6 +48,9 @@ type Frame struct {
 	Offload Offload
 }
 
+// Super says which super-frames the kernel takes on writing.
+type Super struct{ TCP4, TCP6, UDP bool }
+
 // Device is a TAP. It is safe for concurrent use.
 type Device interface {
 	Name() string
@@ -62,7 +65,15 @@ type Device interface {
 	// that the kernel refuses, fs[n], and returns n and why; the caller goes on
 	// with fs[n+1:] or not. A refused frame is EINVAL (malformed or wrong
 	// metadata) or EIO (the device is down); octets before Off are overwritten.
+	// Callers may write side by side: frames are whole, and in the order of
+	// each caller. A super-frame that the kernel does not take is cut here.
 	WriteBatch(fs []Frame) (int, error)
+	// Super says which super-frames WriteBatch passes on whole: what a test at
+	// Open has found, less what was refused since. The others it cuts, and it
+	// is cheaper not to make them.
+	Super() Super
+	// Cut counts super-frames that WriteBatch had to cut.
+	Cut() uint64
 	MTU() int
 	SetMTU(int) error
 	// Persist decides whether the device outlives Close.

@@ -426,6 +426,8 @@ func TestNoAllocs(t *testing.T) {
 		if base > gens {
 			t.Errorf("ReadBatch: %v allocations, want 0", base-gens)
 		}
+		out = append(out, superFrame(40))
+		d.WriteBatch(out[32:])
 		if n := testing.AllocsPerRun(100, func() { d.WriteBatch(out) }); n != 0 {
 			t.Errorf("WriteBatch: %v allocations, want 0", n)
 		}
@@ -501,4 +503,122 @@ func withoutCapability(t *testing.T, capability int, f func()) {
 		}
 	}()
 	f()
+}
+
+// superFrame makes a super-frame of UDP datagrams of 1000 octets.
+func superFrame(datagrams int) Frame {
+	b := ipv4UDP(1000 * datagrams)
+	pseudo(b)
+	return Frame{Buf: append(make([]byte, 64), b...), Off: 64, Len: len(b),
+		Offload: Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 6, GSOType: GSOUDPL4, GSOSize: 1000, HdrLen: 42}}
+}
+
+// A super-frame arrives as its datagrams: whole, cut because the kernel
+// refuses it, and cut from then on.
+func TestSuperFallback(t *testing.T) {
+	d := openTest(t, Options{MAC: testMAC})
+	sh(t, "ip addr add 192.0.2.254/24 dev "+d.Name())
+	c, err := net.ListenPacket("udp4", "192.0.2.254:7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if got := d.Super(); got != (Super{true, true, true}) {
+		t.Errorf("Super: got %+v; this kernel takes all", got)
+	}
+	buf := make([]byte, 4000)
+	expect := func(n, size int) {
+		t.Helper()
+		for k := range n {
+			got, _, err := c.ReadFrom(buf)
+			if err != nil || got != size || buf[0] != byte(size*k) {
+				t.Fatalf("datagram %d: got %d octets % x, %v", k, got, buf[:2], err)
+			}
+		}
+	}
+	if n, err := d.WriteBatch([]Frame{superFrame(40), superFrame(3)}); n != 2 || err != nil {
+		t.Fatalf("got %d, %v, want 2", n, err)
+	}
+	expect(40, 1000)
+	expect(3, 1000)
+	if n := d.Cut(); n != 0 {
+		t.Errorf("%d super-frames cut, want none", n)
+	}
+	// No kernel takes more than 128 datagrams of UDP_L4.
+	many := Frame{Buf: append(make([]byte, 10), ipv4UDP(200)...), Off: 10, Len: 242}
+	many.Offload = Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 6, GSOType: GSOUDPL4, GSOSize: 1, HdrLen: 42}
+	pseudo(many.Buf[10:])
+	for k := range 2 {
+		if n, err := d.WriteBatch([]Frame{many, superFrame(2)}); n != 2 || err != nil {
+			t.Fatalf("refused: got %d, %v, want 2", n, err)
+		}
+		expect(200, 1)
+		expect(2, 1000)
+		if got := d.Super(); got != (Super{true, true, false}) {
+			t.Errorf("Super after a refusal: got %+v", got)
+		}
+		if n := d.Cut(); n != uint64(2*k+2) {
+			t.Errorf("%d super-frames cut, want %d", n, 2*k+2)
+		}
+	}
+	bad := superFrame(2)
+	bad.Offload.CsumStart = 60000
+	bad.Offload.GSOType = GSOTCPv4
+	if n, err := d.WriteBatch([]Frame{bad}); n != 0 || !errors.Is(err, unix.EINVAL) {
+		t.Errorf("metadata beyond the frame: got %d, %v, want EINVAL", n, err)
+	}
+	if got := d.Super(); got != (Super{true, true, false}) {
+		t.Errorf("Super after a malformed frame: got %+v", got)
+	}
+}
+
+// Frames of callers side by side arrive whole and each caller's in its order.
+func TestWriteSideBySide(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode string) {
+		d := openTest(t, Options{MAC: testMAC, Offload: mode})
+		sh(t, "ip addr add 192.0.2.254/24 dev "+d.Name())
+		c, err := net.ListenPacket("udp4", "192.0.2.254:7000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.(*net.UDPConn).SetReadBuffer(4 << 20)
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		const each = 50
+		for who := range byte(4) {
+			go func() {
+				for k := range byte(each) {
+					f := superFrame(2)
+					p := f.Buf[f.Off+42:]
+					p[0], p[1] = who, 2*k
+					p[1000], p[1001] = who, 2*k+1
+					if n, err := d.WriteBatch([]Frame{f}); n != 1 || err != nil {
+						t.Errorf("got %d, %v", n, err)
+					}
+				}
+			}()
+		}
+		var next [4]byte
+		buf := make([]byte, 4000)
+		for range 4 * 2 * each {
+			n, _, err := c.ReadFrom(buf)
+			if err != nil || n != 1000 || buf[0] > 3 || buf[1] != next[buf[0]] {
+				t.Fatalf("got %d octets % x, %v; next %v", n, buf[:2], err, next)
+			}
+			next[buf[0]]++
+		}
+	})
+}
+
+func BenchmarkWriteSuper(b *testing.B) {
+	d := openTest(b, Options{MAC: testMAC})
+	fs := []Frame{superFrame(45)}
+	b.SetBytes(45000)
+	b.ReportAllocs()
+	for b.Loop() {
+		if n, err := d.WriteBatch(fs); n != 1 || err != nil {
+			b.Fatal(n, err)
+		}
+	}
 }

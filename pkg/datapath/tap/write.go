@@ -1,0 +1,239 @@
+package tap
+
+import (
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// writer is what one WriteBatch works with. The kernel takes each frame as a
+// whole and keeps no lock across them, so callers need none either: each has a
+// writer of its own while it writes, and its frames stay in its order.
+type writer struct {
+	d    *device
+	fs   []Frame
+	n    int
+	err  error
+	full bool // the kernel had no room
+	try  func(uintptr)
+	wait func(uintptr) bool
+	seg  *segmenter // from the first super-frame on that is cut here
+}
+
+// writers are those that nobody uses just now, and what is known of the kernel.
+type writers struct {
+	mu    sync.Mutex
+	idle  []*writer
+	super [3]atomic.Bool // by kind
+	cut   atomic.Uint64
+}
+
+// Kinds of super-frames.
+const (
+	kindTCP4 = iota
+	kindTCP6
+	kindUDP
+	noKind
+)
+
+func (o *Offload) kind() int {
+	switch o.GSOType &^ GSOECN {
+	case GSOTCPv4:
+		return kindTCP4
+	case GSOTCPv6:
+		return kindTCP6
+	case GSOUDPL4:
+		return kindUDP
+	}
+	return noKind
+}
+
+func (d *device) Super() Super {
+	s := &d.writers.super
+	return Super{s[kindTCP4].Load(), s[kindTCP6].Load(), s[kindUDP].Load()}
+}
+
+func (d *device) Cut() uint64 { return d.writers.cut.Load() }
+
+func (d *device) writer() *writer {
+	ws := &d.writers
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if n := len(ws.idle); n > 0 {
+		w := ws.idle[n-1]
+		ws.idle = ws.idle[:n-1]
+		return w
+	}
+	w := &writer{d: d}
+	w.try = func(fd uintptr) { w.loop(fd) }
+	w.wait = w.loop
+	return w
+}
+
+func (w *writer) release() {
+	w.fs = nil
+	ws := &w.d.writers
+	ws.mu.Lock()
+	ws.idle = append(ws.idle, w)
+	ws.mu.Unlock()
+}
+
+func (d *device) WriteBatch(fs []Frame) (int, error) {
+	if len(fs) == 0 {
+		return 0, nil
+	}
+	w := d.writer()
+	defer w.release()
+	w.fs, w.n, w.err, w.full = fs, 0, nil, false
+	// RawConn.Write would let one caller in at a time; it is for waiting.
+	err := d.raw.Control(w.try)
+	if err == nil && w.full {
+		err = d.raw.Write(w.wait)
+	}
+	if err != nil {
+		return w.n, d.failed(err)
+	}
+	return w.n, d.fault(w.err)
+}
+
+// loop writes frames; false: the kernel has no room for the next.
+func (w *writer) loop(fd uintptr) bool {
+	w.full = false
+	for w.n < len(w.fs) {
+		errno := w.write(fd, &w.fs[w.n])
+		switch errno {
+		case 0:
+			w.n++
+		case unix.EAGAIN:
+			w.full = true
+			return false
+		case unix.EINTR:
+		default:
+			w.err = errno
+			return true
+		}
+	}
+	return true
+}
+
+func (w *writer) write(fd uintptr, f *Frame) syscall.Errno {
+	if f.Off < HeadroomMin || f.Len <= 0 || f.Off+f.Len > len(f.Buf) {
+		return unix.EINVAL
+	}
+	b := f.Buf[f.Off : f.Off+f.Len]
+	d := w.d
+	kind := f.Offload.kind()
+	switch {
+	case !d.vnet && kind == noKind:
+		if !FinishChecksum(b, f.Offload) {
+			return unix.EINVAL
+		}
+		_, errno := rawIO(unix.SYS_WRITE, fd, b)
+		return errno
+	case d.vnet && (kind == noKind || d.writers.super[kind].Load()):
+		errno := w.whole(fd, f)
+		if errno != unix.EINVAL || kind == noKind {
+			return errno
+		}
+	}
+	errno := w.cut(fd, b, f.Offload)
+	if errno == 0 {
+		// Nothing was wrong with it but that the kernel does not cut it.
+		d.writers.super[kind].Store(false)
+		d.writers.cut.Add(1)
+	}
+	return errno
+}
+
+// whole writes a frame with its metadata.
+func (w *writer) whole(fd uintptr, f *Frame) syscall.Errno {
+	start := f.Off - vnetHdrLen
+	f.Offload.encode(f.Buf[start:f.Off])
+	_, errno := rawIO(unix.SYS_WRITE, fd, f.Buf[start:f.Off+f.Len])
+	return errno
+}
+
+// cut writes the super-frame b as its segments.
+func (w *writer) cut(fd uintptr, b []byte, o Offload) syscall.Errno {
+	if w.seg == nil {
+		w.seg = new(segmenter)
+	}
+	start := vnetHdrLen
+	if w.d.vnet {
+		start = 0 // zero: nothing is left to do
+	}
+	return w.seg.each(b, o, func(seg []byte) syscall.Errno {
+		_, errno := rawIO(unix.SYS_WRITE, fd, w.seg.buf[start:vnetHdrLen+len(seg)])
+		return errno
+	})
+}
+
+// probe finds out which super-frames the kernel takes. Linux 6.6.44 and its
+// contemporaries refuse some valid ones by their lengths, and before 6.2 there
+// are none of UDP. The frames go to a MAC address that nobody has, from and to
+// addresses for documentation; a device that is down takes none, but says
+// EIO only after it has looked at the metadata.
+func (d *device) probe() {
+	if !d.vnet {
+		return
+	}
+	w := d.writer()
+	defer w.release()
+	for kind := range d.writers.super {
+		ok := true
+		for _, n := range []int{2 * probeSize, 3*probeSize - 1, probeSize + 1, 45 * probeSize} {
+			f := probeFrame(kind, n)
+			errno := unix.EINVAL
+			d.raw.Control(func(fd uintptr) { errno = w.whole(fd, &f) })
+			ok = ok && (errno == 0 || errno == unix.EIO)
+		}
+		d.writers.super[kind].Store(ok)
+	}
+}
+
+// probeSize is the segment size of probe's frames.
+const probeSize = 1398
+
+// probeFrame makes a super-frame with n octets of payload.
+func probeFrame(kind, n int) Frame {
+	be := binary.BigEndian
+	ip, l4, proto, field := 20, 20, byte(6), 16
+	o := Offload{NeedsCsum: true, GSOSize: probeSize, GSOType: GSOTCPv4}
+	switch kind {
+	case kindTCP6:
+		ip, o.GSOType = 40, GSOTCPv6
+	case kindUDP:
+		l4, proto, field, o.GSOType = 8, 17, 6, GSOUDPL4
+	}
+	b := make([]byte, vnetHdrLen+etherLen+ip+l4+n)
+	f := Frame{Buf: b, Off: vnetHdrLen, Len: len(b) - vnetHdrLen}
+	e := b[vnetHdrLen:]
+	copy(e, []byte{2, 0, 0x5e, 0, 0x53, 0, 2, 0, 0x5e, 0, 0x53, 1, 0x08, 0})
+	h := e[etherLen:]
+	if ip == 20 {
+		h[0], h[6], h[8], h[9] = 0x45, 0x40, 1, proto
+		be.PutUint16(h[2:], uint16(len(h)))
+		copy(h[12:], []byte{192, 0, 2, 1, 192, 0, 2, 2})
+		be.PutUint16(h[10:], ^fold(add(0, h[:20])))
+	} else {
+		e[12], e[13] = 0x86, 0xdd
+		h[0], h[6], h[7] = 0x60, proto, 1
+		be.PutUint16(h[4:], uint16(len(h)-ip))
+		copy(h[8:], []byte{0x20, 1, 0xd, 0xb8, 15: 1, 16: 0x20, 1, 0xd, 0xb8, 31: 2})
+	}
+	t := h[ip:]
+	be.PutUint16(t, 9) // discard
+	be.PutUint16(t[2:], 9)
+	if proto == 6 {
+		t[12], t[13] = 5<<4, 0x10
+	} else {
+		be.PutUint16(t[4:], uint16(len(t)))
+	}
+	o.CsumStart, o.CsumOffset = uint16(etherLen+ip), uint16(field)
+	o.HdrLen = uint16(etherLen + ip + l4)
+	f.Offload = o
+	return f
+}
