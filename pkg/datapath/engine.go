@@ -9,7 +9,8 @@
 //
 // Each worker runs its packets to completion in its own buffers: it reads a
 // batch, decides, seals or opens in place in runs of one SA, and writes a
-// batch. The databases are read through snapshots; nothing is locked for all
+// batch. The databases are read through snapshots, behind a worker's memory of
+// what they say of a flow (package flow); nothing is locked for all
 // and nothing is allocated per packet. What cannot be finished at once leaves
 // the fast path: packets without SA wait in the hold queue, fragments in a
 // reassembler, both bounded.
@@ -25,6 +26,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/missiu/missiu/pkg/datapath/flow"
 	"github.com/missiu/missiu/pkg/datapath/frag"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/sad"
@@ -39,6 +41,9 @@ const (
 	portIKE  = 500
 	portNATT = 4500
 )
+
+// fewFlows is what workers remember that packets seldom go through.
+const fewFlows = 256
 
 // batch is how many packets a worker handles between two writes.
 const batch = 64
@@ -81,7 +86,9 @@ type Config struct {
 	// IKE hands over a message that came to port 4500 with the non-ESP marker
 	// (already cut off); it reports whether somebody took it.
 	IKE func(local, remote netip.AddrPort, msg []byte) bool
-	Log *zap.Logger
+	// Flows is how many flows each worker remembers, a power of two; 0: flow.DefaultSize.
+	Flows int
+	Log   *zap.Logger
 }
 
 // Engine moves packets. Create it with New.
@@ -104,12 +111,15 @@ func New(c Config) (*Engine, error) {
 		return nil, fmt.Errorf("default action %v: want bypass or discard", c.Default)
 	}
 	e := &Engine{c: c, kick: make(chan struct{}, 1)}
-	e.out = newOutWorker(e)
-	e.release = newOutWorker(e)
-	e.late = newInWorker(e)
-	e.in = append(e.in, newInWorker(e))
+	if c.Flows == 0 {
+		c.Flows = flow.DefaultSize
+	}
+	e.out = newOutWorker(e, c.Flows)
+	e.release = newOutWorker(e, fewFlows)
+	e.late = newInWorker(e, fewFlows)
+	e.in = append(e.in, newInWorker(e, c.Flows))
 	if c.UDP != nil {
-		e.in = append(e.in, newInWorker(e))
+		e.in = append(e.in, newInWorker(e, c.Flows))
 	}
 	return e, nil
 }
@@ -196,6 +206,12 @@ func (e *Engine) FragmentDrops() map[string]uint64 {
 		}
 	}
 	return m
+}
+
+// generation is what decisions about flows are remembered for. It is read before
+// the databases are.
+func (e *Engine) generation() flow.Generation {
+	return flow.Generation{SPD: e.c.SPD.Generation(), SAD: e.c.SAD.Generation()}
 }
 
 // Held returns how many packets wait for an SA.

@@ -106,12 +106,13 @@ func newNode(t testing.TB, local ...netip.Addr) *node {
 			n.udp = append(n.udp, fmt.Sprintf("%v %v %x", local, remote, msg))
 			return true
 		},
-		Log: zap.NewNop(),
+		Log:   zap.NewNop(),
+		Flows: 1024,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.in = append(e.in, newInWorker(e)) // what UDP has
+	e.in = append(e.in, newInWorker(e, 1024)) // what UDP has
 	n.e = e
 	return n
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/missiu/missiu/pkg/datapath/ah"
 	"github.com/missiu/missiu/pkg/datapath/esp"
+	"github.com/missiu/missiu/pkg/datapath/flow"
 	"github.com/missiu/missiu/pkg/datapath/frag"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/sad"
@@ -32,6 +33,7 @@ type inWorker struct {
 	inner   packet.Info
 	frags   *frag.Reassembler // outer and clear fragments
 	peeler  peeler
+	flows   *flow.Cache
 }
 
 // inJob is one ESP packet on its way through the batch.
@@ -47,7 +49,7 @@ type inJob struct {
 	tos    uint8
 }
 
-func newInWorker(e *Engine) *inWorker {
+func newInWorker(e *Engine, flows int) *inWorker {
 	w := &inWorker{
 		e:       e,
 		pkts:    make([]wire.Packet, batch),
@@ -57,6 +59,7 @@ func newInWorker(e *Engine) *inWorker {
 		tx:      make([]tap.Frame, 0, batch),
 		scratch: esp.NewScratch(),
 		frags:   frag.New(frag.DefaultLimits),
+		flows:   flow.New(flows),
 	}
 	return w
 }
@@ -73,6 +76,7 @@ func (w *inWorker) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		w.flows.Sweep(w.e.generation())
 		now := time.Now()
 		for i := range n {
 			p := &w.pkts[i]
@@ -98,6 +102,7 @@ func (w *inWorker) runUDP(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		w.flows.Sweep(w.e.generation())
 		now := time.Now()
 		for i := range n {
 			w.datagram(&w.dgrams[i], now)
@@ -231,13 +236,25 @@ func optional(r *ipsec.Request) bool {
 
 // lookup finds the inbound policy of a packet; what is not for this host is
 // judged by the forward policies where there are any.
-func (w *inWorker) lookup(i *packet.Info) (*spd.Entry, bool) {
-	if !w.e.c.Wire.IsLocal(i.Dst) {
-		if p, amb := w.e.c.SPD.Lookup(ipsec.Fwd, i); p != nil || amb {
-			return p, amb
-		}
+func (w *inWorker) lookup(i *packet.Info) (p *spd.Entry, ambiguous bool) {
+	dir := ipsec.Fwd
+	if w.e.c.Wire.IsLocal(i.Dst) {
+		dir = ipsec.In
 	}
-	return w.e.c.SPD.Lookup(ipsec.In, i)
+	g := w.e.generation()
+	if d, ok := w.flows.Get(i, uint8(dir), g); ok {
+		return d.Policy, false
+	}
+	if dir == ipsec.Fwd {
+		p, ambiguous = w.e.c.SPD.Lookup(ipsec.Fwd, i)
+	}
+	if p == nil && !ambiguous {
+		p, ambiguous = w.e.c.SPD.Lookup(ipsec.In, i)
+	}
+	if !ambiguous {
+		w.flows.Put(i, uint8(dir), g, flow.Decision{Policy: p})
+	}
+	return p, ambiguous
 }
 
 // esp finds the SA of an ESP packet and queues it for opening in place.

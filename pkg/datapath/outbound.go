@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/missiu/missiu/pkg/datapath/esp"
+	"github.com/missiu/missiu/pkg/datapath/flow"
 	"github.com/missiu/missiu/pkg/datapath/frag"
 	"github.com/missiu/missiu/pkg/datapath/neigh"
 	"github.com/missiu/missiu/pkg/datapath/packet"
@@ -31,6 +32,9 @@ type outWorker struct {
 	frags   *frag.Reassembler
 	ipid    uint16
 	bundler bundler
+	flows   *flow.Cache
+	gen     flow.Generation // at which the packet at hand is judged
+	known   *sad.SA         // of its flow, from the cache; may be nil
 }
 
 // outJob is one packet on its way through the batch.
@@ -43,7 +47,7 @@ type outJob struct {
 	fragment int  // path MTU to cut the result to; 0: fits
 }
 
-func newOutWorker(e *Engine) *outWorker {
+func newOutWorker(e *Engine, flows int) *outWorker {
 	w := &outWorker{
 		e:       e,
 		frames:  make([]tap.Frame, batch),
@@ -53,6 +57,7 @@ func newOutWorker(e *Engine) *outWorker {
 		replies: make([]tap.Frame, 0, batch),
 		scratch: esp.NewScratch(),
 		frags:   frag.New(frag.DefaultLimits),
+		flows:   flow.New(flows),
 	}
 	for i := range w.frames {
 		w.frames[i].Buf = make([]byte, bufSize)
@@ -69,6 +74,7 @@ func (w *outWorker) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		w.flows.Sweep(w.e.generation())
 		now := time.Now()
 		for i := range n {
 			w.frame(&w.frames[i], now)
@@ -124,7 +130,7 @@ func (w *outWorker) ip(buf []byte, off, n int, now time.Time, whole bool) {
 		// which only the first can show, are hidden from it.
 		i.HasPorts = false
 	}
-	p, ambiguous := w.e.c.SPD.Lookup(ipsec.Out, i)
+	p, ambiguous := w.policy(i)
 	if i.IsFragment() && (ambiguous || p != nil && needsWhole(p)) {
 		w.fragment(buf[off:off+n], now)
 		return
@@ -145,6 +151,20 @@ func (w *outWorker) ip(buf []byte, off, n int, now time.Time, whole bool) {
 			w.n.inc(DropOutDiscard)
 		}
 	}
+}
+
+// policy finds the policy of the packet at hand, and from the cache the SA too.
+func (w *outWorker) policy(i *packet.Info) (p *spd.Entry, ambiguous bool) {
+	w.gen = w.e.generation()
+	if d, ok := w.flows.Get(i, 0, w.gen); ok {
+		w.known = d.SA
+		return d.Policy, false
+	}
+	w.known = nil
+	if p, ambiguous = w.e.c.SPD.Lookup(ipsec.Out, i); !ambiguous {
+		w.flows.Put(i, 0, w.gen, flow.Decision{Policy: p})
+	}
+	return p, ambiguous
 }
 
 // needsWhole: transport mode protects whole datagrams only (RFC 4303, 3.3.4).
@@ -187,8 +207,15 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 		w.bundle(p, buf, off, n, now, whole)
 		return
 	}
+	if w.known != nil && w.known.State() == sad.Mature {
+		w.encapsulate(w.known, buf, off, n, now, whole)
+		return
+	}
 	key := outKey(r, w.info.Src, w.info.Dst)
 	sa := w.find(p, key)
+	if sa != nil && sa.State() == sad.Mature {
+		w.flows.Put(&w.info, 0, w.gen, flow.Decision{Policy: p, SA: sa})
+	}
 	switch {
 	case sa != nil:
 		w.encapsulate(sa, buf, off, n, now, whole)

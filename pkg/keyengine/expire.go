@@ -59,7 +59,7 @@ func (e *Engine) soft(r *record) {
 	if r.sa.State() != sad.Mature {
 		return
 	}
-	r.sa.SetState(sad.Dying)
+	e.o.SAD.SetState(r.sa, sad.Dying)
 	e.srv.Expire(r.info(), false)
 }
 

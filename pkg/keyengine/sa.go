@@ -164,7 +164,7 @@ func (e *Engine) Update(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) 
 	}
 	q.Hard, q.Soft = p.Hard, p.Soft
 	r.sa.SetLimits(p.Soft, p.Hard)
-	r.sa.SetState(sad.Mature)
+	e.o.SAD.SetState(r.sa, sad.Mature)
 	e.schedule(r, e.o.Now())
 	return r.info(), nil
 }

@@ -251,11 +251,17 @@ func (d *DB) Remove(s *SA) bool {
 	return true
 }
 
+// SetState changes the state of s to Mature or Dying, between which Out chooses.
+func (d *DB) SetState(s *SA, st State) {
+	s.SetState(st)
+	d.gen.Add(1)
+}
+
 // Len returns the number of SAs, larval ones included.
 func (d *DB) Len() int { return int(d.n.Load()) }
 
 // Generation changes with every change of the DB: what was looked up at an
-// older one has to be looked up again. Changes of an SA's state do not count.
+// older one has to be looked up again.
 func (d *DB) Generation() uint64 { return d.gen.Load() }
 
 // Each calls f for every SA, in no order, until it returns false. SAs that come

@@ -157,7 +157,7 @@ func (s *SA) WithEncap(e *ipsec.Encap) *SA {
 // State returns the state.
 func (s *SA) State() State { return State(s.state.Load()) }
 
-// SetState changes the state; only the writer calls it.
+// SetState changes the state of an SA that is not in a DB; see DB.SetState.
 func (s *SA) SetState(st State) { s.state.Store(uint32(st)) }
 
 // SetLimits sets the packet and octet limits of soft and hard. The soft check
