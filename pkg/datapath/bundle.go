@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"time"
 
 	"github.com/missiu/missiu/pkg/datapath/ah"
@@ -82,8 +83,12 @@ func (w *outWorker) bundle(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 		w.wait(p, missing, buf[off:off+n], now, whole)
 		return
 	}
+	w.transform(&b, dst, buf, off, n, now, whole)
+}
 
-	packed := w.compress(&b, buf, off, n)
+// transform protects a packet by the SAs of b; dst is where the result goes.
+func (w *outWorker) transform(b *bundle, dst netip.Addr, buf []byte, off, n int, now time.Time, whole bool) {
+	packed := w.compress(b, buf, off, n)
 	if packed == unpacked && b.n > 0 && b.sas[0].P.Proto == ipsec.IPComp && b.sas[0].P.Mode != ipsec.Tunnel {
 		copy(b.sas[:], b.sas[1:b.n]) // sent without IPComp header (RFC 3173, 2.2)
 		b.n--
@@ -109,7 +114,7 @@ func (w *outWorker) bundle(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 		w.n.inc(DropOutSeal)
 		return
 	}
-	w.apply(&b, buf, off, n, packed, fragment, now)
+	w.apply(b, buf, off, n, packed, fragment, now)
 }
 
 // unpacked says that a payload was not compressed.

@@ -33,14 +33,15 @@ type held struct {
 
 type heldPacket struct {
 	keys  []sad.OutKey // the SAs that are missing
+	any   bool         // keys[0] is, and one of them all lets the packet be looked at again
 	data  []byte
 	whole bool // reassembled here; the sender never asked for one packet of this size
 }
 
 // put copies data into the queue of the policy, to wait until there is an SA
-// for each of keys. It returns the SAs that the key engine is to be asked for,
+// for each of keys, or if any is set for one; then keys[0] is asked for. It returns the SAs that the key engine is to be asked for,
 // and how many packets were dropped for it.
-func (h *holdQueue) put(policy uint32, keys []sad.OutKey, data []byte, whole bool, now time.Time) (ask []sad.OutKey, dropped uint) {
+func (h *holdQueue) put(policy uint32, keys []sad.OutKey, any bool, data []byte, whole bool, now time.Time) (ask []sad.OutKey, dropped uint) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	q := h.policies[policy]
@@ -60,7 +61,10 @@ func (h *holdQueue) put(policy uint32, keys []sad.OutKey, data []byte, whole boo
 		q.packets = q.packets[:HoldLimit-1]
 		dropped = 1
 	}
-	q.packets = append(q.packets, heldPacket{slices.Clone(keys), bytes.Clone(data), whole})
+	q.packets = append(q.packets, heldPacket{slices.Clone(keys), any, bytes.Clone(data), whole})
+	if any {
+		keys = keys[:1]
+	}
 	for _, k := range keys {
 		if last, ok := q.asked[k]; ok && now.Sub(last) < reacquire {
 			continue
@@ -78,6 +82,9 @@ func (h *holdQueue) put(policy uint32, keys []sad.OutKey, data []byte, whole boo
 // now that there are SAs for keys, oldest first within a policy.
 func (h *holdQueue) installed(keys []sad.OutKey) []heldPacket {
 	return h.take(keys, func(p *heldPacket) bool {
+		if p.any {
+			return slices.ContainsFunc(p.keys, func(k sad.OutKey) bool { return slices.Contains(keys, k) })
+		}
 		p.keys = slices.DeleteFunc(p.keys, func(k sad.OutKey) bool { return slices.Contains(keys, k) })
 		return len(p.keys) == 0
 	})
@@ -85,7 +92,9 @@ func (h *holdQueue) installed(keys []sad.OutKey) []heldPacket {
 
 // failed removes and returns the packets that wait for an SA for key.
 func (h *holdQueue) failed(key sad.OutKey) []heldPacket {
-	return h.take([]sad.OutKey{key}, func(p *heldPacket) bool { return slices.Contains(p.keys, key) })
+	return h.take([]sad.OutKey{key}, func(p *heldPacket) bool {
+		return slices.Contains(p.keys, key) && (!p.any || p.keys[0] == key)
+	})
 }
 
 // take removes and returns the packets for which want says yes; the fate of

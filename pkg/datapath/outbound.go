@@ -203,6 +203,10 @@ func (w *outWorker) pass(buf []byte, off, n int, whole bool) {
 // than one ESP transform is bundle's.
 func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time, whole bool) {
 	r := &p.P.Requests[0]
+	if p.Choices != nil {
+		w.choose(p, buf, off, n, now, whole)
+		return
+	}
 	if len(p.P.Requests) != 1 || r.Proto != ipsec.ESP {
 		w.bundle(p, buf, off, n, now, whole)
 		return
@@ -255,7 +259,7 @@ func outKey(r *ipsec.Request, src, dst netip.Addr) sad.OutKey {
 // wait holds the packet b and asks for the SAs that it lacks.
 func (w *outWorker) wait(p *spd.Entry, keys []sad.OutKey, b []byte, now time.Time, whole bool) {
 	w.n.inc(OutHeld)
-	ask, dropped := w.e.hold.put(p.P.ID, keys, b, whole, now)
+	ask, dropped := w.e.hold.put(p.P.ID, keys, false, b, whole, now)
 	w.n.add(DropOutHold, dropped)
 	if p.P.Flags&ipsec.PolicyPerFlow != 0 {
 		ask = keys // one that was asked for may be another flow's

@@ -41,13 +41,26 @@ func (l *layers) push(sa *sad.SA) bool {
 	return true
 }
 
-// serve: the packet came with exactly the protection that the policy asks for,
-// in the order that it asks for; transforms that a packet may come without may
+// serve: the packet came with exactly the protection that the policy, or one of
+// its alternatives, asks for, in the order that it asks for; transforms that a packet may come without may
 // be missing.
 func (l *layers) serve(e *spd.Entry) bool {
+	if e.Choices == nil {
+		return l.are(e, e.P.Requests)
+	}
+	for i := range e.Choices {
+		if c := &e.Choices[i]; l.are(e, c.Requests) && l.fit(c.Alg) {
+			return true
+		}
+	}
+	return false
+}
+
+// are: the layers are those that requests of e ask for.
+func (l *layers) are(e *spd.Entry, requests []ipsec.Request) bool {
 	k := l.n - 1 // innermost first, as requests are
-	for i := range e.P.Requests {
-		r := &e.P.Requests[i]
+	for i := range requests {
+		r := &requests[i]
 		switch {
 		case k >= 0 && serves(l.sa[k], e, r):
 			k--
@@ -56,6 +69,16 @@ func (l *layers) serve(e *spd.Entry) bool {
 		}
 	}
 	return k < 0
+}
+
+// fit: the algorithms are those of one alternative.
+func (l *layers) fit(alg []ipsec.Proposal) bool {
+	for _, sa := range l.sa[:l.n] {
+		if !sa.Fits(alg) {
+			return false
+		}
+	}
+	return true
 }
 
 // wrapped: the packet decoded in i, which came by l, has a further transform

@@ -286,14 +286,68 @@ func (r *Request) Ends(src, dst netip.Addr) bool {
 	return (r.Src == src || Open(r.Src)) && (r.Dst == dst || Open(r.Dst))
 }
 
-// Proposal is one acceptable combination of ESP algorithms, best first in a
-// list. EncrNone accepts any cipher. With a cipher that is not an AEAD,
-// IntegNone accepts any integrity algorithm and never means "without".
+// Shape says which transforms a Proposal consists of. Numbers are those of
+// keysock's private extension.
+type Shape uint8
+
+// Shapes: ESP alone, AH alone, AH with ESP inside.
+const (
+	ShapeESP Shape = iota
+	ShapeAH
+	ShapeAHESP
+)
+
+func (s Shape) String() string {
+	switch s {
+	case ShapeESP:
+		return "esp"
+	case ShapeAH:
+		return "ah"
+	case ShapeAHESP:
+		return "ah+esp"
+	}
+	return fmt.Sprintf("Shape(%d)", uint8(s))
+}
+
+// Has reports whether p is one of the transforms.
+func (s Shape) Has(p Protocol) bool {
+	return p == ESP && s != ShapeAH || p == AH && s != ShapeESP
+}
+
+// Proposal is one acceptable combination of algorithms, best first in a list.
+// EncrNone accepts any cipher that encrypts. With a cipher that is not an AEAD,
+// IntegNone in Auth accepts any integrity algorithm and never means "without";
+// in AH it accepts any as well.
 type Proposal struct {
-	Encr                     alg.Encr
-	EncrMinBits, EncrMaxBits uint16 // cipher key without salt; 0: any size the cipher has
+	Shape                    Shape
+	Encr                     alg.Encr // of ESP; these are zero without it
+	EncrMinBits, EncrMaxBits uint16   // cipher key without salt; 0: any size the cipher has
 	Auth                     alg.Integ
-	Hard, Soft               Lifetime // wanted of the SA
+	AH                       alg.Integ // of AH; zero without it
+	Hard, Soft               Lifetime  // wanted of the SA
+}
+
+// Part is p as far as it concerns the SA of one protocol, false if it has none.
+func (p Proposal) Part(proto Protocol) (Proposal, bool) {
+	switch {
+	case !p.Shape.Has(proto):
+		return Proposal{}, false
+	case proto == AH:
+		return Proposal{Shape: ShapeAH, AH: p.AH, Hard: p.Hard, Soft: p.Soft}, true
+	}
+	p.Shape, p.AH = ShapeESP, alg.IntegNone
+	return p, true
+}
+
+// Parts is Part of each of ps that has one.
+func Parts(ps []Proposal, proto Protocol) []Proposal {
+	var l []Proposal
+	for _, p := range ps {
+		if q, ok := p.Part(proto); ok {
+			l = append(l, q)
+		}
+	}
+	return l
 }
 
 // Policy is one SPD entry.
@@ -304,11 +358,25 @@ type Policy struct {
 	Action   Action
 	Priority uint32    // smaller is stronger; equal ones in order of insertion
 	Requests []Request // innermost first; only with Protect
-	// Proposals are the algorithm alternatives for the (one) ESP request,
-	// best first; empty leaves the choice to the key daemon.
+	// Proposals are the alternatives for the ESP request and the AH request,
+	// best first; empty leaves the choice of algorithms to the key daemon. A
+	// packet has the transforms of one alternative, so if Choice reports true
+	// not every request counts for every packet.
 	Proposals []Proposal
 	Flags     PolicyFlags
 	Hard      Lifetime // of the policy itself: AddTime, UseTime
+}
+
+// Choice reports whether the alternatives of p differ in more than the algorithms
+// of a single transform: then an SA of the policy's reqid may serve one of them
+// and not another, and only a whole alternative counts.
+func (p *Policy) Choice() bool {
+	for i := range p.Proposals {
+		if p.Proposals[i].Shape != p.Proposals[0].Shape || i > 0 && p.Proposals[i].Shape == ShapeAHESP {
+			return true
+		}
+	}
+	return false
 }
 
 // PolicyFlags say more about a Protect policy. Numbers are those of keysock's

@@ -21,6 +21,7 @@ type pending struct {
 	seq    uint32
 	failed bool
 	manual bool // an SA without reqid may serve
+	other  bool // an SA of another protocol may serve
 	timer  timer
 }
 
@@ -77,14 +78,19 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 		e.fail(key.OutKey)
 		return
 	}
-	if sa := e.o.SAD.Out(key.OutKey, nil); sa != nil && len(sa.P.SrcTS) == 0 && len(sa.P.DstTS) == 0 {
+	// Where only whole alternatives count, the SA that is there may be of another.
+	if sa := e.o.SAD.Out(key.OutKey, nil); sa != nil && p.Choices == nil && len(sa.P.SrcTS) == 0 && len(sa.P.DstTS) == 0 {
 		e.forget(key) // an SA for any packet came meanwhile
 		e.installed(key.OutKey)
 		return
 	}
 	for e.seq++; e.seq == 0 || e.bySeq[e.seq] != nil; e.seq++ {
 	}
+	offer := e.offer(p, r, key.OutKey)
 	w := &pending{key: key, seq: e.seq, manual: p.P.Flags&ipsec.PolicyManual != 0}
+	for i := range offer {
+		w.other = w.other || !offer[i].Shape.Has(key.Proto)
+	}
 	w.timer.fire = func(now time.Time) { e.timeout(w, now) }
 	e.mu.Lock()
 	e.pending[key] = w
@@ -93,7 +99,7 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 	now := e.o.Now()
 	ok := e.srv.Acquire(keysock.Acquire{
 		Seq: w.seq, Proto: key.Proto, Src: key.Src, Dst: key.Dst, PolicyID: p.P.ID,
-		Mode: key.Mode, ReqID: r.ReqID, Proposals: proposals(&p.P, r), Flow: &f,
+		Mode: key.Mode, ReqID: r.ReqID, Proposals: offer, Flow: &f,
 	})
 	if !ok { // nobody registered
 		e.failed(w, now)
@@ -102,18 +108,40 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 	e.timers.set(&w.timer, now.Add(LarvalLife))
 }
 
-// proposals are the algorithms of the policy as far as they are r's: those of
-// ESP if there is ESP, else those of AH.
-func proposals(p *ipsec.Policy, r *ipsec.Request) []ipsec.Proposal {
-	for i := range p.Requests {
-		switch q := &p.Requests[i]; {
-		case q.Proto == r.Proto:
-			return p.Proposals
-		case q.Proto == ipsec.ESP:
-			return nil
+// offer is what key daemons may choose from for the SA of request r, wanted by
+// key. If all alternatives have the same transforms, or the SA of the other
+// transform is there already, that is what they say of r's protocol. Else it is
+// all of them: which one is made has yet to be found out.
+func (e *Engine) offer(p *spd.Entry, r *ipsec.Request, key sad.OutKey) []ipsec.Proposal {
+	parts := ipsec.Parts(p.P.Proposals, r.Proto)
+	mixed := slices.ContainsFunc(p.P.Proposals, func(a ipsec.Proposal) bool { return a.Shape != p.P.Proposals[0].Shape })
+	if p.Choices == nil {
+		return parts
+	}
+	for i := range p.P.Requests {
+		o := &p.P.Requests[i]
+		if o.Proto == r.Proto {
+			continue
+		}
+		key.Proto, key.ReqID = o.Proto, o.ReqID
+		sa := e.o.SAD.Out(key, nil)
+		if sa == nil {
+			continue
+		}
+		var l []ipsec.Proposal
+		for k := range p.P.Proposals {
+			if a := p.P.Proposals[k : k+1]; a[0].Shape == ipsec.ShapeAHESP && sa.Fits(a) {
+				l = append(l, ipsec.Parts(a, r.Proto)...)
+			}
+		}
+		if len(l) > 0 {
+			return l
 		}
 	}
-	return nil
+	if mixed {
+		return slices.Clone(p.P.Proposals)
+	}
+	return parts
 }
 
 // answered ends the ACQUIREs that SA r answers: the one of seq, if protocol
@@ -126,7 +154,7 @@ func (e *Engine) answered(r *record, seq uint32) {
 	if any != key {
 		keys = append(keys, any)
 	}
-	if w := e.bySeq[seq]; seq != 0 && w != nil && w.key.Proto == r.p.Proto && w.key.Dst == r.p.Dst {
+	if w := e.bySeq[seq]; seq != 0 && w != nil && (w.key.Proto == r.p.Proto || w.other) && w.key.Dst == r.p.Dst {
 		e.done(w)
 		if !slices.Contains(keys, w.key.OutKey) {
 			keys = append(keys, w.key.OutKey)

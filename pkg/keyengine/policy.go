@@ -256,6 +256,9 @@ func (e *Engine) policy(p *ipsec.Policy, old *spd.Entry) (*ipsec.Policy, error) 
 	if err := checkBundle(q.Requests); err != nil {
 		return nil, err
 	}
+	if err := checkProposals(&q); err != nil {
+		return nil, err
+	}
 	for i := range q.Requests {
 		e.giveReqID(&q.Requests[i], old, i)
 	}
@@ -283,6 +286,43 @@ func checkBundle(rs []ipsec.Request) error {
 		return refuse(syscall.EPROTONOSUPPORT, "more than two transforms besides IPComp")
 	case protect == 0 && rs[0].Mode == ipsec.Tunnel:
 		return refuse(syscall.EPROTONOSUPPORT, "IPComp alone in tunnel mode")
+	}
+	return nil
+}
+
+// checkProposals makes sure that every alternative has the requests that it is
+// about, and every ESP and AH request an alternative. Where alternatives differ
+// in their transforms they need requests that can tell their SAs from others.
+func checkProposals(p *ipsec.Policy) error {
+	if len(p.Proposals) == 0 {
+		return nil
+	}
+	count := map[ipsec.Protocol]int{}
+	for i := range p.Requests {
+		count[p.Requests[i].Proto]++
+	}
+	used := map[ipsec.Protocol]bool{}
+	for i := range p.Proposals {
+		s := p.Proposals[i].Shape
+		for _, proto := range []ipsec.Protocol{ipsec.ESP, ipsec.AH} {
+			if s > ipsec.ShapeAHESP || s.Has(proto) && count[proto] == 0 {
+				return refuse(syscall.EINVAL, "an alternative of a shape that the requests do not have")
+			}
+			used[proto] = used[proto] || s.Has(proto)
+		}
+	}
+	choice := p.Choice()
+	for i := range p.Requests {
+		r, first := &p.Requests[i], &p.Requests[0]
+		switch {
+		case r.Proto != ipsec.IPComp && !used[r.Proto]:
+			return refuse(syscall.EINVAL, "a request that no alternative has")
+		case !choice:
+		case r.Proto == ipsec.IPComp || count[r.Proto] > 1 || r.Level != ipsec.LevelUnique:
+			return refuse(syscall.EINVAL, "alternatives of several transforms: want one request for each of ESP and AH, of level unique")
+		case r.Mode != first.Mode || r.Src != first.Src || r.Dst != first.Dst:
+			return refuse(syscall.EINVAL, "alternatives of several transforms: want requests of one mode and the same end points")
+		}
 	}
 	return nil
 }

@@ -7,12 +7,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
 func inbound(src string, a ipsec.Action) *ipsec.Policy {
 	return &ipsec.Policy{Dir: ipsec.In, Action: a, Sel: ipsec.Selector{Src: netip.MustParsePrefix(src), Dst: netip.MustParsePrefix("10.1.0.0/16")}}
 }
+
+// espOrAH makes a policy of two alternatives that differ in their protocol.
+func espOrAH(edit func(p *ipsec.Policy)) func(p *ipsec.Policy) {
+	return func(p *ipsec.Policy) {
+		p.Requests = append(p.Requests, p.Requests[0])
+		p.Requests[1].Proto = ipsec.AH
+		p.Proposals = append(p.Proposals, ipsec.Proposal{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA256})
+		for i := range p.Requests {
+			p.Requests[i].Level = ipsec.LevelUnique
+		}
+		edit(p)
+	}
+}
+
 
 func TestPolicyChecks(t *testing.T) {
 	for _, c := range []struct {
@@ -29,17 +44,41 @@ func TestPolicyChecks(t *testing.T) {
 		{"seven requests", func(p *ipsec.Policy) { p.Requests = make([]ipsec.Request, 7) }, syscall.ELOOP},
 		{"two requests", func(p *ipsec.Policy) { p.Requests = append(p.Requests, p.Requests[0]) }, 0},
 		{"three requests", func(p *ipsec.Policy) { p.Requests = append(p.Requests, p.Requests[0], p.Requests[0]) }, syscall.EPROTONOSUPPORT},
-		{"AH", func(p *ipsec.Policy) { p.Requests[0].Proto = ipsec.AH }, 0},
+		{"AH", func(p *ipsec.Policy) {
+			p.Requests[0].Proto, p.Proposals = ipsec.AH, []ipsec.Proposal{{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA256}}
+		}, 0},
+		{"AH with algorithms of ESP", func(p *ipsec.Policy) { p.Requests[0].Proto = ipsec.AH }, syscall.EINVAL},
+		{"ESP with algorithms of AH", func(p *ipsec.Policy) { p.Proposals[0] = ipsec.Proposal{Shape: ipsec.ShapeAH} }, syscall.EINVAL},
+		{"unknown shape", func(p *ipsec.Policy) { p.Proposals[0].Shape = 3 }, syscall.EINVAL},
 		{"ESP in AH", func(p *ipsec.Policy) {
+			p.Proposals[0].Shape = ipsec.ShapeAHESP
+			p.Requests = append(p.Requests, ipsec.Request{Proto: ipsec.AH, Mode: ipsec.Transport})
+		}, 0},
+		{"ESP in AH, AH in no alternative", func(p *ipsec.Policy) {
+			p.Requests = append(p.Requests, ipsec.Request{Proto: ipsec.AH, Mode: ipsec.Transport})
+		}, syscall.EINVAL},
+		{"ESP or AH", espOrAH(func(*ipsec.Policy) {}), 0},
+		{"ESP or AH of level require", espOrAH(func(p *ipsec.Policy) { p.Requests[1].Level = ipsec.LevelRequire }), syscall.EINVAL},
+		{"ESP or AH of two modes", espOrAH(func(p *ipsec.Policy) { p.Requests[1].Mode = ipsec.Transport }), syscall.EINVAL},
+		{"ESP or AH with other end points", espOrAH(func(p *ipsec.Policy) { p.Requests[1].Dst = self }), syscall.EINVAL},
+		{"IPComp in ESP or AH", espOrAH(func(p *ipsec.Policy) {
+			p.Requests = append([]ipsec.Request{{Proto: ipsec.IPComp, Mode: ipsec.Transport}}, p.Requests...)
+		}), syscall.EINVAL},
+		{"ESP twice, or ESP in AH", espOrAH(func(p *ipsec.Policy) { p.Requests[1].Proto = ipsec.ESP }), syscall.EINVAL},
+		{"IPComp in ESP in AH, any algorithms", func(p *ipsec.Policy) {
+			p.Proposals = nil
 			p.Requests = append(p.Requests, ipsec.Request{Proto: ipsec.AH, Mode: ipsec.Transport})
 		}, 0},
 		{"IPComp in ESP in AH", func(p *ipsec.Policy) {
+			p.Proposals[0].Shape = ipsec.ShapeAHESP
 			p.Requests = []ipsec.Request{{Proto: ipsec.IPComp, Mode: ipsec.Transport}, p.Requests[0], {Proto: ipsec.AH, Mode: ipsec.Transport}}
 		}, 0},
 		{"ESP in IPComp", func(p *ipsec.Policy) {
 			p.Requests = append(p.Requests, ipsec.Request{Proto: ipsec.IPComp, Mode: ipsec.Transport})
 		}, syscall.EPROTONOSUPPORT},
-		{"IPComp", func(p *ipsec.Policy) { p.Requests[0].Proto, p.Requests[0].Mode = ipsec.IPComp, ipsec.Transport }, 0},
+		{"IPComp", func(p *ipsec.Policy) {
+			p.Requests[0].Proto, p.Requests[0].Mode, p.Proposals = ipsec.IPComp, ipsec.Transport, nil
+		}, 0},
 		{"IPComp tunnel alone", func(p *ipsec.Policy) { p.Requests[0].Proto = ipsec.IPComp }, syscall.EPROTONOSUPPORT},
 		{"IPComp tunnel in ESP", func(p *ipsec.Policy) {
 			p.Requests[0].Proto = ipsec.IPComp

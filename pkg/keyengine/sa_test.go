@@ -3,6 +3,7 @@ package keyengine
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -414,7 +415,7 @@ func TestBundleAcquire(t *testing.T) {
 	testRig(t, func(r *rig) {
 		p := tunnel(ipsec.LevelUnique, 9)
 		p.Requests = append(p.Requests, ipsec.Request{Proto: ipsec.AH, Mode: ipsec.Transport, Level: ipsec.LevelUnique, ReqID: 9})
-		p.Proposals = []ipsec.Proposal{{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA256}}
+		p.Proposals = []ipsec.Proposal{{Shape: ipsec.ShapeAHESP, Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA256, AH: alg.IntegHMACSHA1}}
 		i, err := r.policyAdd(1, p)
 		r.errno(err, 0)
 		e := r.o.SPD.Edit().Get(i.ID)
@@ -429,11 +430,48 @@ func TestBundleAcquire(t *testing.T) {
 		if len(r.pending) != 2 {
 			r.Errorf("%d pending, want 2", len(r.pending))
 		}
-		if got := proposals(&e.P, &e.P.Requests[0]); len(got) != 1 {
+		if got := r.offer(e, &e.P.Requests[0], sad.OutKey{}); len(got) != 1 || got[0] != (ipsec.Proposal{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA256}) {
 			r.Errorf("ESP asked for with %v", got)
 		}
-		if got := proposals(&e.P, &e.P.Requests[1]); got != nil {
-			r.Errorf("AH asked for with the algorithms of ESP: %v", got)
+		if got := r.offer(e, &e.P.Requests[1], sad.OutKey{}); len(got) != 1 || got[0] != (ipsec.Proposal{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA1}) {
+			r.Errorf("AH asked for with %v", got)
+		}
+	})
+}
+
+// TestChoiceAcquire: where alternatives differ in their transforms all of them
+// are offered, until the SA that came tells which one it is; then what that one
+// lacks. An SA of another protocol answers, if it was offered.
+func TestChoiceAcquire(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := tunnel(ipsec.LevelUnique, 9)
+		espOrAH(func(p *ipsec.Policy) {
+			p.Proposals = append([]ipsec.Proposal{{Shape: ipsec.ShapeAHESP, Encr: alg.EncrAESGCM16, AH: alg.IntegHMACSHA1}}, p.Proposals...)
+			p.Proposals[1].Encr, p.Proposals[1].Auth = alg.EncrAESCBC, alg.IntegHMACSHA256
+			p.Requests[1].ReqID = 10
+		})(p)
+		i, err := r.policyAdd(1, p)
+		r.errno(err, 0)
+		e := r.o.SPD.Edit().Get(i.ID)
+		q := p.Requests[0]
+		esp := sad.OutKey{Proto: ipsec.ESP, Mode: ipsec.Tunnel, ReqID: 9, Src: q.Src, Dst: q.Dst}
+		ah := esp
+		ah.Proto, ah.ReqID = ipsec.AH, 10
+		if got := r.offer(e, &e.P.Requests[0], esp); !slices.Equal(got, p.Proposals) {
+			r.Errorf("offered first: %v", got)
+		}
+		r.NeedSA(e, esp, ipsec.Flow{})
+		seq := r.pending[wanted{OutKey: esp}].seq
+		sa := outSA(0x1001, 10)
+		sa.Proto, sa.Encr, sa.EncrKey, sa.Auth, sa.AuthKey = ipsec.AH, alg.EncrNone, ipsec.Key{}, alg.IntegHMACSHA256, key(32)
+		_, err = r.add(sa, seq)
+		r.errno(err, 0)
+		if len(r.pending) != 0 {
+			r.Error("AH, which was offered, does not answer")
+		}
+		r.mustAdd(outSA(0x1002, 9))
+		if got, want := r.offer(e, &e.P.Requests[1], ah), []ipsec.Proposal{{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA1}}; !slices.Equal(got, want) {
+			r.Errorf("with ESP in place: offered %v, want %v", got, want)
 		}
 	})
 }

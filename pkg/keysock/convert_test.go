@@ -130,7 +130,7 @@ func TestPolicyRoundTrip(t *testing.T) {
 	six := policy(4)
 	six.Sel = ipsec.Selector{Src: netip.MustParsePrefix("2001:db8:1::/48"), Dst: netip.MustParsePrefix("::/0"), Proto: 58, SrcPort: 129, DstPort: 0}
 	drop := &ipsec.Policy{Dir: ipsec.Fwd, Sel: full.Sel, Action: ipsec.Discard}
-	for _, p := range []*ipsec.Policy{full, icmp, host, six, drop} {
+	for _, p := range []*ipsec.Policy{full, icmp, host, six, drop, choice()} {
 		want := &PolicyInfo{Policy: *p, Added: epoch, LastUsed: epoch.Add(time.Second)}
 		var m pfkey.Message
 		if err := putPolicy(&m, want, withPrivate|withCurrent); err != nil {
@@ -178,10 +178,72 @@ func TestSeconds(t *testing.T) {
 	}
 }
 
+// choice is a policy whose alternatives differ in their transforms.
+func choice() *ipsec.Policy {
+	p := policy(5)
+	ah := p.Requests[0]
+	ah.Proto = ipsec.AH
+	p.Requests = append(p.Requests, ah)
+	p.Proposals = append(p.Proposals,
+		ipsec.Proposal{Shape: ipsec.ShapeAHESP, Encr: alg.EncrAESGCM16, AH: alg.IntegAESCMAC},
+		ipsec.Proposal{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA384, Hard: ipsec.Lifetime{Bytes: 7}},
+		ipsec.Proposal{Shape: ipsec.ShapeAH})
+	return p
+}
+
+// TestChoiceForStrangers: who did not opt in sees the first alternative of a
+// policy, and of an ACQUIRE what is about its SA type.
+func TestChoiceForStrangers(t *testing.T) {
+	var m pfkey.Message
+	if err := putPolicy(&m, &PolicyInfo{Policy: *choice()}, withCurrent); err != nil {
+		t.Fatal(err)
+	}
+	if rs := m.Policy.Requests; len(rs) != 1 || rs[0].Proto != uint16(ipsec.ESP) || m.Shapes != nil || m.Proposal != nil {
+		t.Errorf("policy: got requests %v, shapes %v", rs, m.Shapes)
+	}
+	for proto, want := range map[ipsec.Protocol]int{ipsec.ESP: 4, ipsec.AH: 3} {
+		m = pfkey.Message{}
+		if err := putAcquire(&m, &Acquire{Seq: 1, Proto: proto, Src: addr("10.0.0.1"), Dst: addr("10.0.0.2"), Proposals: choice().Proposals}, 0); err != nil {
+			t.Fatal(err)
+		}
+		if len(m.Proposal.Combs) != want || m.Shapes != nil {
+			t.Errorf("%v: got %v", proto, m.Proposal.Combs)
+		}
+		if proto == ipsec.AH && (m.Proposal.Combs[0].Auth != pfkey.AuthAESCMAC || m.Proposal.Combs[1].AuthMin != 384 || m.Proposal.Combs[0].Encrypt != 0) {
+			t.Errorf("AH: got %v", m.Proposal.Combs)
+		}
+	}
+}
+
+// TestShapesRefused: shapes that do not go with the combinations.
+func TestShapesRefused(t *testing.T) {
+	for name, edit := range map[string]func(m *pfkey.Message){
+		"no PROPOSAL":        func(m *pfkey.Message) { m.Proposal = nil },
+		"too few":            func(m *pfkey.Message) { m.Shapes.Shapes = m.Shapes.Shapes[1:] },
+		"ESP's of AH":        func(m *pfkey.Message) { m.Shapes.Shapes[0].Kind = pfkey.KindAH },
+		"algorithm not ours": func(m *pfkey.Message) { m.Shapes.Shapes[3].AH = pfkey.AuthHMACMD5 },
+	} {
+		var m pfkey.Message
+		if err := putPolicy(&m, &PolicyInfo{Policy: *choice()}, withPrivate); err != nil {
+			t.Fatal(err)
+		}
+		edit(&m)
+		if _, err := takePolicy(&m); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+}
+
 func TestAcquireRoundTrip(t *testing.T) {
+	for _, ps := range [][]ipsec.Proposal{policy(1).Proposals, choice().Proposals} {
+		testAcquireRoundTrip(t, ps)
+	}
+}
+
+func testAcquireRoundTrip(t *testing.T, ps []ipsec.Proposal) {
 	want := Acquire{
 		Seq: 7, Proto: ipsec.ESP, Src: addr("2001:db8::1"), Dst: addr("2001:db8::2"), PolicyID: 3, Priority: 4,
-		Mode: ipsec.Tunnel, ReqID: 8, Proposals: policy(1).Proposals,
+		Mode: ipsec.Tunnel, ReqID: 8, Proposals: ps,
 		Flow: &ipsec.Flow{Src: addr("10.1.0.1"), Dst: addr("10.2.0.1"), Proto: 6, SrcPort: 1025, DstPort: 80},
 	}
 	var m pfkey.Message

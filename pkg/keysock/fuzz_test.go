@@ -26,6 +26,8 @@ func FuzzTranslate(f *testing.F) {
 	add(m, putSA(m, &SAInfo{SAParams: *params(0x1000), Added: epoch}, withKeys|withCurrent|withPrivate))
 	m = &pfkey.Message{Header: pfkey.Header{Type: pfkey.XSPDAdd}}
 	add(m, putPolicy(m, &PolicyInfo{Policy: *policy(1), Added: epoch}, withCurrent|withPrivate))
+	m = &pfkey.Message{Header: pfkey.Header{Type: pfkey.XSPDAdd}}
+	add(m, putPolicy(m, &PolicyInfo{Policy: *choice()}, withPrivate))
 	m = new(pfkey.Message)
 	add(m, putAcquire(m, &Acquire{Seq: 1, Proto: ipsec.ESP, Src: addr("10.0.0.1"), Dst: addr("10.0.0.2"),
 		Flow: &ipsec.Flow{Src: addr("::1"), Dst: addr("::2")}}, withPrivate))

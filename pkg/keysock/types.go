@@ -80,7 +80,9 @@ type Supported struct {
 // no events.
 type Event interface{ event() }
 
-// Acquire asks the key daemons for an SA. It goes to registered sockets.
+// Acquire asks the key daemons for an SA. It goes to registered sockets. Proto is
+// the protocol of the packet's missing SA; where Proposals allow, one of another
+// protocol answers it too.
 type Acquire struct {
 	Seq       uint32 // 1 to 0x7fffffff; goes into the requests that answer it
 	Proto     ipsec.Protocol
@@ -89,7 +91,7 @@ type Acquire struct {
 	Priority  uint32 // of the policy
 	Mode      ipsec.Mode
 	ReqID     ipsec.ReqID
-	Proposals []ipsec.Proposal // as the policy has them, best first
+	Proposals []ipsec.Proposal // to be offered, best first; none: any
 	Flow      *ipsec.Flow      // the packet that wants it; nil unknown
 }
 

@@ -3,8 +3,10 @@ package keysock
 import (
 	"math"
 	"net/netip"
+	"slices"
 	"syscall"
 
+	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/pfkey"
 )
@@ -19,7 +21,11 @@ func putPolicy(m *pfkey.Message, i *PolicyInfo, what int) error {
 	w := &pfkey.Policy{
 		Type: pfkey.PolicyType(i.Action), Dir: pfkey.Dir(i.Dir), ID: i.ID, Priority: i.Priority,
 	}
-	for _, r := range i.Requests {
+	rs := i.Requests
+	if what&withPrivate == 0 {
+		rs = shownToStrangers(&i.Policy)
+	}
+	for _, r := range rs {
 		q := pfkey.Request{
 			Proto: uint16(r.Proto), Mode: pfkey.Mode(r.Mode), Level: pfkey.Level(r.Level), ReqID: uint32(r.ReqID),
 		}
@@ -47,11 +53,18 @@ func putPolicy(m *pfkey.Message, i *PolicyInfo, what int) error {
 		m.PolicyMore = &pfkey.PolicyMore{Flags: pfkey.PolicyFlags(i.Flags), Packets: i.Packets}
 	}
 	if what&withPrivate != 0 && len(i.Proposals) > 0 {
-		var err error
-		m.Proposal, err = proposalsToWire(i.Proposals)
-		return err
+		return putProposals(m, i.Proposals)
 	}
 	return nil
+}
+
+// shownToStrangers are the requests of a policy for those who know no
+// alternatives that differ in their transforms: of such those of the first.
+func shownToStrangers(p *ipsec.Policy) []ipsec.Request {
+	if !p.Choice() {
+		return p.Requests
+	}
+	return slices.DeleteFunc(slices.Clone(p.Requests), func(r ipsec.Request) bool { return !p.Proposals[0].Shape.Has(r.Proto) })
 }
 
 // takePolicy reads a policy. It is strict: what SPDADD needs has to be there.
@@ -92,7 +105,7 @@ func takePolicy(m *pfkey.Message) (*PolicyInfo, error) {
 	if m.PolicyMore != nil {
 		i.Flags, i.Packets = ipsec.PolicyFlags(m.PolicyMore.Flags), m.PolicyMore.Packets
 	}
-	i.Proposals, err = proposalsFromWire(m.Proposal)
+	i.Proposals, err = takeProposals(m)
 	return i, err
 }
 
@@ -170,38 +183,79 @@ func icmpFromWire(v uint16) uint16 {
 	return v + 1
 }
 
-func proposalsToWire(l []ipsec.Proposal) (*pfkey.Proposal, error) {
-	w := &pfkey.Proposal{Replay: 32}
+// putProposals writes alternatives, the shapes too if not all are ESP.
+func putProposals(m *pfkey.Message, l []ipsec.Proposal) error {
+	w, x := &pfkey.Proposal{Replay: 32}, &pfkey.Shapes{}
 	for _, p := range l {
-		if p.Hard.Packets > math.MaxUint32 || p.Soft.Packets > math.MaxUint32 {
-			return nil, refuse(syscall.EINVAL, "packet limit of a proposal beyond 32 bits")
+		c, err := combToWire(p)
+		if err != nil {
+			return err
 		}
-		c := pfkey.Comb{Hard: *lifetimeToWire(p.Hard), Soft: *lifetimeToWire(p.Soft)}
-		var err error
-		if c.Encrypt, err = encrToWire(p.Encr); err != nil {
+		ah, err := integToWire(p.AH)
+		if err != nil {
+			return err
+		}
+		w.Combs = append(w.Combs, c)
+		x.Shapes = append(x.Shapes, pfkey.Shape{Kind: pfkey.ShapeKind(p.Shape), AH: ah})
+		if p.Shape != ipsec.ShapeESP {
+			m.Shapes = x
+		}
+	}
+	m.Proposal = w
+	return nil
+}
+
+func combToWire(p ipsec.Proposal) (c pfkey.Comb, err error) {
+	if p.Hard.Packets > math.MaxUint32 || p.Soft.Packets > math.MaxUint32 {
+		return c, refuse(syscall.EINVAL, "packet limit of a proposal beyond 32 bits")
+	}
+	c = pfkey.Comb{Hard: *lifetimeToWire(p.Hard), Soft: *lifetimeToWire(p.Soft)}
+	if c.Encrypt, err = encrToWire(p.Encr); err != nil {
+		return c, err
+	}
+	if c.Auth, err = integToWire(p.Auth); err != nil {
+		return c, err
+	}
+	salt := uint16(p.Encr.Info().SaltLen * 8)
+	if max(p.EncrMinBits, p.EncrMaxBits) > math.MaxUint16-salt {
+		return c, refuse(syscall.EINVAL, "key sizes %d to %d", p.EncrMinBits, p.EncrMaxBits)
+	}
+	c.EncryptMin, c.EncryptMax = plus(p.EncrMinBits, salt), plus(p.EncrMaxBits, salt)
+	c.AuthMin = uint16(p.Auth.Info().KeyLen * 8)
+	c.AuthMax = c.AuthMin
+	return c, nil
+}
+
+// strangersProposal is PROPOSAL as RFC 2367 has it, for one protocol: of AH the
+// integrity algorithm stands in auth.
+func strangersProposal(l []ipsec.Proposal, proto ipsec.Protocol) (*pfkey.Proposal, error) {
+	w := &pfkey.Proposal{Replay: 32}
+	for _, p := range ipsec.Parts(l, proto) {
+		if proto == ipsec.AH {
+			p.Auth = p.AH
+		}
+		c, err := combToWire(p)
+		if err != nil {
 			return nil, err
 		}
-		if c.Auth, err = integToWire(p.Auth); err != nil {
-			return nil, err
-		}
-		salt := uint16(p.Encr.Info().SaltLen * 8)
-		if max(p.EncrMinBits, p.EncrMaxBits) > math.MaxUint16-salt {
-			return nil, refuse(syscall.EINVAL, "key sizes %d to %d", p.EncrMinBits, p.EncrMaxBits)
-		}
-		c.EncryptMin, c.EncryptMax = plus(p.EncrMinBits, salt), plus(p.EncrMaxBits, salt)
-		c.AuthMin = uint16(p.Auth.Info().KeyLen * 8)
-		c.AuthMax = c.AuthMin
 		w.Combs = append(w.Combs, c)
 	}
+	w.Combs = w.Combs[:min(len(w.Combs), maxStrangersCombs)]
 	return w, nil
 }
 
-func proposalsFromWire(w *pfkey.Proposal) ([]ipsec.Proposal, error) {
-	if w == nil {
+func takeProposals(m *pfkey.Message) ([]ipsec.Proposal, error) {
+	if m.Proposal == nil {
+		if m.Shapes != nil {
+			return nil, refuse(syscall.EINVAL, "X_SHAPES without PROPOSAL")
+		}
 		return nil, nil
 	}
+	if m.Shapes != nil && len(m.Shapes.Shapes) != len(m.Proposal.Combs) {
+		return nil, refuse(syscall.EINVAL, "%d shapes of %d combinations", len(m.Shapes.Shapes), len(m.Proposal.Combs))
+	}
 	var l []ipsec.Proposal
-	for _, c := range w.Combs {
+	for k, c := range m.Proposal.Combs {
 		p := ipsec.Proposal{Hard: lifetimeFromWire(&c.Hard), Soft: lifetimeFromWire(&c.Soft)}
 		var err error
 		if p.Encr, err = encrFromWire(c.Encrypt); err != nil {
@@ -214,6 +268,16 @@ func proposalsFromWire(w *pfkey.Proposal) ([]ipsec.Proposal, error) {
 		p.EncrMinBits, p.EncrMaxBits = minus(c.EncryptMin, salt), minus(c.EncryptMax, salt)
 		if p.EncrMaxBits != 0 && p.EncrMinBits > p.EncrMaxBits {
 			return nil, refuse(syscall.EINVAL, "key sizes %d to %d", p.EncrMinBits, p.EncrMaxBits)
+		}
+		if m.Shapes != nil {
+			x := m.Shapes.Shapes[k]
+			p.Shape = ipsec.Shape(x.Kind)
+			if p.AH, err = integFromWire(x.AH); err != nil {
+				return nil, err
+			}
+		}
+		if p.Shape == ipsec.ShapeAH && (p.Encr != alg.EncrNone || p.Auth != alg.IntegNone || p.EncrMinBits|p.EncrMaxBits != 0) {
+			return nil, refuse(syscall.EINVAL, "algorithms of ESP in an alternative of AH")
 		}
 		l = append(l, p)
 	}
@@ -244,12 +308,14 @@ func putAcquire(m *pfkey.Message, a *Acquire, what int) (err error) {
 	putAddrs(m, a.Src, a.Dst)
 	m.Policy = &pfkey.Policy{Type: pfkey.PolicyIPsec, Dir: pfkey.DirOut, ID: a.PolicyID, Priority: a.Priority}
 	m.SA2 = &pfkey.SA2{Mode: pfkey.Mode(a.Mode), ReqID: uint32(a.ReqID)}
-	if m.Proposal, err = proposalsToWire(a.Proposals); err != nil {
+	if what&withPrivate == 0 {
+		m.Proposal, err = strangersProposal(a.Proposals, a.Proto)
 		return err
 	}
-	if what&withPrivate == 0 {
-		m.Proposal.Combs = m.Proposal.Combs[:min(len(m.Proposal.Combs), maxStrangersCombs)]
-	} else if f := a.Flow; f != nil {
+	if err = putProposals(m, a.Proposals); err != nil {
+		return err
+	}
+	if f := a.Flow; f != nil {
 		m.Flow = &pfkey.Flow{Proto: f.Proto, SrcPort: f.SrcPort, DstPort: f.DstPort, Src: f.Src, Dst: f.Dst}
 	}
 	return nil
@@ -272,7 +338,7 @@ func takeAcquire(m *pfkey.Message) (a Acquire, err error) {
 		}
 		a.ReqID = ipsec.ReqID(m.SA2.ReqID)
 	}
-	if a.Proposals, err = proposalsFromWire(m.Proposal); err != nil {
+	if a.Proposals, err = takeProposals(m); err != nil {
 		return a, err
 	}
 	if f := m.Flow; f != nil {

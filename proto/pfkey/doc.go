@@ -84,4 +84,9 @@
 //	                  2 an SA pair for every flow, 4 manual SAs without reqid
 //	                  serve, 8 SAs are wanted at once), 8: packets that the
 //	                  policy decided about (8, count instead of allocations)
+//	X_SHAPES  0x800a  what the combinations of PROPOSAL consist of, one for one;
+//	                  without it each is ESP alone; 4: number (2), then 8 octets
+//	                  each: shape (1: 0 ESP, 1 AH, 2 ESP inside AH), integrity
+//	                  algorithm of AH (1, an SADB_AALG, 0 any). auth and encrypt
+//	                  of the combination are ESP's, and zero without ESP
 package pfkey

@@ -52,6 +52,7 @@ type Message struct {
 	Blob         *Blob
 	Count        *Count
 	PolicyMore   *PolicyMore
+	Shapes       *Shapes
 }
 
 // ParseHeader reads and checks the header of the datagram b: EMSGSIZE for less

@@ -164,6 +164,7 @@ func full(typ MsgType) *Message {
 		Flow:  &Flow{17, 53, 5353, v6, v6.Next()},
 		SADst: a4, Blob: &Blob{100, 50, seq(1, 13)}, Count: &Count{1 << 50},
 		PolicyMore: &PolicyMore{PolicyFlagPerFlow | PolicyFlagInit, 1 << 40},
+		Shapes:     &Shapes{[]Shape{{}, {KindAH, AuthHMACSHA256}, {KindAHESP, 0}}},
 	}
 }
 

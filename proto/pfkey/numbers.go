@@ -139,6 +139,7 @@ const (
 	ExtXCount  ExtType = 0x8008
 
 	ExtXPolicyMore ExtType = 0x8009
+	ExtXShapes     ExtType = 0x800a
 )
 
 var extNames = map[ExtType]string{
@@ -154,6 +155,7 @@ var extNames = map[ExtType]string{
 	ExtXOptIn: "X_OPT_IN", ExtXSAMore: "X_SA_MORE", ExtXTSSrc: "X_TS_SRC", ExtXTSDst: "X_TS_DST",
 	ExtXFlow: "X_FLOW", ExtXSADst: "X_SA_DST", ExtXBlob: "X_BLOB", ExtXCount: "X_COUNT",
 	ExtXPolicyMore: "X_POLICY_MORE",
+	ExtXShapes:     "X_SHAPES",
 }
 
 func (t ExtType) String() string { return name(extNames, t, "ExtType") }
@@ -217,6 +219,7 @@ const (
 	lenReqHeader    = 16
 	lenComb         = 72
 	lenTSEntry      = 40
+	lenShape        = 8
 	maxMessageWords = 0xffff
 )
 

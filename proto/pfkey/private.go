@@ -193,6 +193,57 @@ func (p *PolicyMore) append(b []byte) ([]byte, error) {
 	return host.AppendUint64(host.AppendUint32(b, uint32(p.Flags)), p.Packets), nil
 }
 
+// Shapes is the X_SHAPES extension: what the combinations of PROPOSAL consist
+// of, one for one.
+type Shapes struct{ Shapes []Shape }
+
+// Shape is that of one combination.
+type Shape struct {
+	Kind ShapeKind
+	AH   AuthAlg // of AH; 0 any
+}
+
+// ShapeKind says which transforms a combination consists of. Unknown ones are
+// refused, since each changes what is protected.
+type ShapeKind uint8
+
+// Kinds of shapes.
+const (
+	KindESP   ShapeKind = 0
+	KindAH    ShapeKind = 1
+	KindAHESP ShapeKind = 2 // ESP inside AH
+)
+
+func (s *Shapes) decode(b []byte) error {
+	n := int(host.Uint16(b[4:]))
+	b = b[8:]
+	if len(b) != n*lenShape {
+		return invalid("%d shapes in %d octets", n, len(b))
+	}
+	for ; len(b) > 0; b = b[lenShape:] {
+		x := Shape{ShapeKind(b[0]), AuthAlg(b[1])}
+		if x.Kind > KindAHESP || x.Kind == KindESP && x.AH != 0 {
+			return invalid("shape %d with AH algorithm %d", b[0], b[1])
+		}
+		s.Shapes = append(s.Shapes, x)
+	}
+	return nil
+}
+
+func (s *Shapes) append(b []byte) ([]byte, error) {
+	if len(s.Shapes) > 0xffff {
+		return b, tooLong("%d shapes", len(s.Shapes))
+	}
+	b = append(host.AppendUint16(b, uint16(len(s.Shapes))), 0, 0)
+	for _, x := range s.Shapes {
+		if x.Kind > KindAHESP || x.Kind == KindESP && x.AH != 0 {
+			return b, invalid("shape %d with AH algorithm %d", uint8(x.Kind), uint8(x.AH))
+		}
+		b = append(b, byte(x.Kind), byte(x.AH), 0, 0, 0, 0, 0, 0)
+	}
+	return b, nil
+}
+
 func version(a netip.Addr) byte {
 	if a.Is4() {
 		return 4

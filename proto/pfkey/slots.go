@@ -14,7 +14,7 @@ var order = []ExtType{
 	ExtIdentitySrc, ExtIdentityDst, ExtSensitivity, ExtProposal, ExtSupportedAuth, ExtSupportedEncrypt,
 	ExtSPIRange, ExtXKMPrivate, ExtXNATTType, ExtXNATTSPort, ExtXNATTDPort, ExtXNATTOA,
 	ExtXSecCtx, ExtXKMAddress, ExtXFilter,
-	ExtXOptIn, ExtXSAMore, ExtXTSSrc, ExtXTSDst, ExtXFlow, ExtXSADst, ExtXBlob, ExtXCount, ExtXPolicyMore,
+	ExtXOptIn, ExtXSAMore, ExtXTSSrc, ExtXTSDst, ExtXFlow, ExtXSADst, ExtXBlob, ExtXCount, ExtXPolicyMore, ExtXShapes,
 }
 
 // A body is what one extension does with its octets. decode gets the whole
@@ -132,6 +132,8 @@ func (m *Message) slot(t ExtType, has bool) slot {
 		return at(&m.Count, 16, has)
 	case ExtXPolicyMore:
 		return at(&m.PolicyMore, 16, has)
+	case ExtXShapes:
+		return at(&m.Shapes, 8, has)
 	}
 	return nil
 }

@@ -239,27 +239,31 @@ func (s *SA) at(t int64) time.Time {
 	return s.created.Add(time.Duration(t - 1))
 }
 
-// Fits reports whether the algorithms of s are one of alts. No alternatives at
-// all leave the choice to whoever made s. Where there is ESP, alternatives say
-// nothing of AH.
+// Fits reports whether the algorithms of s are those that one of alts has for
+// the protocol. No alternatives at all leave the choice to whoever made s.
 func (s *SA) Fits(alts []ipsec.Proposal) bool {
 	for k := range alts {
-		a := &alts[k]
-		switch {
-		case s.P.Proto == ipsec.IPComp:
-			return true
-		case s.P.Proto == ipsec.AH:
-			if a.Encr != alg.EncrNone || a.Auth == alg.IntegNone || a.Auth == s.P.Auth {
-				return true
-			}
-		case a.Encr != alg.EncrNone && a.Encr != s.P.Encr:
-		case a.Auth != alg.IntegNone && a.Auth != s.P.Auth:
-		case s.encrBits < a.EncrMinBits || a.EncrMaxBits != 0 && s.encrBits > a.EncrMaxBits:
-		default:
+		if s.fits(&alts[k]) {
 			return true
 		}
 	}
 	return len(alts) == 0
+}
+
+func (s *SA) fits(a *ipsec.Proposal) bool {
+	switch {
+	case s.P.Proto == ipsec.IPComp:
+		return true
+	case !a.Shape.Has(s.P.Proto):
+		return false
+	case s.P.Proto == ipsec.AH:
+		return a.AH == alg.IntegNone || a.AH == s.P.Auth
+	case a.Encr == alg.EncrNone && s.P.Encr == alg.EncrNULL: // any cipher, but a cipher
+		return false
+	case a.Encr != alg.EncrNone && a.Encr != s.P.Encr, a.Auth != alg.IntegNone && a.Auth != s.P.Auth:
+		return false
+	}
+	return s.encrBits >= a.EncrMinBits && (a.EncrMaxBits == 0 || s.encrBits <= a.EncrMaxBits)
 }
 
 // MatchInbound reports whether a packet that came out of s lies within its

@@ -29,11 +29,38 @@ import (
 type Entry struct {
 	P       ipsec.Policy // not to be written, slices included
 	Created time.Time
+	// Choices are the alternatives of P if they differ in more than the
+	// algorithms of one transform (ipsec.Policy.Choice), in order, else nil.
+	Choices []Choice
 
 	seq      uint64 // insertion order among equal priorities
 	src, dst netip.Prefix
 	last     atomic.Int64 // ns since Created, plus 1; 0: never
 	packets  atomic.Uint64
+}
+
+// Choice is one alternative of a policy: the transforms of a packet, innermost
+// first, and their algorithms.
+type Choice struct {
+	Requests []ipsec.Request
+	Alg      []ipsec.Proposal // one
+}
+
+// choices are those of p.
+func choices(p *ipsec.Policy) []Choice {
+	if !p.Choice() {
+		return nil
+	}
+	l := make([]Choice, len(p.Proposals))
+	for k := range l {
+		l[k].Alg = p.Proposals[k : k+1]
+		for _, r := range p.Requests {
+			if p.Proposals[k].Shape.Has(r.Proto) {
+				l[k].Requests = append(l[k].Requests, r)
+			}
+		}
+	}
+	return l
 }
 
 // Hit counts n packets that the policy decided about at now.
