@@ -27,9 +27,16 @@ func (w *outWorker) choose(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 		w.transform(&b, dst, buf, off, n, now, whole)
 		return
 	}
+	nobody := p.P.Requests[0].AnyPeer()
 	if p.P.Flags&ipsec.PolicyClear != 0 {
-		w.e.c.NeedSA(p, lacks, w.info.Flow())
+		if !nobody {
+			w.e.c.NeedSA(p, lacks, w.info.Flow())
+		}
 		w.pass(buf, off, n, whole)
+		return
+	}
+	if nobody {
+		w.n.inc(DropOutNoPeer)
 		return
 	}
 	w.n.inc(OutHeld)
@@ -60,6 +67,9 @@ func (w *outWorker) complete(p *spd.Entry, b *bundle) (k int, lacks sad.OutKey) 
 		b.n = 0
 		for i := range c.Requests {
 			key := outKey(&c.Requests[i], w.info.Src, w.info.Dst)
+			if b.n > 0 && key.Mode == ipsec.Tunnel { // perhaps open: of the same peer
+				key.Src, key.Dst = b.sas[0].P.Src, b.sas[0].P.Dst
+			}
 			sa := w.e.c.SAD.Out(key, &w.info)
 			if (sa == nil || !sa.Fits(c.Alg)) && p.P.Flags&ipsec.PolicyManual != 0 {
 				sa = w.e.c.SAD.OutManual(key, &w.info, c.Alg)

@@ -86,7 +86,7 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 	}
 	for e.seq++; e.seq == 0 || e.bySeq[e.seq] != nil; e.seq++ {
 	}
-	offer := e.offer(p, r, key.OutKey)
+	offer := e.offer(p, r, key.OutKey, f)
 	w := &pending{key: key, seq: e.seq, manual: p.P.Flags&ipsec.PolicyManual != 0}
 	for i := range offer {
 		w.other = w.other || !offer[i].Shape.Has(key.Proto)
@@ -111,8 +111,8 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 // offer is what key daemons may choose from for the SA of request r, wanted by
 // key. If all alternatives have the same transforms, or the SA of the other
 // transform is there already, that is what they say of r's protocol. Else it is
-// all of them: which one is made has yet to be found out.
-func (e *Engine) offer(p *spd.Entry, r *ipsec.Request, key sad.OutKey) []ipsec.Proposal {
+// all of them: which one is made has yet to be found out. f is the packet.
+func (e *Engine) offer(p *spd.Entry, r *ipsec.Request, key sad.OutKey, f ipsec.Flow) []ipsec.Proposal {
 	parts := ipsec.Parts(p.P.Proposals, r.Proto)
 	mixed := slices.ContainsFunc(p.P.Proposals, func(a ipsec.Proposal) bool { return a.Shape != p.P.Proposals[0].Shape })
 	if p.Choices == nil {
@@ -124,7 +124,7 @@ func (e *Engine) offer(p *spd.Entry, r *ipsec.Request, key sad.OutKey) []ipsec.P
 			continue
 		}
 		key.Proto, key.ReqID = o.Proto, o.ReqID
-		sa := e.o.SAD.Out(key, nil)
+		sa := e.o.SAD.Out(key, infoOf(f))
 		if sa == nil {
 			continue
 		}
@@ -142,6 +142,16 @@ func (e *Engine) offer(p *spd.Entry, r *ipsec.Request, key sad.OutKey) []ipsec.P
 		return slices.Clone(p.P.Proposals)
 	}
 	return parts
+}
+
+// infoOf is what the SAD looks at in a packet of flow f.
+func infoOf(f ipsec.Flow) *packet.Info {
+	i := &packet.Info{Version: 4, Src: f.Src, Dst: f.Dst, Proto: f.Proto, SrcPort: f.SrcPort, DstPort: f.DstPort}
+	if f.Dst.Is6() {
+		i.Version = 6
+	}
+	i.HasPorts = f.SrcPort|f.DstPort != 0 || packet.IsICMP(f.Proto)
+	return i
 }
 
 // answered ends the ACQUIREs that SA r answers: the one of seq, if protocol

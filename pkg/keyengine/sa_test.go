@@ -430,10 +430,10 @@ func TestBundleAcquire(t *testing.T) {
 		if len(r.pending) != 2 {
 			r.Errorf("%d pending, want 2", len(r.pending))
 		}
-		if got := r.offer(e, &e.P.Requests[0], sad.OutKey{}); len(got) != 1 || got[0] != (ipsec.Proposal{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA256}) {
+		if got := r.offer(e, &e.P.Requests[0], sad.OutKey{}, ipsec.Flow{}); len(got) != 1 || got[0] != (ipsec.Proposal{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA256}) {
 			r.Errorf("ESP asked for with %v", got)
 		}
-		if got := r.offer(e, &e.P.Requests[1], sad.OutKey{}); len(got) != 1 || got[0] != (ipsec.Proposal{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA1}) {
+		if got := r.offer(e, &e.P.Requests[1], sad.OutKey{}, ipsec.Flow{}); len(got) != 1 || got[0] != (ipsec.Proposal{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA1}) {
 			r.Errorf("AH asked for with %v", got)
 		}
 	})
@@ -457,7 +457,7 @@ func TestChoiceAcquire(t *testing.T) {
 		esp := sad.OutKey{Proto: ipsec.ESP, Mode: ipsec.Tunnel, ReqID: 9, Src: q.Src, Dst: q.Dst}
 		ah := esp
 		ah.Proto, ah.ReqID = ipsec.AH, 10
-		if got := r.offer(e, &e.P.Requests[0], esp); !slices.Equal(got, p.Proposals) {
+		if got := r.offer(e, &e.P.Requests[0], esp, ipsec.Flow{}); !slices.Equal(got, p.Proposals) {
 			r.Errorf("offered first: %v", got)
 		}
 		r.NeedSA(e, esp, ipsec.Flow{})
@@ -470,7 +470,7 @@ func TestChoiceAcquire(t *testing.T) {
 			r.Error("AH, which was offered, does not answer")
 		}
 		r.mustAdd(outSA(0x1002, 9))
-		if got, want := r.offer(e, &e.P.Requests[1], ah), []ipsec.Proposal{{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA1}}; !slices.Equal(got, want) {
+		if got, want := r.offer(e, &e.P.Requests[1], ah, ipsec.Flow{}), []ipsec.Proposal{{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA1}}; !slices.Equal(got, want) {
 			r.Errorf("with ESP in place: offered %v, want %v", got, want)
 		}
 	})
