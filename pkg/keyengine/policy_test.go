@@ -28,7 +28,6 @@ func espOrAH(edit func(p *ipsec.Policy)) func(p *ipsec.Policy) {
 	}
 }
 
-
 func TestPolicyChecks(t *testing.T) {
 	for _, c := range []struct {
 		name string
