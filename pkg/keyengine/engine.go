@@ -69,9 +69,12 @@ type Options struct {
 	SAD *sad.DB
 	SPD *spd.DB
 	Now func() time.Time // nil: time.Now
-	// AllowUnauthenticated takes SAs with AES-CBC and without integrity; without
-	// it they are refused with EINVAL.
+	// AllowUnauthenticated takes SAs with a CBC cipher and without integrity;
+	// without it they are refused with EINVAL.
 	AllowUnauthenticated bool
+	// AllowLegacy takes SAs with legacy algorithms (alg.Encr.Legacy); without it
+	// they are refused with ENOSYS, and not listed as supported.
+	AllowLegacy bool
 
 	// Installed: there is an SA for key; packets that wait for it can go.
 	Installed func(key sad.OutKey)
@@ -215,7 +218,11 @@ func (e *Engine) Close() {
 
 // Supported implements keysock.Backend.
 func (e *Engine) Supported() keysock.Supported {
-	return keysock.Supported{Encr: alg.AllEncr(), Auth: alg.AllInteg()}
+	s := keysock.Supported{Encr: alg.AllEncr(), Auth: append(alg.AllInteg(), alg.AHInteg()...)}
+	if e.o.AllowLegacy {
+		s.Encr, s.Auth = append(s.Encr, alg.LegacyEncr()...), append(s.Auth, alg.LegacyInteg()...)
+	}
+	return s
 }
 
 // Status implements keysock.Backend.

@@ -226,6 +226,12 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 		return refuse(syscall.EINVAL, "addresses")
 	case p.Mode != ipsec.Transport && p.Mode != ipsec.Tunnel:
 		return refuse(syscall.EINVAL, "mode")
+	case (p.Encr.Legacy() || p.Auth.Legacy()) && !e.o.AllowLegacy:
+		return refuse(syscall.ENOSYS, "a legacy algorithm, which only missiu --allow-legacy takes")
+	}
+	if old := p.Encr.Info().Old || p.Auth.Info().Old; old && (p.ReplayWindow != 0 || p.ESN) {
+		// There is no sequence number (RFC 1826, RFC 1827).
+		return refuse(syscall.EINVAL, "a replay window for headers without sequence number")
 	}
 	switch p.Proto {
 	case ipsec.AH:
@@ -242,6 +248,10 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 	switch {
 	case p.Encr == alg.EncrNone:
 		return refuse(syscall.EINVAL, "ESP without encryption algorithm")
+	case p.Auth.Info().AHOnly:
+		return refuse(syscall.EINVAL, "ESP with an integrity algorithm of AH")
+	case p.Encr.Info().Old && (p.Auth != alg.IntegNone || p.Encap != nil):
+		return refuse(syscall.EINVAL, "the ESP of RFC 1827 with integrity or in UDP")
 	case p.Auth == alg.IntegNone && p.Encr == alg.EncrNULL:
 		return refuse(syscall.EINVAL, "neither encryption nor integrity")
 	case p.Auth == alg.IntegNone && !p.Encr.Info().AEAD && !e.o.AllowUnauthenticated:

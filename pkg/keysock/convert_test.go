@@ -3,6 +3,7 @@ package keysock
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -14,7 +15,7 @@ import (
 
 func TestEveryAlgorithmHasANumber(t *testing.T) {
 	seenE := map[pfkey.EncrAlg]alg.Encr{}
-	for _, e := range append(alg.AllEncr(), alg.EncrNone) {
+	for _, e := range slices.Concat(alg.AllEncr(), alg.LegacyEncr(), []alg.Encr{alg.EncrNone}) {
 		n, err := encrToWire(e)
 		if err != nil {
 			t.Errorf("%v: %v", e, err)
@@ -29,7 +30,7 @@ func TestEveryAlgorithmHasANumber(t *testing.T) {
 		}
 	}
 	seenA := map[pfkey.AuthAlg]alg.Integ{}
-	for _, a := range append(alg.AllInteg(), alg.IntegNone) {
+	for _, a := range slices.Concat(alg.AllInteg(), alg.AHInteg(), alg.LegacyInteg(), []alg.Integ{alg.IntegNone}) {
 		n, err := integToWire(a)
 		if err != nil {
 			t.Errorf("%v: %v", a, err)
@@ -52,8 +53,8 @@ func TestUnknownAlgorithms(t *testing.T) {
 	wantErr(t, "encryption 253", err, syscall.ENOSYS)
 	_, err = integFromWire(252)
 	wantErr(t, "authentication 252", err, syscall.EINVAL)
-	_, err = integFromWire(pfkey.AuthHMACMD5)
-	wantErr(t, "authentication 2", err, syscall.ENOSYS)
+	_, err = integFromWire(pfkey.AuthHMACSM3)
+	wantErr(t, "authentication 10", err, syscall.ENOSYS)
 	_, err = encrToWire(200)
 	wantErr(t, "Encr(200)", err, syscall.ENOSYS)
 }
@@ -221,7 +222,7 @@ func TestShapesRefused(t *testing.T) {
 		"no PROPOSAL":        func(m *pfkey.Message) { m.Proposal = nil },
 		"too few":            func(m *pfkey.Message) { m.Shapes.Shapes = m.Shapes.Shapes[1:] },
 		"ESP's of AH":        func(m *pfkey.Message) { m.Shapes.Shapes[0].Kind = pfkey.KindAH },
-		"algorithm not ours": func(m *pfkey.Message) { m.Shapes.Shapes[3].AH = pfkey.AuthHMACMD5 },
+		"algorithm not ours": func(m *pfkey.Message) { m.Shapes.Shapes[3].AH = pfkey.AuthHMACSM3 },
 	} {
 		var m pfkey.Message
 		if err := putPolicy(&m, &PolicyInfo{Policy: *choice()}, withPrivate); err != nil {
@@ -295,7 +296,7 @@ func TestTakeParamsRefuses(t *testing.T) {
 		{"no KEY_AUTH", func(m *pfkey.Message) { m.AuthKey = nil }, syscall.EINVAL},
 		{"KEY_AUTH of 160 bits", func(m *pfkey.Message) { m.AuthKey = pfkey.NewKey(make([]byte, 20)) }, syscall.EINVAL},
 		{"encryption 254", func(m *pfkey.Message) { m.SA.Encrypt = 254 }, syscall.EINVAL},
-		{"encryption 3", func(m *pfkey.Message) { m.SA.Encrypt = 3 }, syscall.ENOSYS},
+		{"encryption 7", func(m *pfkey.Message) { m.SA.Encrypt = 7 }, syscall.ENOSYS},
 		{"encryption none", func(m *pfkey.Message) { m.SA.Encrypt = 0 }, syscall.EINVAL},
 		{"AEAD with authentication", func(m *pfkey.Message) { m.SA.Encrypt, m.EncrKey = 20, pfkey.NewKey(make([]byte, 20)) }, syscall.EINVAL},
 		{"AEAD", func(m *pfkey.Message) {
@@ -355,7 +356,7 @@ func TestTakePolicyRefuses(t *testing.T) {
 		{"ICMP type 300", func(m *pfkey.Message) {
 			m.Dst.Proto, m.Src.Addr = 1, netip.AddrPortFrom(m.Src.Addr.Addr(), 300)
 		}, syscall.EINVAL},
-		{"unknown cipher", func(m *pfkey.Message) { m.Proposal.Combs[0].Encrypt = 3 }, syscall.ENOSYS},
+		{"unknown cipher", func(m *pfkey.Message) { m.Proposal.Combs[0].Encrypt = 7 }, syscall.ENOSYS},
 		{"key sizes backwards", func(m *pfkey.Message) { m.Proposal.Combs[0].EncryptMin = 1000 }, syscall.EINVAL},
 	} {
 		var m pfkey.Message

@@ -8,7 +8,7 @@ import (
 	"github.com/missiu/missiu/proto/pfkey"
 )
 
-// The numbers of SADB for our algorithms. A test walks alg.AllEncr and AllInteg.
+// The numbers of SADB for our algorithms. A test walks the lists of alg.
 var encrNumbers = map[alg.Encr]pfkey.EncrAlg{
 	alg.EncrNone:             pfkey.EncrNone,
 	alg.EncrNULL:             pfkey.EncrNULL,
@@ -17,6 +17,17 @@ var encrNumbers = map[alg.Encr]pfkey.EncrAlg{
 	alg.EncrAESGCM12:         pfkey.EncrAESGCM12,
 	alg.EncrAESGCM16:         pfkey.EncrAESGCM16,
 	alg.EncrChaCha20Poly1305: pfkey.EncrChaCha20Poly1305,
+	alg.EncrAESCTR:           pfkey.EncrAESCTR,
+	alg.EncrAESCCM8:          pfkey.EncrAESCCM8,
+	alg.EncrAESCCM12:         pfkey.EncrAESCCM12,
+	alg.EncrAESCCM16:         pfkey.EncrAESCCM16,
+	alg.EncrNULLAESGMAC:      pfkey.EncrNULLAESGMAC,
+	alg.EncrDESCBC:           pfkey.EncrDESCBC,
+	alg.Encr3DESCBC:          pfkey.Encr3DESCBC,
+	alg.EncrDESIV64:          pfkey.EncrDESIV64,
+	alg.EncrDESIV32:          pfkey.EncrDESIV32,
+	alg.Encr3DESIV64:         pfkey.Encr3DESIV64,
+	alg.Encr3DESIV32:         pfkey.Encr3DESIV32,
 }
 
 var integNumbers = map[alg.Integ]pfkey.AuthAlg{
@@ -27,6 +38,11 @@ var integNumbers = map[alg.Integ]pfkey.AuthAlg{
 	alg.IntegHMACSHA512: pfkey.AuthHMACSHA512,
 	alg.IntegAESXCBC:    pfkey.AuthAESXCBCMAC,
 	alg.IntegAESCMAC:    pfkey.AuthAESCMAC,
+	alg.IntegAESGMAC128: pfkey.AuthAES128GMAC,
+	alg.IntegAESGMAC192: pfkey.AuthAES192GMAC,
+	alg.IntegAESGMAC256: pfkey.AuthAES256GMAC,
+	alg.IntegHMACMD5:    pfkey.AuthHMACMD5,
+	alg.IntegKeyedMD5:   pfkey.AuthKeyedMD5,
 }
 
 var (

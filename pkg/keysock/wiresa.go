@@ -177,7 +177,7 @@ func checkParams(p *ipsec.SAParams) error {
 		p.EncrKey.Wipe()
 		p.EncrKey = ipsec.Key{}
 	case ipsec.ESP:
-		if p.Encr == alg.EncrNone || ei.AEAD && p.Auth != alg.IntegNone {
+		if p.Encr == alg.EncrNone || (ei.AEAD || ei.Old || ai.AHOnly) && p.Auth != alg.IntegNone {
 			return refuse(syscall.EINVAL, "ESP with encryption %v, authentication %v", p.Encr, p.Auth)
 		}
 	case ipsec.IPComp:
@@ -197,6 +197,9 @@ func checkParams(p *ipsec.SAParams) error {
 		}
 		if n, ok := p.Encr.KeyLen(bits); !ok || n != p.EncrKey.Len() {
 			return refuse(syscall.EINVAL, "%v with a key of %d octets", p.Encr, p.EncrKey.Len())
+		}
+		if err := p.Encr.CheckKey(p.EncrKey.Bytes()); err != nil {
+			return refuse(syscall.EINVAL, "%v with %v", p.Encr, err)
 		}
 	}
 	if p.Auth == alg.IntegNone {

@@ -15,8 +15,11 @@ const (
 	AuthHMACRIPEMD160 AuthAlg = 8
 	AuthAESXCBCMAC    AuthAlg = 9
 	AuthHMACSM3       AuthAlg = 10
+	AuthAES128GMAC    AuthAlg = 11 // FreeBSD's, free on Linux, as the next two; AH alone, the key ends with 4 octets of salt
+	AuthAES192GMAC    AuthAlg = 12
+	AuthAES256GMAC    AuthAlg = 13
 	AuthAESCMAC       AuthAlg = 248 // our own choice: neither Linux nor KAME has a number for AES-CMAC-96
-	AuthKeyedMD5      AuthAlg = 249
+	AuthKeyedMD5      AuthAlg = 249 // KAME's; here always RFC 1828 in the AH of RFC 1826
 	AuthKeyedSHA      AuthAlg = 250
 	AuthNULL          AuthAlg = 251
 	MaxAuthAlg                = AuthNULL
@@ -26,6 +29,7 @@ var authNames = map[AuthAlg]string{
 	AuthNone: "none", AuthHMACMD5: "hmac-md5", AuthHMACSHA1: "hmac-sha1", AuthHMACSHA256: "hmac-sha2-256",
 	AuthHMACSHA384: "hmac-sha2-384", AuthHMACSHA512: "hmac-sha2-512", AuthHMACRIPEMD160: "hmac-ripemd160",
 	AuthAESXCBCMAC: "aes-xcbc-mac", AuthAESCMAC: "aes-cmac", AuthHMACSM3: "hmac-sm3", AuthKeyedMD5: "keyed-md5",
+	AuthAES128GMAC: "aes-gmac-128", AuthAES192GMAC: "aes-gmac-192", AuthAES256GMAC: "aes-gmac-256",
 	AuthKeyedSHA: "keyed-sha1", AuthNULL: "null",
 }
 
@@ -38,10 +42,12 @@ type EncrAlg uint8
 // CCM, GCM, GMAC and ChaCha20-Poly1305 end with their nonce or salt.
 const (
 	EncrNone             EncrAlg = 0
+	EncrDESIV64          EncrAlg = 1 // RFC 1829 in the ESP of RFC 1827; the number of the IPsec DOI (RFC 2407, 4.4.4)
 	EncrDESCBC           EncrAlg = 2
 	Encr3DESCBC          EncrAlg = 3
 	EncrCAST128CBC       EncrAlg = 6
 	EncrBlowfishCBC      EncrAlg = 7
+	EncrDESIV32          EncrAlg = 9 // as EncrDESIV64
 	EncrNULL             EncrAlg = 11
 	EncrAESCBC           EncrAlg = 12
 	EncrAESCTR           EncrAlg = 13
@@ -54,14 +60,17 @@ const (
 	EncrCamelliaCBC      EncrAlg = 22
 	EncrNULLAESGMAC      EncrAlg = 23
 	EncrSM4CBC           EncrAlg = 24
-	EncrChaCha20Poly1305 EncrAlg = 28 // private: its IKEv2 number, free here
+	EncrChaCha20Poly1305 EncrAlg = 28  // private: its IKEv2 number, free here
+	Encr3DESIV64         EncrAlg = 240 // private: RFC 1851 in the ESP of RFC 1827, with two keys or three
+	Encr3DESIV32         EncrAlg = 241 // private: likewise
 	EncrSerpentCBC       EncrAlg = 252
 	EncrTwofishCBC       EncrAlg = 253
 	MaxEncrAlg                   = EncrTwofishCBC
 )
 
 var encrNames = map[EncrAlg]string{
-	EncrNone: "none", EncrDESCBC: "des-cbc", Encr3DESCBC: "3des-cbc", EncrCAST128CBC: "cast128-cbc",
+	EncrNone: "none", EncrDESIV64: "des-iv64", EncrDESIV32: "des-iv32", Encr3DESIV64: "3des-iv64",
+	Encr3DESIV32: "3des-iv32", EncrDESCBC: "des-cbc", Encr3DESCBC: "3des-cbc", EncrCAST128CBC: "cast128-cbc",
 	EncrBlowfishCBC: "blowfish-cbc", EncrNULL: "null", EncrAESCBC: "aes-cbc", EncrAESCTR: "aes-ctr",
 	EncrAESCCM8: "aes-ccm-8", EncrAESCCM12: "aes-ccm-12", EncrAESCCM16: "aes-ccm-16",
 	EncrAESGCM8: "aes-gcm-8", EncrAESGCM12: "aes-gcm-12", EncrAESGCM16: "aes-gcm-16",

@@ -24,6 +24,17 @@
 //   - HMAC-SHA2-256 (5) has 128 bits of ICV (RFC 4868), not 96.
 //   - The AEAD numbers 18-20 are for use; ChaCha20-Poly1305 has the private
 //     number 28 (its IKEv2 transform), a key of 256 bits and 32 bits of salt.
+//     So are AES-CCM (14-16, 24 bits of salt at the key's end), AES-CTR (13, 32
+//     bits of nonce) and NULL with AES-GMAC (23, 32 bits of salt). GMAC of AH has
+//     FreeBSD's authentication numbers 11-13, a key of 128, 192 or 256 bits and 32
+//     of salt.
+//   - DES (2), 3DES (3) and HMAC-MD5 (2) are ENOSYS unless the operator allows
+//     legacy algorithms, and so are those with the headers of RFC 1826 and 1827:
+//     keyed MD5 of RFC 1828 (authentication 249, KAME's), RFC 1829 with an IV of
+//     64 bits (encryption 1) or 32 (9), both of RFC 2407, and RFC 1851 likewise
+//     (240 and 241, ours) with a key of 128 or 192 bits. The number alone says
+//     that the header is the old one, since KAME's flag for it is the PFS flag of
+//     RFC 2367. Weak and semi-weak keys of DES are EINVAL; parity bits do not matter.
 //   - A reqid in a policy is kept at every level; at level unique 0 is replaced
 //     by a fresh one from 0x4000 up and told in the answer.
 //   - Answers to ADD, UPDATE and DELETE carry no keys (RFC 2367, 3.1.2, 3.1.3),

@@ -180,12 +180,12 @@ func TestAllAlgorithms(t *testing.T) {
 			t.Errorf("%s is %+v, want %+v", text, got, p)
 		}
 	}
-	for _, e := range alg.AllEncr() {
-		if i := e.Info(); i.AEAD {
+	for _, e := range append(alg.AllEncr(), alg.LegacyEncr()...) {
+		if i := e.Info(); i.AEAD || i.Old {
 			check(ipsec.Proposal{Encr: e})
 			continue
 		}
-		for _, a := range append(alg.AllInteg(), alg.IntegNone) {
+		for _, a := range append(alg.AllInteg(), alg.IntegNone, alg.IntegHMACMD5) {
 			check(ipsec.Proposal{Encr: e, Auth: a})
 		}
 	}

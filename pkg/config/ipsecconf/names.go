@@ -68,8 +68,17 @@ var encrs = map[string]alg.Encr{
 	"gcm": alg.EncrAESGCM16, "aes-gcm": alg.EncrAESGCM16, "aes-gcm-16": alg.EncrAESGCM16, "aes-gcm16": alg.EncrAESGCM16, "20": alg.EncrAESGCM16,
 	"aes-gcm-12": alg.EncrAESGCM12, "aes-gcm12": alg.EncrAESGCM12, "19": alg.EncrAESGCM12,
 	"aes-gcm-8": alg.EncrAESGCM8, "aes-gcm8": alg.EncrAESGCM8, "18": alg.EncrAESGCM8,
-	"chacha20-poly1305": alg.EncrChaCha20Poly1305, "chacha20poly1305": alg.EncrChaCha20Poly1305,
+	"chacha20-poly1305": alg.EncrChaCha20Poly1305, "chacha20poly1305": alg.EncrChaCha20Poly1305, "28": alg.EncrChaCha20Poly1305,
+	"ctr": alg.EncrAESCTR, "aes-ctr": alg.EncrAESCTR, "13": alg.EncrAESCTR,
+	"ccm": alg.EncrAESCCM16, "aes-ccm": alg.EncrAESCCM16, "aes-ccm-16": alg.EncrAESCCM16, "aes-ccm16": alg.EncrAESCCM16, "16": alg.EncrAESCCM16,
+	"aes-ccm-12": alg.EncrAESCCM12, "aes-ccm12": alg.EncrAESCCM12, "15": alg.EncrAESCCM12,
+	"aes-ccm-8": alg.EncrAESCCM8, "aes-ccm8": alg.EncrAESCCM8, "14": alg.EncrAESCCM8,
+	"gmac": alg.EncrNULLAESGMAC, "aes-gmac": alg.EncrNULLAESGMAC, "null-aes-gmac": alg.EncrNULLAESGMAC, "23": alg.EncrNULLAESGMAC,
 	"null": alg.EncrNULL, "11": alg.EncrNULL,
+	"des": alg.EncrDESCBC, "des-cbc": alg.EncrDESCBC, "2": alg.EncrDESCBC,
+	"3des": alg.Encr3DESCBC, "3des-cbc": alg.Encr3DESCBC, "3": alg.Encr3DESCBC,
+	"des-iv64": alg.EncrDESIV64, "1": alg.EncrDESIV64, "des-iv32": alg.EncrDESIV32, "9": alg.EncrDESIV32,
+	"3des-iv64": alg.Encr3DESIV64, "240": alg.Encr3DESIV64, "3des-iv32": alg.Encr3DESIV32, "241": alg.Encr3DESIV32,
 }
 
 var auths = map[string]alg.Integ{
@@ -78,24 +87,28 @@ var auths = map[string]alg.Integ{
 	"sha384": alg.IntegHMACSHA384, "sha-384": alg.IntegHMACSHA384, "6": alg.IntegHMACSHA384,
 	"sha512": alg.IntegHMACSHA512, "sha-512": alg.IntegHMACSHA512, "7": alg.IntegHMACSHA512,
 	"xcbc": alg.IntegAESXCBC, "aes-xcbc": alg.IntegAESXCBC, "aes-xcbc-mac": alg.IntegAESXCBC, "9": alg.IntegAESXCBC,
-	"cmac": alg.IntegAESCMAC, "aes-cmac": alg.IntegAESCMAC,
+	"aes":  alg.IntegAESXCBC, // NanoSec's
+	"cmac": alg.IntegAESCMAC, "aes-cmac": alg.IntegAESCMAC, "248": alg.IntegAESCMAC,
+	"aes-gmac-128": alg.IntegAESGMAC128, "11": alg.IntegAESGMAC128,
+	"aes-gmac-192": alg.IntegAESGMAC192, "12": alg.IntegAESGMAC192,
+	"aes-gmac-256": alg.IntegAESGMAC256, "13": alg.IntegAESGMAC256,
+	"md5": alg.IntegHMACMD5, "2": alg.IntegHMACMD5,
+	"keyed-md5": alg.IntegKeyedMD5, "249": alg.IntegKeyedMD5,
 }
 
-// What other systems know, or what is too weak, and we do not have.
+// What other systems know and we do not have.
 var (
 	foreignEncrs = map[string]bool{
-		"des": true, "des-cbc": true, "2": true, "3des": true, "3des-cbc": true, "blowfish": true, "blowfish-cbc": true, "7": true,
-		"ccm": true, "aes-ccm": true, "aes-ccm-8": true, "aes-ccm-12": true, "aes-ccm-16": true, "14": true, "15": true, "16": true,
-		"ctr": true, "aes-ctr": true, "13": true, "gmac": true, "aes-gmac": true, "23": true,
-		"cast": true, "cast-cbc": true, "6": true, "camellia": true, "camellia-cbc": true, "22": true, "idea": true, "rc5": true, "3": true,
+		"blowfish": true, "blowfish-cbc": true, "7": true, "cast": true, "cast-cbc": true, "cast128-cbc": true, "6": true,
+		"camellia": true, "camellia-cbc": true, "22": true, "idea": true, "rc5": true,
 	}
 	foreignAuths = map[string]bool{
-		"md5": true, "2": true, "aes": true, "gmac": true, "aes-gmac": true, "blake2b": true, "blake2s": true, "ripemd": true, "ripemd160": true, "8": true,
+		"blake2b": true, "blake2s": true, "ripemd": true, "ripemd160": true, "8": true,
 	}
 )
 
 const (
-	wantEncr = "want aes, gcm, chacha20-poly1305, null or any, perhaps with key bits as in aes(128..256)"
+	wantEncr = "want aes, gcm, chacha20-poly1305, ccm, ctr, gmac, null or any, perhaps with key bits as in aes(128..256)"
 	wantAuth = "want sha1, sha256, sha384, sha512, aes-xcbc, aes-cmac or any"
 )
 

@@ -102,6 +102,11 @@ func (m *entryMeaning) algorithms(a Alternative, ps params, out *ipsec.Proposal,
 		}
 	case out.Encr.Info().AEAD && out.Auth != alg.IntegNone:
 		m.badValue(auth, "not with %s, which has integrity of its own", e.Value.Text)
+	case out.Encr.Info().Old && out.Auth != alg.IntegNone:
+		m.badValue(auth, "not with %s, which has no place for integrity", e.Value.Text)
+	}
+	if w := Legacy(out.Encr, out.Auth); w != "" {
+		m.l.Warnf(a.Action.Pos, "%s: %s", a.Action.Text, w)
 	}
 }
 
@@ -165,30 +170,30 @@ func (m *entryMeaning) encryption(ps params, out *ipsec.Proposal) (p Param, ok b
 // tag takes the length of an AEAD's ICV in octets.
 func (m *entryMeaning) tag(g, p Param, e *alg.Encr) bool {
 	if !e.Info().AEAD {
-		m.errorf(g.Key, "tag: only with gcm or chacha20-poly1305")
+		m.errorf(g.Key, "tag: only with gcm, ccm, gmac or chacha20-poly1305")
 		return false
 	}
 	n, ok := number(g.Value.Text, 255)
 	switch {
 	case ok && int(n) == e.Info().ICVLen:
 		return true
-	case *e == alg.EncrChaCha20Poly1305:
+	case *e == alg.EncrChaCha20Poly1305, *e == alg.EncrNULLAESGMAC:
 		m.badValue(g, "want 16")
 		return false
-	case !strings.HasSuffix(strings.ToLower(strings.SplitN(p.Value.Text, "(", 2)[0]), "gcm"):
+	}
+	name, _, _ := strings.Cut(strings.ToLower(p.Value.Text), "(")
+	shorter, ok := map[string]map[uint64]alg.Encr{
+		"gcm": {8: alg.EncrAESGCM8, 12: alg.EncrAESGCM12},
+		"ccm": {8: alg.EncrAESCCM8, 12: alg.EncrAESCCM12},
+	}[strings.TrimPrefix(name, "aes-")]
+	if !ok {
 		m.badValue(g, "not with %s", p.Value.Text)
 		return false
 	}
-	switch n {
-	case 8:
-		*e = alg.EncrAESGCM8
-	case 12:
-		*e = alg.EncrAESGCM12
-	default:
+	if *e, ok = shorter[n]; !ok {
 		m.badValue(g, "want 8, 12 or 16")
-		return false
 	}
-	return true
+	return ok
 }
 
 // integrity reads encr_auth_algs.
@@ -212,6 +217,9 @@ func (m *entryMeaning) integrity(ps params, out *ipsec.Proposal) (p Param, ok bo
 		return p, false
 	case !known:
 		m.badValue(p, wantAuth)
+		return p, false
+	case a.Info().AHOnly:
+		m.badValue(p, "of AH alone; %s", wantAuth)
 		return p, false
 	case w.ranged && !w.holds(a.Info().KeyLen*8):
 		m.badValue(p, "key length; want %d bits", a.Info().KeyLen*8)

@@ -1,7 +1,6 @@
 package ipsecconf
 
 import (
-	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -17,7 +16,8 @@ import (
 // that stands where one is expected.
 
 // SAEncr reads the encryption algorithm of an SA: a name of ipsecalgs, setkey or
-// the policy language, without regard to case, or its PF_KEY number.
+// the policy language, without regard to case, or its PF_KEY number. gmac is the
+// one of ESP.
 func SAEncr(word string) (alg.Encr, error) {
 	name := strings.ToLower(word)
 	if e, ok := encrs[name]; ok {
@@ -45,20 +45,24 @@ func SAAuth(word string) (alg.Integ, error) {
 }
 
 const (
-	wantSAEncr = "want aes-cbc, aes-gcm-16, aes-gcm-12, aes-gcm-8, chacha20-poly1305 or null"
-	wantSAAuth = "want hmac-sha1, hmac-sha256, hmac-sha384, hmac-sha512, aes-xcbc-mac or aes-cmac"
+	wantSAEncr = "want aes-cbc, aes-gcm-16, aes-gcm-12, aes-gcm-8, chacha20-poly1305, aes-ccm-16, aes-ccm-12, aes-ccm-8, aes-ctr, null-aes-gmac or null"
+	wantSAAuth = "want hmac-sha1, hmac-sha256, hmac-sha384, hmac-sha512, aes-xcbc-mac, aes-cmac or, for ah, aes-gmac-128, aes-gmac-192 or aes-gmac-256"
 )
 
-// LegacyEncr is the octets of the key of an algorithm that is too weak to be
-// had, 0 for others.
-func LegacyEncr(word string) int {
-	switch strings.ToLower(word) {
-	case "des", "des-cbc", "2":
-		return 8
-	case "3des", "3des-cbc":
-		return 24
+// Legacy warns of what of an SA is too weak for anything but an old peer; empty
+// if nothing is.
+func Legacy(e alg.Encr, a alg.Integ) string {
+	var l []string
+	if e.Legacy() {
+		l = append(l, e.String())
 	}
-	return 0
+	if a.Legacy() {
+		l = append(l, a.String())
+	}
+	if l == nil {
+		return ""
+	}
+	return strings.Join(l, ", ") + ": legacy, weak; only for manual keys, and missiu takes it with --allow-legacy alone"
 }
 
 // HexKey reads hexadecimal digits, two for an octet. They may begin with 0x.
@@ -79,8 +83,8 @@ func HexKey(digits string) (ipsec.Key, error) {
 	return ipsec.NewKey(b), nil
 }
 
-// CheckEncrKey reports what is wrong with the length of an encryption key,
-// salt included.
+// CheckEncrKey reports what is wrong with an encryption key: its length, salt
+// included, or that DES is weak with it.
 func CheckEncrKey(e alg.Encr, k ipsec.Key) error {
 	i := e.Info()
 	if i.KeyBits == nil {
@@ -90,77 +94,42 @@ func CheckEncrKey(e alg.Encr, k ipsec.Key) error {
 		return nil
 	}
 	if n, ok := e.KeyLen((k.Len() - i.SaltLen) * 8); ok && n == k.Len() {
-		return nil
+		return e.CheckKey(k.Bytes())
 	}
-	lens := make([]int, len(i.KeyBits))
-	for j, bits := range i.KeyBits {
-		lens[j] = bits/8 + i.SaltLen
+	lens, bits := make([]int, len(i.KeyBits)), make([]int, len(i.KeyBits))
+	for j, n := range i.KeyBits {
+		lens[j] = n/8 + i.SaltLen
+		bits[j] = lens[j] * 8
 	}
 	salt := ""
 	if i.SaltLen > 0 {
-		salt = fmt.Sprintf(", the last %d of them salt", i.SaltLen)
+		salt = fmt.Sprintf(", the last %d octets of it salt", i.SaltLen)
 	}
-	return fmt.Errorf("key of %d octets; %v wants %s%s", k.Len(), e, bitList(lens), salt)
+	return fmt.Errorf("key of %d octets; %v wants %s (%s bits)%s", k.Len(), e, bitList(lens), bitList(bits), salt)
 }
 
 // CheckAuthKey reports what is wrong with the length of an integrity key.
 func CheckAuthKey(a alg.Integ, k ipsec.Key) error {
-	if n := a.Info().KeyLen; n != k.Len() {
-		return fmt.Errorf("key of %d octets; %v wants %d", k.Len(), a, n)
+	if i := a.Info(); i.KeyLen != k.Len() {
+		salt := ""
+		if i.SaltLen > 0 {
+			salt = fmt.Sprintf(", the last %d octets of it salt", i.SaltLen)
+		}
+		return fmt.Errorf("key of %d octets; %v wants %d (%d bits)%s", k.Len(), a, i.KeyLen, i.KeyLen*8, salt)
 	}
 	return nil
-}
-
-// CheckLegacyKey refuses a key for DES and triple DES: its length, the keys that
-// undo themselves or each other, and the algorithm in the end.
-func CheckLegacyKey(name string, k ipsec.Key) error {
-	n := LegacyEncr(name)
-	if k.Len() != n {
-		return fmt.Errorf("key of %d octets; %s wants %d", k.Len(), strings.ToLower(name), n)
-	}
-	for b := k.Bytes(); len(b) > 0; b = b[8:] {
-		if weakDES(b[:8]) {
-			return fmt.Errorf("a weak key of DES")
-		}
-	}
-	if b := k.Bytes(); n == 24 && (bytes.Equal(b[:8], b[8:16]) || bytes.Equal(b[8:16], b[16:])) {
-		return fmt.Errorf("a key of triple DES that is DES")
-	}
-	return fmt.Errorf("%s is a legacy algorithm, which this version does not have", strings.ToLower(name))
-}
-
-// weakDES: the four weak and twelve semi-weak keys (FIPS 74), whatever their parity.
-func weakDES(k []byte) bool {
-	for _, w := range weakKeys {
-		same := true
-		for i := range w {
-			same = same && (k[i]^w[i])&^1 == 0
-		}
-		if same {
-			return true
-		}
-	}
-	return false
-}
-
-var weakKeys = [][]byte{
-	[]byte("\x01\x01\x01\x01\x01\x01\x01\x01"), []byte("\xfe\xfe\xfe\xfe\xfe\xfe\xfe\xfe"),
-	[]byte("\xe0\xe0\xe0\xe0\xf1\xf1\xf1\xf1"), []byte("\x1f\x1f\x1f\x1f\x0e\x0e\x0e\x0e"),
-	[]byte("\x01\x1f\x01\x1f\x01\x0e\x01\x0e"), []byte("\x1f\x01\x1f\x01\x0e\x01\x0e\x01"),
-	[]byte("\x01\xe0\x01\xe0\x01\xf1\x01\xf1"), []byte("\xe0\x01\xe0\x01\xf1\x01\xf1\x01"),
-	[]byte("\x01\xfe\x01\xfe\x01\xfe\x01\xfe"), []byte("\xfe\x01\xfe\x01\xfe\x01\xfe\x01"),
-	[]byte("\x1f\xe0\x1f\xe0\x0e\xf1\x0e\xf1"), []byte("\xe0\x1f\xe0\x1f\xf1\x0e\xf1\x0e"),
-	[]byte("\x1f\xfe\x1f\xfe\x0e\xfe\x0e\xfe"), []byte("\xfe\x1f\xfe\x1f\xfe\x0e\xfe\x0e"),
-	[]byte("\xe0\xfe\xe0\xfe\xf1\xfe\xf1\xfe"), []byte("\xfe\xe0\xfe\xe0\xfe\xf1\xfe\xf1"),
 }
 
 // CheckSA reports what is wrong with an SA as a whole, apart from its keys.
 // unauthenticated is the operator's word that encryption without integrity is
 // meant.
 func CheckSA(p *ipsec.SAParams, unauthenticated bool) error {
+	old := p.Encr.Info().Old || p.Auth.Info().Old
 	switch {
 	case p.SPI < ipsec.MinSPI:
 		return fmt.Errorf("an SPI below %d is reserved", ipsec.MinSPI)
+	case old && (p.ReplayWindow != 0 || p.ESN):
+		return errors.New("a replay window where packets have no sequence number")
 	case p.Src.BitLen() != p.Dst.BitLen():
 		return errors.New("mixed address families")
 	case p.Proto == ipsec.AH && p.Encr != alg.EncrNone:
@@ -174,16 +143,27 @@ func CheckSA(p *ipsec.SAParams, unauthenticated bool) error {
 		return errors.New("neither encryption nor integrity")
 	case p.Encr.Info().AEAD && p.Auth != alg.IntegNone:
 		return fmt.Errorf("%v has integrity of its own", p.Encr)
+	case p.Auth.Info().AHOnly:
+		return fmt.Errorf("%v is an algorithm of AH alone", p.Auth)
+	case p.Encr.Info().Old && p.Auth != alg.IntegNone:
+		return fmt.Errorf("%v has no place for integrity; AH around it has", p.Encr)
+	case p.Encr.Info().Old && p.Encap != nil:
+		return fmt.Errorf("%v does not go in UDP", p.Encr)
+	case p.Auth == alg.IntegNone && p.Encr == alg.EncrAESCTR:
+		return errors.New("aes-ctr without integrity; whoever alters a bit of the packet alters that bit of what is in it") // RFC 3686, 4
 	case p.Auth == alg.IntegNone && !p.Encr.Info().AEAD && !unauthenticated:
 		return errors.New("encryption without integrity; --allow-unauthenticated takes it")
 	}
 	return nil
 }
 
-// StaticAEAD is the warning that goes with a counter-mode cipher under a key
-// that stands in a file: sequence numbers, and with them nonces, begin anew
-// whenever it is loaded into an empty SAD (RFC 4106, 2).
+// StaticAEAD is the warning that goes with a cipher that counts, see UsesCounter,
+// under a key that stands in a file: sequence numbers, and with them nonces,
+// begin anew whenever it is loaded into an empty SAD (RFC 4106, 2; RFC 3686, 4).
 const StaticAEAD = "a key in a file serves again after every restart, which gives away what this cipher protects; aes-cbc with integrity does not have this weakness"
+
+// UsesCounter reports whether an SA's nonces are its sequence numbers.
+func UsesCounter(p *ipsec.SAParams) bool { return p.Encr.Info().Counter || p.Auth.Info().SaltLen > 0 }
 
 // ManualSA is an SA of an add command.
 type ManualSA struct {
@@ -232,8 +212,11 @@ func (m *meaning) add(c *Command) {
 		sa.Wipe()
 		return
 	}
-	if sa.Encr.Info().AEAD {
+	if UsesCounter(&sa.SAParams) {
 		m.l.Warnf(c.Name.Pos, "add: %s", StaticAEAD)
+	}
+	if w := Legacy(sa.Encr, sa.Auth); w != "" {
+		m.l.Warnf(c.Name.Pos, "add: %s", w)
 	}
 	m.sas = append(m.sas, sa)
 }
@@ -294,10 +277,6 @@ func (m *entryMeaning) addEncr(name, key Word, sa *ManualSA) {
 		return
 	}
 	sa.EncrKey = k
-	if LegacyEncr(name.Text) != 0 {
-		m.errorf(key, "add: encryption key: %v", CheckLegacyKey(name.Text, k))
-		return
-	}
 	if sa.Encr, err = SAEncr(name.Text); err != nil {
 		m.errorf(name, "add: encryption algorithm: %v", err)
 		return

@@ -27,7 +27,6 @@ type extensions struct {
 	proto, iproto  uint8
 	lport, rport   uint16 // of UDP encapsulation
 	encap, in, out bool
-	legacy         string // name of an algorithm that only its key is checked of
 }
 
 // extension is what the table says of one.
@@ -173,10 +172,6 @@ func (x *extensions) authAlg(v lexer.Token) {
 }
 
 func (x *extensions) encrAlg(v lexer.Token) {
-	if ipsecconf.LegacyEncr(v.Text) != 0 {
-		x.legacy = v.Text
-		return
-	}
 	e, err := ipsecconf.SAEncr(v.Text)
 	if err != nil {
 		x.badValue(v, "%v", err)
@@ -289,8 +284,6 @@ func (x *extensions) whole(at lexer.Token) {
 	switch {
 	case x.in && x.out:
 		x.errorf(at, "inbound and outbound are two SAs")
-	case x.legacy != "":
-		check("encrkey", ipsecconf.CheckLegacyKey(x.legacy, sa.EncrKey))
 	case sa.Encr == alg.EncrNone && sa.EncrKey.Len() > 0:
 		x.errorf(at, "encrkey without encr_alg")
 	case sa.Auth == alg.IntegNone && sa.AuthKey.Len() > 0:
@@ -314,8 +307,11 @@ func (x *extensions) whole(at lexer.Token) {
 	if x.c.SA.ESN && x.c.SA.ReplayWindow == 0 {
 		x.errorf(at, "esn without replay") // RFC 4303, 2.2.1 and A2
 	}
-	if sa.Encr.Info().AEAD && x.c.Verb == Add {
+	if ipsecconf.UsesCounter(sa) && x.c.Verb == Add {
 		x.p.l.Warnf(at.Pos, "add: %s", ipsecconf.StaticAEAD)
+	}
+	if w := ipsecconf.Legacy(sa.Encr, sa.Auth); w != "" {
+		x.p.l.Warnf(at.Pos, "%s: %s", x.c.Verb, w)
 	}
 	tunnel := (x.proto == 4 || x.proto == 41) && (x.inner[0].IsValid() || x.inner[1].IsValid() || x.iports != [2]uint16{})
 	switch {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -94,7 +95,7 @@ func TestFormat(t *testing.T) {
 		return []ipsec.TrafficSelector{{Proto: proto, Start: a, End: a, PortLo: port, PortHi: port}}
 	}
 	var all []ipsec.SAParams
-	for _, e := range alg.AllEncr() {
+	for _, e := range append(alg.AllEncr(), alg.LegacyEncr()...) {
 		i := e.Info()
 		bits := i.KeyBits
 		if bits == nil {
@@ -103,16 +104,20 @@ func TestFormat(t *testing.T) {
 		for _, n := range bits {
 			kl, _ := e.KeyLen(n)
 			p := ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: b4, SPI: 0x100}, Src: a4, Mode: ipsec.Tunnel, Encr: e, EncrKey: key(kl)}
-			if !i.AEAD {
+			if !i.AEAD && !i.Old {
 				p.Auth, p.AuthKey = alg.IntegHMACSHA256, key(32)
 			}
 			all = append(all, p)
 		}
 	}
-	for _, a := range alg.AllInteg() {
+	for _, a := range slices.Concat(alg.AllInteg(), alg.AHInteg(), alg.LegacyInteg()) {
+		window, esn := uint32(1024), true
+		if a.Info().Old {
+			window, esn = 0, false
+		}
 		all = append(all, ipsec.SAParams{
 			SAID: ipsec.SAID{Proto: ipsec.AH, Dst: b6, SPI: 0xffffffff}, Src: a6, Mode: ipsec.Transport, ReqID: 7,
-			Auth: a, AuthKey: key(a.Info().KeyLen), ReplayWindow: 1024, ESN: true,
+			Auth: a, AuthKey: key(a.Info().KeyLen), ReplayWindow: window, ESN: esn,
 			Hard: ipsec.Lifetime{Packets: 1, Bytes: 2, AddTime: 3 * time.Second, UseTime: 4 * time.Second}, Soft: ipsec.Lifetime{Bytes: 1},
 		})
 	}
@@ -124,9 +129,11 @@ func TestFormat(t *testing.T) {
 	one := all[0]
 	one.Mode, one.SrcTS, one.DstTS = ipsec.Transport, host(a4, 6, 80), host(b4, 6, 81)
 	all = append(all, ts, udp, one)
+	opt := testOptions
+	opt.Unauthenticated = true
 	for _, p := range all {
 		line, note := Format(&p, true)
-		cs, l := Load("", strings.NewReader(line+"\n"), testOptions)
+		cs, l := Load("", strings.NewReader(line+"\n"), opt)
 		if err := l.Err(); err != nil || note != "" {
 			t.Errorf("%s: %v, note %q", line, err, note)
 			continue

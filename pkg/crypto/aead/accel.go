@@ -18,9 +18,9 @@ func UseStandardLibrary() { standardOnly.Store(true) }
 func Implementation() string {
 	switch {
 	case useGCM():
-		return "AES-GCM VAES/AVX-512, AES-CBC AES-NI x8"
+		return "AES-GCM VAES/AVX-512, AES-CBC and counter mode AES-NI x8"
 	case useCBC():
-		return "AES-GCM standard library, AES-CBC AES-NI x8"
+		return "AES-GCM standard library, AES-CBC and counter mode AES-NI x8"
 	}
 	return "standard library"
 }

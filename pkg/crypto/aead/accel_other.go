@@ -14,3 +14,5 @@ type ownScratch struct{}
 func newOwnGCM([]byte, []byte, int) core { panic("aead: no own AES-GCM") } // see haveGCM
 
 func newOwnCBC([]byte, *mac.MAC) core { panic("aead: no own AES-CBC") } // see haveCBC
+
+func newOwnCounter([]byte) counter { panic("aead: no own AES-CTR") } // see haveCBC

@@ -67,11 +67,13 @@ func (e *KeyLengthError) Error() string {
 // zero value is ready; it must not be copied after use. Locals would escape
 // through the interfaces of crypto/cipher and cost an allocation each.
 type Scratch struct {
-	mac   mac.Scratch
-	nonce [12]byte
-	block [aes.BlockSize]byte
-	buf   []byte // of GCM with the short tag
-	own   ownScratch
+	mac    mac.Scratch
+	nonce  [12]byte
+	block  [aes.BlockSize]byte
+	sum    [aes.BlockSize]byte     // of CCM
+	stream [8 * aes.BlockSize]byte // of counter mode
+	buf    []byte                  // of GCM with the short tag, and of GMAC
+	own    ownScratch
 }
 
 // core is one way to seal and open; lengths are checked before.
@@ -91,20 +93,23 @@ type Cipher struct {
 	icvLen   int
 	blockLen int
 	combined bool
+	counts   bool    // the IV is the message's number
 	ivSalt   [8]byte // random, of the CBC IVs; see PutIV
 }
 
-// New prepares a suite: an AEAD with IntegNone, or AES-CBC or NULL with an
-// integrity transform. encrKey is the cipher key followed by the salt; both
+// New prepares a suite: an AEAD with IntegNone, or another cipher with an
+// integrity transform of ESP. Those of RFC 1827, which come without integrity,
+// are NewUnauthenticated's. encrKey is the cipher key followed by the salt; both
 // keys must have exactly the right length and are not kept. NULL with
 // IntegNone does not exist (RFC 4301, 4.3), and encryption without integrity
 // is refused too: it does not keep a secret from who can alter packets. The
-// error is an *UnsupportedError, a *KeyLengthError, or one of mac.New.
+// error is an *UnsupportedError, a *KeyLengthError, one of mac.New, or wraps
+// one of alg.Encr.CheckKey.
 func New(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key) (*Cipher, error) {
 	return newCipher(e, encrKey, a, authKey, false)
 }
 
-// NewUnauthenticated prepares AES-CBC without integrity, for manually keyed
+// NewUnauthenticated prepares a CBC cipher without integrity, for manually keyed
 // ESP SAs of operators who insist. Whoever can alter packets can learn what is
 // in them (RFC 4303, 1); callers ask for a switch first.
 func NewUnauthenticated(e alg.Encr, encrKey ipsec.Key) (*Cipher, error) {
@@ -121,15 +126,22 @@ func newCipher(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key, ba
 		return nil, &UnsupportedError{e, a, "a combined mode cipher brings its own integrity"}
 	case info.AEAD && authKey.Len() != 0:
 		return nil, &UnsupportedError{e, a, "an integrity key without use"}
-	case bare && e != alg.EncrAESCBC:
+	case bare && info.BlockLen == 1: // NULL, and key streams, of which an attacker turns single bits
 		return nil, &UnsupportedError{e, a, "not without integrity"}
+	case a.Info().AHOnly:
+		return nil, &UnsupportedError{e, a, "an integrity transform of AH"}
+	case info.Old && a != alg.IntegNone:
+		return nil, &UnsupportedError{e, a, "a packet of RFC 1827 has no place for an ICV"}
 	case !info.AEAD && a == alg.IntegNone && !bare:
 		return nil, &UnsupportedError{e, a, "refused without integrity"}
 	}
 	if err := checkKey(e, encrKey); err != nil {
 		return nil, err
 	}
-	c := &Cipher{ivLen: info.IVLen, icvLen: info.ICVLen, blockLen: info.BlockLen, combined: info.AEAD}
+	if err := e.CheckKey(encrKey.Bytes()); err != nil {
+		return nil, fmt.Errorf("%v: %w", e, err)
+	}
+	c := &Cipher{ivLen: info.IVLen, icvLen: info.ICVLen, blockLen: info.BlockLen, combined: info.AEAD, counts: info.Counter}
 	var m *mac.MAC
 	if !info.AEAD && !bare {
 		var err error
@@ -164,6 +176,17 @@ func newCipher(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key, ba
 		var p cipher.AEAD
 		p, err = chacha20poly1305.New(key)
 		c.core = &std{p, [4]byte(salt)}
+	case alg.EncrAESCTR:
+		c.core, err = newCTR(key, salt, m)
+	case alg.EncrAESCCM8, alg.EncrAESCCM12, alg.EncrAESCCM16:
+		c.core, err = newCCM(key, salt, info.ICVLen)
+	case alg.EncrNULLAESGMAC:
+		var g core
+		g, err = newTag(key, salt)
+		c.core = &nullGMAC{g}
+	case alg.EncrDESCBC, alg.Encr3DESCBC, alg.EncrDESIV64, alg.EncrDESIV32, alg.Encr3DESIV64, alg.Encr3DESIV32:
+		rand.Read(c.ivSalt[:])
+		c.core, err = newDES(key, m)
 	default:
 		return nil, &UnsupportedError{e, a, "no such cipher"}
 	}
@@ -197,7 +220,7 @@ func (c *Cipher) IVLen() int { return c.ivLen }
 // ICVLen is the length in octets of the ICV.
 func (c *Cipher) ICVLen() int { return c.icvLen }
 
-// BlockLen is what the plaintext's length must be a multiple of, 1 or 16.
+// BlockLen is what the plaintext's length must be a multiple of, 1, 8 or 16.
 func (c *Cipher) BlockLen() int { return c.blockLen }
 
 // AEAD reports whether cipher and integrity are one algorithm.
@@ -205,19 +228,21 @@ func (c *Cipher) AEAD() bool { return c.combined }
 
 // PutIV writes the IV of message n to iv[:IVLen]. Every n may be used once in
 // the life of a key: an ESP sequence number, or a counter that IKE keeps per
-// key. A combined mode cipher's IV is n itself, big-endian (RFC 4106, 3.1: what
-// matters is that it never repeats; RFC 7634, 2). CBC's is a random number of
+// key. A combined mode cipher's IV, and that of counter mode, is n itself,
+// big-endian (RFC 4106, 3.1: what matters is that it never repeats; RFC 7634, 2;
+// RFC 3686, 4; RFC 4309, 3.1). CBC's is a random number of
 // this Cipher and n, encrypted under a random key that never leaves the process
 // and encrypts nothing else, so that nobody can predict it (NIST SP 800-38A,
-// appendix C).
+// appendix C); DES takes what it needs from its front.
 func (c *Cipher) PutIV(s *Scratch, iv []byte, n uint64) {
 	switch {
-	case c.combined:
+	case c.counts:
 		binary.BigEndian.PutUint64(iv, n)
-	case c.ivLen == aes.BlockSize:
+	case c.ivLen > 0:
 		copy(s.block[:], c.ivSalt[:])
 		binary.BigEndian.PutUint64(s.block[8:], n)
-		ivKey().Encrypt(iv, s.block[:])
+		ivKey().Encrypt(s.block[:], s.block[:])
+		copy(iv, s.block[:c.ivLen])
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 
@@ -47,7 +48,7 @@ func (s suite) String() string { return fmt.Sprintf("%v-%d+%v", s.e, s.bits, s.a
 // suites lists all that alg can name, so that none can be forgotten.
 func suites() []suite {
 	var l []suite
-	for _, e := range alg.AllEncr() {
+	for _, e := range append(alg.AllEncr(), alg.LegacyEncr()...) {
 		bits := e.Info().KeyBits
 		if bits == nil {
 			bits = []int{0}
@@ -57,7 +58,10 @@ func suites() []suite {
 				l = append(l, suite{e, n, alg.IntegNone})
 				continue
 			}
-			for _, a := range alg.AllInteg() {
+			if e.Info().Old {
+				continue // see TestOld
+			}
+			for _, a := range append(alg.AllInteg(), alg.IntegHMACMD5) {
 				l = append(l, suite{e, n, a})
 			}
 		}
@@ -130,7 +134,7 @@ func TestRoundTrip(t *testing.T) {
 		}
 		for i, n := range sizesOf(c) {
 			m := seal(t, c, &s, n, uint64(i+1))
-			if n >= 16 && su.e != alg.EncrNULL && bytes.Contains(m.ct, m.plain[:16]) {
+			if n >= 16 && su.e != alg.EncrNULL && su.e != alg.EncrNULLAESGMAC && bytes.Contains(m.ct, m.plain[:16]) {
 				t.Errorf("%v %d octets: plaintext shows in the ciphertext", su, n)
 			}
 			got := make([]byte, n)
@@ -223,8 +227,8 @@ func TestRefusesAltered(t *testing.T) {
 		longer.ct = append(bytes.Clone(m.ct), make([]byte, 16)...)
 		refuse(t, fmt.Sprintf("%v: longer", su), c, &s, longer)
 		refuse(t, fmt.Sprintf("%v: other key", su), su.cipher(t, 2), &s, m)
-		// The salt is part of the key too.
-		if su.e.Info().SaltLen > 0 {
+		// The salt is part of the key too; of counter mode it only decides the key stream.
+		if su.e.Info().SaltLen > 0 && c.AEAD() {
 			ek, ak := su.keys(t, 1)
 			ek.Bytes()[ek.Len()-1] ^= 1
 			other, err := New(su.e, ek, su.a, ak)
@@ -280,6 +284,19 @@ func TestNewRefuses(t *testing.T) {
 		{99, 16, alg.IntegHMACSHA256, 32, true},
 		{alg.EncrNULL, 0, alg.IntegNone, 0, true},
 		{alg.EncrAESCBC, 16, alg.IntegNone, 0, true},
+		{alg.EncrAESCTR, 20, alg.IntegNone, 0, true},
+		{alg.EncrAESCCM16, 19, alg.IntegHMACSHA256, 32, true},
+		{alg.EncrNULLAESGMAC, 20, alg.IntegHMACSHA256, 32, true},
+		{alg.EncrAESCBC, 16, alg.IntegAESGMAC128, 20, true},
+		{alg.EncrAESCBC, 16, alg.IntegKeyedMD5, 16, true},
+		{alg.EncrDESCBC, 8, alg.IntegNone, 0, true},
+		{alg.EncrDESIV64, 8, alg.IntegNone, 0, true},
+		{alg.EncrDESIV32, 8, alg.IntegHMACMD5, 16, true},
+		{alg.EncrAESCTR, 16, alg.IntegHMACSHA256, 32, false},
+		{alg.EncrAESCCM8, 20, alg.IntegNone, 0, false},
+		{alg.EncrNULLAESGMAC, 16, alg.IntegNone, 0, false},
+		{alg.EncrDESCBC, 7, alg.IntegHMACMD5, 16, false},
+		{alg.Encr3DESCBC, 16, alg.IntegHMACMD5, 16, false},
 		{alg.EncrAESGCM16, 20, alg.IntegHMACSHA256, 32, true},
 		{alg.EncrAESGCM16, 20, alg.IntegNone, 32, true},
 		{alg.EncrNULL, 1, alg.IntegHMACSHA256, 32, false},
@@ -303,6 +320,72 @@ func TestNewRefuses(t *testing.T) {
 	var l *mac.KeyLengthError
 	if !errors.As(err, &l) {
 		t.Errorf("integrity key of 31 octets: got %v, want a mac.KeyLengthError", err)
+	}
+}
+
+// The ESP of RFC 1827 has no ICV: whatever is altered opens, to something else.
+func TestOld(t *testing.T) {
+	var s Scratch
+	for _, e := range alg.LegacyEncr() {
+		if !e.Info().Old {
+			continue
+		}
+		for _, bits := range e.Info().KeyBits {
+			su := suite{e, bits, alg.IntegNone}
+			ek, _ := su.keys(t, 1)
+			c, err := NewUnauthenticated(e, ek)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.ICVLen() != 0 || c.BlockLen() != 8 || c.IVLen() != e.Info().IVLen {
+				t.Errorf("%v: ICV %d, block %d, IV %d", su, c.ICVLen(), c.BlockLen(), c.IVLen())
+			}
+			plain, ct, iv := pattern(72, 9), make([]byte, 72), make([]byte, c.IVLen())
+			c.PutIV(&s, iv, 1)
+			if err := c.Seal(&s, ct, nil, iv, plain, nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Open(&s, ct, nil, iv, ct, nil); err != nil || !bytes.Equal(ct, plain) {
+				t.Errorf("%v: opened %x, %v; want %x", su, ct, err, plain)
+			}
+			if a := testing.AllocsPerRun(20, func() {
+				c.PutIV(&s, iv, 2)
+				c.Seal(&s, ct, nil, iv, ct, nil)
+				c.Open(&s, ct, nil, iv, ct, nil)
+			}); a != 0 {
+				t.Errorf("%v: %v allocations, want 0", su, a)
+			}
+		}
+	}
+}
+
+// Weak keys are refused with an error that names no key.
+func TestWeakKeys(t *testing.T) {
+	good := "133457799bbcdff1"
+	for _, tt := range []struct {
+		e    alg.Encr
+		key  string
+		want error
+	}{
+		{alg.EncrDESCBC, "0101010101010101", alg.ErrWeakKey},
+		{alg.EncrDESIV64, "0000000000000000", alg.ErrWeakKey}, // parity does not matter
+		{alg.EncrDESIV32, "e0fee0fef1fef1fe", alg.ErrWeakKey},
+		{alg.Encr3DESCBC, good + "fefefefefefefefe" + "0123456789abcdef", alg.ErrWeakKey},
+		{alg.Encr3DESCBC, good + "0123456789abcdef" + good, nil},
+		{alg.Encr3DESCBC, good + "123556789abddef0" + "0123456789abcdef", alg.ErrSingleDES},
+		{alg.Encr3DESCBC, "0123456789abcdef" + good + good, alg.ErrSingleDES},
+		{alg.Encr3DESIV64, good + good, alg.ErrSingleDES},
+		{alg.Encr3DESIV32, good + "0123456789abcdef", nil},
+		{alg.EncrAESCBC, good + good, nil},
+	} {
+		k := ipsec.NewKey(unhex(t, tt.key))
+		_, err := NewUnauthenticated(tt.e, k)
+		if !errors.Is(err, tt.want) {
+			t.Errorf("%v %s: got %v, want %v", tt.e, tt.key, err, tt.want)
+		}
+		if err != nil && strings.Contains(err.Error(), tt.key[:8]) {
+			t.Errorf("%v: the error shows the key: %v", tt.e, err)
+		}
 	}
 }
 
@@ -336,13 +419,13 @@ func TestPutIV(t *testing.T) {
 				t.Errorf("%v: IV %x of %d met before", su, iv, n)
 			}
 			seen[string(iv)] = true
-			switch c.IVLen() {
-			case 8:
+			switch {
+			case su.e.Info().Counter:
 				if got := hex.EncodeToString(iv); got != fmt.Sprintf("%016x", n) {
 					t.Errorf("%v: IV of %#x is %s, want the number", su, n, got)
 				}
-			case 16:
-				other := make([]byte, 16)
+			case c.IVLen() > 0:
+				other := make([]byte, c.IVLen())
 				again.PutIV(&s, other, n)
 				if bytes.Equal(iv, other) {
 					t.Errorf("%v: two ciphers of one key make the same IV %x of %d: it can be foreseen", su, iv, n)

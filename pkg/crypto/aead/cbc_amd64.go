@@ -4,6 +4,7 @@ package aead
 
 import (
 	"crypto/aes"
+	"crypto/subtle"
 	"unsafe"
 
 	"github.com/missiu/missiu/pkg/crypto/mac"
@@ -103,4 +104,37 @@ func (c *ownCBC) open(s *Scratch, dst, aad, iv, ct, tail []byte) bool {
 		cbcDecrypt(&c.dec[0], c.rounds, &dst[0], &ct[0], &iv[0], n/aes.BlockSize)
 	}
 	return true
+}
+
+// ownCounter is counter mode with the lanes of CBC, eight chains of one block
+// from an IV of zeros.
+type ownCounter struct {
+	enc    schedule
+	rounds int
+}
+
+func newOwnCounter(key []byte) counter {
+	c := new(ownCounter)
+	c.rounds = c.enc.expand(key)
+	return c
+}
+
+var zeroBlock [aes.BlockSize]byte
+
+func (c *ownCounter) xor(s *Scratch, dst, src []byte) {
+	const bs = aes.BlockSize
+	for i := range s.own.lanes {
+		b := &s.stream[i*bs]
+		s.own.lanes[i] = cbcLane{b, b, &zeroBlock[0]}
+	}
+	for len(src) > 0 {
+		for i := 0; i < len(s.stream); i += bs {
+			copy(s.stream[i:], s.block[:])
+			s.count()
+		}
+		cbcEncrypt8(&c.enc[0], c.rounds, (*byte)(unsafe.Pointer(&s.own.lanes)), 1)
+		n := subtle.XORBytes(dst, src, s.stream[:])
+		dst, src = dst[n:], src[n:]
+	}
+	s.own.lanes = [8]cbcLane{}
 }

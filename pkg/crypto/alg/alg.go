@@ -2,7 +2,12 @@
 // any wire format: what they are called and how long their keys, IVs and ICVs
 // are. Wire packages keep their own numbers; small tables at the boundaries
 // (PF_KEY in keysock, IKE in ike/proposal, words in ipsecconf and ikeconf)
-// translate, and tests walk All* here so that none can be forgotten.
+// translate, and tests walk All*, Legacy* and AHInteg here so that none can be
+// forgotten.
+//
+// Legacy transforms serve old peers by manual key alone, where the operator of
+// the data path allows them; IKE never negotiates one. Of these the old ones
+// have the headers of RFC 1826 and 1827, without sequence number.
 package alg
 
 import "fmt"
@@ -20,28 +25,54 @@ const (
 	EncrAESGCM12              // RFC 4106
 	EncrAESGCM16              // RFC 4106
 	EncrChaCha20Poly1305      // RFC 7634
+	EncrAESCTR                // RFC 3686
+	EncrAESCCM8               // RFC 4309
+	EncrAESCCM12              // RFC 4309
+	EncrAESCCM16              // RFC 4309
+	EncrNULLAESGMAC           // ENCR_NULL_AUTH_AES_GMAC, RFC 4543
+	EncrDESCBC                // legacy, RFC 2405
+	Encr3DESCBC               // legacy, RFC 2451
+	EncrDESIV64               // legacy and old, RFC 1829
+	EncrDESIV32               // legacy and old, RFC 1829
+	Encr3DESIV64              // legacy and old, RFC 1851
+	Encr3DESIV32              // legacy and old, RFC 1851
 	numEncr
+
+	firstLegacyEncr = EncrDESCBC
 )
 
 // EncrInfo holds the sizes of an encryption transform, in octets unless named bits.
 type EncrInfo struct {
 	Name     string // as ipsecconf and logs spell it, e.g. "aes-gcm-16"
 	KeyBits  []int  // cipher key sizes allowed, without salt; nil: no key
-	SaltLen  int    // octets of salt that follow the key in KEYMAT (RFC 4106, 8.1)
+	SaltLen  int    // octets of salt or nonce that follow the key in KEYMAT (RFC 4106, 8.1; RFC 3686, 5.1)
 	IVLen    int    // octets of explicit IV on the wire
 	ICVLen   int    // octets of ICV that the cipher itself makes; 0 unless AEAD
 	BlockLen int    // plaintext is padded to a multiple of this before ESP's own 4
 	AEAD     bool
+	Counter  bool // the IV is a counter; a key whose counter began anew gives away what it protects
+	Old      bool // RFC 1827: neither sequence number nor ICV
 }
 
 var encrs = [numEncr]EncrInfo{
 	EncrNone:             {Name: "none"},
 	EncrNULL:             {Name: "null", BlockLen: 1},
 	EncrAESCBC:           {Name: "aes-cbc", KeyBits: []int{128, 192, 256}, IVLen: 16, BlockLen: 16},
-	EncrAESGCM8:          {Name: "aes-gcm-8", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 8, BlockLen: 1, AEAD: true},
-	EncrAESGCM12:         {Name: "aes-gcm-12", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 12, BlockLen: 1, AEAD: true},
-	EncrAESGCM16:         {Name: "aes-gcm-16", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true},
-	EncrChaCha20Poly1305: {Name: "chacha20-poly1305", KeyBits: []int{256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true},
+	EncrAESGCM8:          {Name: "aes-gcm-8", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 8, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESGCM12:         {Name: "aes-gcm-12", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 12, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESGCM16:         {Name: "aes-gcm-16", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
+	EncrChaCha20Poly1305: {Name: "chacha20-poly1305", KeyBits: []int{256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESCTR:           {Name: "aes-ctr", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, BlockLen: 1, Counter: true},
+	EncrAESCCM8:          {Name: "aes-ccm-8", KeyBits: []int{128, 192, 256}, SaltLen: 3, IVLen: 8, ICVLen: 8, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESCCM12:         {Name: "aes-ccm-12", KeyBits: []int{128, 192, 256}, SaltLen: 3, IVLen: 8, ICVLen: 12, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESCCM16:         {Name: "aes-ccm-16", KeyBits: []int{128, 192, 256}, SaltLen: 3, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
+	EncrNULLAESGMAC:      {Name: "null-aes-gmac", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
+	EncrDESCBC:           {Name: "des-cbc", KeyBits: []int{64}, IVLen: 8, BlockLen: 8},
+	Encr3DESCBC:          {Name: "3des-cbc", KeyBits: []int{192}, IVLen: 8, BlockLen: 8},
+	EncrDESIV64:          {Name: "des-iv64", KeyBits: []int{64}, IVLen: 8, BlockLen: 8, Old: true},
+	EncrDESIV32:          {Name: "des-iv32", KeyBits: []int{64}, IVLen: 4, BlockLen: 8, Old: true},
+	Encr3DESIV64:         {Name: "3des-iv64", KeyBits: []int{128, 192}, IVLen: 8, BlockLen: 8, Old: true},
+	Encr3DESIV32:         {Name: "3des-iv32", KeyBits: []int{128, 192}, IVLen: 4, BlockLen: 8, Old: true},
 }
 
 // Info returns the sizes of e; the zero EncrInfo for a value that does not exist.
@@ -75,8 +106,14 @@ func (e Encr) KeyLen(bits int) (int, bool) {
 	return 0, false
 }
 
-// AllEncr lists every encryption transform except EncrNone.
-func AllEncr() []Encr { return all[Encr](1, numEncr) }
+// Legacy reports whether e serves only old peers by manual key.
+func (e Encr) Legacy() bool { return e >= firstLegacyEncr && e < numEncr }
+
+// AllEncr lists every encryption transform except EncrNone and legacy ones.
+func AllEncr() []Encr { return all[Encr](1, firstLegacyEncr) }
+
+// LegacyEncr lists the legacy encryption transforms.
+func LegacyEncr() []Encr { return all(firstLegacyEncr, numEncr) }
 
 // Integ is an integrity transform.
 type Integ uint8
@@ -90,14 +127,25 @@ const (
 	IntegHMACSHA512       // HMAC-SHA-512-256, RFC 4868
 	IntegAESXCBC          // AES-XCBC-MAC-96, RFC 3566
 	IntegAESCMAC          // AES-CMAC-96, RFC 4494
+	IntegAESGMAC128       // AUTH_AES_GMAC, RFC 4543; of AH alone, as are the next two
+	IntegAESGMAC192
+	IntegAESGMAC256
+	IntegHMACMD5  // HMAC-MD5-96, legacy, RFC 2403
+	IntegKeyedMD5 // legacy and old, of AH alone, RFC 1828
 	numInteg
+
+	firstAHInteg     = IntegAESGMAC128
+	firstLegacyInteg = IntegHMACMD5
 )
 
 // IntegInfo holds the sizes of an integrity transform in octets.
 type IntegInfo struct {
-	Name   string
-	KeyLen int
-	ICVLen int
+	Name    string
+	KeyLen  int  // salt included
+	SaltLen int  // of GMAC: octets at the end of the key
+	ICVLen  int  // of GMAC with the IV that begins the ICV field (RFC 4543, 4)
+	AHOnly  bool // no ESP has it
+	Old     bool // RFC 1826: no sequence number
 }
 
 var integs = [numInteg]IntegInfo{
@@ -108,6 +156,11 @@ var integs = [numInteg]IntegInfo{
 	IntegHMACSHA512: {Name: "hmac-sha512", KeyLen: 64, ICVLen: 32},
 	IntegAESXCBC:    {Name: "aes-xcbc", KeyLen: 16, ICVLen: 12},
 	IntegAESCMAC:    {Name: "aes-cmac", KeyLen: 16, ICVLen: 12},
+	IntegAESGMAC128: {Name: "aes-gmac-128", KeyLen: 20, SaltLen: 4, ICVLen: 24, AHOnly: true},
+	IntegAESGMAC192: {Name: "aes-gmac-192", KeyLen: 28, SaltLen: 4, ICVLen: 24, AHOnly: true},
+	IntegAESGMAC256: {Name: "aes-gmac-256", KeyLen: 36, SaltLen: 4, ICVLen: 24, AHOnly: true},
+	IntegHMACMD5:    {Name: "hmac-md5", KeyLen: 16, ICVLen: 12},
+	IntegKeyedMD5:   {Name: "keyed-md5", KeyLen: 16, ICVLen: 16, AHOnly: true, Old: true},
 }
 
 // Info returns the sizes of a; the zero IntegInfo for a value that does not exist.
@@ -125,8 +178,18 @@ func (a Integ) String() string {
 	return integs[a].Name
 }
 
-// AllInteg lists every integrity transform except IntegNone.
-func AllInteg() []Integ { return all[Integ](1, numInteg) }
+// Legacy reports whether a serves only old peers by manual key.
+func (a Integ) Legacy() bool { return a >= firstLegacyInteg && a < numInteg }
+
+// AllInteg lists every integrity transform that ESP and AH share, except
+// IntegNone and legacy ones.
+func AllInteg() []Integ { return all[Integ](1, firstAHInteg) }
+
+// AHInteg lists the integrity transforms of AH alone, except legacy ones.
+func AHInteg() []Integ { return all(firstAHInteg, firstLegacyInteg) }
+
+// LegacyInteg lists the legacy integrity transforms.
+func LegacyInteg() []Integ { return all(firstLegacyInteg, numInteg) }
 
 // PRF is a pseudo-random function of IKE.
 type PRF uint8

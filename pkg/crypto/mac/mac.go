@@ -1,6 +1,8 @@
 // Package mac computes the integrity transforms of ESP, AH and IKE: HMAC
 // (RFC 2104) and the block cipher MACs AES-XCBC (RFC 3566) and AES-CMAC (RFC
-// 4493), cut to the length of the ICV (RFC 2404, RFC 4868, RFC 4494). It hides
+// 4493), cut to the length of the ICV (RFC 2404, RFC 4868, RFC 4494), and for
+// old peers HMAC-MD5 (RFC 2403) and the keyed MD5 of RFC 1828. GMAC, which needs
+// an IV, is crypto/aead's. It hides
 // how a key is kept so that an ICV costs neither an allocation nor a lock: a
 // MAC holds, per key, the two hash states that follow the inner and outer pad,
 // or the key schedule and subkeys, and a Scratch, per goroutine, the hash
@@ -10,11 +12,13 @@ package mac
 
 import (
 	"crypto/aes"
+	"crypto/md5"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/subtle"
 	"encoding"
+	"encoding/binary"
 	"fmt"
 	"hash"
 
@@ -60,6 +64,8 @@ func newHash(a alg.Integ) state {
 		h = sha512.New384()
 	case alg.IntegHMACSHA512:
 		h = sha512.New()
+	case alg.IntegHMACMD5, alg.IntegKeyedMD5:
+		h = md5.New()
 	default:
 		return nil
 	}
@@ -69,7 +75,7 @@ func newHash(a alg.Integ) state {
 // Scratch is the working memory of one goroutine, good for keys of every
 // transform. The zero value is ready; it must not be copied after use.
 type Scratch struct {
-	hashes [8]state // by alg.Integ, made on first use
+	hashes [16]state // by alg.Integ, made on first use
 	sum    [maxDigest]byte
 	last   [aes.BlockSize]byte // of a block cipher MAC: what waits for its block to fill
 }
@@ -87,6 +93,7 @@ type MAC struct {
 	integ        alg.Integ
 	icvLen       int
 	inner, outer []byte // states after one block of key xor pad, as secret as the key
+	suffix       []byte // of keyed MD5 the key, which ends the message; no outer state
 	chain        *chain // AES-XCBC and AES-CMAC instead of these
 }
 
@@ -111,6 +118,11 @@ func newMAC(a alg.Integ, key []byte) (*MAC, error) {
 		m.chain, err = newChain(a, key)
 		return m, err
 	}
+	if a == alg.IntegKeyedMD5 {
+		m.inner, err = filled(key)
+		m.suffix = append([]byte(nil), key...)
+		return m, err
+	}
 	if m.inner, err = padded(a, key, 0x36); err != nil {
 		return nil, err
 	}
@@ -130,6 +142,23 @@ func padded(a alg.Integ, key []byte, pad byte) ([]byte, error) {
 		block[i] ^= pad
 	}
 	h.Write(block)
+	return marshal(a, h)
+}
+
+// filled returns the state of MD5 after key and keyfill (RFC 1828, 2): the
+// padding that MD5 would end with, were the key all of the message.
+func filled(key []byte) ([]byte, error) {
+	var block [md5.BlockSize]byte
+	defer clear(block[:])
+	block[copy(block[:], key)] = 0x80
+	binary.LittleEndian.PutUint64(block[md5.BlockSize-8:], uint64(len(key))*8)
+	h := newHash(alg.IntegKeyedMD5)
+	h.Write(block[:])
+	return marshal(alg.IntegKeyedMD5, h)
+}
+
+// marshal takes the state out of h, and wipes h.
+func marshal(a alg.Integ, h state) ([]byte, error) {
 	b, err := h.MarshalBinary()
 	h.Reset()
 	if err != nil {
@@ -167,6 +196,10 @@ func (m *MAC) compute(s *Scratch, parts [][]byte) []byte {
 	for _, p := range parts {
 		h.Write(p)
 	}
+	if m.outer == nil {
+		h.Write(m.suffix)
+		return h.Sum(s.sum[:0])
+	}
 	inner := h.Sum(s.sum[:0])
 	if err := h.UnmarshalBinary(m.outer); err != nil {
 		panic("mac: " + err.Error())
@@ -180,6 +213,7 @@ func (m *MAC) compute(s *Scratch, parts [][]byte) []byte {
 func (m *MAC) Wipe() {
 	clear(m.inner)
 	clear(m.outer)
+	clear(m.suffix)
 	if m.chain != nil {
 		*m.chain = chain{}
 	}

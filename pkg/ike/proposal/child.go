@@ -65,6 +65,9 @@ func ForChild(alts []ipsec.Proposal, pfs []alg.KE, esn ESN) []Child {
 // expand gives the one or two proposals of an alternative: AEAD and other
 // ciphers may not share one (RFC 7296, 3.3).
 func expand(a ipsec.Proposal) []Child {
+	if _, ok := integIDs[a.Auth]; !ok {
+		return nil // legacy, or of AH
+	}
 	encrs := []alg.Encr{a.Encr}
 	if a.Encr == alg.EncrNone {
 		encrs = []alg.Encr{alg.EncrAESGCM16, alg.EncrChaCha20Poly1305, alg.EncrAESCBC}

@@ -6,7 +6,8 @@ import (
 )
 
 // The boundary between our algorithm identities and IKE's numbers. Key
-// exchange methods need no table: alg.KE has the numbers of the registry.
+// exchange methods need no table: alg.KE has the numbers of the registry. Legacy
+// algorithms have no number here, since they are never negotiated.
 
 var encrIDs = map[alg.Encr]ikev2.EncrID{
 	alg.EncrNULL:             ikev2.EncrNULL,
@@ -15,6 +16,11 @@ var encrIDs = map[alg.Encr]ikev2.EncrID{
 	alg.EncrAESGCM12:         ikev2.EncrAES_GCM_12,
 	alg.EncrAESGCM16:         ikev2.EncrAES_GCM_16,
 	alg.EncrChaCha20Poly1305: ikev2.EncrCHACHA20_POLY1305,
+	alg.EncrAESCTR:           ikev2.EncrAES_CTR,
+	alg.EncrAESCCM8:          ikev2.EncrAES_CCM_8,
+	alg.EncrAESCCM12:         ikev2.EncrAES_CCM_12,
+	alg.EncrAESCCM16:         ikev2.EncrAES_CCM_16,
+	alg.EncrNULLAESGMAC:      ikev2.EncrNULL_AUTH_AES_GMAC,
 }
 
 var integIDs = map[alg.Integ]ikev2.IntegID{
@@ -38,6 +44,7 @@ var prfIDs = map[alg.PRF]ikev2.PRFID{
 // attribute (RFC 7296, 3.3.5); for the others it must be absent.
 var sizedByAttribute = map[alg.Encr]bool{
 	alg.EncrAESCBC: true, alg.EncrAESGCM8: true, alg.EncrAESGCM12: true, alg.EncrAESGCM16: true,
+	alg.EncrAESCTR: true, alg.EncrAESCCM8: true, alg.EncrAESCCM12: true, alg.EncrAESCCM16: true, alg.EncrNULLAESGMAC: true,
 }
 
 // EncrTransform makes the ENCR transform of a cipher with a key of bits.

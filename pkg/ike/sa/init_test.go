@@ -237,6 +237,9 @@ func TestSeveralChildren(t *testing.T) {
 // Every suite of ours, of the IKE SA and of the child SA, between two machines.
 func TestSuites(t *testing.T) {
 	for _, e := range alg.AllEncr() {
+		if e == alg.EncrNULLAESGMAC {
+			continue // no cipher of an IKE SA
+		}
 		for _, bits := range e.Info().KeyBits {
 			p := proposal.IKE{Ciphers: []proposal.Cipher{{Encr: e, Bits: bits}}, PRF: []alg.PRF{alg.PRFHMACSHA384}, KE: []alg.KE{alg.KEX25519}}
 			integ := []alg.Integ{alg.IntegNone}
