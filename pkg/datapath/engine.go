@@ -114,8 +114,8 @@ func New(c Config) (*Engine, error) {
 	if c.Flows == 0 {
 		c.Flows = flow.DefaultSize
 	}
-	e.out = newOutWorker(e, c.Flows)
-	e.release = newOutWorker(e, fewFlows)
+	e.out = newOutWorker(e, batch, c.Flows)
+	e.release = newOutWorker(e, 0, fewFlows)
 	e.late = newInWorker(e, fewFlows)
 	e.in = append(e.in, newInWorker(e, c.Flows))
 	if c.UDP != nil {

@@ -49,6 +49,8 @@ type node struct {
 	limit []bool // hard, for each report
 	quiet bool   // keep nothing: for benchmarks
 	super tap.Super
+
+	trains []int // datagrams of each message of the socket
 }
 
 func (n *node) Name() string                         { return "tap0" }

@@ -26,12 +26,18 @@ type outWorker struct {
 	jobs    []outJob     // of the batch, in order
 	seals   []esp.Packet // parallel to jobs; unused where a job has no SA
 	tx      []wire.Packet
+	grams   datagrams
+	arena   []byte      // segments of super-frames, and datagrams
+	used    int         // of arena
+	sealed  uint        // packets since the batch began
 	replies []tap.Frame // ARP, ND and ICMP answers to the TAP
 	scratch *esp.Scratch
 	info    packet.Info
+	super   packet.Super
 	frags   *frag.Reassembler
 	ipid    uint16
 	bundler bundler
+	err     error // of a device, from a batch that had to leave early
 	flows   *flow.Cache
 	gen     flow.Generation // at which the packet at hand is judged
 	known   *sad.SA         // of its flow, from the cache; may be nil
@@ -41,19 +47,24 @@ type outWorker struct {
 type outJob struct {
 	sa       *sad.SA // nil: leaves as it is
 	sealed   bool    // without sa: a bundle has protected it
+	gram     bool    // pkt is the ESP packet alone, for the socket of port 4500
+	udpSum   bool    // IPv6 UDP encapsulation: checksum to be completed after sealing
+	tos      uint8   // of a gram
+	fragment int     // path MTU to cut the result to; 0: fits
 	pkt      wire.Packet
-	espOff   int  // where the ESP header stands in pkt.Buf
-	udpSum   bool // IPv6 UDP encapsulation: checksum to be completed after sealing
-	fragment int  // path MTU to cut the result to; 0: fits
 }
 
-func newOutWorker(e *Engine, flows int) *outWorker {
+// newOutWorker makes a worker that reads frames at a time, 0 for one that does
+// not read, and remembers flows.
+func newOutWorker(e *Engine, frames, flows int) *outWorker {
 	w := &outWorker{
 		e:       e,
-		frames:  make([]tap.Frame, batch),
-		jobs:    make([]outJob, 0, batch),
-		seals:   make([]esp.Packet, 0, batch),
-		tx:      make([]wire.Packet, 0, batch),
+		frames:  make([]tap.Frame, frames),
+		jobs:    make([]outJob, 0, maxJobs+batch),
+		seals:   make([]esp.Packet, 0, maxJobs+batch),
+		tx:      make([]wire.Packet, 0, maxJobs+batch),
+		grams:   newDatagrams(),
+		arena:   make([]byte, arenaSize),
 		replies: make([]tap.Frame, 0, batch),
 		scratch: esp.NewScratch(),
 		frags:   frag.New(frag.DefaultLimits),
@@ -91,7 +102,14 @@ func (w *outWorker) frame(f *tap.Frame, now time.Time) {
 	b := f.Buf[f.Off : f.Off+f.Len]
 	switch neigh.Classify(b) {
 	case neigh.Data:
-		w.ip(f.Buf, f.Off+etherLen, f.Len-etherLen, now, false)
+		switch {
+		case f.Offload.GSOType != tap.GSONone:
+			w.superFrame(f, now)
+		case !tap.FinishChecksum(b, f.Offload):
+			w.n.inc(DropOutMalformed)
+		default:
+			w.ip(f.Buf, f.Off+etherLen, f.Len-etherLen, now, false)
+		}
 	case neigh.Query:
 		// The answer is built in a buffer of its own: the question's may be
 		// too short for it.
@@ -211,18 +229,12 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 		w.bundle(p, buf, off, n, now, whole)
 		return
 	}
-	if w.known != nil && w.known.State() == sad.Mature {
-		w.encapsulate(w.known, buf, off, n, now, whole)
+	if sa := w.only(p); sa != nil {
+		w.encapsulate(sa, buf, off, n, now, whole)
 		return
 	}
 	key := outKey(r, w.info.Src, w.info.Dst)
-	sa := w.find(p, key)
-	if sa != nil && sa.State() == sad.Mature {
-		w.flows.Put(&w.info, 0, w.gen, flow.Decision{Policy: p, SA: sa})
-	}
 	switch {
-	case sa != nil:
-		w.encapsulate(sa, buf, off, n, now, whole)
 	case r.Level == ipsec.LevelUse || p.P.Flags&ipsec.PolicyClear != 0:
 		if !r.AnyPeer() {
 			w.e.c.NeedSA(p, key, w.info.Flow())
@@ -233,6 +245,19 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 	default:
 		w.wait(p, []sad.OutKey{key}, buf[off:off+n], now, whole)
 	}
+}
+
+// only is the SA for the packet at hand of a policy that wants one transform;
+// nil: there is none.
+func (w *outWorker) only(p *spd.Entry) *sad.SA {
+	if w.known != nil && w.known.State() == sad.Mature {
+		return w.known
+	}
+	sa := w.find(p, outKey(&p.P.Requests[0], w.info.Src, w.info.Dst))
+	if sa != nil && sa.State() == sad.Mature {
+		w.flows.Put(&w.info, 0, w.gen, flow.Decision{Policy: p, SA: sa})
+	}
+	return sa
 }
 
 // find is the SA that the policy wants for the packet at hand.
@@ -333,6 +358,10 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 	if !w.account(sa, n, now) {
 		return
 	}
+	if fragment == 0 && w.bySocket(sa, &p, i) {
+		w.putGram(sa, &p, i.TOS, buf[p.payload:off+n:p.payload+p.total-p.fixed], seq)
+		return
+	}
 	w.push(outJob{}, esp.Packet{})
 	k := len(w.jobs) - 1
 	w.putESP(&w.jobs[k], &w.seals[k], sa, &p, i, buf, off, n, fragment)
@@ -371,8 +400,7 @@ func (w *outWorker) putESP(j *outJob, s *esp.Packet, sa *sad.SA, p *plan, i *pac
 	}
 	packet.FixIPv4Checksum(out)
 	j.pkt = wire.Packet{Buf: buf, Off: start, Len: total}
-	j.espOff = p.payload - sa.T.HeaderLen()
-	s.Dst, s.Src, s.Next = buf[j.espOff:start+total], buf[p.payload:off+n:start+total], p.next
+	s.Dst, s.Src, s.Next = buf[p.payload-sa.T.HeaderLen():start+total], buf[p.payload:off+n:start+total], p.next
 }
 
 // putIP writes the IP header of the result out: a new one in tunnel mode, else
@@ -460,30 +488,49 @@ func (w *outWorker) flush() error {
 		a = b
 	}
 	for k := range w.jobs {
-		j := &w.jobs[k]
-		if j.sa != nil {
-			if w.seals[k].Err != nil {
-				w.n.inc(DropOutSeal)
-				continue
-			}
-			w.n.inc(OutProtected)
-			if j.udpSum {
-				packet.PutUDPChecksum(j.pkt.Buf[j.pkt.Off : j.pkt.Off+j.pkt.Len])
-			}
-		} else if j.sealed {
-			w.n.inc(OutProtected)
-		}
-		if j.fragment != 0 {
-			w.split(j)
-			continue
-		}
-		w.tx = append(w.tx, j.pkt)
+		w.emit(&w.jobs[k], w.seals[k].Err)
 	}
-	err := w.write()
+	w.n.add(OutProtected, w.sealed)
+	w.sealed = 0
+	w.failed(w.write())
 	clear(w.jobs)
 	clear(w.seals)
-	w.jobs, w.seals = w.jobs[:0], w.seals[:0]
+	w.jobs, w.seals, w.used = w.jobs[:0], w.seals[:0], 0
+	err := w.err
+	w.err = nil
 	return err
+}
+
+// emit puts a finished job where it leaves from.
+func (w *outWorker) emit(j *outJob, err error) {
+	switch {
+	case err != nil:
+		w.n.inc(DropOutSeal)
+		return
+	case j.sa != nil || j.sealed:
+		w.sealed++
+	}
+	if j.udpSum {
+		packet.PutUDPChecksum(j.pkt.Buf[j.pkt.Off : j.pkt.Off+j.pkt.Len])
+	}
+	switch {
+	case j.gram:
+		w.grams.add(j)
+	case j.fragment != 0:
+		// Datagrams of the same flow stay in front.
+		w.failed(w.writeUDP())
+		w.split(j)
+		w.failed(w.writeWire())
+	default:
+		w.tx = append(w.tx, j.pkt)
+	}
+}
+
+// failed keeps the error of a device for the end of flush.
+func (w *outWorker) failed(err error) {
+	if w.err == nil {
+		w.err = err
+	}
 }
 
 // split cuts a result into fragments in buffers of their own: the path for
@@ -511,6 +558,15 @@ func (w *outWorker) split(j *outJob) {
 // write sends packets to the interface and answers to the TAP. Only a device
 // that is gone is an error; a packet that it refuses is counted.
 func (w *outWorker) write() error {
+	w.failed(w.writeUDP())
+	w.failed(w.writeWire())
+	err := w.e.writeTAP(w.replies, &w.n)
+	clear(w.replies)
+	w.replies = w.replies[:0]
+	return err
+}
+
+func (w *outWorker) writeWire() error {
 	for tx := w.tx; len(tx) > 0; {
 		n, err := w.e.c.Wire.WriteBatch(tx)
 		if err != nil {
@@ -524,8 +580,5 @@ func (w *outWorker) write() error {
 	}
 	clear(w.tx)
 	w.tx = w.tx[:0]
-	err := w.e.writeTAP(w.replies, &w.n)
-	clear(w.replies)
-	w.replies = w.replies[:0]
-	return err
+	return nil
 }
