@@ -16,11 +16,18 @@ import (
 	"github.com/missiu/missiu/pkg/keysock"
 )
 
-// do carries out the one command.
+// do carries out the one command. ctx has no deadline, since monitoring has none.
 func do(ctx context.Context, o *options, std streams) error {
+	forever := ctx
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	switch {
 	case o.keys != "":
-		return doKeys(ctx, o, std)
+		monitor, err := doKeys(ctx, o, std)
+		if err != nil || !monitor {
+			return err
+		}
+		o.monitor = true
 	case o.file != "" || o.add != "" || o.remove != "":
 		return doFile(ctx, o, std)
 	}
@@ -31,7 +38,7 @@ func do(ctx context.Context, o *options, std streams) error {
 	defer c.Close()
 	switch {
 	case o.monitor:
-		return apply.Monitor(ctx, c, std.out, o.json)
+		return apply.Monitor(forever, c, std.out, o.json)
 	case o.entry != 0:
 		res, err := apply.DeleteEntry(ctx, c, o.entry)
 		if err != nil {
@@ -130,36 +137,38 @@ func printSAs(w io.Writer, name string, r apply.SAResult) {
 	fmt.Fprintf(w, "%s: SAs: %d added, %d changed, %d there already, %d deleted\n", name, r.Added, r.Changed, r.Kept, r.Deleted)
 }
 
-// doKeys carries out a key file.
-func doKeys(ctx context.Context, o *options, std streams) error {
+// doKeys carries out a key file. The last thing that it asks for may be to
+// monitor.
+func doKeys(ctx context.Context, o *options, std streams) (monitor bool, err error) {
 	in, name, err := open(o.keys, std)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer in.Close()
 	if err := private(in, name); err != nil {
-		return err
+		return false, err
 	}
 	cs, l := ipseckey.Load(name, in, ipseckey.Options{LookupHost: ipsecconf.SystemNames().LookupHost, Unauthenticated: o.unauthenticated})
 	defer ipseckey.Wipe(cs)
 	if err := tell(l, o, name, std); err != nil {
-		return err
+		return false, err
 	}
 	if o.check {
 		fmt.Fprintf(std.out, "%s: no errors; %d commands\n", name, len(cs))
-		return nil
+		return false, nil
 	}
 	c, err := dial(ctx, o)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer c.Close()
 	res, err := apply.SAs(ctx, c, name, cs, std.out)
 	if err != nil {
-		return err
+		return false, err
 	}
 	printSAs(std.out, name, res)
-	return nil
+	n := len(cs)
+	return n > 0 && cs[n-1].Verb == ipseckey.Monitor, nil
 }
 
 // read reads a policy file and prints what there is to say about it.

@@ -77,9 +77,17 @@ func TestKeyFile(t *testing.T) {
 	}
 	// update gives limits, delete and delete-pair take away.
 	r.want(exitOK, "1 changed", strings.Replace(addLine(0x101, "hard_bytes 77"), "add", "update", 1), "-k", "-")
-	r.want(exitOK, "hard limit 77 bytes", "get esp spi 0x101 dst 192.0.2.1\n", "-k", "-")
+	r.want(exitOK, "hard limit 100 s, 77 bytes", "get esp spi 0x101 dst 192.0.2.1\n", "-k", "-")
+	r.want(exitOK, "1 changed", "update esp spi 0x101 dst 192.0.2.1 hard_bytes 78\n", "-k", "-") // what is not said stays
+	r.want(exitOK, "hard limit 100 s, 78 bytes", "get esp spi 0x101 dst 192.0.2.1\n", "-k", "-")
 	back := strings.NewReplacer("192.0.2.9", "192.0.2.1", "192.0.2.1", "192.0.2.9").Replace(addLine(0x102, "pair-spi 0x101"))
 	r.want(exitOK, "1 added", back, "-k", "-")
+	r.want(exitOK, "2 changed", "update-pair esp spi 0x101 dst 192.0.2.1 hard_bytes 79\n", "-k", "-")
+	for _, id := range []string{"0x101 dst 192.0.2.1", "0x102 dst 192.0.2.9"} {
+		r.want(exitOK, "79 bytes", "get esp spi "+id+"\n", "-k", "-")
+	}
+	r.want(exitFailed, "update-pair: 0 SAs go the other way, want one", "delete esp spi 0x102 dst 192.0.2.9\nupdate-pair esp spi 0x101 dst 192.0.2.1 hard_bytes 80\n", "-k", "-")
+	r.want(exitOK, "update-pair esp|ah", "help\nexit\nnothing", "-k", "-")
 	r.want(exitOK, "2 deleted", "delete-pair esp spi 0x102 dst 192.0.2.9\n", "-k", "-")
 	r.want(exitOK, "spi 0x00000100 transport reqid 0 mature", addLine(0x100, "")+"dump\ndelete esp spi 0x100 dst 192.0.2.1\n", "-k", "-")
 	if got := r.spis(); got != "" {
@@ -98,6 +106,8 @@ func TestKeyFileNothing(t *testing.T) {
 		{"refused", addLine(0x101, "") + addLine(0x102, "") + addLine(0x666, ""), "-:3:1: missiu refused SA esp/192.0.2.1/0x00000666"},
 		{"refused behind an update", strings.Replace(addLine(0x100, "hard_bytes 7"), "add", "update", 1) + addLine(0x666, ""), "-:2:1: missiu refused"},
 		{"refused behind a flush", "flush\n" + addLine(0x101, "") + addLine(0x666, ""), "-:3:1: missiu refused"},
+		{"refused behind a replacement", "flush\n" + other + addLine(0x666, ""), "-:3:1: missiu refused"},
+		{"replaced and refused", "delete esp spi 0x100 dst 192.0.2.1\n" + other + addLine(0x101, "") + addLine(0x666, ""), "-:4:1: missiu refused"},
 		{"twice", addLine(0x101, "") + addLine(0x101, ""), "-:2:1: add: SA esp/192.0.2.1/0x00000101 is given twice; first at 1:1"},
 		{"another key", other, "-:1:1: add: there is another SA"},
 		{"no such SA", addLine(0x101, "") + "delete esp spi 0x105 dst 192.0.2.1\n", "-:2:1: delete: there is no SA esp/192.0.2.1/0x00000105"},

@@ -121,11 +121,6 @@ func run(ctx context.Context, args []string, std streams) int {
 	if err := o.command(f); err != nil {
 		return bad("%v", err)
 	}
-	if !o.monitor {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
-	}
 	if err := do(ctx, &o, std); err != nil {
 		report(std.err, err)
 		return exitFailed

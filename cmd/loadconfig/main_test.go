@@ -25,7 +25,8 @@ import (
 type backend struct {
 	spd, draft []*keysock.PolicyInfo
 	sas        []*keysock.SAInfo
-	conn       uint64 // of the transaction, 0 none
+	sasBefore  []*keysock.SAInfo // the transaction
+	conn       uint64            // of the transaction, 0 none
 	nextID     uint32
 	nextReq    ipsec.ReqID
 	refuse     ipsec.Selector // AddPolicy refuses it
@@ -128,11 +129,25 @@ func (b *backend) Begin(conn uint64) error {
 	if b.conn != 0 {
 		return syscall.EBUSY
 	}
-	b.conn, b.draft = conn, slices.Clone(b.spd)
+	b.conn, b.draft, b.sasBefore = conn, slices.Clone(b.spd), slices.Clone(b.sas)
 	return nil
 }
 func (b *backend) Commit(conn uint64) error { b.spd, b.draft, b.conn = b.draft, nil, 0; return nil }
-func (b *backend) Abort(conn uint64) error  { b.draft, b.conn = nil, 0; return nil }
+func (b *backend) Abort(conn uint64) error {
+	b.draft, b.conn, b.sas = nil, 0, b.sasBefore
+	return nil
+}
+
+// StageSA works at once; Abort takes it back.
+func (b *backend) StageSA(conn uint64, c keysock.SAChange) (*keysock.SAInfo, error) {
+	switch c.Verb {
+	case keysock.SAAdd:
+		return b.Add(c.P, 0)
+	case keysock.SAUpdate:
+		return b.Update(c.P, 0)
+	}
+	return b.Delete(c.P.SAID, netip.Addr{})
+}
 
 func (b *backend) Supported() keysock.Supported { return keysock.Supported{} }
 func (b *backend) GetSPI(keysock.GetSPI) (*keysock.SAInfo, error) {
@@ -153,11 +168,13 @@ func (b *backend) Add(p *ipsec.SAParams, _ uint32) (*keysock.SAInfo, error) {
 }
 
 func (b *backend) Update(p *ipsec.SAParams, _ uint32) (*keysock.SAInfo, error) {
-	for _, i := range b.sas {
+	for k, i := range b.sas {
 		if i.SAID == p.SAID {
 			b.calls = append(b.calls, "update SA")
-			i.Hard, i.Soft = p.Hard, p.Soft
-			return i, nil
+			n := *i
+			n.Hard, n.Soft = p.Hard, p.Soft
+			b.sas[k] = &n
+			return &n, nil
 		}
 	}
 	return nil, syscall.ESRCH

@@ -28,6 +28,7 @@ const expireRetry = time.Second
 type transaction struct {
 	conn uint64
 	edit *spd.Edit
+	sas  staged
 }
 
 // AddPolicy implements keysock.Backend.
@@ -105,7 +106,7 @@ func (e *Engine) Begin(conn uint64) error {
 	if e.tx != nil {
 		return refuse(syscall.EBUSY, "a transaction is open")
 	}
-	e.tx = &transaction{conn, e.o.SPD.Begin()}
+	e.tx = &transaction{conn: conn, edit: e.o.SPD.Begin()}
 	return nil
 }
 
@@ -115,11 +116,18 @@ func (e *Engine) Commit(conn uint64) error {
 	if e.tx == nil || e.tx.conn != conn {
 		return refuse(syscall.EINVAL, "no transaction is open")
 	}
-	ed := e.tx.edit
+	ed, sas := e.tx.edit, &e.tx.sas
 	e.tx = nil
-	if err := e.commit(ed); err != nil {
+	if err := e.stillFits(sas); err != nil {
+		ed.Abort()
+		sas.wipe()
 		return err
 	}
+	if err := e.commit(ed); err != nil {
+		sas.wipe()
+		return err
+	}
+	e.commitSAs(sas)
 	e.watchAll()
 	return nil
 }
@@ -130,6 +138,7 @@ func (e *Engine) Abort(conn uint64) error {
 		return refuse(syscall.EINVAL, "no transaction is open")
 	}
 	e.tx.edit.Abort()
+	e.tx.sas.wipe()
 	e.tx = nil
 	return nil
 }

@@ -146,15 +146,28 @@ func (e *Engine) Update(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) 
 		return e.install(p, seq, r)
 	}
 	defer p.Wipe()
-	q := &r.p
+	if err := sameSA(&r.p, p); err != nil {
+		return nil, err
+	}
+	return e.change(r, p)
+}
+
+// sameSA refuses changes that a mature SA does not take.
+func sameSA(q, p *ipsec.SAParams) error {
 	switch {
 	case p.Encr != q.Encr || p.Auth != q.Auth || !p.EncrKey.Equal(q.EncrKey) || !p.AuthKey.Equal(q.AuthKey):
-		return nil, refuse(syscall.EINVAL, "keys or algorithms of a mature SA do not change")
+		return refuse(syscall.EINVAL, "keys or algorithms of a mature SA do not change")
 	case p.Mode != q.Mode:
-		return nil, refuse(syscall.EINVAL, "the mode of a mature SA does not change")
+		return refuse(syscall.EINVAL, "the mode of a mature SA does not change")
 	case (p.Encap == nil) != (q.Encap == nil):
-		return nil, refuse(syscall.EINVAL, "an SA with UDP encapsulation does not lose it, nor gain it")
+		return refuse(syscall.EINVAL, "an SA with UDP encapsulation does not lose it, nor gain it")
 	}
+	return nil
+}
+
+// change gives a mature SA the limits and ports of p.
+func (e *Engine) change(r *record, p *ipsec.SAParams) (*keysock.SAInfo, error) {
+	q := &r.p
 	if p.Encap != nil && *p.Encap != *q.Encap {
 		n := r.sa.WithEncap(p.Encap)
 		if !e.o.SAD.Replace(r.sa, n) {
@@ -172,12 +185,20 @@ func (e *Engine) Update(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) 
 // install makes a mature SA, in the place of the larval one if there is one.
 // The keys of p become the record's, or are wiped.
 func (e *Engine) install(p *ipsec.SAParams, seq uint32, larval *record) (*keysock.SAInfo, error) {
-	now := e.o.Now()
-	p.ReplayWindow = min(p.ReplayWindow, replay.MaxSize)
-	p.Unauthenticated = e.o.AllowUnauthenticated
-	sa, err := sad.New(p, now)
+	sa, err := e.make(p)
 	if err != nil {
 		p.Wipe()
+		return nil, err
+	}
+	return e.put(p, sa, seq, larval)
+}
+
+// make makes what the data path works with.
+func (e *Engine) make(p *ipsec.SAParams) (*sad.SA, error) {
+	p.ReplayWindow = min(p.ReplayWindow, replay.MaxSize)
+	p.Unauthenticated = e.o.AllowUnauthenticated
+	sa, err := sad.New(p, e.o.Now())
+	if err != nil {
 		errno := syscall.EINVAL
 		if u := (*aead.UnsupportedError)(nil); errors.As(err, &u) {
 			errno = syscall.ENOSYS
@@ -187,6 +208,12 @@ func (e *Engine) install(p *ipsec.SAParams, seq uint32, larval *record) (*keysoc
 		}
 		return nil, wrap(errno, "transform", err)
 	}
+	return sa, nil
+}
+
+// put is the end of install.
+func (e *Engine) put(p *ipsec.SAParams, sa *sad.SA, seq uint32, larval *record) (*keysock.SAInfo, error) {
+	now := e.o.Now()
 	r := larval
 	if r == nil {
 		r = e.newRecord(*p, seq)

@@ -42,6 +42,11 @@ type Backend interface {
 	// SAIDs returns the SAs of proto, 0 all, larval ones too, oldest first. A dump
 	// shows of these what Get still finds when their turn comes.
 	SAIDs(proto ipsec.Protocol) []ipsec.SAID
+	// StageSA is Add, Update or Delete within conn's transaction: what can be
+	// refused is refused now, and Commit carries it out. The result is the SA as
+	// it will be, or as it was. Update is for a mature SA with which nothing else
+	// happens in the transaction.
+	StageSA(conn uint64, c SAChange) (*SAInfo, error)
 	// AcquireFailed is a key daemon's report that it cannot answer an Acquire;
 	// an unknown seq is no error.
 	AcquireFailed(seq uint32, errno syscall.Errno)
@@ -67,7 +72,8 @@ type Backend interface {
 
 	// Begin opens a transaction of conn; EBUSY if it may not now.
 	Begin(conn uint64) error
-	// Commit puts it in force. After an error it is closed and had no effect.
+	// Commit puts it in force. After an error it is closed and had no effect:
+	// EEXIST and ESRCH tell of SAs that have come and gone in the meantime.
 	Commit(conn uint64) error
 	// Abort forgets it. It is called for a connection that ends with one open.
 	Abort(conn uint64) error

@@ -44,9 +44,10 @@ type conn struct {
 	gone chan struct{} // closed by shut
 
 	// Of the goroutine of Serve.
-	tx     bool     // a policy transaction is open
-	copies [][]byte // of its answers, for sockets that know no transactions
-	labels []func() // of policies, to be set at its end
+	tx     bool       // a policy transaction is open
+	copies [][]byte   // of its answers, for sockets that know no transactions
+	sas    []*message // of its answers, for everybody
+	labels []func()   // of policies, to be set at its end
 
 	mu         sync.Mutex
 	shutDone   bool

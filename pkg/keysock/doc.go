@@ -29,7 +29,10 @@
 //
 // # Policy transactions
 //
-// Between Begin and Commit the policy requests of a connection work on a draft;
-// nobody else is told of them. Commit puts the draft in force and tells opted-in
-// connections with one [PoliciesChanged] event. The connection's end aborts.
+// Between Begin and Commit the policy requests of a connection work on a draft,
+// and its ADD, UPDATE and DELETE are checked and put off; nobody else is told of
+// them. Commit puts all in force and tells: opted-in connections of policies with
+// one [PoliciesChanged] event, everybody of SAs (of the first 4096) by the
+// answers. GETSPI, GET, DUMP and FLUSH work on what is in force. The
+// connection's end aborts.
 package keysock

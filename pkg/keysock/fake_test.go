@@ -14,6 +14,7 @@ var epoch = time.Unix(1700000000, 0)
 
 // fakeBackend is an engine that is a table. It is used by one goroutine.
 type fakeBackend struct {
+	undo     map[uint64][]*SAInfo // the SAs before a transaction
 	sas      []*SAInfo
 	policies []*PolicyInfo
 	drafts   map[uint64][]*PolicyInfo
@@ -91,6 +92,23 @@ func (f *fakeBackend) Delete(id ipsec.SAID, _ netip.Addr) (*SAInfo, error) {
 	i := f.sas[k]
 	f.sas = slices.Delete(f.sas, k, k+1)
 	return i, nil
+}
+
+// StageSA works at once; Abort takes it back.
+func (f *fakeBackend) StageSA(conn uint64, c SAChange) (*SAInfo, error) {
+	if f.undo == nil {
+		f.undo = map[uint64][]*SAInfo{}
+	}
+	if _, ok := f.undo[conn]; !ok {
+		f.undo[conn] = slices.Clone(f.sas)
+	}
+	switch c.Verb {
+	case SAAdd:
+		return f.Add(c.P, 0)
+	case SAUpdate:
+		return f.Update(c.P, 0)
+	}
+	return f.Delete(c.P.SAID, netip.Addr{})
 }
 
 func (f *fakeBackend) Get(id ipsec.SAID, _ netip.Addr) (*SAInfo, error) {
@@ -212,12 +230,17 @@ func (f *fakeBackend) Begin(conn uint64) error {
 }
 
 func (f *fakeBackend) Commit(conn uint64) error {
+	delete(f.undo, conn)
 	f.policies = f.drafts[conn]
 	delete(f.drafts, conn)
 	return nil
 }
 
 func (f *fakeBackend) Abort(conn uint64) error {
+	if was, ok := f.undo[conn]; ok {
+		f.sas = was
+		delete(f.undo, conn)
+	}
 	delete(f.drafts, conn)
 	f.aborted = append(f.aborted, conn)
 	return nil

@@ -234,27 +234,30 @@ func (s *Server) transaction(c *conn, m *pfkey.Message) error {
 	case !c.tx:
 		return refuse(syscall.EINVAL, "no transaction is open")
 	case m.Type == pfkey.XAbort:
-		c.tx, c.copies, c.labels = false, nil, nil
+		c.tx, c.copies, c.sas, c.labels = false, nil, nil, nil
 		if err := s.b.Abort(c.id); err != nil {
 			return err
 		}
 	default:
-		copies, labels := c.copies, c.labels
-		c.tx, c.copies, c.labels = false, nil, nil
+		copies, sas, labels := c.copies, c.sas, c.labels
+		c.tx, c.copies, c.sas, c.labels = false, nil, nil, nil
 		if err := s.b.Commit(c.id); err != nil {
 			return err
 		}
 		for _, set := range labels {
 			set()
 		}
-		defer s.committed(c, m, copies)
+		defer s.committed(c, m, copies, sas)
 	}
 	return s.reply(c, bare(m), false)
 }
 
 // committed tells everybody else of a transaction: who opted in by one message,
-// strangers by the answers in it.
-func (s *Server) committed(c *conn, m *pfkey.Message, copies [][]byte) {
+// strangers by the answers in it; everybody of SAs.
+func (s *Server) committed(c *conn, m *pfkey.Message, copies [][]byte, sas []*message) {
+	for _, g := range sas {
+		s.copyTo(g, func(o *conn) bool { return o != c })
+	}
 	s.copyTo(bare(m), func(o *conn) bool { return o != c && o.isOptedIn() })
 	for _, o := range s.snapshot() {
 		if o == c || o.isOptedIn() {

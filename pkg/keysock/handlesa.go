@@ -54,6 +54,13 @@ func (s *Server) addSA(c *conn, m *pfkey.Message) error {
 	if err != nil {
 		return err
 	}
+	if c.tx {
+		verb := SAAdd
+		if m.Type == pfkey.Update {
+			verb = SAUpdate
+		}
+		return s.stageSA(c, m, SAChange{verb, p})
+	}
 	f := s.b.Add
 	if m.Type == pfkey.Update {
 		f = s.b.Update
@@ -69,10 +76,34 @@ func (s *Server) addSA(c *conn, m *pfkey.Message) error {
 	return s.replyAll(c, s.saMessage(m, i, withCurrent))
 }
 
+// stageSA answers the client; the others hear of it when the transaction ends.
+func (s *Server) stageSA(c *conn, m *pfkey.Message, ch SAChange) error {
+	i, err := s.b.StageSA(c.id, ch)
+	if err != nil {
+		ch.P.Wipe()
+		return err
+	}
+	if id, label := i.SAID, m.SecCtx; ch.Verb == SAAdd || label != nil {
+		c.labels = append(c.labels, func() { s.setSALabel(id, label) })
+	}
+	shown := *i
+	if ch.Verb == SADelete {
+		shown.State = Dead
+	}
+	g := s.saMessage(m, &shown, withCurrent)
+	if len(c.sas) < maxCopies {
+		c.sas = append(c.sas, g)
+	}
+	return s.reply(c, g, false)
+}
+
 func (s *Server) deleteSA(c *conn, m *pfkey.Message) error {
 	id, src, err := takeSAID(m)
 	if err != nil {
 		return err
+	}
+	if c.tx {
+		return s.stageSA(c, m, SAChange{SADelete, &ipsec.SAParams{SAID: id}})
 	}
 	i, err := s.b.Delete(id, src)
 	if err != nil {

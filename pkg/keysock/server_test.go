@@ -442,3 +442,30 @@ func TestPromiscuous(t *testing.T) {
 	y.quiet()
 	x.quiet()
 }
+
+// SAs in a transaction: the client hears at once, everybody else at its end, and
+// of one that was aborted never.
+func TestTransactionSAs(t *testing.T) {
+	r := start(t, ServerOptions{})
+	c, ctx, x := r.dial(), r.ctx(), r.stranger()
+	for _, commit := range []bool{false, true} {
+		wantErr(t, "Begin", c.Begin(ctx), nil)
+		p := params(0x1234)
+		wantErr(t, "Add", c.Add(ctx, p, 0), nil)
+		wantErr(t, "Add again", c.Add(ctx, p, 0), syscall.EEXIST)
+		wantErr(t, "Update", c.Update(ctx, p, 0), nil)
+		wantErr(t, "Delete of none", c.Delete(ctx, ipsec.SAID{Proto: ipsec.ESP, Dst: p.Dst, SPI: 0x999}, p.Src), syscall.ESRCH)
+		wantErr(t, "Delete", c.Delete(ctx, p.SAID, p.Src), nil)
+		x.quiet()
+		if !commit {
+			wantErr(t, "Abort", c.Abort(ctx), nil)
+			continue
+		}
+		wantErr(t, "Commit", c.Commit(ctx), nil)
+		for _, want := range []pfkey.MsgType{pfkey.Add, pfkey.Update, pfkey.Delete} {
+			if m := x.recv(); m.Type != want || m.SA == nil || m.SA.SPI != 0x1234 || m.EncrKey != nil || m.AuthKey != nil {
+				t.Errorf("stranger got %v, want %v without keys", m, want)
+			}
+		}
+	}
+}

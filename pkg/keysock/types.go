@@ -161,3 +161,20 @@ func (SAAdded) event()         {}
 func (SADeleted) event()       {}
 func (SAsFlushed) event()      {}
 func (Lost) event()            {}
+
+// SAVerb is what an SAChange does.
+type SAVerb uint8
+
+// Verbs.
+const (
+	SAAdd SAVerb = 1 + iota
+	SAUpdate
+	SADelete
+)
+
+// SAChange is a change of an SA in a transaction. P is as in Add and Update; of
+// a deletion it has the SAID alone.
+type SAChange struct {
+	Verb SAVerb
+	P    *ipsec.SAParams
+}

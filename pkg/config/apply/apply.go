@@ -31,9 +31,6 @@ import (
 // Socket is what Load uses of a keysock.Client.
 type Socket interface {
 	SASocket
-	Begin(ctx context.Context) error
-	Commit(ctx context.Context) error
-	Abort(ctx context.Context) error
 	AddPolicies(ctx context.Context, ps []*ipsec.Policy) ([]*ipsec.Policy, error)
 	UpdatePolicies(ctx context.Context, ps []*ipsec.Policy) ([]*ipsec.Policy, error)
 	DeletePolicyIDs(ctx context.Context, ids []uint32) error
@@ -126,11 +123,8 @@ func entryNumber(p *ipsec.Policy) int { return int(p.Priority-ipsecconf.Priority
 // and carries out the commands, in one.
 func (l *load) run(ctx context.Context, rules func(current []ipsecconf.Rule) ([]ipsecconf.Rule, error), cs []ipseckey.Command) (Result, error) {
 	l.current, l.outs, l.used = map[key]*ipsec.Policy{}, map[key][]*ipsec.Policy{}, map[ipsec.ReqID]bool{}
-	if err := l.s.Begin(ctx); err != nil {
-		if errors.Is(err, syscall.EBUSY) {
-			return Result{}, errors.New("another program is changing the policies; try again")
-		}
-		return Result{}, fmt.Errorf("begin: %w", err)
+	if err := begin(ctx, l.s); err != nil {
+		return Result{}, err
 	}
 	gone, err := l.edit(ctx, rules)
 	var sas *saPlan
@@ -147,19 +141,15 @@ func (l *load) run(ctx context.Context, rules func(current []ipsecconf.Rule) ([]
 		err = also(err, wrap("abort", l.s.Abort(context.WithoutCancel(ctx))))
 	}
 	if err != nil {
-		if sas != nil {
-			err = also(err, sas.undo(ctx))
-		}
 		return Result{}, err
+	}
+	if sas != nil {
+		l.res.Manual = sas.res
 	}
 	if l.res.SAs, err = deleteSAs(ctx, l.s, gone); err != nil {
 		return l.res, fmt.Errorf("policies are in force, but old SAs could not be deleted: %w", err)
 	}
-	if sas != nil {
-		err = sas.finish(ctx)
-		l.res.Manual = sas.res
-	}
-	return l.res, err
+	return l.res, nil
 }
 
 // also joins what went wrong while going back to why.

@@ -21,6 +21,9 @@ import (
 
 // SASocket is what SAs uses of a keysock.Client.
 type SASocket interface {
+	Begin(ctx context.Context) error
+	Commit(ctx context.Context) error
+	Abort(ctx context.Context) error
 	Dump(ctx context.Context, proto ipsec.Protocol) ([]*keysock.SAInfo, error)
 	Add(ctx context.Context, p *ipsec.SAParams, seq uint32) error
 	Update(ctx context.Context, p *ipsec.SAParams, seq uint32) error
@@ -34,20 +37,37 @@ var _ SASocket = (*keysock.Client)(nil)
 // use their sequence numbers again.
 type SAResult struct{ Added, Changed, Deleted, Kept int }
 
-// SAs carries out the commands of a key file, all or none: what it would come to
-// is found out before anything is changed, and what was added goes again when
-// missiu refuses a later one. What commands print goes to out. Errors about a
-// command are lexer.Messages with file and place.
+// SAs carries out the commands of a key file, all or none, in one transaction.
+// What commands print goes to out. Errors about a command are lexer.Messages
+// with file and place.
 func SAs(ctx context.Context, s SASocket, file string, cs []ipseckey.Command, out io.Writer) (SAResult, error) {
 	p, err := planSAs(ctx, s, file, cs, out)
 	if err != nil {
 		return SAResult{}, err
 	}
 	defer p.wipe()
-	if err := p.place(ctx); err != nil {
-		return SAResult{}, also(err, p.undo(ctx))
+	if !p.changes() {
+		return p.res, nil
 	}
-	return p.res, p.finish(ctx)
+	if err := begin(ctx, s); err != nil {
+		return SAResult{}, err
+	}
+	if err := p.place(ctx); err != nil {
+		return SAResult{}, also(err, wrap("abort", s.Abort(context.WithoutCancel(ctx))))
+	}
+	if err := s.Commit(ctx); err != nil {
+		return SAResult{}, fmt.Errorf("commit: %w", err)
+	}
+	return p.res, nil
+}
+
+// begin opens a transaction.
+func begin(ctx context.Context, s SASocket) error {
+	err := s.Begin(ctx)
+	if errors.Is(err, syscall.EBUSY) {
+		return errors.New("another program is changing the policies; try again")
+	}
+	return wrap("begin", err)
 }
 
 // saPlan is what commands come to.
@@ -55,11 +75,10 @@ type saPlan struct {
 	s    SASocket
 	file string
 	res  SAResult
-	was  []*keysock.SAInfo // before, for their keys and for undo
+	was  []*keysock.SAInfo // before, with their keys
 	had  map[ipsec.SAID]*keysock.SAInfo
 	will map[ipsec.SAID]*wanted
 	todo []*wanted // in the order of the commands
-	done []*wanted // placed
 }
 
 // wanted is an SA as it is to be.
@@ -107,18 +126,14 @@ func (p *saPlan) command(c *ipseckey.Command, out io.Writer) error {
 	switch c.Verb {
 	case ipseckey.Add:
 		return p.add(c, cur)
-	case ipseckey.Update:
-		switch {
-		case cur == nil:
+	case ipseckey.Update, ipseckey.UpdatePair:
+		if cur == nil || c.SA.Src.IsValid() && c.SA.Src != cur.p.Src {
 			return absent()
-		case !sameKeying(cur.p, &c.SA):
-			return p.message(c.Pos, "update: keys, algorithms, mode and addresses of SA %v cannot change; delete it and add another", id)
 		}
-		n := &wanted{pos: c.Pos, p: &c.SA, info: cur.info, changed: true}
-		if cur.info == nil {
-			n.changed = false // as new as it was
-		}
-		p.replace(cur, n)
+		return p.update(c, cur)
+	case ipseckey.Help:
+		_, err := io.WriteString(out, ipseckey.HelpText)
+		return err
 	case ipseckey.Delete, ipseckey.DeletePair, ipseckey.Get:
 		if cur == nil || c.SA.Src.IsValid() && c.SA.Src != cur.p.Src {
 			return absent()
@@ -146,6 +161,42 @@ func (p *saPlan) command(c *ipseckey.Command, out io.Writer) error {
 		return SaveSAs(c.File, out, p.list(c.Proto))
 	}
 	return nil
+}
+
+// update changes an SA and, as update-pair, the limits of the one that goes the
+// other way.
+func (p *saPlan) update(c *ipseckey.Command, cur *wanted) error {
+	pair := p.opposite(cur.p)
+	if c.Pair != 0 {
+		pair = slices.DeleteFunc(pair, func(o *wanted) bool { return o.p.SPI != c.Pair })
+		if len(pair) == 0 {
+			return p.noPair(c)
+		}
+	}
+	n, differs := c.Merge(cur.p)
+	if differs != "" {
+		return p.message(c.Pos, "%s: %s of SA %v cannot change; delete it and add another", c.Verb, differs, cur.p.SAID)
+	}
+	p.put(c, cur, &n)
+	if c.Verb != ipseckey.UpdatePair {
+		return nil
+	}
+	if len(pair) != 1 {
+		return p.message(c.Pos, "update-pair: %d SAs go the other way, want one", len(pair))
+	}
+	m, _ := c.Merge(pair[0].p)
+	m.Encap = pair[0].p.Encap // ports are a direction's own
+	p.put(c, pair[0], &m)
+	return nil
+}
+
+// put has an SA become n, which it is but for limits and ports.
+func (p *saPlan) put(c *ipseckey.Command, cur *wanted, n *ipsec.SAParams) {
+	p.replace(cur, &wanted{pos: c.Pos, p: n, info: cur.info, changed: cur.info != nil})
+}
+
+func (p *saPlan) noPair(c *ipseckey.Command) error {
+	return p.message(c.Pos, "%s: pair-spi: no SA %v goes the other way", c.Verb, c.Pair)
 }
 
 func (w *wanted) shown() *keysock.SAInfo {
@@ -210,7 +261,7 @@ func (p *saPlan) add(c *ipseckey.Command, cur *wanted) error {
 			return nil
 		}
 	}
-	return p.message(c.Pos, "add: pair-spi: no SA %v goes the other way", c.Pair)
+	return p.noPair(c)
 }
 
 // opposite finds the SAs that go the other way.
@@ -230,39 +281,51 @@ func sameKeying(a, b *ipsec.SAParams) bool {
 		(a.Encap == nil) == (b.Encap == nil) && slices.Equal(a.SrcTS, b.SrcTS) && slices.Equal(a.DstTS, b.DstTS)
 }
 
-// place makes what is new and changes what changes. An SA in whose place
-// another one was goes first.
-func (p *saPlan) place(ctx context.Context) error {
-	for _, w := range p.todo {
-		if p.will[w.p.SAID] != w {
-			continue // deleted again
+// changes reports whether there is anything to do.
+func (p *saPlan) changes() bool {
+	for _, i := range p.was {
+		if p.will[i.SAID] == nil {
+			return true
 		}
-		old := p.had[w.p.SAID]
-		var err error
-		switch {
-		case w.info != nil && !w.changed:
+	}
+	return slices.ContainsFunc(p.todo, func(w *wanted) bool { return p.will[w.p.SAID] == w && !w.asItIs() })
+}
+
+// asItIs: there is nothing to do for w.
+func (w *wanted) asItIs() bool {
+	return w.info != nil && (!w.changed || reflect.DeepEqual(limitsOf(w.p), limitsOf(&w.info.SAParams)))
+}
+
+// place deletes what is not to be any more, makes what is new and changes what
+// changes, in the transaction that is open.
+func (p *saPlan) place(ctx context.Context) error {
+	for _, i := range p.was {
+		if w := p.will[i.SAID]; w != nil && w.info == i {
 			continue
-		case w.info != nil:
-			if reflect.DeepEqual(limitsOf(w.p), limitsOf(&w.info.SAParams)) {
-				continue
-			}
+		}
+		switch err := p.s.Delete(ctx, i.SAID, i.Src); {
+		case errors.Is(err, syscall.ESRCH): // gone meanwhile
+		case err != nil:
+			return fmt.Errorf("deleting %v: %w", i.SAID, err)
+		default:
+			p.res.Deleted++
+		}
+	}
+	for _, w := range p.todo {
+		if p.will[w.p.SAID] != w || w.asItIs() {
+			continue // deleted again, or there
+		}
+		var err error
+		if w.info != nil {
 			p.res.Changed++
 			err = p.s.Update(ctx, w.p, 0)
-		default:
-			if old != nil {
-				if err = p.s.Delete(ctx, old.SAID, old.Src); err == nil || errors.Is(err, syscall.ESRCH) {
-					p.res.Deleted++
-					err = p.s.Add(ctx, w.p, 0)
-				}
-			} else {
-				err = p.s.Add(ctx, w.p, 0)
-			}
+		} else {
 			p.res.Added++
+			err = p.s.Add(ctx, w.p, 0)
 		}
 		if err != nil {
 			return p.message(w.pos, "missiu refused SA %v: %v", w.p.SAID, err)
 		}
-		p.done = append(p.done, w)
 	}
 	return nil
 }
@@ -273,46 +336,6 @@ type limits struct {
 }
 
 func limitsOf(p *ipsec.SAParams) limits { return limits{p.Hard, p.Soft, p.Encap} }
-
-// undo takes back what place did. An SA that was replaced does not come back:
-// its sequence numbers have gone with it.
-func (p *saPlan) undo(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx)
-	var errs []error
-	for _, w := range slices.Backward(p.done) {
-		var err error
-		if w.info != nil {
-			err = p.s.Update(ctx, &w.info.SAParams, 0)
-		} else {
-			err = p.s.Delete(ctx, w.p.SAID, w.p.Src)
-			if p.had[w.p.SAID] != nil {
-				err = errors.Join(err, fmt.Errorf("SA %v is lost: the one in its place was taken back", w.p.SAID))
-			}
-		}
-		if err != nil && !errors.Is(err, syscall.ESRCH) {
-			errs = append(errs, err)
-		}
-	}
-	p.done = nil
-	return errors.Join(errs...)
-}
-
-// finish deletes what is not to be any more, which cannot be undone.
-func (p *saPlan) finish(ctx context.Context) error {
-	for _, i := range p.was {
-		if p.will[i.SAID] != nil {
-			continue
-		}
-		switch err := p.s.Delete(ctx, i.SAID, i.Src); {
-		case errors.Is(err, syscall.ESRCH): // gone meanwhile
-		case err != nil:
-			return fmt.Errorf("new SAs are in force, but %v could not be deleted: %w", i.SAID, err)
-		default:
-			p.res.Deleted++
-		}
-	}
-	return nil
-}
 
 // WriteKeys writes SAs as a key file, with their keys: what cannot be read again
 // as it is, larval SAs and those of counter-mode ciphers that have been used, are

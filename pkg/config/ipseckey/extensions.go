@@ -236,6 +236,8 @@ func (x *extensions) finish() []Command {
 				x.errorf(lexer.Token{Pos: pos}, "%s: not with %s", name, c.Verb)
 			}
 		}
+	case c.Verb == Update || c.Verb == UpdatePair:
+		x.part(at)
 	default:
 		x.whole(at)
 	}
@@ -248,13 +250,13 @@ func (x *extensions) finish() []Command {
 				continue
 			}
 			src = x.src[k]
-		} else if c.Verb == Add || c.Verb == Update {
+		} else if c.Verb == Add {
 			x.errorf(at, "%s: src missing; an SA here has one", c.Verb)
 			break
 		}
 		d := x.c
 		d.SA.Dst, d.SA.Src = dst, src
-		d.SA.EncrKey, d.SA.AuthKey = c.SA.EncrKey.Clone(), c.SA.AuthKey.Clone()
+		d.SA.EncrKey, d.SA.AuthKey, d.given = c.SA.EncrKey.Clone(), c.SA.AuthKey.Clone(), x.given
 		x.selectors(&d)
 		cs = append(cs, d)
 	}
@@ -313,6 +315,25 @@ func (x *extensions) whole(at lexer.Token) {
 	if w := ipsecconf.Legacy(sa.Encr, sa.Auth); w != "" {
 		x.p.l.Warnf(at.Pos, "%s: %s", x.c.Verb, w)
 	}
+	x.settleMode(at)
+	x.udp(at)
+}
+
+// part checks what an update gives.
+func (x *extensions) part(at lexer.Token) {
+	if x.given["src"] == (lexer.Pos{}) && slices.ContainsFunc(selectorKeys, func(k string) bool { return x.given[k].IsValid() }) {
+		x.errorf(at, "%s: src missing, which a selector goes with", x.c.Verb)
+	}
+	if x.in && x.out {
+		x.errorf(at, "inbound and outbound are two SAs")
+	}
+	x.settleMode(at)
+	x.udp(at)
+}
+
+// settleMode finds the mode that was not said.
+func (x *extensions) settleMode(at lexer.Token) {
+	sa := &x.c.SA
 	tunnel := (x.proto == 4 || x.proto == 41) && (x.inner[0].IsValid() || x.inner[1].IsValid() || x.iports != [2]uint16{})
 	switch {
 	case sa.Mode != ipsec.ModeAny: // said
@@ -324,7 +345,6 @@ func (x *extensions) whole(at lexer.Token) {
 	if sa.Mode == ipsec.Transport && (x.inner != [2]netip.Prefix{} || x.iports != [2]uint16{} || x.iproto != 0) {
 		x.errorf(at, "inner selectors are for tunnel mode: want proto 4 or 41, or mode tunnel")
 	}
-	x.udp(at)
 }
 
 // udp reads the ports of UDP encapsulation, which SAs have in their own direction.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -37,7 +38,12 @@ func render(cs []Command) string {
 		switch c.Verb {
 		case Flush, Dump, Save:
 			fmt.Fprintf(&b, " %d %s\n", c.Proto, c.File)
-		case Add, Update:
+		case Help, Monitor:
+			b.WriteString("\n")
+		case Update, UpdatePair:
+			keys := slices.Sorted(maps.Keys(c.given))
+			fmt.Fprintf(&b, " %v from %v pair %d: %v\n", c.SA.SAID, c.SA.Src, c.Pair, keys)
+		case Add:
 			line, note := Format(&c.SA, true)
 			fmt.Fprintf(&b, " pair %d: %s [%s]\n", c.Pair, line, note)
 		default:
@@ -235,6 +241,52 @@ func TestManPage(t *testing.T) {
 		}
 		if !strings.Contains(page, k) {
 			t.Errorf("%s is not in the page", k)
+		}
+	}
+}
+
+// TestMerge: an update changes what it says and leaves the rest; what no SA
+// takes is named.
+func TestMerge(t *testing.T) {
+	read := func(text string) *Command {
+		t.Helper()
+		cs, l := Load("", strings.NewReader(text), testOptions)
+		if err := l.Err(); err != nil || len(cs) != 1 {
+			t.Fatalf("%s: %v", text, err)
+		}
+		return &cs[0]
+	}
+	const keys = " encr_alg aes encrkey 000102030405060708090a0b0c0d0e0f auth_alg sha1 authkey a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3"
+	old := read("add esp spi 0x100 src 192.0.2.1 dst 192.0.2.2 replay 64 hard_addtime 100 soft_addtime 90 hard_bytes 5 proto 6 dport 80 encap udp" + keys).SA
+	head := "update esp spi 0x100 dst 192.0.2.2 "
+	for more, want := range map[string]func(p *ipsec.SAParams){
+		"":                            func(*ipsec.SAParams) {},
+		"hard_addtime 7":              func(p *ipsec.SAParams) { p.Hard.AddTime = 7 * time.Second },
+		"hard_bytes 0 soft_packets 9": func(p *ipsec.SAParams) { p.Hard.Bytes, p.Soft.Packets = 0, 9 },
+		"hard_usetime 1 soft_bytes 2 hard_packets 3 soft_addtime 4 soft_usetime 5": func(p *ipsec.SAParams) {
+			p.Hard.UseTime, p.Soft.Bytes, p.Hard.Packets, p.Soft.AddTime, p.Soft.UseTime = time.Second, 2, 3, 4*time.Second, 5*time.Second
+		},
+		"encap udp outbound nat_rport 9":                                 func(p *ipsec.SAParams) { p.Encap = &ipsec.Encap{SPort: 4500, DPort: 9} },
+		"src 192.0.2.1 proto 6 dport 80 replay 64 mode transport" + keys: func(*ipsec.SAParams) {},
+	} {
+		got, differs := read(head + more).Merge(&old)
+		wanted := old
+		want(&wanted)
+		if differs != "" || !reflect.DeepEqual(got, wanted) {
+			t.Errorf("%q: got %+v, differs %q, want %+v", more, got, differs, wanted)
+		}
+	}
+	plain := old
+	plain.Encap = nil
+	if _, differs := read(head + "encap udp").Merge(&plain); differs != "encap" {
+		t.Errorf("encap: differs %q", differs)
+	}
+	for more, want := range map[string]string{
+		"mode tunnel": "mode", "replay 32": "replay", "replay 64 esn": "esn", "reqid 1": "reqid", "encr_alg null": "encr_alg", "auth_alg sha256": "auth_alg",
+		"authkey 00": "authkey", "encrkey 00": "encrkey", "src 192.0.2.1 proto 17": "the selector", "src 192.0.2.1 proto 6 dport 81": "the selector",
+	} {
+		if _, differs := read(head + more).Merge(&old); differs != want {
+			t.Errorf("%q: differs %q, want %q", more, differs, want)
 		}
 	}
 }

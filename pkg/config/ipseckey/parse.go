@@ -17,14 +17,18 @@ type parser struct {
 	l     *lexer.List
 	opt   Options
 	hosts map[string][]netip.Addr
+	exit  bool // the file ends here
 }
 
 const (
-	wantVerb = "want add, update, delete, delete-pair, get, flush, dump or save"
+	wantVerb = "want add, update, update-pair, delete, delete-pair, get, flush, dump, save, monitor, help or exit"
 	wantType = "want esp, ah or all"
 )
 
-var verbs = []string{"add", "update", "delete", "delete-pair", "get", "flush", "dump", "save"}
+var verbs = []string{
+	"add", "update", "update-pair", "delete", "delete-pair", "get", "flush", "dump", "save",
+	"monitor", "passive_monitor", "pmonitor", "help", "exit", "quit",
+}
 
 // line takes the words up to the end of the line. A word that is none is reported.
 func (p *parser) line() (ws []lexer.Token, ok bool) {
@@ -51,17 +55,16 @@ func (p *parser) command() []Command {
 	}
 	verb := ws[0]
 	if !slices.Contains(verbs, verb.Text) {
-		switch verb.Text {
-		case "update-pair", "monitor", "passive_monitor", "pmonitor", "help", "exit", "quit":
-			p.l.Errorf(verb.Pos, "%s: not in a file here; %s", verb.Text, wantVerb)
-		default:
-			if k := lexer.Suggest(verb.Text, verbs); k != "" {
-				p.l.Errorf(verb.Pos, "unknown command; did you mean %q?", k)
-			} else {
-				p.l.Errorf(verb.Pos, "unknown command; %s", wantVerb)
-			}
+		if k := lexer.Suggest(verb.Text, verbs); k != "" {
+			p.l.Errorf(verb.Pos, "unknown command; did you mean %q?", k)
+		} else {
+			p.l.Errorf(verb.Pos, "unknown command; %s", wantVerb)
 		}
 		return nil
+	}
+	switch verb.Text {
+	case "exit", "quit", "help", "monitor", "passive_monitor", "pmonitor":
+		return p.simple(verb, ws[1:])
 	}
 	c := Command{Pos: verb.Pos, Verb: Verb(verb.Text)}
 	ws = ws[1:]
@@ -99,6 +102,25 @@ func (p *parser) command() []Command {
 		return []Command{c}
 	}
 	return p.sa(c, ws)
+}
+
+// simple is a command about no SA.
+func (p *parser) simple(verb lexer.Token, ws []lexer.Token) []Command {
+	if len(ws) > 0 {
+		p.l.Errorf(ws[0].Pos, "%s: too many words", verb.Text)
+		return nil
+	}
+	switch verb.Text {
+	case "exit", "quit":
+		p.exit = true
+		return nil
+	case "help":
+		return []Command{{Pos: verb.Pos, Verb: Help}}
+	}
+	if t := p.tok; t.Kind != lexer.EOF && !t.IsWord("exit") && !t.IsWord("quit") {
+		p.l.Errorf(t.Pos, "%s goes on until it is interrupted; nothing comes behind it", verb.Text)
+	}
+	return []Command{{Pos: verb.Pos, Verb: Monitor}}
 }
 
 // sa reads the extensions of an SA.
