@@ -110,6 +110,7 @@ func (e *engine) GetPolicy(uint64, uint32) (*keysock.PolicyInfo, error)      { r
 func (e *engine) Policies(uint64) []*keysock.PolicyInfo                      { return e.policies }
 func (e *engine) FlushPolicies(uint64) bool                                  { return false }
 func (e *engine) Migrate(*keysock.Migration) error                           { return errNot }
+func (e *engine) StageSA(uint64, keysock.SAChange) (*keysock.SAInfo, error)  { return nil, errNot }
 func (e *engine) Begin(uint64) error                                         { return errNot }
 func (e *engine) Commit(uint64) error                                        { return errNot }
 func (e *engine) Abort(uint64) error                                         { return nil }
