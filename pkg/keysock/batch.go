@@ -3,13 +3,14 @@ package keysock
 import (
 	"context"
 	"fmt"
+	"syscall"
 
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/pfkey"
 )
 
 // inFlight is how many requests of a batch wait for their answers at a time.
-const inFlight = 64
+const inFlight = 256
 
 // BatchError is the refusal of one of many requests. Those before it were
 // carried out, of those behind it some.
@@ -63,8 +64,8 @@ func (c *Client) putPolicies(ctx context.Context, t pfkey.MsgType, ps []*ipsec.P
 	return got, nil
 }
 
-// batch makes n requests. Answers are taken in another goroutine, each before
-// batch returns.
+// batch makes n requests, several in a datagram where the server takes that.
+// Answers are taken in another goroutine, each before batch returns.
 func (c *Client) batch(ctx context.Context, n int, request func(i int) (*pfkey.Message, error), answer func(i int, a *pfkey.Message) error) error {
 	calls := make([]*call, 0, min(n, inFlight))
 	first := 0 // the index of calls[0]
@@ -79,16 +80,25 @@ func (c *Client) batch(ctx context.Context, n int, request func(i int) (*pfkey.M
 		}
 		return nil
 	}
+	p := pack{c: c}
 	for i := range n {
 		m, err := request(i)
 		if err == nil {
 			k := &call{on: func(a *pfkey.Message) (bool, error) { return true, answer(i, a) }}
-			if err = c.start(ctx, m, k); err == nil {
-				calls = append(calls, k)
-			}
+			var sent []*call
+			sent, err = p.add(ctx, m, k)
+			calls = append(calls, sent...)
+		}
+		if err == nil && i == n-1 {
+			var sent []*call
+			sent, err = p.flush(ctx)
+			calls = append(calls, sent...)
 		}
 		if err != nil {
-			// An earlier one comes first.
+			// An earlier one comes first, those that were not sent yet included.
+			if sent, e := p.flush(ctx); e == nil {
+				calls = append(calls, sent...)
+			}
 			if err := finish(0); err != nil {
 				return c.abandon(ctx, calls, err)
 			}
@@ -99,6 +109,61 @@ func (c *Client) batch(ctx context.Context, n int, request func(i int) (*pfkey.M
 		}
 	}
 	return c.abandon(ctx, calls, finish(0))
+}
+
+// pack gathers requests that share a datagram.
+type pack struct {
+	c     *Client
+	b     []byte
+	calls []*call
+}
+
+// packLen is when a pack is full: two of them fill what is in flight.
+const packLen = inFlight / 2
+
+// add adds a request and sends what is full; it returns the calls that were sent.
+func (p *pack) add(ctx context.Context, m *pfkey.Message, k *call) (sent []*call, err error) {
+	if m.Seq == 0 {
+		m.Seq = p.c.newSeq()
+	}
+	m.Pid = p.c.pid
+	k.ready(m)
+	at := len(p.b)
+	b, err := m.Append(p.b)
+	if err != nil {
+		return nil, err
+	}
+	if at > 0 && len(b) > maxPack {
+		one := append([]byte(nil), b[at:]...)
+		if sent, err = p.flush(ctx); err != nil {
+			return sent, err
+		}
+		b = append(p.b, one...)
+	}
+	if len(b) > maxMessage {
+		return sent, refuse(syscall.EMSGSIZE, "message of %d octets", len(b))
+	}
+	p.b, p.calls = b, append(p.calls, k)
+	if len(p.calls) >= packLen || !p.c.packs.Load() {
+		more, err := p.flush(ctx)
+		return append(sent, more...), err
+	}
+	return sent, nil
+}
+
+// flush sends what there is.
+func (p *pack) flush(ctx context.Context) ([]*call, error) {
+	if len(p.calls) == 0 {
+		return nil, nil
+	}
+	err := p.c.send(ctx, p.b, p.calls...)
+	clear(p.b)
+	ks := p.calls
+	p.b, p.calls = p.b[:0], nil
+	if err != nil {
+		return nil, err
+	}
+	return ks, nil
 }
 
 // abandon waits for the answers of what else is under way.

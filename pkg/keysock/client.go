@@ -32,6 +32,8 @@ type Client struct {
 	nc  *net.UnixConn
 	pid uint32 // ours, and of no other client
 
+	packs atomic.Bool // the server takes several messages in a datagram
+
 	// Held while a request is queued in calls and sent, so that both orders agree.
 	sendMu sync.Mutex
 
@@ -169,13 +171,18 @@ func (c *Client) start(ctx context.Context, m *pfkey.Message, k *call) error {
 		m.Seq = c.newSeq()
 	}
 	m.Pid = c.pid
-	k.typ, k.seq, k.done = m.Type, m.Seq, make(chan error, 1)
+	k.ready(m)
 	b, err := encode(m)
 	if err != nil {
 		return err
 	}
 	defer clear(b)
 	return c.send(ctx, b, k)
+}
+
+// ready makes k wait for the answer to m.
+func (k *call) ready(m *pfkey.Message) {
+	k.typ, k.seq, k.done = m.Type, m.Seq, make(chan error, 1)
 }
 
 func (c *Client) wait(ctx context.Context, k *call) error {
@@ -196,8 +203,9 @@ func (c *Client) wait(ctx context.Context, k *call) error {
 	}
 }
 
-// send writes a request. k is nil for one that has no answer.
-func (c *Client) send(ctx context.Context, b []byte, k *call) error {
+// send writes a datagram of requests that have the answers ks, none for one
+// without an answer.
+func (c *Client) send(ctx context.Context, b []byte, ks ...*call) error {
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
 	if err := context.Cause(ctx); err != nil {
@@ -208,9 +216,7 @@ func (c *Client) send(ctx context.Context, b []byte, k *call) error {
 		c.mu.Unlock()
 		return c.err
 	}
-	if k != nil {
-		c.calls = append(c.calls, k)
-	}
+	c.calls = append(c.calls, ks...)
 	c.mu.Unlock()
 	set := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -225,7 +231,7 @@ func (c *Client) send(ctx context.Context, b []byte, k *call) error {
 	if err == nil {
 		return nil
 	}
-	if k != nil {
+	for _, k := range ks {
 		c.drop(k)
 	}
 	if cause := context.Cause(ctx); cause != nil {
@@ -262,7 +268,14 @@ func (c *Client) read() {
 		if err != nil || n == 0 {
 			break
 		}
-		c.receive(buf[:n], flags&syscall.MSG_TRUNC != 0)
+		b, cut := buf[:n], flags&syscall.MSG_TRUNC != 0
+		if !cut { // asked for, so that it may come at any time
+			for first, rest := pfkey.Split(b); rest != nil; first, rest = pfkey.Split(b) {
+				c.receive(first, false)
+				b = rest
+			}
+		}
+		c.receive(b, cut)
 		clear(buf[:n]) // it may have had keys
 	}
 	c.mu.Lock()

@@ -30,9 +30,12 @@ func (c *Client) Register(ctx context.Context, protos ...ipsec.Protocol) (Suppor
 }
 
 func (c *Client) register(ctx context.Context, t pfkey.SAType) (s Supported, err error) {
-	m := &pfkey.Message{Header: pfkey.Header{Type: pfkey.Register, SAType: t}, OptIn: &pfkey.OptIn{Features: 1}}
+	m := &pfkey.Message{Header: pfkey.Header{Type: pfkey.Register, SAType: t}, OptIn: &pfkey.OptIn{Features: pfkey.FeaturePrivate | pfkey.FeaturePacks}}
 	err = c.do(ctx, m, func(a *pfkey.Message) error {
 		s = supportedFromWire(a.SupportedAuth, a.SupportedEncr)
+		if a.OptIn != nil && a.OptIn.Features&pfkey.FeaturePacks != 0 {
+			c.packs.Store(true)
+		}
 		return nil
 	})
 	return s, err
@@ -165,5 +168,5 @@ func (c *Client) AcquireFailed(ctx context.Context, seq uint32, errno syscall.Er
 	h := pfkey.Header{
 		Type: pfkey.Acquire, SAType: pfkey.SATypeESP, Errno: errnoOf(errno), Seq: seq, Pid: c.pid,
 	}
-	return c.send(ctx, h.Append(nil), nil)
+	return c.send(ctx, h.Append(nil))
 }

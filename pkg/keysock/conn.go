@@ -18,7 +18,11 @@ const maxMessage = 1 << 16
 // usualMessage is room for most messages.
 const usualMessage = 512
 
-// A request is one datagram on its way to the goroutine of Serve.
+// maxPack is how many octets several messages that share a datagram have at most.
+const maxPack = 1 << 15
+
+// A request is one datagram on its way to the goroutine of Serve: one message,
+// or several of a connection that may pack them.
 type request struct {
 	c    *conn
 	b    []byte
@@ -29,9 +33,9 @@ type request struct {
 // packet is a datagram that waits for its reader. Those for several clients
 // share their octets.
 type packet struct {
-	b      []byte
-	answer bool // to the client's own request: never dropped
-	secret bool // has keys and one owner: wiped when sent
+	b       []byte
+	answers int  // to the client's own requests, which are never dropped
+	secret  bool // has keys and one owner: wiped when sent
 }
 
 // conn is one PF_KEY socket.
@@ -54,6 +58,8 @@ type conn struct {
 	registered uint16 // bit per SA type
 	promisc    bool
 	optedIn    bool
+	packed     bool // several messages may share a datagram
+	pack       []byte
 	queue      []packet
 	answers    int // of them in queue
 	lost       uint64
@@ -153,7 +159,7 @@ func (c *conn) answer(b []byte, secret bool) {
 		_ = c.nc.SetWriteDeadline(time.Now().Add(c.s.opt.StallLimit))
 	}
 	c.answers++
-	c.queue = append(c.queue, packet{b, true, secret})
+	c.queue = append(c.queue, packet{b, 1, secret})
 	c.poke()
 }
 
@@ -173,7 +179,7 @@ func (c *conn) tell(b []byte, secret bool) {
 		return
 	}
 	c.tellLost()
-	c.queue = append(c.queue, packet{b, false, secret})
+	c.queue = append(c.queue, packet{b, 0, secret})
 	c.poke()
 }
 
@@ -257,8 +263,8 @@ func (c *conn) write() {
 		if err != nil && !errors.Is(err, syscall.EMSGSIZE) {
 			return
 		}
-		if p.answer {
-			c.answered()
+		if p.answers > 0 {
+			c.answered(p.answers)
 		}
 	}
 }
@@ -274,11 +280,7 @@ func (c *conn) take(dumpTurn bool) (p packet, d *dump, ok bool) {
 	if c.dump != nil && (dumpTurn || len(c.queue) == 0) {
 		d = c.dump
 	} else if len(c.queue) > 0 {
-		p = c.queue[0]
-		c.queue[0] = packet{}
-		if c.queue = c.queue[1:]; len(c.queue) == 0 {
-			c.queue = nil // let the array go
-		}
+		p = c.next()
 	} else {
 		return p, nil, false
 	}
@@ -290,12 +292,40 @@ func (c *conn) take(dumpTurn bool) (p packet, d *dump, ok bool) {
 	return p, d, true
 }
 
-// answered accounts for an answer after it was written, so that one in the hands
-// of the writer still counts.
-func (c *conn) answered() {
+// next takes one packet off the queue, or as many as may share a datagram. c.mu
+// is held.
+func (c *conn) next() packet {
+	take := func() packet {
+		p := c.queue[0]
+		c.queue[0] = packet{}
+		if c.queue = c.queue[1:]; len(c.queue) == 0 {
+			c.queue = nil // let the array go
+		}
+		return p
+	}
+	p := take()
+	if !c.packed || len(c.queue) == 0 || len(p.b)+len(c.queue[0].b) > maxPack {
+		return p
+	}
+	all := packet{b: append(c.pack[:0], p.b...), answers: p.answers, secret: p.secret}
+	p.wipe()
+	for len(c.queue) > 0 && len(all.b)+len(c.queue[0].b) <= maxPack {
+		p := take()
+		all.b = append(all.b, p.b...)
+		all.answers += p.answers
+		all.secret = all.secret || p.secret
+		p.wipe()
+	}
+	c.pack = all.b
+	return all
+}
+
+// answered accounts for n answers after they were written, so that those in the
+// hands of the writer still count.
+func (c *conn) answered(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.answers--
+	c.answers -= n
 	select {
 	case c.room <- struct{}{}:
 	default:
@@ -343,7 +373,11 @@ func (c *conn) nextOfDump(d *dump) (packet, bool) {
 		c.answers++
 		c.mu.Unlock()
 	}
-	return packet{b: b, answer: last, secret: true}, true
+	p := packet{b: b, secret: true}
+	if last {
+		p.answers = 1
+	}
+	return p, true
 }
 
 // fetch has the goroutine of Serve look for more.

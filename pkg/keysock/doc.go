@@ -21,6 +21,11 @@
 // merely does not read events is not, since programs exist that read only after
 // asking.
 //
+// Connections that asked for it (our own clients) may have several messages in a
+// datagram, back to back, at most 64 KiB of requests and 32 KiB of answers: many
+// small requests are then mostly system calls and changes of goroutine no more.
+// Their requests are handled without those of others in between.
+//
 // Answers to ADD and UPDATE go to everybody and carry no keys; GET and DUMP do,
 // to the asker alone (and to promiscuous sockets, which hear all).
 //

@@ -6,24 +6,35 @@ import (
 	"github.com/missiu/missiu/proto/pfkey"
 )
 
-// handle does one request to the end, answers included.
+// handle does the requests of a datagram, in order.
 func (s *Server) handle(r *request) {
+	b := r.b
+	if r.c.isPacked() && !r.cut {
+		for first, rest := pfkey.Split(b); rest != nil; first, rest = pfkey.Split(b) {
+			s.one(r.c, first, false)
+			b = rest
+		}
+	}
+	s.one(r.c, b, r.cut)
+}
+
+// one does one request to the end, answers included. cut: it was longer than b.
+func (s *Server) one(c *conn, b []byte, cut bool) {
 	s.count(func(st *Stats) { st.Requests++ })
-	c := r.c
-	h, err := pfkey.ParseHeader(r.b)
-	if len(r.b) < pfkey.HeaderLen {
+	h, err := pfkey.ParseHeader(b)
+	if len(b) < pfkey.HeaderLen {
 		return // nothing to answer with
 	}
 	switch {
-	case r.cut:
+	case cut:
 		err = refuse(syscall.EMSGSIZE, "request longer than %d octets", maxMessage)
 	case err == nil && h.Reserved != 0:
 		err = refuse(syscall.EINVAL, "reserved field")
 	case err == nil:
-		s.promiscuous(r.b)
+		s.promiscuous(b)
 		var m *pfkey.Message
-		if m, err = pfkey.Decode(r.b); err == nil {
-			err = s.dispatch(c, m, r.b)
+		if m, err = pfkey.Decode(b); err == nil {
+			err = s.dispatch(c, m, b)
 		}
 	}
 	if err != nil {
@@ -155,6 +166,12 @@ func (c *conn) isOptedIn() bool {
 	return c.optedIn
 }
 
+func (c *conn) isPacked() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.packed
+}
+
 func (c *conn) isPromiscuous() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,7 +193,12 @@ func (s *Server) register(c *conn, m *pfkey.Message) error {
 	}
 	bit := uint16(1) << m.SAType
 	c.mu.Lock()
-	c.optedIn = c.optedIn || m.OptIn != nil
+	var granted *pfkey.OptIn
+	if m.OptIn != nil {
+		c.optedIn = true
+		c.packed = c.packed || m.OptIn.Features&pfkey.FeaturePacks != 0
+		granted = &pfkey.OptIn{Features: m.OptIn.Features & (pfkey.FeaturePrivate | pfkey.FeaturePacks)}
+	}
 	again := m.SAType != 0 && c.registered&bit != 0
 	if m.SAType != 0 {
 		c.registered |= bit
@@ -186,9 +208,12 @@ func (s *Server) register(c *conn, m *pfkey.Message) error {
 		return syscall.EEXIST
 	}
 	auth, encr := supportedToWire(s.b.Supported())
-	g := &message{put: func(a *pfkey.Message, _ int) error {
+	g := &message{put: func(a *pfkey.Message, what int) error {
 		answerHeader(a, m)
 		a.SupportedAuth, a.SupportedEncr = auth, encr
+		if what&withPrivate != 0 {
+			a.OptIn = granted
+		}
 		return nil
 	}}
 	if err := s.reply(c, g, false); err != nil {

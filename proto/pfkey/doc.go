@@ -76,7 +76,9 @@
 //
 // Extensions, offsets from their start; what is not named is zero:
 //
-//	X_OPT_IN  0x8001  8 octets; 4: features (4), now 1
+//	X_OPT_IN  0x8001  8 octets; 4: features (4): 1 private messages, 2 several
+//	                  messages may share a datagram, back to back, in both
+//	                  directions; the answer has those that are granted
 //	X_SA_MORE 0x8002 40 octets; 4: flags (4: 1 ESN), 8: replay window in packets
 //	                  (4, counts instead of SA.replay), 12: seq of the ACQUIRE
 //	                  (4), 16: packets so far, 24: hard, 32: soft limit of

@@ -79,6 +79,17 @@ func ParseHeader(b []byte) (Header, error) {
 	return h, nil
 }
 
+// Split cuts a datagram of several messages behind the first; what is not a
+// message and more is first, for ParseHeader to judge.
+func Split(b []byte) (first, rest []byte) {
+	if len(b) > lenHeader {
+		if n := int(host.Uint16(b[4:])) * wordLen; n >= lenHeader && n < len(b) {
+			return b[:n:n], b[n:]
+		}
+	}
+	return b, nil
+}
+
 // Append appends h with the length of a message of only a header.
 func (h Header) Append(b []byte) []byte {
 	b = append(b, Version, byte(h.Type), h.Errno, byte(h.SAType))

@@ -5,6 +5,12 @@ import "net/netip"
 // OptIn is the X_OPT_IN extension: the sender understands private messages.
 type OptIn struct{ Features uint32 }
 
+// Features of X_OPT_IN.
+const (
+	FeaturePrivate = 1 << iota
+	FeaturePacks   // several messages may share a datagram
+)
+
 func (o *OptIn) decode(b []byte) error {
 	o.Features = host.Uint32(b[4:])
 	return nil
