@@ -100,6 +100,7 @@ const (
 	maxMessage    = 65535
 	inboxLen      = 32
 	callsLen      = 1024
+	spiTries      = 3 // for one that is free for ESP and AH
 )
 
 func (c *Config) defaults() {

@@ -125,7 +125,7 @@ func (d *Daemon) connect(ctx context.Context) (<-chan event, error) {
 		return nil, err
 	}
 	k := &link{keys: keys, ended: make(chan struct{})}
-	if _, err := keys.Register(ctx, ipsec.ESP); err != nil {
+	if _, err := keys.Register(ctx, ipsec.ESP, ipsec.AH); err != nil {
 		k.close()
 		return nil, err
 	}
@@ -212,7 +212,7 @@ func (d *Daemon) initiate() {
 		if reqs[e] == nil {
 			order = append(order, e)
 		}
-		reqs[e] = append(reqs[e], sa.ChildRequest{Policy: p})
+		reqs[e] = append(reqs[e], requestsFor(p)...)
 	}
 	for _, e := range order {
 		rule := d.rules.Load().Outbound(e.local, e.remote)
@@ -288,9 +288,7 @@ func (d *Daemon) handleEvent(e event) {
 	case keysock.SADeleted:
 		d.toOwner(e.SAID, func(l *lineage, now time.Time) []sa.Output { return l.sa.ChildLost(now, e.SAID, errDeleted) })
 	case keysock.SAsFlushed:
-		if e.Proto == 0 || e.Proto == ipsec.ESP {
-			d.flushed()
-		}
+		d.flushed(e.Proto)
 	case keysock.PolicyAdded:
 		d.spd.add(&e.Policy)
 		d.learnInit(&e.Policy)
@@ -323,12 +321,14 @@ func (d *Daemon) toOwner(id ipsec.SAID, c call) {
 	}
 }
 
-// flushed tells every lineage that its SAs are gone.
-func (d *Daemon) flushed() {
+// flushed tells every lineage that its SAs of a protocol (0: all) are gone.
+func (d *Daemon) flushed(proto ipsec.Protocol) {
 	for _, l := range d.snapshot() {
 		err := l.post(func(l *lineage, now time.Time) (outs []sa.Output) {
 			for id := range l.children {
-				outs = append(outs, l.sa.ChildLost(now, id, errDeleted)...)
+				if proto == 0 || id.Proto == proto {
+					outs = append(outs, l.sa.ChildLost(now, id, errDeleted)...)
+				}
 			}
 			return outs
 		})
@@ -371,13 +371,13 @@ func (d *Daemon) acquireFailed(seq uint32, errno syscall.Errno) {
 
 // acquire begins the negotiation that missiu asks for, or reports why not.
 func (d *Daemon) acquire(a keysock.Acquire) {
-	fields := []zap.Field{zap.Uint32("seq", a.Seq), zap.Stringer("src", a.Src), zap.Stringer("peer", a.Dst), zap.Uint32("policy", a.PolicyID), zap.Stringer("mode", a.Mode)}
+	fields := []zap.Field{zap.Uint32("seq", a.Seq), zap.Stringer("src", a.Src), zap.Stringer("peer", a.Dst), zap.Uint32("policy", a.PolicyID), zap.Stringer("proto", a.Proto), zap.Stringer("mode", a.Mode)}
 	refuse := func(why string, errno syscall.Errno) {
 		d.log.Warn("ACQUIRE: "+why, fields...)
 		d.acquireFailed(a.Seq, errno)
 	}
-	if a.Proto != ipsec.ESP {
-		refuse("only ESP is negotiated", syscall.EPROTONOSUPPORT)
+	if a.Proto != ipsec.ESP && a.Proto != ipsec.AH {
+		refuse("only ESP and AH are negotiated", syscall.EPROTONOSUPPORT)
 		return
 	}
 	if a.Mode == ipsec.Tunnel && ipsec.Open(a.Src) {
@@ -404,13 +404,46 @@ func (d *Daemon) acquire(a keysock.Acquire) {
 		return
 	}
 	d.log.Info("ACQUIRE", fields...)
-	d.ask(a.Src, a.Dst, rule, nil, sa.ChildRequest{Seq: a.Seq, Policy: p, Flow: a.Flow})
+	d.ask(a.Src, a.Dst, rule, nil, sa.ChildRequest{Seq: a.Seq, Policy: p, Proposals: wantedOf(a, p), Flow: a.Flow})
+}
+
+// wantedOf are the alternatives that an ACQUIRE is about: its own, else what the
+// policy says of its protocol.
+func wantedOf(a keysock.Acquire, p sa.Policy) []ipsec.Proposal {
+	if len(a.Proposals) > 0 {
+		return a.Proposals
+	}
+	return aboutProto(p, a.Proto)
+}
+
+func aboutProto(p sa.Policy, proto ipsec.Protocol) []ipsec.Proposal {
+	l := ipsec.Parts(p.Out.Proposals, proto)
+	if len(l) == 0 && proto == ipsec.AH {
+		return []ipsec.Proposal{{Shape: ipsec.ShapeAH}}
+	}
+	return l // none: any algorithms of ESP
+}
+
+// requestsFor is what to ask for a policy that has no SA yet, and nobody said
+// what it lacks. A packet that needs ESP inside AH needs both. Where it depends
+// on the peer which alternative it will be, the rest is left to the first packet.
+func requestsFor(p sa.Policy) (rs []sa.ChildRequest) {
+	if p.Out.Choice() {
+		return []sa.ChildRequest{{Policy: p, Proposals: p.Out.Proposals}}
+	}
+	for _, r := range p.Out.Requests {
+		rs = append(rs, sa.ChildRequest{Policy: p, Proposals: aboutProto(p, r.Proto)})
+	}
+	return rs
 }
 
 // keyOf tells what a request wants: a policy of level unique has an SA for each
 // flow, one in transport mode an SA for each peer, which the lineage is.
 func keyOf(r sa.ChildRequest) acquireKey {
-	k := acquireKey{policy: r.Policy.Out.ID}
+	k := acquireKey{policy: r.Policy.Out.ID, proto: ipsec.ESP}
+	if len(r.Proposals) > 0 && !r.Proposals[0].Shape.Has(ipsec.ESP) {
+		k.proto = ipsec.AH
+	}
 	if r.Flow != nil && r.Policy.Out.Requests[0].Level == ipsec.LevelUnique {
 		k.flow = *r.Flow
 	}
@@ -596,9 +629,9 @@ func (d *Daemon) runStarters(now time.Time) (wait time.Duration, ok bool) {
 		if rule == nil || len(ps) == 0 {
 			continue
 		}
-		reqs := make([]sa.ChildRequest, len(ps))
-		for i, p := range ps {
-			reqs[i].Policy = p
+		var reqs []sa.ChildRequest
+		for _, p := range ps {
+			reqs = append(reqs, requestsFor(p)...)
 		}
 		d.log.Info("negotiation at start", zap.Stringer("peer", s.remote), zap.Int("policies", len(ps)))
 		d.ask(s.local, s.remote, rule, s, reqs...)

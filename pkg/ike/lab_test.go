@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -164,7 +165,7 @@ func (m *missiu) list() []*ipsec.SAParams {
 	for _, s := range m.sas {
 		l = append(l, s)
 	}
-	slices.SortFunc(l, func(a, b *ipsec.SAParams) int { return a.Dst.Compare(b.Dst) })
+	slices.SortFunc(l, func(a, b *ipsec.SAParams) int { return cmp.Or(a.Dst.Compare(b.Dst), cmp.Compare(a.Proto, b.Proto)) })
 	return l
 }
 
@@ -208,8 +209,13 @@ func (k *fakeKeys) Register(context.Context, ...ipsec.Protocol) (keysock.Support
 func (k *fakeKeys) Events() <-chan keysock.Event { return k.events }
 func (k *fakeKeys) GetSPI(_ context.Context, g keysock.GetSPI) (spi ipsec.SPI, err error) {
 	return spi, k.do("getspi", func(m *missiu) error {
-		m.spi++
-		spi = m.spi
+		if spi = g.Min; spi == 0 {
+			m.spi++
+			spi = m.spi
+		}
+		if id := (ipsec.SAID{Proto: g.Proto, Dst: g.Dst, SPI: spi}); m.larval[id] || m.sas[id] != nil {
+			return syscall.EEXIST
+		}
 		m.larval[ipsec.SAID{Proto: g.Proto, Dst: g.Dst, SPI: spi}] = true
 		return nil
 	})

@@ -68,6 +68,7 @@ type childCount struct {
 // the same SA.
 type acquireKey struct {
 	policy uint32
+	proto  ipsec.Protocol // the first that is offered
 	flow   ipsec.Flow
 }
 
@@ -79,15 +80,21 @@ type pendingChild struct {
 }
 
 // take removes what is pending for a child SA that came, or failed, and
-// returns it; d.mu is held.
-func (l *lineage) take(seq uint32, policy uint32) *pendingChild {
+// returns it; d.mu is held. Of several that nobody asked for by a number, that of
+// proto goes before others.
+func (l *lineage) take(seq uint32, policy uint32, proto ipsec.Protocol) *pendingChild {
+	var key *acquireKey
 	for k, p := range l.pending {
-		if p.seq == seq && k.policy == policy {
-			delete(l.pending, k)
-			return p
+		if p.seq == seq && k.policy == policy && (key == nil || k.proto == proto) {
+			key = &k
 		}
 	}
-	return &pendingChild{seq: seq}
+	if key == nil {
+		return &pendingChild{seq: seq}
+	}
+	p := l.pending[*key]
+	delete(l.pending, *key)
+	return p
 }
 
 // fail reports every ACQUIRE of p as failed.
@@ -246,7 +253,9 @@ func (l *lineage) carryOut(outs []sa.Output) {
 			spi, err := l.getSPI(o)
 			outs = append(outs, l.sa.ChildSPI(time.Now(), o.Token, spi, err)...)
 		case sa.ReleaseSPI:
-			l.d.removeSA(installed{ipsec.SAID{Proto: ipsec.ESP, Dst: o.Dst, SPI: o.SPI}, netip.Addr{}})
+			for _, proto := range o.Protos {
+				l.d.removeSA(installed{ipsec.SAID{Proto: proto, Dst: o.Dst, SPI: o.SPI}, netip.Addr{}})
+			}
 		case sa.InstallChild:
 			if err := l.install(o); err != nil {
 				l.log.Error("child SA not installed", zap.Stringer("in", o.In.SAID), zap.Error(err))
@@ -294,11 +303,35 @@ func (l *lineage) send(o sa.Send) {
 	}
 }
 
+// getSPI gets an SPI for one protocol, and the same one for the others. That is
+// there already, in one of four thousand million cases: then another is tried.
 func (l *lineage) getSPI(o sa.NeedSPI) (spi ipsec.SPI, err error) {
-	err = l.d.keys(func(ctx context.Context, k KeySocket) error {
-		spi, err = k.GetSPI(ctx, keysock.GetSPI{Proto: ipsec.ESP, Src: o.Src, Dst: o.Dst, Mode: o.Mode, ReqID: o.ReqID, Seq: o.Seq, Encap: o.Encap})
-		return err
-	})
+	get := func(f sa.SPIFor, spi ipsec.SPI) (ipsec.SPI, error) {
+		g := keysock.GetSPI{Proto: f.Proto, Src: o.Src, Dst: o.Dst, Mode: o.Mode, ReqID: f.ReqID, Seq: o.Seq, Min: spi, Max: spi}
+		if f.Proto == ipsec.ESP {
+			g.Encap = o.Encap
+		}
+		err := l.d.keys(func(ctx context.Context, k KeySocket) (err error) {
+			spi, err = k.GetSPI(ctx, g)
+			return err
+		})
+		return spi, err
+	}
+	for range spiTries {
+		spi, err = 0, nil
+		for i, f := range o.For {
+			if spi, err = get(f, spi); err == nil {
+				continue
+			}
+			for _, had := range o.For[:i] {
+				l.d.removeSA(installed{ipsec.SAID{Proto: had.Proto, Dst: o.Dst, SPI: spi}, netip.Addr{}})
+			}
+			break
+		}
+		if !errors.Is(err, syscall.EEXIST) {
+			break
+		}
+	}
 	if err != nil {
 		l.log.Error("no SPI", zap.Stringer("peer", o.Src), zap.Error(err))
 	}
@@ -312,7 +345,7 @@ func (l *lineage) install(o sa.InstallChild) error {
 	in := installed{o.In.SAID, o.In.Src}
 	l.register(in)
 	l.d.mu.Lock()
-	l.take(o.Seq, policyID(o.Policy))
+	l.take(o.Seq, policyID(o.Policy), o.In.Proto)
 	l.d.mu.Unlock()
 	err := l.d.keys(func(ctx context.Context, k KeySocket) error { return k.Update(ctx, o.In, o.Seq) })
 	if err == nil && o.Out != nil {
@@ -323,7 +356,7 @@ func (l *lineage) install(o sa.InstallChild) error {
 		return err
 	}
 	l.children[in.id] = childCount{src: in.src}
-	l.log.Debug("child SA installed", zap.Stringer("spi_in", o.In.SPI), zap.Bool("out", o.Out != nil),
+	l.log.Debug("child SA installed", zap.Stringer("proto", o.In.Proto), zap.Stringer("spi_in", o.In.SPI), zap.Bool("out", o.Out != nil),
 		zap.Stringer("peer", o.In.Src), zap.Stringer("mode", o.In.Mode), zap.String("suite", suiteOf(o.In)),
 		zap.Bool("udp", o.In.Encap != nil), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq))
 	return nil
@@ -354,6 +387,9 @@ func (l *lineage) register(i installed) {
 
 func suiteOf(p *ipsec.SAParams) string {
 	s := p.Encr.String()
+	if p.Proto == ipsec.AH {
+		s = "ah"
+	}
 	if bits := (p.EncrKey.Len() - p.Encr.Info().SaltLen) * 8; bits > 0 {
 		s += "-" + strconv.Itoa(bits)
 	}
@@ -428,7 +464,7 @@ func (l *lineage) moveSAs(o sa.PeerMoved) {
 func (l *lineage) childFailed(o sa.ChildFailed) {
 	l.log.Debug("child SA failed", zap.Stringer("peer", l.remote), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq), zap.Error(o.Err))
 	l.d.mu.Lock()
-	p := l.take(o.Seq, policyID(o.Policy))
+	p := l.take(o.Seq, policyID(o.Policy), ipsec.ESP)
 	l.d.mu.Unlock()
 	p.fail(l.d, errnoOf(o.Err))
 }

@@ -14,15 +14,27 @@ import (
 // answers a peer, and to know what to ask for. Policies in it do not change.
 type spd struct {
 	mu   sync.RWMutex
-	out  []*ipsec.Policy                    // outbound, protect, one ESP request; strongest first
+	out  []*ipsec.Policy                    // outbound, negotiable; strongest first
 	in   map[ipsec.Selector][]*ipsec.Policy // the same, inbound, by selector; strongest first
 	byID map[uint32]*ipsec.Policy           // both
 }
 
-// negotiable reports whether p is one whose SAs we make.
+// negotiable reports whether p is one whose SAs we make: a request of ESP, of AH
+// or of each, in one mode and with the same end points, since the two exchanges
+// have the same traffic selectors.
 func negotiable(p *ipsec.Policy) bool {
-	return p.Action == ipsec.Protect && len(p.Requests) == 1 && p.Requests[0].Proto == ipsec.ESP &&
-		(p.Dir == ipsec.In || p.Dir == ipsec.Out)
+	if p.Action != ipsec.Protect || len(p.Requests) == 0 || p.Dir != ipsec.In && p.Dir != ipsec.Out {
+		return false
+	}
+	seen := map[ipsec.Protocol]bool{}
+	for _, r := range p.Requests {
+		f := p.Requests[0]
+		if r.Proto != ipsec.ESP && r.Proto != ipsec.AH || seen[r.Proto] || r.Mode != f.Mode || r.Src != f.Src || r.Dst != f.Dst {
+			return false
+		}
+		seen[r.Proto] = true
+	}
+	return true
 }
 
 // replace makes the mirror that of ps, which are strongest first.
@@ -87,11 +99,13 @@ func (s *spd) remove(id uint32) {
 }
 
 // pair finds the inbound policy that belongs to out: the reversed selector,
-// the same mode, the end points exchanged.
+// the same protocols and mode, the end points exchanged.
 func (s *spd) pair(out *ipsec.Policy) sa.Policy {
-	o := out.Requests[0]
+	same := func(o, i ipsec.Request) bool {
+		return i.Proto == o.Proto && i.Mode == o.Mode && i.Src == o.Dst && i.Dst == o.Src
+	}
 	for _, in := range s.in[out.Sel.Reverse()] {
-		if i := in.Requests[0]; i.Mode == o.Mode && i.Src == o.Dst && i.Dst == o.Src {
+		if slices.EqualFunc(out.Requests, in.Requests, same) {
 			return sa.Policy{Out: out, In: in}
 		}
 	}

@@ -32,14 +32,18 @@ func (e ESN) list() []bool {
 	return []bool{true, false}
 }
 
-// ForChild makes proposals of the algorithm alternatives of a policy, best
-// first; without any, the defaults: AEAD, then AES-CBC with SHA-2. pfs is the
-// list of methods for a key exchange of its own (Child.KE).
+// ForChild makes proposals of the alternatives of a policy, best first; without
+// any, the defaults of ESP: AEAD, then AES-CBC with SHA-2. pfs is the list of
+// methods for a key exchange of its own (Child.KE).
+//
+// An exchange makes SAs of one protocol. Of an alternative of ESP inside AH, ESP
+// is what is proposed here, and AH is left to an exchange that follows: see
+// Followers.
 //
 // An alternative without cipher (EncrNone) takes any cipher: the AEAD ones,
 // unless it names an integrity algorithm, and AES-CBC. It never means NULL.
-// Without integrity algorithm a cipher that is not an AEAD is offered with all
-// of SHA-2 and, last, SHA-1: never unauthenticated. Key lengths are the policy's range,
+// Without integrity algorithm a cipher that is not an AEAD, and AH, are offered
+// with all of SHA-2 and, last, SHA-1: never unauthenticated. Key lengths are the policy's range,
 // longest first; a cipher without range is offered with all it has, so plain
 // "aes" is 256, 192, 128.
 //
@@ -54,12 +58,46 @@ func ForChild(alts []ipsec.Proposal, pfs []alg.KE, esn ESN) []Child {
 	}
 	var out []Child
 	for _, a := range alts {
-		for _, c := range expand(a) {
+		cs := []Child{{AH: true, Integ: integs(a.AH)}}
+		if a.Shape.Has(ipsec.ESP) {
+			cs = expand(a)
+		}
+		for _, c := range cs {
 			c.KE, c.ESN, c.Hard, c.Soft = pfs, esn.list(), a.Hard, a.Soft
 			out = append(out, c)
 		}
 	}
 	return out
+}
+
+// Followers are the parts about AH of those alternatives whose ESP is asked for
+// first. A responder accepts them when nothing else fits; it cannot know that
+// they belong to the ESP SA that came before, and need not: its policy wants both
+// on a packet.
+func Followers(alts []ipsec.Proposal) []ipsec.Proposal {
+	var l []ipsec.Proposal
+	for _, a := range alts {
+		if a.Shape == ipsec.ShapeAHESP {
+			l = append(l, ipsec.Parts([]ipsec.Proposal{a}, ipsec.AH)...)
+		}
+	}
+	return l
+}
+
+// integs lists a, or if it is none what any means.
+func integs(a alg.Integ) []alg.Integ {
+	if a == alg.IntegNone {
+		return append(slices.Clone(sha2), alg.IntegHMACSHA1)
+	}
+	return []alg.Integ{a}
+}
+
+// Admits reports whether an SA of suite may be one of alternative a.
+func Admits(a ipsec.Proposal, suite ChildSuite) bool {
+	a, ok := a.Part(suite.Proto())
+	return ok && slices.ContainsFunc(ForChild([]ipsec.Proposal{a}, nil, ESNPrefer), func(c Child) bool {
+		return (c.AH || slices.Contains(c.Ciphers, suite.Cipher)) && (len(c.Integ) == 0 && suite.Integ == alg.IntegNone || slices.Contains(c.Integ, suite.Integ))
+	})
 }
 
 // expand gives the one or two proposals of an alternative: AEAD and other
@@ -81,10 +119,7 @@ func expand(a ipsec.Proposal) []Child {
 			aead.Ciphers = append(aead.Ciphers, cs...)
 		}
 	}
-	plain.Integ = []alg.Integ{a.Auth}
-	if a.Auth == alg.IntegNone {
-		plain.Integ = append(slices.Clone(sha2), alg.IntegHMACSHA1)
-	}
+	plain.Integ = integs(a.Auth)
 	var out []Child
 	for _, c := range []Child{aead, plain} {
 		if len(c.Ciphers) > 0 {
@@ -170,11 +205,11 @@ func FirstKE(ps []Child) alg.KE {
 }
 
 // OfferChild makes the SA payload that offers ps for an SA that we receive on
-// spi. initial says that it goes into IKE_AUTH, where there is no key exchange.
+// spi, of whichever protocol is chosen. initial says that it goes into IKE_AUTH, where there is no key exchange.
 func OfferChild(ps []Child, spi ipsec.SPI, initial bool) *ikev2.SA {
 	sa := &ikev2.SA{}
 	for i, p := range ps[:min(len(ps), maxProposals)] {
-		sa.Proposals = append(sa.Proposals, offer(i+1, ikev2.ProtocolESP, SPIBytes(spi), p.slots(initial)))
+		sa.Proposals = append(sa.Proposals, offer(i+1, ProtocolID(p.Proto()), SPIBytes(spi), p.slots(initial)))
 	}
 	return sa
 }
@@ -191,7 +226,7 @@ func ChooseChild(ours []Child, offered *ikev2.SA, spi ipsec.SPI, initial bool) (
 		slots := p.anyKE().slots(initial)
 		for _, o := range offered.Proposals {
 			peer, ok := SPIFromBytes(o.SPI)
-			if o.Protocol != ikev2.ProtocolESP || !ok {
+			if o.Protocol != ProtocolID(p.Proto()) || !ok {
 				continue
 			}
 			ts, ok := choose(slots, o.Transforms)
@@ -210,7 +245,13 @@ func ChooseChild(ours []Child, offered *ikev2.SA, spi ipsec.SPI, initial bool) (
 // offered, and returns the SPI that the responder receives on. The error wraps
 // ErrChoice.
 func CheckChild(ours []Child, answer *ikev2.SA, initial bool) (s ChildSuite, peer ipsec.SPI, err error) {
-	p, err := single(answer, len(ours), ikev2.ProtocolESP, 4)
+	proto := ikev2.ProtocolESP
+	if len(answer.Proposals) > 0 {
+		if n := int(answer.Proposals[0].Number); 0 < n && n <= len(ours) {
+			proto = ProtocolID(ours[n-1].Proto())
+		}
+	}
+	p, err := single(answer, len(ours), proto, 4)
 	if err != nil {
 		return ChildSuite{}, 0, err
 	}

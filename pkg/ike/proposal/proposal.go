@@ -55,8 +55,9 @@ func (s IKESuite) String() string {
 	return fmt.Sprintf("%v/%v/prf-%v/%v", s.Cipher, s.Integ, s.PRF, s.KE)
 }
 
-// Child is one proposal for a child SA of ESP.
+// Child is one proposal for a child SA of ESP or AH.
 type Child struct {
+	AH      bool // which has no ciphers
 	Ciphers []Cipher
 	Integ   []alg.Integ
 	// KE are the methods for a key exchange of its own (PFS), best first.
@@ -69,8 +70,32 @@ type Child struct {
 	Hard, Soft ipsec.Lifetime
 }
 
+// Proto is the protocol of the SAs.
+func (p Child) Proto() ipsec.Protocol { return protoOf(p.AH) }
+
+func protoOf(ah bool) ipsec.Protocol {
+	if ah {
+		return ipsec.AH
+	}
+	return ipsec.ESP
+}
+
+// ProtocolID is the number that IKE has for ESP or AH (RFC 7296, 3.3.1).
+func ProtocolID(p ipsec.Protocol) ikev2.ProtocolID {
+	if p == ipsec.AH {
+		return ikev2.ProtocolAH
+	}
+	return ikev2.ProtocolESP
+}
+
+// ProtocolOf is the reverse of ProtocolID; false for other protocols.
+func ProtocolOf(id ikev2.ProtocolID) (ipsec.Protocol, bool) {
+	return protoOf(id == ikev2.ProtocolAH), id == ikev2.ProtocolESP || id == ikev2.ProtocolAH
+}
+
 // ChildSuite is what was agreed for a child SA.
 type ChildSuite struct {
+	AH bool // without cipher
 	Cipher
 	Integ      alg.Integ
 	KE         alg.KE // KENone: keys come from the IKE SA's SK_d alone
@@ -78,8 +103,14 @@ type ChildSuite struct {
 	Hard, Soft ipsec.Lifetime // of the proposal of ours that it came from
 }
 
+// Proto is the protocol of the SAs.
+func (s ChildSuite) Proto() ipsec.Protocol { return protoOf(s.AH) }
+
 func (s ChildSuite) String() string {
 	parts := []string{s.Cipher.String()}
+	if s.AH {
+		parts[0] = "ah"
+	}
 	if s.Integ != alg.IntegNone {
 		parts = append(parts, s.Integ.String())
 	}
@@ -149,12 +180,16 @@ func (p Child) slots(initial bool) []slot {
 	if initial || len(ke) == 0 {
 		ke = []alg.KE{alg.KENone}
 	}
-	return []slot{
+	l := []slot{
 		{ikev2.TransformENCR, each(p.Ciphers, EncrTransform)},
 		{ikev2.TransformINTEG, integAlts(p.Integ)},
 		{ikev2.TransformKE, each(ke, KETransform)},
 		{ikev2.TransformESN, each(p.ESN, ESNTransform)},
 	}
+	if p.AH {
+		return l[1:]
+	}
+	return l
 }
 
 func integAlts(a []alg.Integ) []ikev2.Transform {
@@ -275,8 +310,9 @@ func childSuite(ts []ikev2.Transform, from Child) (s ChildSuite, err error) {
 		ok = ok && known
 	}
 	if !ok {
-		return ChildSuite{}, fmt.Errorf("%w: %v", ErrChoice, ikev2.Proposal{Protocol: ikev2.ProtocolESP, Transforms: ts})
+		return ChildSuite{}, fmt.Errorf("%w: %v", ErrChoice, ikev2.Proposal{Protocol: ProtocolID(from.Proto()), Transforms: ts})
 	}
+	s.AH = from.AH
 	s.Hard, s.Soft = from.Hard, from.Soft
 	return s, nil
 }

@@ -67,7 +67,7 @@ func (s *SA) startAuth(i *ikeSA) {
 	}
 	s.first = nil
 	t.offer = o
-	s.needSPI(o.req.Policy, o.mode, o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
+	s.needSPI(o.req.Policy, o.mode, o.protos(), o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
 		if err != nil {
 			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: fmt.Errorf("no SPI: %w", err)}, false)
 			return
@@ -311,7 +311,7 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	g.ni, g.nr = i.hs.ni, i.hs.nr
 	i.to(StateAuthWork)
-	s.needSPI(g.policy, g.mode, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
+	s.needSPI(g.policy, g.mode, []ipsec.Protocol{g.suite.Proto()}, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
 		if err != nil {
 			s.log(levelWarn, "child SA refused", attrErr(err))
 			g.wipe()
@@ -320,7 +320,7 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 		}
 		_, more, err := s.install(i, g, spi, true)
 		if err != nil {
-			s.release(spi)
+			s.release(spi, g.suite.Proto())
 			finish(notify(ikev2.NO_PROPOSAL_CHOSEN))
 			return
 		}

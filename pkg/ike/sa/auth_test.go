@@ -3,6 +3,7 @@ package sa
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
@@ -210,10 +211,11 @@ func TestHoldSPI(t *testing.T) {
 	if n := l.b.sa.counters.Retransmits; n != 1 || len(l.b.waiting) != 1 {
 		t.Errorf("b: %d repeated requests, %d waiting; want 1, 1", n, len(l.b.waiting))
 	}
-	l.b.larval[0x1234] = true
-	l.b.do(l.b.sa.ChildSPI(l.now, tok+1, 0x1234, nil)) // unknown token
-	if r := told[ReleaseSPI](l.b); len(r) != 1 || r[0].SPI != 0x1234 {
-		t.Errorf("b: ReleaseSPI %v, want 0x1234", r)
+	l.b.larval[ipsec.SAID{Proto: ipsec.ESP, Dst: addrB.Addr(), SPI: 0x1234}] = true
+	delete(l.b.sa.spiWaits, tok) // the wait is taken back
+	l.b.do(l.b.sa.ChildSPI(l.now, tok, 0x1234, nil))
+	if r := told[ReleaseSPI](l.b); len(r) != 1 || r[0].SPI != 0x1234 || !slices.Equal(r[0].Protos, []ipsec.Protocol{ipsec.ESP}) {
+		t.Errorf("b: ReleaseSPI %v, want 0x1234 of ESP", r)
 	}
 }
 

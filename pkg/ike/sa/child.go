@@ -18,6 +18,7 @@ import (
 
 // child is a pair of SAs.
 type child struct {
+	proto         ipsec.Protocol
 	in, outSPI    ipsec.SPI
 	inDst, outDst netip.Addr // we, the peer, when it was installed
 	mode          ipsec.Mode
@@ -42,30 +43,65 @@ type child struct {
 	noOut bool // the outbound SA is not installed: held, or never to be
 }
 
-func (c *child) String() string { return fmt.Sprintf("in %v, out %v", c.in, c.outSPI) }
+func (c *child) String() string { return fmt.Sprintf("%v in %v, out %v", c.proto, c.in, c.outSPI) }
 
 type reqIDs struct{ in, out ipsec.ReqID }
 
-// reqIDs returns those of the policy's requests.
-func (p Policy) reqIDs() (r reqIDs) {
-	if q := espRequest(p.Out); q != nil {
+// reqIDs returns those of the policy's requests for a protocol.
+func (p Policy) reqIDs(proto ipsec.Protocol) (r reqIDs) {
+	if q := requestOf(p.Out, proto); q != nil {
 		r.out, r.in = q.ReqID, q.ReqID
 	}
-	if q := espRequest(p.In); q != nil {
+	if q := requestOf(p.In, proto); q != nil {
 		r.in = q.ReqID
 	}
 	return r
 }
 
+// alternatives are those of the policy; none stand for ESP with any algorithms.
+func (p Policy) alternatives() []ipsec.Proposal {
+	esp, ah := requestOf(p.Out, ipsec.ESP) != nil, requestOf(p.Out, ipsec.AH) != nil
+	switch {
+	case len(p.Out.Proposals) > 0 || !ah:
+		return p.Out.Proposals
+	case esp:
+		return []ipsec.Proposal{{Shape: ipsec.ShapeAHESP}}
+	}
+	return []ipsec.Proposal{{Shape: ipsec.ShapeAH}}
+}
+
+// successors are the alternatives for what is to replace c: of its protocol, and
+// where only whole alternatives count those that c may be part of.
+func (c *child) successors() []ipsec.Proposal {
+	alts := c.policy.alternatives()
+	if c.policy.Out.Choice() {
+		alts = slices.DeleteFunc(slices.Clone(alts), func(a ipsec.Proposal) bool { return !proposal.Admits(a, c.suite) })
+	}
+	return ipsec.Parts(alts, c.proto)
+}
+
+// passing leaves out what a NAT between us and the peer does not let pass: AH,
+// which covers the addresses.
+func (s *SA) passing(alts []ipsec.Proposal) ([]ipsec.Proposal, error) {
+	if !s.nat() || len(alts) == 0 {
+		return alts, nil
+	}
+	l := slices.DeleteFunc(slices.Clone(alts), func(a ipsec.Proposal) bool { return a.Shape.Has(ipsec.AH) })
+	if len(l) == 0 {
+		return nil, errors.New("AH does not pass the NAT between us and the peer")
+	}
+	return l, nil
+}
+
 // template: the policy leaves the address of the peer, or ours, to the SAs.
 func (p Policy) template() bool {
-	q := espRequest(p.Out)
+	q := anyRequest(p.Out)
 	return q != nil && q.Template()
 }
 
-// mode returns that of the policy; false if it has no ESP request.
+// mode returns that of the policy; false if it has no request.
 func (p Policy) mode() (ipsec.Mode, bool) {
-	q := espRequest(p.Out)
+	q := anyRequest(p.Out)
 	if q == nil {
 		return 0, false
 	}
@@ -75,22 +111,30 @@ func (p Policy) mode() (ipsec.Mode, bool) {
 	return ipsec.Transport, true
 }
 
-func espRequest(p *ipsec.Policy) *ipsec.Request {
+func requestOf(p *ipsec.Policy, proto ipsec.Protocol) *ipsec.Request {
 	if p == nil {
 		return nil
 	}
 	for i := range p.Requests {
-		if p.Requests[i].Proto == ipsec.ESP {
+		if p.Requests[i].Proto == proto {
 			return &p.Requests[i]
 		}
 	}
 	return nil
 }
 
+// anyRequest: mode and end points are the same in all.
+func anyRequest(p *ipsec.Policy) *ipsec.Request {
+	if q := requestOf(p, ipsec.ESP); q != nil {
+		return q
+	}
+	return requestOf(p, ipsec.AH)
+}
+
 // childBy finds the child SA of an SA of either direction.
 func (s *SA) childBy(id ipsec.SAID) *child {
 	for _, c := range s.children {
-		if id.SPI == c.in && id.Dst == c.inDst || id.SPI == c.outSPI && id.Dst == c.outDst {
+		if id.Proto == c.proto && (id.SPI == c.in && id.Dst == c.inDst || id.SPI == c.outSPI && id.Dst == c.outDst) {
 			return c
 		}
 	}
@@ -98,9 +142,9 @@ func (s *SA) childBy(id ipsec.SAID) *child {
 }
 
 // childOut finds a child SA by the SPI that the peer receives on.
-func (s *SA) childOut(b ipsec.SPI) *child {
+func (s *SA) childOut(proto ipsec.Protocol, b ipsec.SPI) *child {
 	for _, c := range s.children {
-		if c.outSPI == b {
+		if c.proto == proto && c.outSPI == b {
 			return c
 		}
 	}
@@ -126,7 +170,23 @@ type offer struct {
 	tsi, tsr  []ipsec.TrafficSelector
 	ni        []byte
 	key       dh.PrivateKey // nil without PFS
-	deleted   []ipsec.SPI   // of the peer, deleted before we knew them
+	deleted   []peerSPI     // deleted before we knew them
+}
+
+// peerSPI is an SPI that the peer receives on.
+type peerSPI struct {
+	proto ipsec.Protocol
+	spi   ipsec.SPI
+}
+
+// protos are the protocols of what is offered.
+func (o *offer) protos() (l []ipsec.Protocol) {
+	for _, p := range o.proposals {
+		if !slices.Contains(l, p.Proto()) {
+			l = append(l, p.Proto())
+		}
+	}
+	return l
 }
 
 // newOffer prepares the request for a child SA, without SPI, nonce and key.
@@ -140,7 +200,18 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 	}
 	var ok bool
 	if o.mode, ok = r.Policy.mode(); !ok {
-		return fail("policy without ESP")
+		return fail("policy without ESP and AH")
+	}
+	alts := r.Proposals
+	switch {
+	case rekeys != nil:
+		alts = rekeys.successors()
+	case len(alts) == 0:
+		alts = r.Policy.alternatives()
+	}
+	alts, err := s.passing(alts)
+	if err != nil {
+		return fail(err.Error())
 	}
 	pfs := s.rule.PFS
 	if rekeys != nil && rekeys.suite.KE != alg.KENone {
@@ -148,7 +219,7 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 		// peer's choice.
 		pfs = append([]alg.KE{rekeys.suite.KE}, pfs...)
 	}
-	o.proposals = proposal.WithAnyKE(proposal.WithKE(proposal.ForChild(r.Policy.Out.Proposals, pfs, s.esn()), i.suite.KE))
+	o.proposals = proposal.WithAnyKE(proposal.WithKE(proposal.ForChild(alts, pfs, s.esn()), i.suite.KE))
 	if len(o.proposals) == 0 {
 		return fail("policy has no usable algorithms")
 	}
@@ -193,13 +264,16 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 func (o *offer) payloads(initial bool) []ikev2.Payload {
 	var ps []ikev2.Payload
 	if o.rekeys != nil {
-		ps = append(ps, &ikev2.Notify{Protocol: ikev2.ProtocolESP, SPI: proposal.SPIBytes(o.rekeys.in), Type: ikev2.REKEY_SA})
+		ps = append(ps, &ikev2.Notify{Protocol: proposal.ProtocolID(o.rekeys.proto), SPI: proposal.SPIBytes(o.rekeys.in), Type: ikev2.REKEY_SA})
 	}
 	if o.mode == ipsec.Transport {
 		ps = append(ps, notify(ikev2.USE_TRANSPORT_MODE))
 	}
-	// The data path does not strip TFC padding (RFC 4303, 2.7).
-	ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED), proposal.OfferChild(o.proposals, o.spi, initial))
+	if slices.Contains(o.protos(), ipsec.ESP) {
+		// The data path does not strip TFC padding (RFC 4303, 2.7).
+		ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED))
+	}
+	ps = append(ps, proposal.OfferChild(o.proposals, o.spi, initial))
 	if !initial {
 		ps = append(ps, &ikev2.Nonce{Data: o.ni})
 		if o.key != nil {
@@ -218,7 +292,7 @@ func (o *offer) wipe() {
 // abandon gives an offer up that the peer has not accepted.
 func (s *SA) abandon(o *offer, err error) {
 	o.wipe()
-	s.release(o.spi)
+	s.release(o.spi, o.protos()...)
 	o.spi = 0
 	if o.rekeys == nil {
 		s.log(levelWarn, "child SA failed", attrErr(err), attrOffer(o))
@@ -231,7 +305,9 @@ func (s *SA) abandon(o *offer, err error) {
 // orphan gives an offer up that the peer has accepted: what it made of it is
 // deleted.
 func (s *SA) orphan(o *offer, err error) {
-	s.queue = append(s.queue, &deleteChild{spi: o.spi})
+	for _, proto := range o.protos() {
+		s.queue = append(s.queue, &deleteChild{proto: proto, spi: o.spi})
+	}
 	s.abandon(o, err)
 }
 
@@ -247,7 +323,7 @@ func (s *SA) accept(i *ikeSA, o *offer, ps []ikev2.Payload, initial bool, ni, nr
 		s.orphan(o, &LocalError{Exchange: x, Err: err})
 		return nil
 	}
-	if slices.Contains(o.deleted, g.peerSPI) {
+	if slices.Contains(o.deleted, peerSPI{g.suite.Proto(), g.peerSPI}) {
 		// The Delete has overtaken the answer.
 		g.wipe()
 		s.abandon(o, ErrPeerDeleted)
@@ -265,6 +341,7 @@ func (s *SA) accept(i *ikeSA, o *offer, ps []ikev2.Payload, initial bool, ni, nr
 		return nil
 	}
 	o.wipe()
+	s.release(o.spi, slices.DeleteFunc(o.protos(), func(p ipsec.Protocol) bool { return p == c.proto })...)
 	return c
 }
 
@@ -280,7 +357,7 @@ func (s *SA) useless(o *offer, g *granted) error {
 		return nil
 	}
 	for _, c := range s.children {
-		same := c.policy.Out.Sel == o.req.Policy.Out.Sel && c.policy.reqIDs() == o.req.Policy.reqIDs()
+		same := c.proto == g.suite.Proto() && c.policy.Out.Sel == o.req.Policy.Out.Sel && c.policy.reqIDs(c.proto) == o.req.Policy.reqIDs(c.proto)
 		if same && !c.deleting && allWithin(g.local, c.local) && allWithin(g.remote, c.remote) {
 			return fmt.Errorf("peer narrows %v, %v to %v, %v, which is not for %v, %v and not new", o.tsi, o.tsr, g.local, g.remote, l, r)
 		}
@@ -353,21 +430,22 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	if responder {
 		outE, outA, inE, inA = inE, inA, outE, outA
 	}
-	ids, e := g.policy.reqIDs(), s.encap(g.oa)
+	proto := g.suite.Proto()
+	ids, e := g.policy.reqIDs(proto), s.encap(g.oa)
 	hard, soft := s.childLife(g.suite)
 	base := ipsec.SAParams{
 		Mode: g.mode, Encr: g.suite.Encr, Auth: g.suite.Integ,
 		ReplayWindow: s.rule.ReplayWindow, ESN: g.suite.ESN, Hard: hard, Soft: soft,
 	}
 	in, out := base, base
-	in.SAID = ipsec.SAID{Proto: ipsec.ESP, Dst: s.local.Addr(), SPI: spi}
+	in.SAID = ipsec.SAID{Proto: proto, Dst: s.local.Addr(), SPI: spi}
 	in.Src, in.ReqID, in.Encap, in.EncrKey, in.AuthKey = s.remote.Addr(), ids.in, e.in, inE, inA
 	in.SrcTS, in.DstTS = g.remote, g.local
-	out.SAID = ipsec.SAID{Proto: ipsec.ESP, Dst: s.remote.Addr(), SPI: g.peerSPI}
+	out.SAID = ipsec.SAID{Proto: proto, Dst: s.remote.Addr(), SPI: g.peerSPI}
 	out.Src, out.ReqID, out.Encap, out.EncrKey, out.AuthKey = s.local.Addr(), ids.out, e.out, outE, outA
 	out.SrcTS, out.DstTS = slices.Clone(g.local), slices.Clone(g.remote)
 	c := &child{
-		in: spi, outSPI: g.peerSPI, inDst: s.local.Addr(), outDst: s.remote.Addr(), mode: g.mode, suite: g.suite, policy: g.policy,
+		proto: proto, in: spi, outSPI: g.peerSPI, inDst: s.local.Addr(), outDst: s.remote.Addr(), mode: g.mode, suite: g.suite, policy: g.policy,
 		local: slices.Clone(g.local), remote: slices.Clone(g.remote), created: s.now, ni: g.ni, nr: g.nr,
 	}
 	s.children = append(s.children, c)
@@ -389,7 +467,10 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	if g.mode == ipsec.Transport {
 		ps = append(ps, notify(ikev2.USE_TRANSPORT_MODE))
 	}
-	ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED), &ikev2.SA{Proposals: []ikev2.Proposal{g.answer}})
+	if proto == ipsec.ESP {
+		ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED))
+	}
+	ps = append(ps, &ikev2.SA{Proposals: []ikev2.Proposal{g.answer}})
 	if !g.initial {
 		ps = append(ps, &ikev2.Nonce{Data: g.nr})
 	}
@@ -443,7 +524,7 @@ func wholeSeconds(ns uint64) time.Duration {
 func (s *SA) useHeld(c *child) {
 	for _, o := range s.children {
 		if o.held != nil && o.old == c && !s.failed {
-			s.emit(InstallOut{ipsec.SAID{Proto: ipsec.ESP, Dst: o.inDst, SPI: o.in}, o.held})
+			s.emit(InstallOut{ipsec.SAID{Proto: o.proto, Dst: o.inDst, SPI: o.in}, o.held})
 			o.held, o.old, o.noOut = nil, nil, false
 		}
 	}
@@ -485,7 +566,7 @@ func (s *SA) removeChild(c *child, reason error) {
 
 func (c *child) remove(reason error) RemoveChild {
 	return RemoveChild{
-		In: ipsec.SAID{Proto: ipsec.ESP, Dst: c.inDst, SPI: c.in}, Out: ipsec.SAID{Proto: ipsec.ESP, Dst: c.outDst, SPI: c.outSPI},
+		In: ipsec.SAID{Proto: c.proto, Dst: c.inDst, SPI: c.in}, Out: ipsec.SAID{Proto: c.proto, Dst: c.outDst, SPI: c.outSPI},
 		InSrc: c.outDst, OutSrc: c.inDst, Reason: reason,
 	}
 }

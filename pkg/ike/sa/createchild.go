@@ -43,7 +43,7 @@ func (s *SA) wantRekeyChild(c *child) {
 		slices.ContainsFunc(s.queue, is) || slices.ContainsFunc(s.delayed, func(d delayed) bool { return is(d.t) }) {
 		return
 	}
-	s.queue = append(s.queue, &createChild{req: ChildRequest{Policy: c.policy}, rekeys: c})
+	s.queue = append(s.queue, &createChild{req: ChildRequest{Policy: c.policy, Proposals: c.successors()}, rekeys: c})
 }
 
 func (t *createChild) shape() shape { return shapeChildResponse }
@@ -80,13 +80,13 @@ func (t *createChild) start(s *SA, i *ikeSA) {
 		return
 	}
 	t.o, i.active = o, t
-	t.token = s.needSPI(o.req.Policy, o.mode, o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
+	t.token = s.needSPI(o.req.Policy, o.mode, o.protos(), o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
 		i.active = nil
 		switch {
 		case err != nil:
 			t.cancel(s, &LocalError{Exchange: ikev2.CREATE_CHILD_SA, Err: fmt.Errorf("no SPI: %w", err)})
 		case t.pointless(): // the peer was quicker
-			s.release(spi)
+			s.release(spi, o.protos()...)
 			t.o = nil
 		default:
 			o.spi = spi
@@ -179,7 +179,7 @@ func (t *createChild) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 	case ikev2.TEMPORARY_FAILURE:
 		if t.retries++; t.retries <= maxRetries && !s.closing && !t.pointless() {
 			t.o.wipe()
-			s.release(t.o.spi)
+			s.release(t.o.spi, t.o.protos()...)
 			t.o = nil
 			s.later(t)
 			return

@@ -32,6 +32,28 @@
 // not be changed. Keys in InstallChild
 // and InstallOut are the receiver's to wipe.
 //
+// # AH, and alternatives
+//
+// A child SA is a pair of SAs of ESP or of AH. The SA payload of an exchange holds
+// the alternatives of the policy in order, those of ESP and those of AH side by
+// side under one SPI, and the responder takes the first of its own policy's that
+// is among them.
+//
+// RFC 7296 has no bundles: ESP inside AH is two child SAs with the same selectors,
+// each with a life of its own, and it is for the data path to put both on a
+// packet. In an offer of several alternatives one of ESP inside AH is represented
+// by its ESP; whoever learns from the answer that it is this one asks for its AH
+// in an exchange that follows (ChildRequest.Proposals). A responder grants the AH
+// of such an alternative when nothing better fits.
+//
+//	initiator, policy: ESP(a) in AH(b), or ESP(c), or AH(d)
+//	HDR, SK {SA(1: ESP a; 2: ESP c; 3: AH d), ...}  -->
+//	                               <--  HDR, SK {SA(1: ESP a), ...}
+//	HDR, SK {SA(1: AH b), ...}  -->
+//	                               <--  HDR, SK {SA(1: AH b), ...}
+//
+// Behind a NAT, which AH does not pass, alternatives with AH are left out.
+//
 // # What kills the machine
 //
 // Nothing that is not authenticated changes the state of an IKE SA with keys:

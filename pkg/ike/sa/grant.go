@@ -128,13 +128,12 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			if len(g.local) == 0 || len(g.remote) == 0 {
 				continue
 			}
-			ours := proposal.WithKE(proposal.ForChild(p.Out.Proposals, s.rule.PFS, s.esn()), i.suite.KE)
-			suite, answer, peer, err := proposal.ChooseChild(ours, w.sa, 0, initial)
+			suite, answer, peer, err := s.choose(i, p, w.sa, initial, rekeys)
 			if err != nil {
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: err}
 				continue
 			}
-			if s.childOut(peer) != nil {
+			if s.childOut(suite.Proto(), peer) != nil {
 				return nil, refuseWith(ikev2.NO_ADDITIONAL_SAS, "SPI %v is in use", peer)
 			}
 			g.policy, g.suite, g.answer, g.peerSPI = p, suite, answer, peer
@@ -143,6 +142,30 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 		}
 	}
 	return nil, rf
+}
+
+// choose picks one of the proposals of a peer by our order: the first of the
+// policy's alternatives that it offers, else what completes one.
+func (s *SA) choose(i *ikeSA, p Policy, offered *ikev2.SA, initial bool, rekeys *child) (proposal.ChildSuite, ikev2.Proposal, ipsec.SPI, error) {
+	alts := p.alternatives()
+	if rekeys != nil {
+		alts = rekeys.successors()
+	}
+	alts, err := s.passing(alts)
+	if err != nil {
+		return proposal.ChildSuite{}, ikev2.Proposal{}, 0, err
+	}
+	from := func(alts []ipsec.Proposal) (proposal.ChildSuite, ikev2.Proposal, ipsec.SPI, error) {
+		ours := proposal.WithKE(proposal.ForChild(alts, s.rule.PFS, s.esn()), i.suite.KE)
+		return proposal.ChooseChild(ours, offered, 0, initial)
+	}
+	suite, answer, peer, err := from(alts)
+	if f := proposal.Followers(alts); err != nil && len(f) > 0 {
+		if suite, answer, peer, err := from(f); err == nil {
+			return suite, answer, peer, nil
+		}
+	}
+	return suite, answer, peer, err
 }
 
 // asAsked undoes replaceAddr for the answer.
@@ -174,8 +197,8 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 	var old *child
 	if n := ikev2.FindNotify(ps, ikev2.REKEY_SA); n != nil {
 		spi, ok := proposal.SPIFromBytes(n.SPI)
-		if n.Protocol == ikev2.ProtocolESP && ok {
-			old = s.childOut(spi)
+		if proto, known := proposal.ProtocolOf(n.Protocol); known && ok {
+			old = s.childOut(proto, spi)
 		}
 		switch { // RFC 7296, 2.25.1
 		case old == nil && i.inFlight() != nil:
@@ -199,10 +222,10 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	g.ni = ikev2.Find[*ikev2.Nonce](ps).Data
-	s.needSPI(g.policy, g.mode, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
+	s.needSPI(g.policy, g.mode, []ipsec.Protocol{g.suite.Proto()}, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
 		if err == nil && (s.unsettled(i) || old != nil && (old.removed || old.deleting)) {
 			// Gone or going while we waited.
-			s.release(spi)
+			s.release(spi, g.suite.Proto())
 			g.wipe()
 			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errors.New("child SA is being closed"))
 			return
@@ -215,7 +238,7 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 		g.nr = s.newNonce()
 		c, out, err := s.install(i, g, spi, true)
 		if err != nil {
-			s.release(spi)
+			s.release(spi, g.suite.Proto())
 			s.refuse(i, notify(ikev2.NO_PROPOSAL_CHOSEN), err)
 			return
 		}

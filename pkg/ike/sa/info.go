@@ -3,6 +3,7 @@ package sa
 import (
 	"errors"
 
+	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/ikev2"
 )
@@ -27,6 +28,7 @@ func (t *probe) answer(*SA, *ikeSA, []ikev2.Payload) {}
 // whose SPI would have been spi.
 type deleteChild struct {
 	c      *child
+	proto  ipsec.Protocol
 	spi    ipsec.SPI
 	reason error
 }
@@ -49,14 +51,14 @@ func (s *SA) deleteChild(c *child, reason error) {
 	if !c.noOut {
 		s.emit(r)
 	}
-	s.queue = append(s.queue, &deleteChild{c: c, spi: c.in, reason: reason})
+	s.queue = append(s.queue, &deleteChild{c: c, proto: c.proto, spi: c.in, reason: reason})
 }
 
 func (t *deleteChild) start(s *SA, i *ikeSA) {
 	if t.c != nil && t.c.removed {
 		return // the peer was quicker
 	}
-	s.request(i, t, ikev2.INFORMATIONAL, &ikev2.Delete{Protocol: ikev2.ProtocolESP, SPIs: []uint32{uint32(t.spi)}})
+	s.request(i, t, ikev2.INFORMATIONAL, &ikev2.Delete{Protocol: proposal.ProtocolID(t.proto), SPIs: []uint32{uint32(t.spi)}})
 }
 
 func (t *deleteChild) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
@@ -174,7 +176,7 @@ func (s *SA) handler(i *ikeSA, x ikev2.ExchangeType, ps []ikev2.Payload) (shape,
 
 // informational answers a request of that exchange.
 func (s *SA) informational(i *ikeSA, ps []ikev2.Payload) {
-	var spis []uint32
+	var answer []ikev2.Payload
 	for _, p := range ps {
 		switch p := p.(type) {
 		case *ikev2.Delete:
@@ -182,8 +184,10 @@ func (s *SA) informational(i *ikeSA, ps []ikev2.Payload) {
 				s.deletedByPeer(i)
 				return
 			}
-			if p.Protocol == ikev2.ProtocolESP {
-				spis = append(spis, s.childrenDeleted(i, p.SPIs)...)
+			if proto, ok := proposal.ProtocolOf(p.Protocol); ok {
+				if spis := s.childrenDeleted(i, proto, p.SPIs); len(spis) > 0 {
+					answer = append(answer, &ikev2.Delete{Protocol: p.Protocol, SPIs: spis})
+				}
 			}
 		case *ikev2.Notify:
 			if !p.Type.IsError() {
@@ -199,22 +203,18 @@ func (s *SA) informational(i *ikeSA, ps []ikev2.Payload) {
 			}
 		}
 	}
-	if len(spis) > 0 {
-		s.respond(i, &ikev2.Delete{Protocol: ikev2.ProtocolESP, SPIs: spis})
-		return
-	}
-	s.respond(i)
+	s.respond(i, answer...)
 }
 
 // childrenDeleted removes child SAs that the peer deletes and returns the SPIs
 // of the other direction. What we are deleting ourselves is not named again
 // (RFC 7296, 1.4.1), nor what does not exist.
-func (s *SA) childrenDeleted(i *ikeSA, in []uint32) (out []uint32) {
+func (s *SA) childrenDeleted(i *ikeSA, proto ipsec.Protocol, in []uint32) (out []uint32) {
 	for _, v := range in {
-		c := s.childOut(ipsec.SPI(v))
+		c := s.childOut(proto, ipsec.SPI(v))
 		if c == nil {
 			if o := i.inFlight(); o != nil && len(o.deleted) < maxDeleted {
-				o.deleted = append(o.deleted, ipsec.SPI(v))
+				o.deleted = append(o.deleted, peerSPI{proto, ipsec.SPI(v)})
 			}
 			continue
 		}

@@ -83,7 +83,7 @@ type node struct {
 	events   []Output
 	// sads is what missiu would have.
 	sads    map[ipsec.SAID]*ipsec.SAParams
-	larval  map[ipsec.SPI]bool
+	larval  map[ipsec.SAID]bool
 	spis    map[SPI]bool
 	queries []Query
 	cookie  []byte // secret; nil: none demanded
@@ -118,7 +118,7 @@ func newLab(t testing.TB) *lab {
 
 func (l *lab) node(name string, local, remote netip.AddrPort, seed byte) *node {
 	n := &node{lab: l, name: name, rule: testRule(name), sads: map[ipsec.SAID]*ipsec.SAParams{},
-		larval: map[ipsec.SPI]bool{}, spis: map[SPI]bool{}, spi: ipsec.SPI(seed) << 28}
+		larval: map[ipsec.SAID]bool{}, spis: map[SPI]bool{}, spi: ipsec.SPI(seed) << 28}
 	n.cfg = Config{Local: local, Remote: remote, Host: n, Rand: rand.NewChaCha8([32]byte{seed})}
 	return n
 }
@@ -156,15 +156,18 @@ func (n *node) do(outs []Output) {
 		case NeedSPI:
 			n.waiting = append(n.waiting, o)
 		case ReleaseSPI:
-			if !n.larval[o.SPI] {
-				n.t.Errorf("%s: releases SPI %v, which is not larval", n.name, o.SPI)
+			for _, proto := range o.Protos {
+				id := ipsec.SAID{Proto: proto, Dst: o.Dst, SPI: o.SPI}
+				if !n.larval[id] {
+					n.t.Errorf("%s: releases SPI %v, which is not larval", n.name, id)
+				}
+				delete(n.larval, id)
 			}
-			delete(n.larval, o.SPI)
 		case InstallChild:
-			if !n.larval[o.In.SPI] {
-				n.t.Errorf("%s: installs SPI %v, which it did not get", n.name, o.In.SPI)
+			if !n.larval[o.In.SAID] {
+				n.t.Errorf("%s: installs SPI %v, which it did not get", n.name, o.In.SAID)
 			}
-			delete(n.larval, o.In.SPI)
+			delete(n.larval, o.In.SAID)
 			n.install(o.In)
 			if o.Out != nil {
 				n.install(o.Out)
@@ -221,7 +224,9 @@ func (n *node) giveSPIs() {
 			continue
 		}
 		n.spi++
-		n.larval[n.spi] = true
+		for _, f := range o.For {
+			n.larval[ipsec.SAID{Proto: f.Proto, Dst: o.Dst, SPI: n.spi}] = true
+		}
 		n.do(n.sa.ChildSPI(n.now, o.Token, n.spi, nil))
 	}
 }
@@ -468,16 +473,20 @@ func (l *lab) want(children int) {
 			l.t.Errorf("%s: larval SAs left: %v", n.name, n.larval)
 		}
 	}
-	other := map[ipsec.SPI]*ipsec.SAParams{}
+	type key struct {
+		proto ipsec.Protocol
+		spi   ipsec.SPI
+	}
+	other := map[key]*ipsec.SAParams{}
 	for id, p := range l.b.sads {
-		other[id.SPI] = p
+		other[key{id.Proto, id.SPI}] = p
 	}
 	for _, id := range slices.SortedFunc(maps.Keys(l.a.sads), func(a, b ipsec.SAID) int { return cmp.Compare(a.SPI, b.SPI) }) {
-		p, q := l.a.sads[id], other[id.SPI]
+		p, q := l.a.sads[id], other[key{id.Proto, id.SPI}]
 		switch {
 		case q == nil:
 			l.t.Errorf("SA %v only at a", id)
-		case !p.EncrKey.Equal(q.EncrKey) || !p.AuthKey.Equal(q.AuthKey) || p.EncrKey.Len() == 0:
+		case !p.EncrKey.Equal(q.EncrKey) || !p.AuthKey.Equal(q.AuthKey) || p.EncrKey.Len() == 0 && p.Proto != ipsec.AH || p.AuthKey.Len() == 0 && p.Proto == ipsec.AH:
 			l.t.Errorf("SA %v: keys differ", id)
 		case p.Encr != q.Encr || p.Auth != q.Auth || p.ESN != q.ESN || p.Mode != q.Mode:
 			l.t.Errorf("SA %v: %v %v %v %v, and %v %v %v %v", id, p.Encr, p.Auth, p.ESN, p.Mode, q.Encr, q.Auth, q.ESN, q.Mode)
@@ -536,7 +545,7 @@ func inSPI(t testing.TB, n *node) ipsec.SAID {
 		t.Fatalf("%s has no child SA", n.name)
 	}
 	c := n.sa.children[0]
-	return ipsec.SAID{Proto: ipsec.ESP, Dst: c.inDst, SPI: c.in}
+	return ipsec.SAID{Proto: c.proto, Dst: c.inDst, SPI: c.in}
 }
 
 var traceLab = os.Getenv("SA_TRACE") != ""

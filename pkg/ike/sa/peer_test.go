@@ -126,7 +126,7 @@ func TestUnusablePolicy(t *testing.T) {
 	esp := []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Transport}}
 	for name, r := range map[string]ChildRequest{
 		"no policy":       {Seq: 9},
-		"no ESP":          out(ipsec.Policy{Requests: []ipsec.Request{{Proto: ipsec.AH}}}),
+		"no ESP, no AH":   out(ipsec.Policy{Requests: []ipsec.Request{{Proto: ipsec.IPComp}}}),
 		"other addresses": out(ipsec.Policy{Sel: ipsec.Selector{Src: pfx("10.0.0.0/8"), Dst: pfx("10.0.0.0/8")}, Requests: esp}),
 		"no algorithms": out(ipsec.Policy{Sel: ipsec.Selector{Src: pfx("0.0.0.0/0"), Dst: pfx("0.0.0.0/0")}, Requests: esp,
 			Proposals: []ipsec.Proposal{{Encr: alg.EncrAESGCM16, EncrMinBits: 1000}}}),

@@ -31,6 +31,7 @@ type SA struct {
 	delayed  []delayed // will want it later
 	first    []ChildRequest
 	spiWaits map[uint32]spiWait
+	spiFor   map[uint32][]ipsec.Protocol // by token too, until the answer
 	token    uint32
 
 	// Path and NATs (RFC 7296, 2.23).
@@ -121,7 +122,7 @@ func newSA(c Config) *SA {
 		c.Rand = rand.Reader
 	}
 	c.Local, c.Remote = unmap(c.Local), unmap(c.Remote)
-	s := &SA{cfg: c, rand: c.Rand, local: c.Local, remote: c.Remote, spiWaits: map[uint32]spiWait{}}
+	s := &SA{cfg: c, rand: c.Rand, local: c.Local, remote: c.Remote, spiWaits: map[uint32]spiWait{}, spiFor: map[uint32][]ipsec.Protocol{}}
 	s.peer = Peer{Local: c.Local, Remote: c.Remote}
 	s.newNonce = func() []byte { return s.random(s.nonceLen()) }
 	return s
@@ -176,13 +177,15 @@ func (s *SA) ChildSPI(now time.Time, token uint32, spi ipsec.SPI, err error) []O
 			spi = 0
 		}
 		w, ok := s.spiWaits[token]
+		protos := s.spiFor[token]
+		delete(s.spiFor, token)
 		if !ok {
-			s.release(spi)
+			s.release(spi, protos...)
 			return
 		}
 		delete(s.spiWaits, token)
 		if !w.ike.hasKeys() {
-			s.release(spi)
+			s.release(spi, protos...)
 			w.forget()
 			return
 		}
@@ -267,7 +270,7 @@ func (s *SA) Status() Status {
 	}
 	for _, c := range s.children {
 		st.Children = append(st.Children, ChildInfo{
-			In: c.in, Out: c.outSPI, Mode: c.mode, Suite: c.suite, ReqID: c.policy.reqIDs().out,
+			In: c.in, Out: c.outSPI, Mode: c.mode, Suite: c.suite, ReqID: c.policy.reqIDs(c.proto).out,
 			LocalTS: c.local, PeerTS: c.remote, Created: c.created, Deleting: c.deleting,
 		})
 	}
@@ -411,20 +414,24 @@ func (s *SA) nonceLen() int {
 	return n
 }
 
-// needSPI asks for an SPI. The wait can be taken back by deleting its token.
-func (s *SA) needSPI(p Policy, mode ipsec.Mode, seq uint32, w spiWait) (token uint32) {
+// needSPI asks for an SPI for each of the protocols. The wait can be taken back by deleting its token.
+func (s *SA) needSPI(p Policy, mode ipsec.Mode, protos []ipsec.Protocol, seq uint32, w spiWait) (token uint32) {
 	s.token++
-	s.spiWaits[s.token] = w
+	s.spiWaits[s.token], s.spiFor[s.token] = w, protos
+	var l []SPIFor
+	for _, proto := range protos {
+		l = append(l, SPIFor{proto, p.reqIDs(proto).in})
+	}
 	s.emit(NeedSPI{
 		Token: s.token, Src: s.remote.Addr(), Dst: s.local.Addr(), Mode: mode,
-		ReqID: p.reqIDs().in, Encap: s.encap(netip.Addr{}).in, Seq: seq,
+		For: l, Encap: s.encap(netip.Addr{}).in, Seq: seq,
 	})
 	return s.token
 }
 
-func (s *SA) release(spi ipsec.SPI) {
-	if spi != 0 {
-		s.emit(ReleaseSPI{spi, s.local.Addr()})
+func (s *SA) release(spi ipsec.SPI, protos ...ipsec.Protocol) {
+	if spi != 0 && len(protos) > 0 {
+		s.emit(ReleaseSPI{spi, s.local.Addr(), protos})
 	}
 }
 

@@ -62,8 +62,9 @@ type Query struct {
 }
 
 // Policy is an outbound policy and the inbound one that belongs to it. Both
-// have one ESP request. In may be nil: then Out, reversed, serves for both
-// directions with its ReqID.
+// have a request of ESP, of AH, or of each, in one mode and with the same end
+// points. In may be nil: then Out, reversed, serves for both directions with its
+// ReqIDs.
 type Policy struct {
 	Out, In *ipsec.Policy
 }
@@ -82,7 +83,10 @@ type Peer struct {
 type ChildRequest struct {
 	Seq    uint32 // of the ACQUIRE; 0: nobody waits
 	Policy Policy
-	Flow   *ipsec.Flow // the packet that wanted it, if any: goes first into TSi and TSr
+	// Proposals are the alternatives to be offered; none: those of the policy.
+	// Of one that is ESP inside AH, ESP is offered.
+	Proposals []ipsec.Proposal
+	Flow      *ipsec.Flow // the packet that wanted it, if any: goes first into TSi and TSr
 }
 
 // Datagram is one received IKE message, without non-ESP marker. Local is the
@@ -108,7 +112,9 @@ type Keepalive struct {
 	Local, Remote netip.AddrPort
 }
 
-// NeedSPI asks for an inbound SPI: ChildSPI with the same Token answers it.
+// NeedSPI asks for an inbound SPI that is free, and kept, for each element of
+// For, since it is not known yet which of the protocols the peer will choose:
+// ChildSPI with the same Token answers it.
 // Src is the peer, Dst we. An answer may come after the exchange was given up;
 // then the machine, unless it is Done, tells by ReleaseSPI that the SPI is not
 // used.
@@ -116,16 +122,23 @@ type NeedSPI struct {
 	Token    uint32
 	Src, Dst netip.Addr
 	Mode     ipsec.Mode
-	ReqID    ipsec.ReqID
-	Encap    *ipsec.Encap
-	Seq      uint32 // of the ACQUIRE, or 0
+	For      []SPIFor
+	Encap    *ipsec.Encap // of ESP
+	Seq      uint32       // of the ACQUIRE, or 0
 }
 
-// ReleaseSPI says that an SPI given by ChildSPI will not be used: the larval SA
-// can be deleted.
+// SPIFor is a protocol with the reqid that an SA of it will have.
+type SPIFor struct {
+	Proto ipsec.Protocol
+	ReqID ipsec.ReqID
+}
+
+// ReleaseSPI says that an SPI given by ChildSPI will not be used for these
+// protocols: the larval SAs can be deleted.
 type ReleaseSPI struct {
-	SPI ipsec.SPI
-	Dst netip.Addr
+	SPI    ipsec.SPI
+	Dst    netip.Addr
+	Protos []ipsec.Protocol
 }
 
 // InstallChild installs the two SAs of a child SA. In is to be completed (its

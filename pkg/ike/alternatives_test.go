@@ -1,0 +1,185 @@
+package ike
+
+import (
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+// withPolicy gives the policies of a node these alternatives and what they need.
+func withPolicy(flags ipsec.PolicyFlags, alts ...ipsec.Proposal) option {
+	return func(_ *Config, m *missiu) {
+		var rs []ipsec.Request
+		for k, proto := range []ipsec.Protocol{ipsec.ESP, ipsec.AH} {
+			if len(ipsec.Parts(alts, proto)) > 0 {
+				rs = append(rs, ipsec.Request{Proto: proto, Mode: ipsec.Transport, Level: ipsec.LevelUnique, ReqID: ipsec.ReqID(7 + k)})
+			}
+		}
+		for i := range m.policies {
+			m.policies[i].Requests, m.policies[i].Proposals, m.policies[i].Flags = rs, alts, flags
+		}
+	}
+}
+
+var (
+	altGCM  = ipsec.Proposal{Encr: alg.EncrAESGCM16}
+	altAH   = ipsec.Proposal{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA256}
+	altBoth = ipsec.Proposal{Shape: ipsec.ShapeAHESP, Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA1, AH: alg.IntegHMACSHA1}
+)
+
+// protos counts the SAs of a node by protocol.
+func (x *node) protos() map[ipsec.Protocol]int {
+	n := map[ipsec.Protocol]int{}
+	for _, p := range x.m.list() {
+		n[p.Proto]++
+	}
+	return n
+}
+
+func (x *node) wantSAs(t *testing.T, esp, ah int) {
+	t.Helper()
+	if n := x.protos(); n[ipsec.ESP] != esp || n[ipsec.AH] != ah {
+		t.Errorf("%v: SAs %v, want %d of ESP, %d of AH", x.cfg.Local[0], n, esp, ah)
+		x.dump(t)
+	}
+	x.m.mu.Lock()
+	defer x.m.mu.Unlock()
+	if len(x.m.larval) != 0 {
+		t.Errorf("%v: larval SAs left: %v", x.cfg.Local[0], x.m.larval)
+	}
+}
+
+func (x *node) ask(seq uint32, proto ipsec.Protocol, offer ...ipsec.Proposal) {
+	x.m.event(keysock.Acquire{Seq: seq, Proto: proto, Src: addrA, Dst: addrB, PolicyID: 1, Mode: ipsec.Transport, Proposals: offer,
+		Flow: &ipsec.Flow{Src: addrA, Dst: addrB, Proto: 1}})
+	time.Sleep(time.Second)
+	synctest.Wait()
+}
+
+// TestAcquireAlternatives: ACQUIREs for AH, for both SAs of ESP in AH, and for
+// whatever the peer likes of a policy; SPIs that are not used are given back.
+func TestAcquireAlternatives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, a, b := pair(t, withPolicy(0, altAH))
+		a.ask(1, ipsec.AH)
+		a.wantSAs(t, 0, 2)
+		wantPair(t, a, b, 1)
+		a.stop(t)
+		b.stop(t)
+
+		_, a, b = pair(t, withPolicy(0, altBoth))
+		espPart, _ := altBoth.Part(ipsec.ESP)
+		ahPart, _ := altBoth.Part(ipsec.AH)
+		a.ask(1, ipsec.ESP, espPart)
+		a.ask(2, ipsec.AH, ahPart)
+		a.wantSAs(t, 2, 2)
+		wantPair(t, a, b, 2)
+		// One that is lost is made again, the other stays.
+		for _, p := range a.m.list() {
+			if p.Proto == ipsec.AH && p.Dst == addrA {
+				a.m.mu.Lock()
+				delete(a.m.sas, p.SAID)
+				a.m.mu.Unlock()
+				a.m.event(keysock.SADeleted{SAID: p.SAID, Src: p.Src})
+			}
+		}
+		time.Sleep(time.Second)
+		a.wantSAs(t, 2, 0)
+		b.wantSAs(t, 2, 0)
+		a.ask(3, ipsec.AH, ahPart)
+		a.wantSAs(t, 2, 2)
+		wantPair(t, a, b, 2)
+		// A flush of AH is none of ESP.
+		a.m.mu.Lock()
+		for id := range a.m.sas {
+			if id.Proto == ipsec.AH {
+				delete(a.m.sas, id)
+			}
+		}
+		a.m.mu.Unlock()
+		a.m.event(keysock.SAsFlushed{Proto: ipsec.AH})
+		time.Sleep(time.Second)
+		a.wantSAs(t, 2, 0)
+		b.wantSAs(t, 2, 0)
+		a.stop(t)
+		b.stop(t)
+
+		n := &network{}
+		a = newNode(t, n, addrA, addrB, "k", withPolicy(0, altGCM, altAH))
+		b = newNode(t, n, addrB, addrA, "k", withPolicy(0, altAH, altGCM))
+		a.ask(1, ipsec.ESP, altGCM, altAH)
+		a.wantSAs(t, 0, 2)
+		wantPair(t, a, b, 1)
+		b.stop(t)
+		a.stop(t)
+
+		n = &network{}
+		a = newNode(t, n, addrA, addrB, "k", withPolicy(0, altGCM))
+		b = newNode(t, n, addrB, addrA, "k", withPolicy(0, altAH))
+		a.ask(1, ipsec.ESP, altGCM)
+		if e, ok := a.m.failure(1); !ok || e != syscall.ECONNREFUSED {
+			t.Errorf("ESP for AH: got %v, %v", e, ok)
+		}
+		a.wantSAs(t, 0, 0)
+		b.stop(t)
+		a.stop(t)
+	})
+}
+
+// TestSPITaken: an SPI that is free for ESP and not for AH is given back, and
+// another one taken.
+func TestSPITaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{}
+		a := newNode(t, n, addrA, addrB, "k", withPolicy(0, altGCM, altAH), func(_ *Config, m *missiu) {
+			id := ipsec.SAID{Proto: ipsec.AH, Dst: addrA, SPI: m.spi + 1}
+			m.sas[id] = &ipsec.SAParams{SAID: id, Src: addrB}
+		})
+		b := newNode(t, n, addrB, addrA, "k", withPolicy(0, altGCM, altAH))
+		a.ask(1, ipsec.ESP, altGCM, altAH)
+		a.wantSAs(t, 2, 1)
+		b.wantSAs(t, 2, 0)
+		a.stop(t)
+		b.stop(t)
+	})
+}
+
+// TestInitAlternatives: "sa init" negotiates both SAs of ESP in AH.
+func TestInitAlternatives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{}
+		b := newNode(t, n, addrB, addrA, "k", withPolicy(0, altBoth))
+		a := newNode(t, n, addrA, addrB, "k", withPolicy(ipsec.PolicyInit, altBoth))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		a.wantSAs(t, 2, 2)
+		wantPair(t, a, b, 2)
+		a.stop(t)
+		b.stop(t)
+	})
+}
+
+// TestNegotiable: which policies are ours.
+func TestNegotiable(t *testing.T) {
+	esp := ipsec.Request{Proto: ipsec.ESP, Mode: ipsec.Tunnel, Src: addrA, Dst: addrB}
+	ah, comp, other := esp, esp, esp
+	ah.Proto, comp.Proto = ipsec.AH, ipsec.IPComp
+	other.Proto, other.Mode = ipsec.AH, ipsec.Transport
+	for name, tt := range map[string]struct {
+		rs   []ipsec.Request
+		want bool
+	}{
+		"ESP": {[]ipsec.Request{esp}, true}, "AH": {[]ipsec.Request{ah}, true}, "ESP in AH": {[]ipsec.Request{esp, ah}, true},
+		"AH in ESP": {[]ipsec.Request{ah, esp}, true}, "ESP twice": {[]ipsec.Request{esp, esp}, false}, "IPComp": {[]ipsec.Request{comp, esp}, false},
+		"two modes": {[]ipsec.Request{esp, other}, false}, "none": {nil, false},
+	} {
+		if got := negotiable(&ipsec.Policy{Dir: ipsec.Out, Action: ipsec.Protect, Requests: tt.rs}); got != tt.want {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+}
