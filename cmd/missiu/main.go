@@ -59,6 +59,7 @@ type options struct {
 	child           bool // started by Spawn
 	json            bool
 	unauthenticated bool
+	legacy          bool
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -76,6 +77,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&o.crypto, "crypto", "auto", "auto, or std for the standard library's ciphers only")
 	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
 	f.StringVar(&o.abstract, "abstract", "", "`@NAME`: a second name of the PF_KEY socket, in the abstract namespace")
+	f.BoolVar(&o.legacy, "allow-legacy", false, "accept manual SAs with legacy algorithms: DES, 3DES, MD5, RFC 1828, 1829, 1851")
 	f.BoolVar(&o.unauthenticated, "allow-unauthenticated", false, "accept manual ESP SAs without integrity")
 	f.BoolVar(&o.foreground, "foreground", false, "stay in the foreground (for systemd)")
 	f.BoolVar(&o.json, "json", false, "status as JSON")

@@ -146,6 +146,7 @@ func (in *instance) open(adopted string) (err error) {
 	in.keys = keyengine.New(keyengine.Options{
 		SAD: db, SPD: pol,
 		AllowUnauthenticated: in.o.unauthenticated,
+		AllowLegacy:          in.o.legacy,
 		Installed:            func(k sad.OutKey) { in.eng.Installed(k) },
 		Failed:               func(k sad.OutKey) { in.eng.Failed(k) },
 		Overhead:             in.overhead,

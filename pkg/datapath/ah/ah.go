@@ -8,6 +8,10 @@
 //	| IP header, options, extension headers | next 1 | length 1 | 0 2 | SPI 4 | sequence 4 | ICV | payload |
 //	'---------------- Off -----------------''------------------ HeaderLen ---------------------'
 //
+// Keyed MD5 (RFC 1828) has the old header of RFC 1826, without sequence number,
+// and covers more of the IP header. GMAC (RFC 4543) has an IV, the sequence
+// number, as the front of its ICV.
+//
 // The ICV covers the whole packet, itself and what is mutable as zero, then
 // the upper half of an extended sequence number (3.3.3.2.2). Calls take
 // batches. They do not allocate once a Scratch has met the longest headers.
@@ -19,6 +23,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/missiu/missiu/pkg/crypto/aead"
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/mac"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -55,13 +60,17 @@ var (
 	ErrEncryption = errors.New("AH does not encrypt")
 )
 
-const fixed = 12 // next header, length, reserved, SPI, sequence number
+const (
+	header    = 12 // next header, length, reserved, SPI, sequence number
+	oldHeader = 8  // without sequence number
+)
 
 // Scratch is the working memory of one goroutine, good for every Transform.
 // The zero value is ready; it must not be copied after use.
 type Scratch struct {
 	mac  mac.Scratch
-	head []byte // IP header as the ICV sees it, then AH without ICV
+	aead aead.Scratch // of GMAC
+	head []byte       // IP header as the ICV sees it, then AH without ICV
 	high [4]byte
 	icv  [maxICV]byte
 }
@@ -77,10 +86,13 @@ var zeros [maxICV]byte
 // Transform is an SA's key ready to use, for one direction or, in tests, both.
 // It does not change, so goroutines share it, each with a Scratch of its own.
 type Transform struct {
-	m   *mac.MAC
-	spi uint32
-	esn bool
-	icv int
+	m     *mac.MAC
+	g     *aead.GMAC // instead of m
+	spi   uint32
+	esn   bool
+	old   bool // RFC 1826
+	fixed int  // octets in front of the ICV
+	icv   int
 }
 
 // New makes the transform of p, whose key it does not keep. Algorithm and
@@ -92,11 +104,21 @@ func New(p *ipsec.SAParams) (*Transform, error) {
 	case p.Encr != alg.EncrNone || p.EncrKey.Len() != 0:
 		return nil, &ParamError{p.SAID, ErrEncryption}
 	}
-	m, err := mac.New(p.Auth, p.AuthKey)
+	i := p.Auth.Info()
+	t := &Transform{spi: uint32(p.SPI), esn: p.ESN, old: i.Old, fixed: header, icv: i.ICVLen}
+	if t.old {
+		t.fixed = oldHeader
+	}
+	var err error
+	if i.SaltLen > 0 {
+		t.g, err = aead.NewGMAC(p.Auth, p.AuthKey)
+	} else {
+		t.m, err = mac.New(p.Auth, p.AuthKey)
+	}
 	if err != nil {
 		return nil, &ParamError{p.SAID, err}
 	}
-	return &Transform{m: m, spi: uint32(p.SPI), esn: p.ESN, icv: m.ICVLen()}, nil
+	return t, nil
 }
 
 // HeaderLen is the length of AH in octets, padding included: a multiple of 4
@@ -106,7 +128,7 @@ func (t *Transform) HeaderLen(ipv6 bool) int {
 	if ipv6 {
 		align = 8
 	}
-	return (fixed + t.icv + align - 1) &^ (align - 1)
+	return (t.fixed + t.icv + align - 1) &^ (align - 1)
 }
 
 // Packet is one element of a batch. IP is a whole packet, from the IP header to
@@ -114,12 +136,12 @@ func (t *Transform) HeaderLen(ipv6 bool) int {
 // directly behind the IP header or an extension header that names it.
 //
 // Seal writes AH: Next, the protocol behind it, and Seq, a sequence number that
-// no other packet of this key ever has. All else of IP is complete before,
+// no other packet of this key ever has, sent or not. All else of IP is complete before,
 // lengths and an IPv4 identification that stays included; the IPv4 checksum
 // may come later.
 //
 // Open verifies IP, whose AH has the lower half of Seq, the sequence number
-// that the replay window inferred. Next becomes the protocol behind AH, N the
+// that the replay window inferred; an old AH has none. Next becomes the protocol behind AH, N the
 // length of AH: HeaderLen, or over IPv4 also what that would be over IPv6, since
 // Linux pads so unless told otherwise.
 //
@@ -142,22 +164,29 @@ func (t *Transform) Seal(s *Scratch, ps []Packet) {
 }
 
 func (t *Transform) seal(s *Scratch, p *Packet) (int, error) {
-	if p.Seq == 0 || !t.esn && p.Seq > math.MaxUint32 {
+	if p.Seq == 0 || !t.esn && !t.old && p.Seq > math.MaxUint32 {
 		return 0, ErrSequence
 	}
-	n, err := t.header(p)
+	n, err := t.length(p)
 	if err != nil {
 		return 0, err
 	}
 	h := p.IP[p.Off : p.Off+n]
 	h[0], h[1], h[2], h[3] = p.Next, uint8(n/4-2), 0, 0
 	binary.BigEndian.PutUint32(h[4:], t.spi)
-	binary.BigEndian.PutUint32(h[8:], uint32(p.Seq))
-	clear(h[fixed:])
+	if !t.old {
+		binary.BigEndian.PutUint32(h[8:], uint32(p.Seq))
+	}
+	clear(h[t.fixed:])
 	if err := t.cover(s, p, h); err != nil {
 		return 0, err
 	}
-	t.m.Sum(&s.mac, h[fixed:fixed+t.icv], s.head, zeros[:t.icv], p.IP[p.Off+fixed+t.icv:], t.tail(s, p.Seq))
+	icv, rest := h[t.fixed:t.fixed+t.icv], p.IP[p.Off+t.fixed+t.icv:]
+	if t.g != nil {
+		t.g.Sum(&s.aead, icv, p.Seq, s.head, zeros[:t.icv], rest, t.tail(s, p.Seq))
+	} else {
+		t.m.Sum(&s.mac, icv, s.head, zeros[:t.icv], rest, t.tail(s, p.Seq))
+	}
 	return n, nil
 }
 
@@ -170,7 +199,7 @@ func (t *Transform) Open(s *Scratch, ps []Packet) {
 }
 
 func (t *Transform) open(s *Scratch, p *Packet) (next uint8, n int, err error) {
-	if n, err = t.header(p); err != nil {
+	if n, err = t.length(p); err != nil {
 		return 0, 0, err
 	}
 	h := p.IP[p.Off : p.Off+n]
@@ -180,24 +209,31 @@ func (t *Transform) open(s *Scratch, p *Packet) (next uint8, n int, err error) {
 		}
 		n = got
 	}
-	if binary.BigEndian.Uint32(h[4:]) != t.spi ||
-		binary.BigEndian.Uint32(h[8:]) != uint32(p.Seq) || !t.esn && p.Seq > math.MaxUint32 {
+	if binary.BigEndian.Uint32(h[4:]) != t.spi || !t.old &&
+		(binary.BigEndian.Uint32(h[8:]) != uint32(p.Seq) || !t.esn && p.Seq > math.MaxUint32) {
 		return 0, 0, ErrMalformed
 	}
 	if err := t.cover(s, p, h); err != nil {
 		return 0, 0, err
 	}
 	icv := s.icv[:t.icv]
-	copy(icv, h[fixed:])
-	if !t.m.Verify(&s.mac, icv, s.head, zeros[:t.icv], p.IP[p.Off+fixed+t.icv:], t.tail(s, p.Seq)) {
+	copy(icv, h[t.fixed:])
+	rest := p.IP[p.Off+t.fixed+t.icv:]
+	ok := false
+	if t.g != nil {
+		ok = t.g.Verify(&s.aead, icv, s.head, zeros[:t.icv], rest, t.tail(s, p.Seq))
+	} else {
+		ok = t.m.Verify(&s.mac, icv, s.head, zeros[:t.icv], rest, t.tail(s, p.Seq))
+	}
+	if !ok {
 		return 0, 0, ErrAuth
 	}
 	return h[0], n, nil
 }
 
-// header checks that the packet holds its IP header and AH; it returns the
+// length checks that the packet holds its IP header and AH; it returns the
 // length of the latter.
-func (t *Transform) header(p *Packet) (int, error) {
+func (t *Transform) length(p *Packet) (int, error) {
 	if len(p.IP) < 20 {
 		return 0, ErrMalformed
 	}
@@ -219,14 +255,14 @@ func (t *Transform) cover(s *Scratch, p *Packet, h []byte) error {
 	ok := false
 	switch p.IP[0] >> 4 {
 	case 4:
-		ok = immutable4(s.head)
+		ok = immutable4(s.head, t.old)
 	case 6:
-		ok = immutable6(s.head)
+		ok = immutable6(s.head, t.old)
 	}
 	if !ok {
 		return ErrHeader
 	}
-	s.head = append(s.head, h[:fixed]...)
+	s.head = append(s.head, h[:t.fixed]...)
 	return nil
 }
 

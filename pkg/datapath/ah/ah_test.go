@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
@@ -53,22 +54,33 @@ type golden struct {
 
 var goldenInteg = map[string]alg.Integ{
 	"hmac-sha1-96": alg.IntegHMACSHA1, "hmac-sha256-128": alg.IntegHMACSHA256, "hmac-sha384-192": alg.IntegHMACSHA384,
-	"hmac-sha512-256": alg.IntegHMACSHA512, "aes-cmac-96": alg.IntegAESCMAC,
+	"hmac-sha512-256": alg.IntegHMACSHA512, "aes-cmac-96": alg.IntegAESCMAC, "hmac-md5-96": alg.IntegHMACMD5,
+	"aes128-gmac": alg.IntegAESGMAC128, "aes192-gmac": alg.IntegAESGMAC192, "aes256-gmac": alg.IntegAESGMAC256,
+	"keyed-md5": alg.IntegKeyedMD5,
+}
+
+// transforms lists all that AH has.
+func transforms() []alg.Integ {
+	return slices.Concat(alg.AllInteg(), alg.AHInteg(), alg.LegacyInteg())
 }
 
 // The packets of the vectors open; the same inner packet seals to the same octets.
 func TestGolden(t *testing.T) {
-	b, err := os.ReadFile("testdata/ah-golden.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var v struct{ Tests []golden }
-	if err := json.Unmarshal(b, &v); err != nil {
-		t.Fatal(err)
+	var all []golden
+	for _, name := range []string{"ah", "scapy", "plain"} {
+		b, err := os.ReadFile("testdata/" + name + "-golden.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var v struct{ Tests []golden }
+		if err := json.Unmarshal(b, &v); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, v.Tests...)
 	}
 	s := NewScratch()
 	used := 0
-	for _, g := range v.Tests {
+	for _, g := range all {
 		t.Run(g.Name, func(t *testing.T) {
 			used++
 			p := params(goldenInteg[g.Auth])
@@ -127,8 +139,8 @@ func TestGolden(t *testing.T) {
 			}
 		})
 	}
-	if used != 35 {
-		t.Errorf("%d vectors, want 35", used)
+	if used != 35+4+28 {
+		t.Errorf("%d vectors, want 67", used)
 	}
 }
 
@@ -361,7 +373,7 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestNoAllocs(t *testing.T) {
-	for _, a := range alg.AllInteg() {
+	for _, a := range transforms() {
 		tr := newT(t, params(a))
 		s := NewScratch()
 		ps := []Packet{place(tr, header4(t), 9, make([]byte, 1300))}
@@ -381,12 +393,17 @@ func TestNoAllocs(t *testing.T) {
 // FuzzOpen: no header makes Open or Seal panic or change more than AH, and
 // what Seal seals Open opens.
 func FuzzOpen(f *testing.F) {
-	tr := newT(f, params(alg.IntegHMACSHA256))
-	f.Add(place(tr, header4(f), 9, []byte("x")).IP, 60)
-	f.Add(place(tr, unhex(f, "60000000000000402001"+"0db8000000000000000000000001"+"20010db80000000000000000000000023300050200000000"), 40, nil).IP, 48)
-	f.Add(unhex(f, "60000000000000402b0102"), 40)
+	var trs []*Transform
+	for i, a := range transforms() {
+		tr := newT(f, params(a))
+		trs = append(trs, tr)
+		f.Add(uint8(i), place(tr, header4(f), 9, []byte("x")).IP, 60)
+		f.Add(uint8(i), place(tr, unhex(f, "60000000000000402001"+"0db8000000000000000000000001"+"20010db80000000000000000000000023300050200000000"), 40, nil).IP, 48)
+		f.Add(uint8(i), unhex(f, "60000000000000402b0102"), 40)
+	}
 	s := NewScratch()
-	f.Fuzz(func(t *testing.T, ip []byte, off int) {
+	f.Fuzz(func(t *testing.T, i uint8, ip []byte, off int) {
+		tr := trs[int(i)%len(trs)]
 		ps := []Packet{{IP: bytes.Clone(ip), Off: off, Seq: 9}}
 		if tr.Open(s, ps); ps[0].Err == nil {
 			t.Error("opened")
@@ -407,7 +424,7 @@ func FuzzOpen(f *testing.F) {
 }
 
 func BenchmarkSeal(b *testing.B) {
-	for _, a := range alg.AllInteg() {
+	for _, a := range transforms() {
 		b.Run(a.String(), func(b *testing.B) {
 			tr := newT(b, params(a))
 			s := NewScratch()

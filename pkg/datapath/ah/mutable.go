@@ -4,14 +4,17 @@ import "encoding/binary"
 
 // immutable4 turns an IPv4 header with options into what the ICV covers: what
 // may change on the way is zero, what changes predictably is as it will be at
-// the destination (RFC 4302, 3.3.3.1.1). False if its length or an option's is
+// the destination (RFC 4302, 3.3.3.1.1). Of the fixed part old AH takes only TTL
+// and checksum for mutable (RFC 1826, 3). False if its length or an option's is
 // not possible.
-func immutable4(h []byte) bool {
+func immutable4(h []byte, old bool) bool {
 	if len(h) < 20 || int(h[0]&15)*4 != len(h) {
 		return false
 	}
-	h[1] = 0            // DSCP, ECN
-	h[6], h[7] = 0, 0   // flags, fragment offset
+	if !old {
+		h[1] = 0          // DSCP, ECN
+		h[6], h[7] = 0, 0 // flags, fragment offset
+	}
 	h[8] = 0            // TTL
 	h[10], h[11] = 0, 0 // checksum
 	for o := h[20:]; ; {
@@ -75,13 +78,15 @@ const optChanges = 0x20
 // immutable6 is immutable4 for an IPv6 header with extension headers (RFC
 // 4302, 3.3.3.1.2). Other headers than it knows stay as they are: the fragment
 // header of an atomic fragment (RFC 6946) does not change.
-func immutable6(h []byte) bool {
+func immutable6(h []byte, old bool) bool {
 	if len(h) < 40 {
 		return false
 	}
 	next := h[6]
-	h[0], h[1], h[2], h[3] = 0x60, 0, 0, 0 // traffic class, flow label
-	h[7] = 0                               // hop limit
+	if !old {
+		h[0], h[1], h[2], h[3] = 0x60, 0, 0, 0 // traffic class, flow label
+	}
+	h[7] = 0 // hop limit
 	for e := h[40:]; len(e) > 0; {
 		if len(e) < 8 {
 			return false

@@ -8,8 +8,13 @@
 //	| SPI 4 | sequence 4 | IV | payload | padding 0-255 | pad length 1 | next header 1 | ICV |
 //	'------ HeaderLen -------'         '----------------- TrailerLen ----------------------'
 //
-// Calls take batches. They do not allocate (with GCM-8 once a Scratch has met
-// the largest packet).
+// The old transforms of RFC 1829 and RFC 1851 have the header of RFC 1827, no
+// sequence number, no ICV, and padding of any content:
+//
+//	| SPI 4 | IV 4 or 8 | payload | padding 0-255 | pad length 1 | payload type 1 |
+//
+// Calls take batches. They do not allocate (with GCM-8 and GMAC once a Scratch
+// has met the largest packet).
 package esp
 
 import (
@@ -56,6 +61,7 @@ var ErrNotESP = errors.New("not an ESP SA")
 
 const (
 	espHeader = 8 // SPI, sequence number
+	oldHeader = 4 // SPI
 	trailer   = 2 // pad length, next header
 )
 
@@ -86,8 +92,10 @@ type Transform struct {
 	c     *aead.Cipher
 	spi   uint32
 	esn   bool
-	hdr   int // HeaderLen
-	align int // of payload, padding, pad length, next header
+	old   bool // RFC 1827
+	head  int  // octets in front of the IV
+	hdr   int  // HeaderLen
+	align int  // of payload, padding, pad length, next header
 	icv   int
 }
 
@@ -107,12 +115,17 @@ func New(p *ipsec.SAParams) (*Transform, error) {
 	if err != nil {
 		return nil, &ParamError{p.SAID, err}
 	}
-	return &Transform{
+	t := &Transform{
 		c: c, spi: uint32(p.SPI), esn: p.ESN,
-		hdr:   espHeader + c.IVLen(),
+		old: p.Encr.Info().Old, head: espHeader,
 		align: max(4, c.BlockLen()), // RFC 4303, 2.4
 		icv:   c.ICVLen(),
-	}, nil
+	}
+	if t.old {
+		t.head = oldHeader
+	}
+	t.hdr = t.head + c.IVLen()
+	return t, nil
 }
 
 // HeaderLen is the number of octets before the payload: ESP header and IV.
@@ -135,7 +148,7 @@ func (t *Transform) padLen(n int) int {
 // Packet is one element of a batch.
 //
 // Seal reads Src, the payload; Next, its protocol; and Seq, its sequence
-// number, which no other packet of this key ever has. It overwrites the first
+// number, which no other packet of this key ever has, sent or not. It overwrites the first
 // TrailerLen(len(Src))-ICVLen octets behind Src, which cap(Src) must allow,
 // and Dst, which needs HeaderLen+len(Src)+TrailerLen(len(Src)) octets.
 // Dst[HeaderLen:] starts with Src, or Dst is disjoint from Src and these
@@ -145,7 +158,7 @@ func (t *Transform) padLen(n int) int {
 //
 // Open reads Src, the ESP packet from the SPI to the ICV, and Seq, the
 // sequence number of 64 bits that the replay window inferred (without ESN: of
-// 32 bits). The payload goes to the front of Dst, which needs
+// 32 bits; an old packet has none, and Seq is not looked at). The payload goes to the front of Dst, which needs
 // len(Src)-HeaderLen-ICVLen octets (len(Src) always suffices) and either is
 // Src[HeaderLen:] or is disjoint from Src. N becomes the length of the
 // payload, Next its protocol; NextNone is a dummy. Traffic flow
@@ -179,7 +192,7 @@ func (t *Transform) seal(s *Scratch, p *Packet) (int, error) {
 		return 0, err
 	}
 	aad, tail := t.cover(s, p.Seq)
-	if err := t.c.Seal(&s.a, out[t.hdr:], aad, out[espHeader:t.hdr], plain, tail); err != nil {
+	if err := t.c.Seal(&s.a, out[t.hdr:], aad, out[t.head:t.hdr], plain, tail); err != nil {
 		return 0, ErrRoom // every length was made by frame
 	}
 	return len(out), nil
@@ -208,7 +221,7 @@ func (t *Transform) sealBatches(s *Scratch, ps []Packet) {
 			continue
 		}
 		m := &s.ms[n]
-		*m = aead.Message{Dst: out[t.hdr:], AAD: out[:espHeader], IV: out[espHeader:t.hdr], Plain: plain}
+		*m = aead.Message{Dst: out[t.hdr:], AAD: out[:t.head], IV: out[t.head:t.hdr], Plain: plain}
 		if t.esn {
 			binary.BigEndian.PutUint32(s.highs[n][:], uint32(p.Seq>>32))
 			m.Tail = s.highs[n][:]
@@ -224,7 +237,7 @@ func (t *Transform) sealBatches(s *Scratch, ps []Packet) {
 // frame writes padding and trailer behind the payload, and header and IV to
 // the front of out, the whole packet to be; plain is what to encrypt.
 func (t *Transform) frame(s *Scratch, p *Packet) (out, plain []byte, err error) {
-	if p.Seq == 0 || !t.esn && p.Seq > math.MaxUint32 {
+	if p.Seq == 0 || !t.esn && !t.old && p.Seq > math.MaxUint32 {
 		return nil, nil, ErrSequence
 	}
 	n := len(p.Src)
@@ -242,8 +255,10 @@ func (t *Transform) frame(s *Scratch, p *Packet) (out, plain []byte, err error) 
 	plain[end-1] = p.Next
 	out = p.Dst[:total]
 	binary.BigEndian.PutUint32(out, t.spi)
-	binary.BigEndian.PutUint32(out[4:], uint32(p.Seq))
-	t.c.PutIV(&s.a, out[espHeader:t.hdr], p.Seq)
+	if !t.old {
+		binary.BigEndian.PutUint32(out[4:], uint32(p.Seq))
+	}
+	t.c.PutIV(&s.a, out[t.head:t.hdr], p.Seq)
 	return out, plain, nil
 }
 
@@ -262,8 +277,8 @@ func (t *Transform) open(s *Scratch, p *Packet) (n int, next uint8, err error) {
 	if n < t.align || n%t.align != 0 {
 		return 0, 0, ErrMalformed
 	}
-	if binary.BigEndian.Uint32(p.Src) != t.spi || binary.BigEndian.Uint32(p.Src[4:]) != uint32(p.Seq) ||
-		!t.esn && p.Seq > math.MaxUint32 {
+	if binary.BigEndian.Uint32(p.Src) != t.spi || !t.old &&
+		(binary.BigEndian.Uint32(p.Src[4:]) != uint32(p.Seq) || !t.esn && p.Seq > math.MaxUint32) {
 		return 0, 0, ErrMalformed
 	}
 	if len(p.Dst) < n {
@@ -271,16 +286,20 @@ func (t *Transform) open(s *Scratch, p *Packet) (n int, next uint8, err error) {
 	}
 	dst := p.Dst[:n]
 	aad, tail := t.cover(s, p.Seq)
-	if err := t.c.Open(&s.a, dst, aad, p.Src[espHeader:t.hdr], p.Src[t.hdr:], tail); err != nil {
+	if err := t.c.Open(&s.a, dst, aad, p.Src[t.head:t.hdr], p.Src[t.hdr:], tail); err != nil {
 		return 0, 0, ErrAuth // every length was checked above
 	}
-	// From here on the packet is authentic; wrong padding is the peer's bug.
+	// From here on the packet is as authentic as it can be; wrong padding is the
+	// peer's bug, or shows another key where there is no ICV.
 	pad := int(dst[n-2])
 	next = dst[n-1]
 	n -= trailer + pad
 	if n < 0 {
 		clear(dst)
 		return 0, 0, ErrMalformed
+	}
+	if t.old {
+		return n, next, nil // "preferably random" padding (RFC 1829, 2)
 	}
 	for i, b := range dst[n : n+pad] {
 		if b != byte(i+1) {
@@ -296,6 +315,9 @@ func (t *Transform) open(s *Scratch, p *Packet) (n int, next uint8, err error) {
 // mode cipher has all 64 bits in the AAD (RFC 4106, 5), the others append the
 // high half behind the ciphertext (RFC 4303, 2.2.1).
 func (t *Transform) cover(s *Scratch, seq uint64) (aad, tail []byte) {
+	if t.old {
+		return nil, nil
+	}
 	binary.BigEndian.PutUint32(s.aad[:], t.spi)
 	switch {
 	case !t.esn:

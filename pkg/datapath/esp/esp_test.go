@@ -37,7 +37,7 @@ func (s suite) String() string {
 // suites lists all that alg can name, so that none can be forgotten.
 func suites() []suite {
 	var l []suite
-	for _, e := range alg.AllEncr() {
+	for _, e := range append(alg.AllEncr(), alg.LegacyEncr()...) {
 		bits := e.Info().KeyBits
 		if bits == nil {
 			bits = []int{0}
@@ -47,7 +47,10 @@ func suites() []suite {
 				l = append(l, suite{e, n, alg.IntegNone})
 				continue
 			}
-			for _, a := range alg.AllInteg() {
+			if e.Info().Old {
+				continue // see TestOld
+			}
+			for _, a := range append(alg.AllInteg(), alg.IntegHMACMD5) {
 				l = append(l, suite{e, n, a})
 			}
 		}
@@ -576,4 +579,109 @@ func FuzzOpen(f *testing.F) {
 			t.Errorf("N %d with error %v", p.N, p.Err)
 		}
 	})
+}
+
+// Without an ICV anything may open, but never to more than there is, and never
+// another SPI's.
+func FuzzOpenOld(f *testing.F) {
+	var trs []*Transform
+	s := NewScratch()
+	for _, e := range alg.LegacyEncr() {
+		if !e.Info().Old {
+			continue
+		}
+		p := suite{e, e.Info().KeyBits[0], alg.IntegNone}.params(f, 3, false)
+		p.Unauthenticated = true
+		tr, err := New(p)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(uint8(len(trs)), sealOne(f, tr, s, pattern(20, 1), 4, 9))
+		f.Add(uint8(len(trs)), []byte("x"))
+		trs = append(trs, tr)
+	}
+	f.Fuzz(func(t *testing.T, i uint8, pkt []byte) {
+		tr := trs[int(i)%len(trs)]
+		p := openOne(tr, s, pkt, 0)
+		if p.Err == nil && (p.N < 0 || p.N > len(pkt)-tr.HeaderLen()-2 || binary.BigEndian.Uint32(pkt) != tr.spi) {
+			t.Errorf("%d octets out of %x", p.N, pkt)
+		}
+		if p.Err != nil && p.N != 0 {
+			t.Errorf("N %d with error %v", p.N, p.Err)
+		}
+	})
+}
+
+// The header of RFC 1827: an SPI and an IV, nothing that counts or authenticates.
+func TestOld(t *testing.T) {
+	s := NewScratch()
+	for _, e := range alg.LegacyEncr() {
+		if !e.Info().Old {
+			continue
+		}
+		for _, bits := range e.Info().KeyBits {
+			su := suite{e, bits, alg.IntegNone}
+			p := su.params(t, 3, false)
+			if _, err := New(p); err == nil {
+				t.Errorf("%v: made without the operator's word", su)
+			}
+			p.Unauthenticated = true
+			tr, err := New(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tr.HeaderLen() != 4+e.Info().IVLen || tr.ICVLen() != 0 {
+				t.Errorf("%v: header of %d octets, ICV of %d", su, tr.HeaderLen(), tr.ICVLen())
+			}
+			for n := range 40 {
+				payload := pattern(n, 7)
+				seq := uint64(1)<<32 + uint64(n) // beyond what a header could count
+				pkt := sealOne(t, tr, s, payload, 17, seq)
+				if over := len(pkt) - n; over != tr.HeaderLen()+tr.TrailerLen(n) || over > tr.MaxOverhead() {
+					t.Errorf("%v: %d octets more on %d, MaxOverhead %d", su, over, n, tr.MaxOverhead())
+				}
+				if (len(pkt)-tr.HeaderLen())%8 != 0 || binary.BigEndian.Uint32(pkt) != uint32(p.SPI) {
+					t.Errorf("%v: %x", su, pkt)
+				}
+				if again := sealOne(t, tr, s, payload, 17, seq+1); bytes.Equal(again[4:], pkt[4:]) {
+					t.Errorf("%v: two packets of one IV", su)
+				}
+				got := openOne(tr, s, pkt, 99) // no number in it that could be wrong
+				if got.Err != nil || got.Next != 17 || !bytes.Equal(got.Dst[:got.N], payload) {
+					t.Errorf("%v: opened %x, next %d, %v; want %x", su, got.Dst[:got.N], got.Next, got.Err, payload)
+				}
+				for cut := 1; cut < 8; cut++ {
+					if p := openOne(tr, s, pkt[:len(pkt)-cut], 1); !errors.Is(p.Err, ErrMalformed) {
+						t.Errorf("%v: cut by %d: %v", su, cut, p.Err)
+					}
+				}
+			}
+			// A pad length beyond the packet; another SPI.
+			pkt := sealOne(t, tr, s, nil, 17, 1)
+			refusals := 0
+			for v := range 256 {
+				bad := bytes.Clone(pkt)
+				bad[len(bad)-1] ^= byte(v)
+				if p := openOne(tr, s, bad, 1); p.Err != nil {
+					refusals++
+				} else if p.N > 6 {
+					t.Errorf("%v: %d octets out of a block", su, p.N)
+				}
+			}
+			if refusals < 200 {
+				t.Errorf("%v: %d of 256 altered blocks refused for their pad length, want nearly all", su, refusals)
+			}
+			pkt[0] ^= 1
+			if p := openOne(tr, s, pkt, 1); !errors.Is(p.Err, ErrMalformed) {
+				t.Errorf("%v: another SPI: %v", su, p.Err)
+			}
+			one := []Packet{{Dst: make([]byte, 1500), Src: make([]byte, 1300, 1400), Seq: 5}}
+			if a := testing.AllocsPerRun(20, func() {
+				tr.Seal(s, one)
+				tr.Open(s, []Packet{})
+			}); a != 0 || one[0].Err != nil {
+				t.Errorf("%v: %v allocations, %v", su, a, one[0].Err)
+			}
+		}
+	}
 }

@@ -137,8 +137,8 @@ func newSA(p *ipsec.SAParams, st State, now time.Time) *SA {
 		s.encrBits = uint16(n * 8)
 	}
 	s.P.EncrKey, s.P.AuthKey = ipsec.Key{}, ipsec.Key{}
-	if p.ESN {
-		s.maxSeq = maxSeqE
+	if p.ESN || p.Encr.Info().Old || p.Auth.Info().Old {
+		s.maxSeq = maxSeqE // old packets carry no number, it only keeps their IVs apart
 	}
 	s.state.Store(uint32(st))
 	s.SetLimits(p.Soft, p.Hard)
@@ -164,7 +164,7 @@ func (s *SA) SetState(st State) { s.state.Store(uint32(st)) }
 // starts afresh (PF_KEY's UPDATE).
 func (s *SA) SetLimits(soft, hard ipsec.Lifetime) {
 	l := &Limits{soft.Packets, hard.Packets, soft.Bytes, hard.Bytes}
-	if !s.P.ESN && (l.SoftPackets == 0 || l.SoftPackets > seqSoft) {
+	if s.maxSeq == maxSeq32 && (l.SoftPackets == 0 || l.SoftPackets > seqSoft) {
 		l.SoftPackets = seqSoft
 	}
 	s.limits.Store(l)
