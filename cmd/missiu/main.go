@@ -73,7 +73,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVarP(&o.ifname, "interface", "i", "", "the physical `interface` (required)")
 	f.StringVarP(&o.log, "log", "l", "", "log `file`; a plain name lies under "+daemon.LogDir)
 	f.StringVar(&o.tap, "tap", "", "`name` of the TAP (default: the kernel's next tapN)")
-	f.StringVar(&o.offload, "offload", "auto", "auto, or none for a plain TAP")
+	f.StringVar(&o.offload, "offload", "auto", "auto, or none: single packets to and from the kernel everywhere")
 	f.StringVar(&o.crypto, "crypto", "auto", "auto, or std for the standard library's ciphers only")
 	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
 	f.StringVar(&o.abstract, "abstract", "", "`@NAME`: a second name of the PF_KEY socket, in the abstract namespace")

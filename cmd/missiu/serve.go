@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -59,6 +62,11 @@ func serve(o *options) (err error) {
 	}()
 	if o.crypto == "std" {
 		aead.UseStandardLibrary()
+	}
+	// A thread in a system call of some length loses its processor; with as many
+	// again nobody waits for it to come back.
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(4, 2*runtime.NumCPU()))
 	}
 	log, logFile, err := openLog(o)
 	if err != nil {
@@ -131,11 +139,14 @@ func (in *instance) open(adopted string) (err error) {
 	if name == "" {
 		name = adopted
 	}
-	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, worstOverhead), Offload: in.o.offload})
+	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, worstOverhead), Offload: in.o.offload, ReadOffload: true})
 	if err != nil {
 		return err
 	}
-	if in.udp, err = in.wire.OpenUDP(wire.UDPOptions{}); err != nil {
+	if lack := in.missing(); lack != "" {
+		in.log.Warn("the kernel lacks an offload of the tap; slower", zap.String("lack", lack))
+	}
+	if in.udp, err = in.wire.OpenUDP(wire.UDPOptions{Plain: in.o.offload == tap.OffloadNone}); err != nil {
 		if !errors.Is(err, wire.ErrPortTaken) {
 			return err
 		}
@@ -309,11 +320,12 @@ func (in *instance) status() ([]byte, error) {
 		Interface: in.o.ifname, Pid: os.Getpid(), Version: buildVersion(), Since: in.since, Mode: "raw",
 		Default: in.o.defaultRule, MTU: link.MTU,
 		TAP:   TAPStatus{in.tap.Name(), in.tap.MAC().String(), in.tap.MTU()},
-		Paths: map[string]string{"native esp": "packet socket in, raw socket out", "esp in udp": "off: port 4500 is taken", "tap offload": in.o.offload, "aes": aead.Implementation()},
+		Paths: map[string]string{"native esp": "packet socket in, raw socket out", "esp in udp": "off: port 4500 is taken", "tap offload": in.tapPath(), "aes": aead.Implementation()},
 		SAs:   ks.SAs, Policies: ks.Policies, Held: in.eng.Held(), Counters: es.Map(),
 	}
 	if in.udp != nil {
-		s.Paths["esp in udp"] = "socket in, raw socket out"
+		from, to := in.udp.Path()
+		s.Paths["esp in udp"] = "in: " + from + "; out: " + to
 	}
 	ws := in.wire.Stats()
 	s.Counters["wire_kernel_drops"] = ws.KernelDrops
@@ -327,6 +339,33 @@ func (in *instance) status() ([]byte, error) {
 	s.Counters["pfkey_requests"], s.Counters["pfkey_errors"], s.Counters["pfkey_events_dropped"] = kc.Requests, kc.Errors, kc.Dropped
 	s.Counters["pfkey_refused"], s.Counters["pfkey_stalled"] = kc.Refused, kc.Stalled
 	return json.Marshal(&s)
+}
+
+// missing names the super-frames that were asked for and that the kernel does
+// not give or take.
+func (in *instance) missing() string {
+	if in.o.offload == tap.OffloadNone {
+		return ""
+	}
+	var lack []string
+	for what, has := range map[string]tap.Super{"reading": in.tap.ReadSuper(), "writing": in.tap.Super()} {
+		if !has.TCP4 || !has.TCP6 {
+			lack = append(lack, "TCP super-frames on "+what)
+		}
+		if !has.UDP {
+			lack = append(lack, "UDP super-frames on "+what)
+		}
+	}
+	slices.Sort(lack)
+	return strings.Join(lack, ", ")
+}
+
+// tapPath tells which super-frames pass the TAP.
+func (in *instance) tapPath() string {
+	if in.o.offload == tap.OffloadNone {
+		return in.o.offload
+	}
+	return fmt.Sprintf("read: %v; write: %v", in.tap.ReadSuper(), in.tap.Super())
 }
 
 // closeDevices gives the host back what was taken from it.

@@ -59,6 +59,7 @@ func (n *node) MAC() net.HardwareAddr                { return testMAC }
 func (n *node) MTU() int                             { return 1400 }
 func (n *node) SetMTU(int) error                     { return nil }
 func (n *node) Persist(bool) error                   { return nil }
+func (n *node) ReadSuper() tap.Super                 { return n.super }
 func (n *node) Super() tap.Super                     { return n.super }
 func (n *node) Cut() uint64                          { return 0 }
 func (n *node) Close() error                         { return nil }

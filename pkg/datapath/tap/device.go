@@ -21,8 +21,13 @@ import (
 const (
 	vnetNeedsCsum = 1
 
-	readOffloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_USO4 | unix.TUN_F_USO6
+	readTCP = unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	readUDP = unix.TUN_F_USO4 | unix.TUN_F_USO6
 )
+
+// readLimit is how many octets ReadBatch takes before it returns though there
+// may be more: 16 of the longest super-frames.
+const readLimit = 16 << 16
 
 // device is one queue of a TAP. The frame loops run inside RawConn callbacks
 // that are made once, because a closure per batch would be an allocation.
@@ -34,12 +39,14 @@ type device struct {
 	mac   net.HardwareAddr
 	mtu   atomic.Int32
 	vnet  bool // frames carry a virtio_net_hdr
+	reads Super
 	done  atomic.Bool
 
 	rmu sync.Mutex // the callback's arguments and results
 	r   struct {
 		fs   []Frame
 		n    int
+		size int // octets of fs[:n]
 		err  error
 		fn   func(uintptr) bool
 		wait linger.Wait
@@ -63,17 +70,27 @@ func newDevice(f *os.File, name string, o Options) (*device, error) {
 	}); err != nil {
 		return d, err
 	}
-	offloads := 0
-	if o.ReadOffload {
-		offloads = readOffloads
+	return d, d.ioctl("TUNSETOFFLOAD", func(fd int) error { return d.askSuper(fd, o.ReadOffload) })
+}
+
+// setOffload is TUNSETOFFLOAD; tests are kernels that refuse some.
+var setOffload = func(fd, flags int) error { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, flags) }
+
+// askSuper asks for as many kinds of super-frames as the kernel knows: USO is
+// of Linux 6.2.
+func (d *device) askSuper(fd int, want bool) error {
+	flags := []int{unix.TUN_F_CSUM | readTCP | readUDP, unix.TUN_F_CSUM | readTCP, unix.TUN_F_CSUM, 0}
+	if !want {
+		flags = flags[3:]
 	}
-	return d, d.ioctl("TUNSETOFFLOAD", func(fd int) error {
-		err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads)
-		if err == unix.EINVAL && offloads != 0 { // before Linux 6.2 without USO
-			err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloads&^(unix.TUN_F_USO4|unix.TUN_F_USO6))
+	var err error
+	for _, f := range flags {
+		if err = setOffload(fd, f); err != unix.EINVAL {
+			d.reads = Super{TCP4: f&unix.TUN_F_TSO4 != 0, TCP6: f&unix.TUN_F_TSO6 != 0, UDP: f&readUDP != 0}
+			break
 		}
-		return err
-	})
+	}
+	return err
 }
 
 func (d *device) ioctl(op string, f func(fd int) error) error {
@@ -107,6 +124,7 @@ func (d *device) fault(err error) error {
 func (d *device) Name() string          { return d.name }
 func (d *device) Index() int            { return d.index }
 func (d *device) MAC() net.HardwareAddr { return d.mac }
+func (d *device) ReadSuper() Super      { return d.reads }
 func (d *device) MTU() int              { return int(d.mtu.Load()) }
 
 func (d *device) SetMTU(mtu int) error {
@@ -142,7 +160,7 @@ func (d *device) ReadBatch(fs []Frame) (int, error) {
 	}
 	d.rmu.Lock()
 	defer d.rmu.Unlock()
-	d.r.fs, d.r.n, d.r.err = fs, 0, nil
+	d.r.fs, d.r.n, d.r.size, d.r.err = fs, 0, 0, nil
 	err := d.raw.Read(d.r.fn)
 	d.r.fs = nil
 	if err != nil && d.r.n == 0 {
@@ -158,7 +176,7 @@ func (d *device) ReadBatch(fs []Frame) (int, error) {
 // scheduler need not know of them.
 func (d *device) readLoop(fd uintptr) bool {
 	r := &d.r
-	for r.n < len(r.fs) {
+	for r.n < len(r.fs) && r.size < readLimit {
 		f := &r.fs[r.n]
 		if f.Off < HeadroomMin || f.Off >= len(f.Buf) {
 			r.err = errHeadroom
@@ -193,6 +211,7 @@ func (d *device) readLoop(fd uintptr) bool {
 			f.Offload.decode(f.Buf[start:f.Off])
 		}
 		f.Len = n
+		r.size += n
 		if r.n == 0 {
 			r.wait.Got()
 		}

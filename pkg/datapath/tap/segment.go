@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/packet"
 )
 
 // sctpCsum is the offset of the checksum field in SCTP, and in no other
@@ -35,8 +37,7 @@ func FinishChecksum(frame []byte, o Offload) bool {
 		binary.LittleEndian.PutUint32(frame[at:], crc32.Checksum(frame[o.CsumStart:], castagnoli))
 		return true
 	}
-	sum := fold(add(0, frame[o.CsumStart:]))
-	binary.BigEndian.PutUint16(frame[at:], nonzero(^sum))
+	binary.BigEndian.PutUint16(frame[at:], nonzero(packet.Checksum(frame[o.CsumStart:])))
 	return true
 }
 

@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,8 +50,22 @@ type Frame struct {
 	Offload Offload
 }
 
-// Super says which super-frames the kernel takes on writing.
+// Super says which super-frames the kernel gives on reading, or takes on writing.
 type Super struct{ TCP4, TCP6, UDP bool }
+
+func (s Super) String() string {
+	var kinds []string
+	for name, on := range map[string]bool{"tcp4": s.TCP4, "tcp6": s.TCP6, "udp": s.UDP} {
+		if on {
+			kinds = append(kinds, name)
+		}
+	}
+	if len(kinds) == 0 {
+		return "none"
+	}
+	slices.Sort(kinds)
+	return strings.Join(kinds, " ")
+}
 
 // Device is a TAP. It is safe for concurrent use.
 type Device interface {
@@ -57,9 +73,10 @@ type Device interface {
 	Index() int
 	MAC() net.HardwareAddr
 	// ReadBatch waits for a frame and takes what else is there, up to
-	// len(fs), each into Buf[Off:] with Off as the caller set it (at least
-	// HeadroomMin). Frames that do not fit are cut by the kernel. The error of
-	// a closed device is os.ErrClosed; frames and an error never come together.
+	// len(fs) frames or a MiB, each into Buf[Off:] with Off as the caller set
+	// it (at least HeadroomMin). Frames that do not fit are cut by the kernel.
+	// The error of a closed device is os.ErrClosed; frames and an error never
+	// come together.
 	ReadBatch(fs []Frame) (int, error)
 	// WriteBatch hands frames to the kernel in order. It stops at the first
 	// that the kernel refuses, fs[n], and returns n and why; the caller goes on
@@ -68,6 +85,9 @@ type Device interface {
 	// Callers may write side by side: frames are whole, and in the order of
 	// each caller. A super-frame that the kernel does not take is cut here.
 	WriteBatch(fs []Frame) (int, error)
+	// ReadSuper says which super-frames ReadBatch may return: those that
+	// Options.ReadOffload asked for and the kernel has.
+	ReadSuper() Super
 	// Super says which super-frames WriteBatch passes on whole: what a test at
 	// Open has found, less what was refused since. The others it cuts, and it
 	// is cheaper not to make them.

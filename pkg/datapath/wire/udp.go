@@ -56,6 +56,10 @@ type udpSocket struct {
 	after   time.Time
 }
 
+// hopLimit is that of the headers which the engine writes itself, so that a
+// tunnel looks the same whichever way its packets leave.
+const hopLimit = 64
+
 // UDPOptions of OpenUDP.
 type UDPOptions struct {
 	Port uint16 // 0: 4500
@@ -116,6 +120,7 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 		{unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
 		{unix.IPPROTO_IP, unix.IP_RECVTOS, 1},
 		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
+		{unix.IPPROTO_IP, unix.IP_TTL, hopLimit},
 	}
 	var any unix.Sockaddr = &unix.SockaddrInet4{Port: int(o.Port)}
 	if family == unix.AF_INET6 {
@@ -124,6 +129,7 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
+			{unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, hopLimit},
 			// RFC 6935: zero is allowed in a tunnel; the ICV decides.
 			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1},
 		}
