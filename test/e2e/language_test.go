@@ -176,4 +176,15 @@ func TestTunnelInterface(t *testing.T) {
 	if got := a.Ping(5, "-I", "10.1.0.1", "10.2.0.1"); got != 5 {
 		t.Errorf("%d of 5 pings answered", got)
 	}
+	// What goes through the interface and matches no entry is dropped.
+	a.Sh("ip link set tun7 up; ip route add 10.3.0.0/16 dev tun7")
+	c := a.CaptureWhole("eth0", "ip proto 4")
+	was := a.Status().Counters["drop_out_discard"]
+	a.Ping(2, "-I", "10.1.0.1", "10.3.0.1")
+	if ps := c.Stop(); len(ps) != 0 {
+		t.Errorf("on the link: %v, want nothing in clear through the tunnel", ps)
+	}
+	if n := a.Status().Counters["drop_out_discard"] - was; n != 2 {
+		t.Errorf("%d packets dropped, want 2", n)
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"syscall"
 
@@ -238,6 +239,8 @@ func (l *load) appended(current, rules []ipsecconf.Rule) ([]ipsecconf.Rule, erro
 	}
 	for _, r := range ipsecconf.WithoutForward(rules) {
 		switch {
+		case have[keyOf(&r.Policy)] && r.Closes: // the tunnel has it from entries before
+			continue
 		case have[keyOf(&r.Policy)]:
 			l.note(&r, "%v packets of this entry have one already; passed over", r.Policy.Dir)
 			continue
@@ -258,12 +261,32 @@ func (l *load) without(current, rules []ipsecconf.Rule) ([]ipsecconf.Rule, error
 		place[keyOf(&all[i].Policy)] = i
 	}
 	gone := make([]bool, len(all))
+	var closing []int
 	for _, r := range ipsecconf.WithoutForward(rules) {
 		i, ok := place[keyOf(&r.Policy)]
+		if r.Closes {
+			if ok && sameTransform(&all[i].Policy, &r.Policy) {
+				closing = append(closing, i)
+			}
+			continue
+		}
 		if !ok || !sameTransform(&all[i].Policy, &r.Policy) {
 			return nil, l.message(&r, "no entry in force is equal to this one, %v", r.Policy.Dir)
 		}
 		gone[i] = true
+	}
+	// What closes a tunnel goes with its last entry.
+	tunnels := map[[2]netip.Prefix]bool{}
+	for i := range all {
+		for _, r := range all[i].Policy.Requests {
+			if !gone[i] && r.Mode == ipsec.Tunnel {
+				tunnels[[2]netip.Prefix{netip.PrefixFrom(r.Src, r.Src.BitLen()), netip.PrefixFrom(r.Dst, r.Dst.BitLen())}] = true
+			}
+		}
+	}
+	for _, i := range closing {
+		s := all[i].Policy.Sel
+		gone[i] = !tunnels[[2]netip.Prefix{s.Src, s.Dst}] && !tunnels[[2]netip.Prefix{s.Dst, s.Src}]
 	}
 	var rest []ipsecconf.Rule
 	for i := range all {

@@ -37,11 +37,15 @@ func testOptions() Options {
 			}
 			return 0, errors.New("no such service")
 		},
-		LookupTunnel: func(name string) (local, remote netip.Addr, err error) {
-			if name == "tun0" {
-				return netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), nil
+		LookupTunnel: func(name string) (Tunnel, error) {
+			a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+			switch name {
+			case "tun0":
+				return Tunnel{a, b, []uint8{4, 41}}, nil
+			case "gre7":
+				return Tunnel{a, b.Next(), []uint8{47}}, nil
 			}
-			return local, remote, errors.New("no such interface")
+			return Tunnel{}, errors.New("no such interface")
 		},
 	}
 }
@@ -135,7 +139,7 @@ func TestSeed(t *testing.T) {
 	got := load(t, "{ raddr 192.168.3.119 ulp icmp } ipsec { encr_algs aes encr_auth_algs sha1 }\n")
 	any4, peer := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("192.168.3.119/32")
 	pol := func(dir ipsec.Direction, src, dst netip.Prefix) Rule {
-		return Rule{lexer.Pos{Line: 1, Col: 1}, ipsec.Policy{
+		return Rule{Pos: lexer.Pos{Line: 1, Col: 1}, Policy: ipsec.Policy{
 			Dir: dir, Sel: ipsec.Selector{Src: src, Dst: dst, Proto: 1}, Action: ipsec.Protect, Priority: PriorityBase, Flags: ipsec.PolicyManual,
 			Requests:  []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Transport, Level: ipsec.LevelUnique}},
 			Proposals: []ipsec.Proposal{{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA1}},

@@ -15,10 +15,10 @@ type linter struct {
 	l       *lexer.List
 	order   Order
 	seen    map[selKey]*Rule
-	lengths map[prefixBits]bool // of the prefixes in seen
-	protect []*Rule             // those of seen that protect
-	looks   int                 // of cover
-	peeks   int                 // of overtaken
+	lengths map[prefixBits]bool   // of the prefixes in seen
+	classes [maxClass + 1][]*Rule // seen by where Solaris tries them
+	looks   int                   // of cover
+	peeks   int                   // of overtaken
 }
 
 // prefixBits are the prefix lengths of a selector and the length of its addresses.
@@ -72,9 +72,8 @@ func (x *linter) entry(rs []Rule) []Rule {
 		k := selKey{kept[i].Policy.Dir, kept[i].Policy.Sel}
 		x.seen[k] = &kept[i]
 		x.lengths[prefixBits{k.sel.Src.Bits(), k.sel.Dst.Bits(), k.sel.Src.Addr().BitLen()}] = true
-		if kept[i].Policy.Action == ipsec.Protect {
-			x.protect = append(x.protect, &kept[i])
-		}
+		c := solarisClass(&kept[i].Policy)
+		x.classes[c] = append(x.classes[c], &kept[i])
 	}
 	solaris := ""
 	if later != nil {
@@ -118,21 +117,26 @@ func (x *linter) cover(r *Rule) (first *Rule) {
 	return first
 }
 
-// overtaken returns the first rule that protects packets which r, that bypasses
-// or drops and comes later, is for as well.
-func (x *linter) overtaken(r *Rule) *Rule {
-	if x.order != OrderFile || r.Policy.Action == ipsec.Protect {
+// overtaken returns the first rule for packets that the later r is for as well,
+// which Solaris would try behind r.
+func (x *linter) overtaken(r *Rule) (first *Rule) {
+	if x.order != OrderFile {
 		return nil
 	}
-	for _, p := range x.protect {
-		if x.peeks++; x.peeks > maxLint {
-			return nil
-		}
-		if p.Policy.Dir == r.Policy.Dir && overlap(&p.Policy.Sel, &r.Policy.Sel) {
-			return p
+	for c := solarisClass(&r.Policy) + 1; c <= maxClass; c++ {
+		for _, p := range x.classes[c] {
+			if x.peeks++; x.peeks > maxLint {
+				return first
+			}
+			if p.Policy.Dir == r.Policy.Dir && overlap(&p.Policy.Sel, &r.Policy.Sel) {
+				if first == nil || p.Policy.Priority < first.Policy.Priority {
+					first = p
+				}
+				break
+			}
 		}
 	}
-	return nil
+	return first
 }
 
 // overlap reports whether a packet can match both.

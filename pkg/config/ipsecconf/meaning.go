@@ -9,8 +9,11 @@ import (
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
-// maxRules is how many policies one entry may become.
-const maxRules = 4096
+// maxRules is how many policies one entry may become, MaxRules a text.
+const (
+	maxRules = 4096
+	MaxRules = 1 << 22
+)
 
 // meaning turns entries into rules.
 type meaning struct {
@@ -19,6 +22,10 @@ type meaning struct {
 	consts map[string]constant
 	hosts  map[string]hostResult
 	sas    []ManualSA
+	rules  int // so far
+
+	tunnels     map[string]*tunnelEnds // by name
+	tunnelOrder []*tunnelEnds
 
 	flushPolicies, flushSAs bool
 }
@@ -149,7 +156,9 @@ func (m *meaning) entry(e *Entry) []Rule {
 	if len(ts) < len(alts) {
 		ts[0].flags |= ipsec.PolicyClear
 	}
-	return x.rules(action, ts)
+	rs := x.makeRules(action, ts)
+	m.rules += len(rs)
+	return rs
 }
 
 // style finds out whether the entry speaks of source and destination (old) or of
@@ -328,9 +337,9 @@ func (m *entryMeaning) ways() []way {
 	return []way{{ipsec.Out, false}, {ipsec.In, true}}
 }
 
-// rules makes the SPD entries: every pair of addresses, type and code, in every
+// makeRules makes the SPD entries: every pair of addresses, type and code, in every
 // direction.
-func (m *entryMeaning) rules(action ipsec.Action, ts []transform) []Rule {
+func (m *entryMeaning) makeRules(action ipsec.Action, ts []transform) []Rule {
 	sels := m.selectorList()
 	if m.bad {
 		return nil

@@ -11,7 +11,10 @@ import (
 // or hostile file can cost.
 const (
 	MaxFile    = 64 << 20 // octets
-	MaxEntries = 1 << 20
+	MaxEntries = 1 << 20  // and constants
+	maxParams  = 256      // in a pair of braces
+	maxAlts    = 256      // of an entry
+	maxArgs    = 64       // of a command
 )
 
 var (
@@ -36,6 +39,8 @@ type parser struct {
 	lex *lexer.Lexer
 	tok lexer.Token // the next one
 	l   *lexer.List
+
+	consts int // so far
 
 	keys bool // an add command was seen: words out of place may be keys
 }
@@ -156,6 +161,11 @@ func (p *parser) entry() Item {
 		if !p.tok.IsWord("or") {
 			break
 		}
+		if len(e.Alternatives) == maxAlts {
+			p.l.Errorf(p.tok.Pos, "more than %d alternatives", maxAlts)
+			p.recover()
+			return nil
+		}
 		p.breach(e, p.tok.First, "or stands on the line of the brace before it, with Solaris")
 		p.next()
 	}
@@ -202,6 +212,12 @@ func (p *parser) params(e *Entry, noun string, keys []string, elsewhere string, 
 			case !p.tok.IsValue() || known() && t.Text != "negotiate": // its value is a key
 				p.l.Errorf(t.Pos, "%s: value missing", t.Text)
 				skip()
+			case len(ps) == maxParams:
+				p.l.Errorf(t.Pos, "more than %d words with their values in a pair of braces", maxParams)
+				e.bad = true
+				for !p.tok.Is("}") && !p.tok.Is("{") && p.tok.Kind != lexer.EOF {
+					p.next()
+				}
 			default:
 				v := p.next()
 				ps = append(ps, Param{Word{Pos: t.Pos, Text: t.Text}, Word{v.Pos, v.Text, v.Kind == lexer.String}})
@@ -250,6 +266,12 @@ func (p *parser) constants() Item {
 				v := p.next()
 				d.Value = Word{Pos: v.Pos, Text: v.Text}
 			}
+			if p.consts++; p.consts > MaxEntries {
+				if p.consts == MaxEntries+1 {
+					p.l.Errorf(t.Pos, "more than %d constants", MaxEntries)
+				}
+				continue
+			}
 			c.Defs = append(c.Defs, d)
 		}
 	}
@@ -267,6 +289,11 @@ func (p *parser) command() Item {
 			return c
 		case t.IsValue():
 			p.next()
+			if len(c.Args) == maxArgs {
+				p.l.Errorf(t.Pos, "%s: more than %d words", c.Name.Text, maxArgs)
+				p.recover()
+				return nil
+			}
 			c.Args = append(c.Args, Word{t.Pos, t.Text, t.Kind == lexer.String})
 		case t.Kind == lexer.Bad:
 			p.unexpected()

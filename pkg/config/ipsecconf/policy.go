@@ -16,8 +16,7 @@ import (
 // Order is the order in which entries are tried.
 type Order uint8
 
-// Orders: that of the file; that of Solaris, where bypass and drop come before
-// all else.
+// Orders: that of the file; that of Solaris, see solarisClass.
 const (
 	OrderFile Order = iota
 	OrderSolaris
@@ -41,7 +40,7 @@ type Options struct {
 	LookupHost func(name string) ([]netip.Addr, error)
 	LookupPort func(name string) (uint16, error)
 	// LookupTunnel gives the end points of a tunnel interface.
-	LookupTunnel func(name string) (local, remote netip.Addr, err error)
+	LookupTunnel func(name string) (Tunnel, error)
 	// Dialect, if not empty, refuses what the other one alone has.
 	Dialect Dialect
 	// Unauthenticated takes manual SAs with encryption and no integrity.
@@ -87,6 +86,9 @@ const (
 type Rule struct {
 	Pos    lexer.Pos
 	Policy ipsec.Policy
+	// Closes: of no entry, but for what matches none of those of a tunnel
+	// interface.
+	Closes bool
 }
 
 // Mirrors reports whether the inbound or forward policy in and the outbound
@@ -145,7 +147,7 @@ func cause(err error) error {
 
 // Contents gives the meaning of a text. Errors and warnings go to l.
 func (f *File) Contents(l *lexer.List, opt Options) *Contents {
-	m := &meaning{l: l, opt: opt, consts: map[string]constant{}, hosts: map[string]hostResult{}}
+	m := &meaning{l: l, opt: opt, consts: map[string]constant{}, hosts: map[string]hostResult{}, tunnels: map[string]*tunnelEnds{}}
 	if opt.Dialect != Union {
 		f.strict(m, opt.Dialect)
 	}
@@ -161,6 +163,10 @@ func (f *File) Contents(l *lexer.List, opt Options) *Contents {
 			if rs := m.entry(i); len(rs) > 0 {
 				entries = append(entries, rs)
 			}
+			if m.rules > MaxRules {
+				l.Errorf(i.Pos, "the file stands for more than %d policies", MaxRules)
+				return &Contents{}
+			}
 		}
 	}
 	c := &Contents{SAs: m.sas, FlushPolicies: m.flushPolicies, FlushSAs: m.flushSAs}
@@ -169,14 +175,14 @@ func (f *File) Contents(l *lexer.List, opt Options) *Contents {
 		return &Contents{}
 	}
 	if opt.Order == OrderSolaris {
-		slices.SortStableFunc(entries, func(a, b []Rule) int { return solarisClass(a) - solarisClass(b) })
+		slices.SortStableFunc(entries, func(a, b []Rule) int { return solarisClass(&a[0].Policy) - solarisClass(&b[0].Policy) })
 	}
 	for k, rs := range entries {
 		for i := range rs {
 			rs[i].Policy.Priority = PriorityBase + uint32(k)
 		}
 	}
-	c.Rules = WithForward(lint(l, opt.Order, entries))
+	c.Rules = WithForward(m.closing(lint(l, opt.Order, entries), PriorityBase+uint32(len(entries))))
 	modes(c.SAs, c.Rules)
 	return c
 }
@@ -195,7 +201,8 @@ func (m *meaning) command(c *Command, entries [][]Rule) [][]Rule {
 		if len(entries) > 0 {
 			m.l.Warnf(c.Name.Pos, "spdflush: takes back the entries above it")
 		}
-		m.flushPolicies = true
+		m.flushPolicies, m.tunnelOrder, m.rules = true, nil, 0
+		clear(m.tunnels)
 		return nil
 	}
 	if len(m.sas) > 0 {
@@ -208,14 +215,31 @@ func (m *meaning) command(c *Command, entries [][]Rule) [][]Rule {
 	return entries
 }
 
-// solarisClass: bypass and pass come first, Oracle's text puts drop with them
-// (which illumos does not).
-func solarisClass(rs []Rule) int {
-	if rs[0].Policy.Action == ipsec.Protect {
-		return 1
+// solarisClass is where Solaris tries an entry, smaller numbers first: bypass and
+// pass, then AH with ESP, ESP, AH. All alternatives of an entry count together,
+// so one with "or pass" comes even before bypass. Oracle's text puts drop with
+// bypass, which illumos does not.
+func solarisClass(p *ipsec.Policy) int {
+	const pass, esp, ah = 4, 2, 1
+	bits := 0
+	if p.Action != ipsec.Protect {
+		bits = pass
 	}
-	return 0
+	if p.Flags&ipsec.PolicyClear != 0 {
+		bits |= pass
+	}
+	for _, q := range p.Requests {
+		switch q.Proto {
+		case ipsec.ESP:
+			bits |= esp
+		case ipsec.AH:
+			bits |= ah
+		}
+	}
+	return maxClass - bits
 }
+
+const maxClass = 7
 
 // WithForward adds to every inbound rule its twin for packets that are forwarded
 // after decapsulation, if there is a tunnel. The other inbound rules get one

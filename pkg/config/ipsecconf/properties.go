@@ -30,6 +30,7 @@ func (m *entryMeaning) transform(a Alternative, ps params) (t transform) {
 	}
 	before := m.bad
 	m.algorithms(a, ps, &t.proposal, before)
+	m.unauthenticated(ps)
 	m.endPoints(ps, &t)
 	if p, ok := ps["sa"]; ok {
 		switch p.Value.Text {
@@ -59,6 +60,22 @@ func (m *entryMeaning) transform(a Alternative, ps params) (t transform) {
 	}
 	t.proposal.Soft = soft(t.proposal.Hard)
 	return t
+}
+
+// unauthenticated warns of encryption for which no authentication is asked, as
+// Solaris does. SAs that are negotiated have it all the same.
+func (m *entryMeaning) unauthenticated(ps params) {
+	asks := func(key string) bool {
+		p, ok := ps[key]
+		return ok && !strings.EqualFold(p.Value.Text, "none")
+	}
+	p, ok := ps["encr_algs"]
+	w, valid := splitAlg(p.Value.Text)
+	e, known := encrs[w.name]
+	if !ok || !valid || asks("encr_auth_algs") || asks("auth_algs") || w.name != "any" && !known || e == alg.EncrNULL || e.Info().AEAD || e.Info().Old {
+		return
+	}
+	m.l.Warnf(p.Value.Pos, "encr_algs %s: encryption without authentication; any is negotiated with it, encr_auth_algs says which", w.name)
 }
 
 // initPeer: what is negotiated at load needs to know with whom.

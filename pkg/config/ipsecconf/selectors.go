@@ -139,6 +139,9 @@ func (m *entryMeaning) addresses(p Param, maskKey string) []netip.Prefix {
 		n = v
 	}
 	var ps []netip.Prefix
+	if _, name := m.hosts[host]; name && len(addrs) > 1 {
+		m.l.Warnf(p.Value.Pos, "%s %s: the name has %d addresses; the entry stands for all, NanoSec takes the first", p.Key.Text, lexer.Shown(host), len(addrs))
+	}
 	for _, a := range addrs {
 		if len(addrs) > 1 {
 			n = a.BitLen()
@@ -177,6 +180,7 @@ func (m *entryMeaning) hostAddrs(p Param, host string) []netip.Addr {
 			r.err = errors.New("names are not looked up")
 		default:
 			r.addrs, r.err = m.opt.LookupHost(host)
+			r.addrs = distinct(r.addrs)
 		}
 		m.hosts[host] = r
 	}
@@ -185,6 +189,18 @@ func (m *entryMeaning) hostAddrs(p Param, host string) []netip.Addr {
 		return nil
 	}
 	return r.addrs
+}
+
+// distinct drops repetitions.
+func distinct(as []netip.Addr) (l []netip.Addr) {
+	seen := make(map[netip.Addr]bool, len(as))
+	for _, a := range as {
+		if !seen[a] {
+			seen[a] = true
+			l = append(l, a)
+		}
+	}
+	return l
 }
 
 // HostName reports whether s can be one: letters, digits, "-", "." and "_", and

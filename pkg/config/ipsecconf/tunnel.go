@@ -9,10 +9,18 @@ import (
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
+// Tunnel is what counts of a tunnel interface: its end points and the protocols
+// of what it makes.
+type Tunnel struct {
+	Local, Remote netip.Addr
+	Protos        []uint8
+}
+
 // tunnelEnds are those of an interface named by "tunnel".
 type tunnelEnds struct {
-	local, remote netip.Addr
-	transport     bool // "negotiate transport": what the interface makes is protected
+	Tunnel
+	transport bool // "negotiate transport": what the interface makes is protected
+	first     *Entry
 }
 
 // tunnel reads "tunnel NAME negotiate tunnel|transport", which Solaris has
@@ -34,13 +42,22 @@ func (m *entryMeaning) tunnel() {
 		m.badValue(how, "want tunnel or transport")
 		return
 	}
-	t := &tunnelEnds{transport: how.Value.Text == "transport"}
-	err := errors.New("interfaces are not looked up")
-	if m.opt.LookupTunnel != nil {
-		t.local, t.remote, err = m.opt.LookupTunnel(name.Value.Text)
+	t, known := m.tunnels[name.Value.Text]
+	if !known {
+		t = &tunnelEnds{transport: how.Value.Text == "transport", first: m.e}
+		err := errors.New("interfaces are not looked up")
+		if m.opt.LookupTunnel != nil {
+			t.Tunnel, err = m.opt.LookupTunnel(name.Value.Text)
+		}
+		if err != nil {
+			m.badValue(name, "%v", err)
+			return
+		}
+		m.tunnels[name.Value.Text] = t
+		m.tunnelOrder = append(m.tunnelOrder, t)
 	}
-	if err != nil {
-		m.badValue(name, "%v", err)
+	if t.transport != (how.Value.Text == "transport") {
+		m.badValue(how, "the entry at %v negotiates the other; a tunnel has one of the two", t.first.Pos)
 		return
 	}
 	if t.transport {
@@ -74,39 +91,72 @@ func (m *entryMeaning) tunnelTransforms(alts []params, ts []transform) {
 		if m.tun.transport {
 			continue
 		}
-		ts[i].local, ts[i].remote = m.tun.local, m.tun.remote
+		ts[i].local, ts[i].remote = m.tun.Local, m.tun.Remote
 		if d := m.dirs; m.old != nil && len(d) > 0 && (d[0] == ipsec.In || d[0] == dirInMirrored) {
-			ts[i].local, ts[i].remote = m.tun.remote, m.tun.local
+			ts[i].local, ts[i].remote = m.tun.Remote, m.tun.Local
 		}
 	}
 }
 
-// selectors of "negotiate transport": IPv4 and IPv6 in IP between the end points.
-func (t *tunnelEnds) selectors() []ipsec.Selector {
-	s := ipsec.Selector{
-		Src: netip.PrefixFrom(t.local, t.local.BitLen()), Dst: netip.PrefixFrom(t.remote, t.remote.BitLen()), Proto: 4,
+// selectors of what the interface makes: IPv4 and IPv6 in IP, or GRE, between
+// the end points.
+func (t *Tunnel) selectors() []ipsec.Selector {
+	var l []ipsec.Selector
+	for _, proto := range t.Protos {
+		l = append(l, ipsec.Selector{
+			Src: netip.PrefixFrom(t.Local, t.Local.BitLen()), Dst: netip.PrefixFrom(t.Remote, t.Remote.BitLen()), Proto: proto,
+		})
 	}
-	six := s
-	six.Proto = 41
-	return []ipsec.Selector{s, six}
+	return l
+}
+
+// closing gives the rules that drop what goes through a tunnel interface and
+// matches none of its entries, as Solaris does once there is an entry: what
+// matches travels in ESP, so the rest is what the interface makes by itself.
+// They come behind all entries, the first of which has priority next.
+func (m *meaning) closing(rules []Rule, next uint32) []Rule {
+	have := map[selKey]bool{}
+	for _, t := range m.tunnelOrder {
+		if t.transport {
+			continue
+		}
+		if len(have) == 0 {
+			for i := range rules {
+				have[selKey{rules[i].Policy.Dir, rules[i].Policy.Sel}] = true
+			}
+		}
+		for _, s := range t.selectors() {
+			for _, p := range []ipsec.Policy{{Dir: ipsec.Out, Sel: s}, {Dir: ipsec.In, Sel: s.Reverse()}} {
+				if k := (selKey{p.Dir, p.Sel}); have[k] {
+					continue
+				} else {
+					have[k] = true
+				}
+				p.Action, p.Priority = ipsec.Discard, min(next, PriorityLast)
+				rules = append(rules, Rule{Pos: t.first.Pos, Policy: p, Closes: true})
+			}
+		}
+		next++
+	}
+	return rules
 }
 
 // systemTunnel asks the kernel for the end points of a tunnel interface, which
 // are its link-layer addresses.
-func systemTunnel(name string) (local, remote netip.Addr, err error) {
+func systemTunnel(name string) (Tunnel, error) {
 	rib, err := syscall.NetlinkRIB(syscall.RTM_GETLINK, syscall.AF_UNSPEC)
 	if err != nil {
-		return local, remote, err
+		return Tunnel{}, err
 	}
 	return endsOf(rib, name)
 }
 
 // endsOf finds them in the kernel's list of links.
-func endsOf(rib []byte, name string) (local, remote netip.Addr, err error) {
+func endsOf(rib []byte, name string) (Tunnel, error) {
 	none := errors.New("want an interface that is a tunnel with both end points; or give tladdr and traddr")
 	ms, err := syscall.ParseNetlinkMessage(rib)
 	if err != nil {
-		return local, remote, err
+		return Tunnel{}, err
 	}
 	for k := range ms {
 		if ms[k].Header.Type != syscall.RTM_NEWLINK || len(ms[k].Data) < syscall.SizeofIfInfomsg {
@@ -114,10 +164,10 @@ func endsOf(rib []byte, name string) (local, remote netip.Addr, err error) {
 		}
 		attrs, err := syscall.ParseNetlinkRouteAttr(&ms[k])
 		if err != nil {
-			return local, remote, err
+			return Tunnel{}, err
 		}
 		var is bool
-		local, remote = netip.Addr{}, netip.Addr{}
+		var local, remote netip.Addr
 		for _, a := range attrs {
 			switch a.Attr.Type {
 			case syscall.IFLA_IFNAME:
@@ -129,16 +179,19 @@ func endsOf(rib []byte, name string) (local, remote netip.Addr, err error) {
 			}
 		}
 		// The link type keeps an Ethernet of 16 octets, if there were one, apart.
+		protos := []uint8{4, 41}
 		switch binary.NativeEndian.Uint16(ms[k].Data[2:]) {
-		case syscall.ARPHRD_TUNNEL, syscall.ARPHRD_TUNNEL6, syscall.ARPHRD_SIT, syscall.ARPHRD_IPGRE, arphrdIP6GRE:
+		case syscall.ARPHRD_TUNNEL, syscall.ARPHRD_TUNNEL6, syscall.ARPHRD_SIT:
+		case syscall.ARPHRD_IPGRE, arphrdIP6GRE:
+			protos = []uint8{47}
 		default:
 			continue
 		}
 		if is && local.IsValid() && remote.IsValid() && !local.IsUnspecified() && !remote.IsUnspecified() && local.BitLen() == remote.BitLen() {
-			return local, remote, nil
+			return Tunnel{local, remote, protos}, nil
 		}
 	}
-	return netip.Addr{}, netip.Addr{}, none
+	return Tunnel{}, none
 }
 
 const arphrdIP6GRE = 823

@@ -2,6 +2,7 @@ package ipsecconf
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"syscall"
 	"testing"
@@ -37,19 +38,20 @@ func TestEndsOf(t *testing.T) {
 		link(syscall.ARPHRD_TUNNEL, "tun0", four(1), four(2)),
 		link(syscall.ARPHRD_TUNNEL, "tun1", four(1), []byte{0, 0, 0, 0}),
 		link(syscall.ARPHRD_TUNNEL6, "tun6", six, six),
+		link(syscall.ARPHRD_IPGRE, "gre7", four(1), four(3)),
 	} {
 		rib = append(rib, l...)
 	}
-	for name, want := range map[string]string{"tun0": "192.0.2.1 192.0.2.2", "tun6": "2001:db8::1 2001:db8::1", "tun1": "", "eth0": "", "odd0": "", "tun": "", "": ""} {
-		l, r, err := endsOf(rib, name)
-		if got := l.String() + " " + r.String(); (err == nil) != (want != "") || err == nil && got != want {
+	for name, want := range map[string]string{"tun0": "192.0.2.1 192.0.2.2 [4 41]", "gre7": "192.0.2.1 192.0.2.3 [47]", "tun6": "2001:db8::1 2001:db8::1 [4 41]", "tun1": "", "eth0": "", "odd0": "", "tun": "", "": ""} {
+		e, err := endsOf(rib, name)
+		if got := fmt.Sprintf("%v %v %v", e.Local, e.Remote, e.Protos); (err == nil) != (want != "") || err == nil && got != want {
 			t.Errorf("%q: %s, %v, want %q", name, got, err, want)
 		}
 	}
 	for n := range rib {
 		endsOf(rib[:n], "tun0") // must not panic
 	}
-	if _, _, err := systemTunnel("lo"); err == nil {
+	if _, err := systemTunnel("lo"); err == nil {
 		t.Error("lo is no tunnel")
 	}
 }
