@@ -146,7 +146,7 @@ func (in *instance) open(adopted string) (err error) {
 	if lack := in.missing(); lack != "" {
 		in.log.Warn("the kernel lacks an offload of the tap; slower", zap.String("lack", lack))
 	}
-	if in.udp, err = in.wire.OpenUDP(wire.UDPOptions{Plain: in.o.offload == tap.OffloadNone}); err != nil {
+	if in.udp, err = in.wire.OpenUDP(wire.UDPOptions{GRO: in.o.offload != tap.OffloadNone, Plain: in.o.offload == tap.OffloadNone}); err != nil {
 		if !errors.Is(err, wire.ErrPortTaken) {
 			return err
 		}

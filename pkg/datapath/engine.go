@@ -101,8 +101,11 @@ type Engine struct {
 	hold    holdQueue
 	early   earlyQueue
 	kick    chan struct{} // wakes the release worker
+	super0  tap.Super     // what the TAP took at first
 	relMu   sync.Mutex
 	relKeys []sad.OutKey
+
+	superOnce sync.Once // the log's line about less
 }
 
 // New checks c and allocates all buffers.
@@ -110,7 +113,7 @@ func New(c Config) (*Engine, error) {
 	if c.Default != ipsec.Bypass && c.Default != ipsec.Discard {
 		return nil, fmt.Errorf("default action %v: want bypass or discard", c.Default)
 	}
-	e := &Engine{c: c, kick: make(chan struct{}, 1)}
+	e := &Engine{c: c, kick: make(chan struct{}, 1), super0: c.TAP.Super()}
 	if c.Flows == 0 {
 		c.Flows = flow.DefaultSize
 	}

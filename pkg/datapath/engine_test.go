@@ -48,6 +48,7 @@ type node struct {
 	needs []sad.OutKey
 	limit []bool // hard, for each report
 	quiet bool   // keep nothing: for benchmarks
+	wrote int    // frames that the kernel got
 	super tap.Super
 
 	trains []int // datagrams of each message of the socket
@@ -90,17 +91,41 @@ type memTAP struct{ *node }
 
 func (m memTAP) ReadBatch([]tap.Frame) (int, error) { panic("not used") }
 func (m memTAP) WriteBatch(fs []tap.Frame) (int, error) {
+	m.wrote += len(fs)
 	for _, f := range fs {
-		if !m.quiet {
-			m.tap = append(m.tap, bytes.Clone(f.Buf[f.Off:f.Off+f.Len]))
+		if m.quiet {
+			continue
+		}
+		frame := f.Buf[f.Off : f.Off+f.Len]
+		if f.Off < tap.HeadroomMin {
+			m.t.Errorf("frame with %d octets in front", f.Off)
+		}
+		if f.Offload.GSOType == tap.GSONone || f.Offload.HdrLen == 0 {
+			m.tap = append(m.tap, bytes.Clone(frame))
 			m.offl = append(m.offl, f.Offload)
+			continue
+		}
+		// What the kernel would make of a super-frame.
+		var i packet.Info
+		var s packet.Super
+		o := f.Offload
+		ip := frame[etherLen:]
+		if !packet.Decode(ip, &i) || !s.Parse(ip, &i, packet.GSO{Proto: i.Proto, Size: int(o.GSOSize), CsumStart: int(o.CsumStart) - etherLen, CsumOffset: int(o.CsumOffset), NeedsCsum: o.NeedsCsum}) {
+			m.t.Errorf("no super-frame: %+v of %d octets", o, len(ip))
+			continue
+		}
+		for k := range s.Segments() {
+			seg := append(bytes.Clone(frame[:etherLen]), make([]byte, s.Len(k))...)
+			s.Put(seg[etherLen:], k, 0)
+			m.tap = append(m.tap, seg)
+			m.offl = append(m.offl, tap.Offload{})
 		}
 	}
 	return len(fs), nil
 }
 
 func newNode(t testing.TB, local ...netip.Addr) *node {
-	n := &node{t: t, local: local, mtu: 1500}
+	n := &node{t: t, local: local, mtu: 1500, super: tap.Super{TCP4: true, TCP6: true, UDP: true}}
 	e, err := New(Config{
 		TAP: memTAP{n}, Wire: n, SAD: sad.NewDB(), SPD: spd.NewDB(), Default: ipsec.Bypass,
 		NeedSA:       func(_ *spd.Entry, k sad.OutKey, _ ipsec.Flow) { n.needs = append(n.needs, k) },
@@ -196,7 +221,7 @@ func (n *node) receiveUDP(ips ...[]byte) [][]byte {
 		buf := make([]byte, bufSize)
 		off := headroom + packet.IPv6Len
 		k := copy(buf[off:], ip[i.HdrLen+8:i.Len])
-		w.datagram(&wire.Datagram{Buf: buf, Off: off, Len: k, Local: netip.AddrPortFrom(i.Dst, i.DstPort), Remote: netip.AddrPortFrom(i.Src, i.SrcPort)}, time.Now())
+		w.train(&wire.Datagram{Buf: buf, Off: off, Len: k, Local: netip.AddrPortFrom(i.Dst, i.DstPort), Remote: netip.AddrPortFrom(i.Src, i.SrcPort)}, time.Now())
 	}
 	if err := w.flush(time.Now()); err != nil {
 		n.t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/flow"
 	"github.com/missiu/missiu/pkg/datapath/frag"
+	"github.com/missiu/missiu/pkg/datapath/gro"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/sad"
 	"github.com/missiu/missiu/pkg/datapath/spd"
@@ -26,8 +27,10 @@ type inWorker struct {
 	pkts    []wire.Packet
 	dgrams  []wire.Datagram
 	jobs    []inJob
-	opens   []esp.Packet // parallel to jobs
-	tx      []tap.Frame
+	opens   []esp.Packet   // parallel to jobs
+	gro     *gro.Coalescer // what is to be written
+	arena   gro.Arena      // of the batch
+	err     error          // of writing in its middle
 	scratch *esp.Scratch
 	info    packet.Info // outer packet
 	inner   packet.Info
@@ -39,6 +42,8 @@ type inWorker struct {
 // inJob is one ESP packet on its way through the batch.
 type inJob struct {
 	sa     *sad.SA
+	out    []byte // where the payload goes: to out[at:], buf itself if that has room
+	at     int
 	buf    []byte
 	outer  packet.Info // Version 0: came in a UDP datagram from remote to local
 	outOff int         // of the outer IP header in buf
@@ -53,14 +58,15 @@ func newInWorker(e *Engine, flows int) *inWorker {
 	w := &inWorker{
 		e:       e,
 		pkts:    make([]wire.Packet, batch),
-		dgrams:  make([]wire.Datagram, batch),
+		dgrams:  make([]wire.Datagram, trains, batch),
 		jobs:    make([]inJob, 0, batch),
 		opens:   make([]esp.Packet, 0, batch),
-		tx:      make([]tap.Frame, 0, batch),
+		gro:     gro.New(),
 		scratch: esp.NewScratch(),
 		frags:   frag.New(frag.DefaultLimits),
 		flows:   flow.New(flows),
 	}
+	w.gro.Kinds = e.super0
 	return w
 }
 
@@ -89,14 +95,19 @@ func (w *inWorker) run(ctx context.Context) error {
 	return nil
 }
 
+// trains is how many datagrams are received at once to begin with. Each may be
+// a train of 64 KiB (UDP_GRO), and more of these would not stay in the cache.
+const trains = 8
+
 // runUDP serves UDP 4500 (RFC 3948): ESP, IKE behind the non-ESP marker, and keepalives.
 func (w *inWorker) runUDP(ctx context.Context) error {
-	for i := range w.dgrams {
-		w.dgrams[i].Buf = make([]byte, bufSize)
-	}
 	for ctx.Err() == nil {
 		for i := range w.dgrams {
-			w.dgrams[i].Off = headroom + packet.IPv6Len
+			d := &w.dgrams[i]
+			if d.Buf == nil {
+				d.Buf = make([]byte, bufSize)
+			}
+			d.Off = headroom + packet.IPv6Len
 		}
 		n, err := w.e.c.UDP.ReadBatch(w.dgrams)
 		if err != nil {
@@ -104,14 +115,40 @@ func (w *inWorker) runUDP(ctx context.Context) error {
 		}
 		w.flows.Sweep(w.e.generation())
 		now := time.Now()
+		single := n == len(w.dgrams)
 		for i := range n {
-			w.datagram(&w.dgrams[i], now)
+			single = single && w.dgrams[i].Segment == 0
+			w.train(&w.dgrams[i], now)
 		}
 		if err := w.flush(now); err != nil {
 			return err
 		}
+		if single && n < cap(w.dgrams) {
+			w.dgrams = w.dgrams[:cap(w.dgrams)] // the kernel does not join them
+		}
 	}
 	return nil
+}
+
+// train serves what came as one: a datagram, or several in a row. They are
+// sorted one by one, since the kernel joins by lengths alone: at the end of a
+// train of ESP may stand a keepalive or a message of IKE. Each gets a buffer
+// that ends where the next begins.
+func (w *inWorker) train(d *wire.Datagram, now time.Time) {
+	if d.Segment <= 0 || d.Segment >= d.Len {
+		w.datagram(d, now)
+		return
+	}
+	one := *d
+	one.Segment = 0
+	lo := 0
+	for off, end := d.Off, d.Off+d.Len; off < end; off += d.Segment {
+		one.Len = min(d.Segment, end-off)
+		one.Off = off - lo
+		one.Buf = d.Buf[lo : off+one.Len : off+one.Len]
+		w.datagram(&one, now)
+		lo = off + one.Len
+	}
 }
 
 func (w *inWorker) datagram(d *wire.Datagram, now time.Time) {
@@ -214,7 +251,7 @@ func (w *inWorker) clear(buf []byte, off, n int, o tap.Offload, now time.Time) {
 		}
 	}
 	w.n.inc(InBypassed)
-	w.deliver(buf, off, n, i.Version, o)
+	w.deliver(buf, off, i, o)
 }
 
 // optionalAll: a packet may come without any of the policy's transforms.
@@ -295,8 +332,29 @@ func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte, now time.Time) {
 		w.n.inc(DropInMalformed)
 		return
 	}
+	payload := b[h:]
+	j.out, j.at = j.buf, j.espOff+h
+	if need := j.newHeader(); j.at < need {
+		j.out, j.at = w.arena.Take(need+len(payload)), need
+		payload = j.out[need:]
+	}
+	if len(w.jobs) == cap(w.jobs) {
+		w.open(now)
+	}
 	w.jobs = append(w.jobs, j)
-	w.opens = append(w.opens, esp.Packet{Dst: b[h:], Src: b, Seq: seq})
+	w.opens = append(w.opens, esp.Packet{Dst: payload, Src: b, Seq: seq})
+}
+
+// newHeader is how many octets decapsulate writes in front of a payload that
+// has none there.
+func (j *inJob) newHeader() int {
+	switch {
+	case j.sa.P.Mode == ipsec.Tunnel || j.outer.Version != 0:
+		return 0
+	case j.local.Addr().Is6():
+		return packet.IPv6Len
+	}
+	return packet.IPv4Len
 }
 
 // tooEarly keeps a packet until the SA has its keys.
@@ -317,8 +375,19 @@ func (w *inWorker) kept(id ipsec.SAID, ok bool) {
 	}
 }
 
-// flush opens the batch in runs of one SA and writes what may pass to the TAP.
+// flush ends a batch: it opens what is left and writes what may pass to the
+// TAP. Nothing waits for the next batch.
 func (w *inWorker) flush(now time.Time) error {
+	w.open(now)
+	w.write()
+	w.arena.Reset()
+	err := w.err
+	w.err = nil
+	return err
+}
+
+// open opens the jobs in runs of one SA, and judges them.
+func (w *inWorker) open(now time.Time) {
 	for a := 0; a < len(w.jobs); {
 		sa := w.jobs[a].sa
 		b := a + 1
@@ -334,10 +403,25 @@ func (w *inWorker) flush(now time.Time) error {
 	clear(w.jobs)
 	clear(w.opens)
 	w.jobs, w.opens = w.jobs[:0], w.opens[:0]
-	err := w.e.writeTAP(w.tx, &w.n)
-	clear(w.tx)
-	w.tx = w.tx[:0]
-	return err
+}
+
+// write hands to the TAP what was delivered.
+func (w *inWorker) write() {
+	super := w.e.super()
+	if !w.gro.Empty() {
+		fs, joined, made := w.gro.Frames()
+		w.n.add(InCoalesced, joined)
+		w.n.add(InSuper, made)
+		for k := range fs {
+			f := &fs[k]
+			putEther(f.Buf[f.Off:], w.e.c.TAP.MAC(), f.Buf[f.Off+etherLen]>>4)
+		}
+		if err := w.e.writeTAP(fs, &w.n); err != nil && w.err == nil {
+			w.err = err
+		}
+		w.gro.Reset()
+	}
+	w.gro.Kinds = super
 }
 
 // opened judges what came out of an ESP packet (RFC 4301, 5.2, steps 3c to 4).
@@ -354,7 +438,7 @@ func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 		return
 	}
 	off, n, ok := w.decapsulate(j, p)
-	if !ok || !packet.Decode(j.buf[off:off+n], &w.inner) {
+	if !ok || !packet.Decode(j.out[off:off+n], &w.inner) {
 		w.n.inc(DropInMalformed)
 		return
 	}
@@ -367,10 +451,10 @@ func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 	l := layers{n: 1}
 	l.sa[0] = sa
 	if w.wrapped(&w.inner, &l) {
-		w.unwrap(j.buf, off, n, l, now)
+		w.unwrap(j.out, off, n, l, now)
 		return
 	}
-	w.accept(j.buf, off, n, &l, now)
+	w.accept(j.out, off, n, &l, now)
 }
 
 // verified judges the outcome of opening a packet of sa, marks the window and
@@ -426,7 +510,7 @@ func (w *inWorker) accept(buf []byte, off, n int, l *layers, now time.Time) {
 	}
 	e.Hit(now, 1)
 	w.n.inc(InProtected)
-	w.deliver(buf, off, n, w.inner.Version, tap.Offload{})
+	w.deliver(buf, off, &w.inner, tap.Offload{})
 }
 
 // fromPeer: in transport mode the outer addresses, which no ICV covers, become
@@ -458,20 +542,20 @@ func serves(sa *sad.SA, e *spd.Entry, r *ipsec.Request) bool {
 // decapsulate puts the IP packet together that an opened ESP packet carries:
 // buf[off:off+n].
 func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
-	off, n = j.espOff+j.sa.T.HeaderLen(), p.N
+	off, n = j.at, p.N
 	if j.sa.P.Mode == ipsec.Tunnel {
 		if p.Next != protoIPv4 && p.Next != protoIPv6 {
 			return 0, 0, false
 		}
-		return off, n, packet.DecapECN(j.buf[off:off+n], j.tos)
+		return off, n, packet.DecapECN(j.out[off:off+n], j.tos)
 	}
 	if j.outer.Version == 0 {
 		return w.fromUDP(j, p, off, n)
 	}
 	hdr := j.outer.HdrLen
 	start := off - hdr
-	copy(j.buf[start:off], j.buf[j.outOff:j.outOff+hdr])
-	ip := j.buf[start : off+n]
+	copy(j.out[start:off], j.buf[j.outOff:j.outOff+hdr])
+	ip := j.out[start : off+n]
 	ip[j.outer.ProtoOff] = p.Next
 	packet.SetLen(ip, len(ip))
 	packet.FixIPv4Checksum(ip)
@@ -487,15 +571,17 @@ func (w *inWorker) fromUDP(j *inJob, p *esp.Packet, off, n int) (int, int, bool)
 		hdr = packet.IPv6Len
 	}
 	start := off - hdr
-	ip := j.buf[start : off+n]
+	ip := j.out[start : off+n]
 	packet.PutHeader(ip, j.remote.Addr(), j.local.Addr(), p.Next, len(ip), 64)
 	packet.FixIPv4Checksum(ip)
 	packet.FixTransportChecksum(ip, hdr, p.Next)
 	return start, len(ip), true
 }
 
-// deliver queues the IP packet buf[off:off+n] for the TAP.
-func (w *inWorker) deliver(buf []byte, off, n int, version uint8, o tap.Offload) {
-	putEther(buf[off-etherLen:], w.e.c.TAP.MAC(), version)
-	w.tx = append(w.tx, tap.Frame{Buf: buf, Off: off - etherLen, Len: n + etherLen, Offload: o})
+// deliver queues the IP packet at buf[off:], decoded in i, for the TAP.
+func (w *inWorker) deliver(buf []byte, off int, i *packet.Info, o tap.Offload) {
+	if !w.gro.Add(buf, off, i, o) {
+		w.write()
+		w.gro.Add(buf, off, i, o)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/missiu/missiu/pkg/datapath/neigh"
@@ -35,12 +36,34 @@ func (e *Engine) writeTAP(fs []tap.Frame, n *counters) error {
 			if fatal(err) {
 				return err
 			}
-			n.inc(DropInTAP)
+			if k < len(fs) {
+				n.add(DropInTAP, packets(&fs[k]))
+			}
 			k++
 		}
 		fs = fs[min(k, len(fs)):]
 	}
 	return nil
+}
+
+// packets is how many a frame stands for.
+func packets(f *tap.Frame) uint {
+	if f.Offload.GSOSize == 0 {
+		return 1
+	}
+	size := int(f.Offload.GSOSize)
+	return uint(max(1, (f.Len-int(f.Offload.HdrLen)+size-1)/size))
+}
+
+// super says which super-frames the TAP takes, and tells once if that has become less.
+func (e *Engine) super() tap.Super {
+	s := e.c.TAP.Super()
+	if s != e.super0 {
+		e.superOnce.Do(func() {
+			e.c.Log.Warn("the kernel refuses super-frames that it took at first; packets go to it one by one", zap.Any("still", s))
+		})
+	}
+	return s
 }
 
 // fatal tells a device that is gone from a packet that it did not want.

@@ -209,7 +209,7 @@ func (w *inWorker) openESP(buf []byte, off, n int, now time.Time) (*sad.SA, int,
 		w.n.inc(InDummy)
 		return nil, 0, 0
 	}
-	*j = inJob{sa: sa, buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n, tos: i.TOS}
+	*j = inJob{sa: sa, out: buf, at: off + i.HdrLen + h, buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n, tos: i.TOS}
 	off, n, ok = w.decapsulate(j, &p)
 	*j = inJob{}
 	if !ok {
@@ -273,7 +273,7 @@ func (w *inWorker) window(sa *sad.SA, b []byte) (uint64, bool) {
 }
 
 // expand puts the packet together that an IPComp packet carries, in buf or, if
-// it has no room, in a new buffer.
+// it has no room, in the batch's memory.
 func (w *inWorker) expand(buf []byte, off, n int, now time.Time) (*sad.SA, []byte, int, int) {
 	i := &w.inner
 	b := buf[off+i.HdrLen : off+n]
@@ -318,7 +318,7 @@ func (w *inWorker) expand(buf []byte, off, n int, now time.Time) (*sad.SA, []byt
 	}
 	const front = headroom + etherLen
 	if len(buf) < front+len(x) {
-		buf = make([]byte, front+len(x))
+		buf = w.arena.Take(front + len(x))
 	}
 	copy(buf[front:], x)
 	return sa, buf, front, len(x)

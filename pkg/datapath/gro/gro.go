@@ -50,8 +50,6 @@ const (
 	flows = 16
 	// supers is how many super-frames one batch may have.
 	supers = 16
-	// block is the unit of Room.
-	block = 256 << 10
 )
 
 const (
@@ -75,11 +73,9 @@ type Coalescer struct {
 	out    []tap.Frame
 	free   [][]byte // buffers for super-frames
 	taken  [][]byte
-	blocks [][]byte // of Room
-	block  int      // the one in use
-	at     int      // where it is free
-	joined uint     // packets in super-frames
-	made   uint     // super-frames
+	copies Arena
+	joined uint // packets in super-frames
+	made   uint // super-frames
 }
 
 // slot is a frame that its flow's next packet may continue.
@@ -172,7 +168,7 @@ func (c *Coalescer) Frames() (fs []tap.Frame, joined, made uint) {
 			c.joined += uint(f.count)
 			c.made++
 		} else if f.off < room {
-			b := c.Room(room + f.n)
+			b := c.copies.Take(room + f.n)
 			copy(b[room:], f.buf[f.off:f.off+f.n])
 			f.buf, f.off = b, room
 		}
@@ -181,7 +177,7 @@ func (c *Coalescer) Frames() (fs []tap.Frame, joined, made uint) {
 	return c.out, c.joined, c.made
 }
 
-// Reset forgets all packets, and what Frames and Room returned.
+// Reset forgets all packets, and what Frames returned.
 func (c *Coalescer) Reset() {
 	c.closeAll()
 	clear(c.frames)
@@ -190,22 +186,8 @@ func (c *Coalescer) Reset() {
 	c.free = append(c.free, c.taken...)
 	clear(c.taken)
 	c.taken = c.taken[:0]
-	c.block, c.at = 0, 0
+	c.copies.Reset()
 	c.joined, c.made = 0, 0
-}
-
-// Room returns n octets of memory, at most 65535 and some headers, which last
-// until Reset: for packets that have too little room where they are.
-func (c *Coalescer) Room(n int) []byte {
-	if c.block < len(c.blocks) && c.at+n > block {
-		c.block, c.at = c.block+1, 0
-	}
-	if c.block == len(c.blocks) {
-		c.blocks = append(c.blocks, make([]byte, block))
-	}
-	b := c.blocks[c.block][c.at : c.at+n : c.at+n]
-	c.at += n
-	return b
 }
 
 // Empty reports whether there is nothing to write.

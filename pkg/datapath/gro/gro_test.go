@@ -657,18 +657,18 @@ func FuzzCoalesce(f *testing.F) {
 	})
 }
 
-func TestRoom(t *testing.T) {
-	g := New()
+func TestArena(t *testing.T) {
+	var g Arena
 	seen := map[*byte]bool{}
 	for _, n := range []int{1, 65535 + 100, block - 1, 70000, 70000, 70000, 70000, 9} {
-		b := g.Room(n)
+		b := g.Take(n)
 		if len(b) != n || cap(b) != n || seen[&b[0]] {
 			t.Errorf("%d octets: got %d of %d, seen %v", n, len(b), cap(b), seen[&b[0]])
 		}
 		seen[&b[0]] = true
 	}
 	g.Reset()
-	if b := g.Room(1); !seen[&b[0]] {
+	if b := g.Take(1); !seen[&b[0]] {
 		t.Error("not reused after Reset")
 	}
 }
