@@ -3,6 +3,7 @@ package datapath
 import (
 	"time"
 
+	"github.com/missiu/missiu/pkg/datapath/flow"
 	"github.com/missiu/missiu/pkg/datapath/sad"
 	"github.com/missiu/missiu/pkg/datapath/spd"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -13,10 +14,17 @@ import (
 // for what the first alternative lacks that has an SA already, else for the
 // innermost SA of the first: key daemons then say which alternative it is.
 func (w *outWorker) choose(p *spd.Entry, buf []byte, off, n int, now time.Time, whole bool) {
+	if w.known != nil && w.known.State() == sad.Mature {
+		w.encapsulate(w.known, buf, off, n, now, whole)
+		return
+	}
 	var b bundle
 	k, lacks := w.complete(p, &b)
 	if k >= 0 {
 		if b.n == 1 && b.sas[0].P.Proto == ipsec.ESP {
+			if b.sas[0].State() == sad.Mature {
+				w.flows.Put(&w.info, 0, w.gen, flow.Decision{Policy: p, SA: b.sas[0]})
+			}
 			w.encapsulate(b.sas[0], buf, off, n, now, whole)
 			return
 		}

@@ -1,17 +1,15 @@
 // Package ipsecconf is the policy language of loadConfig: the union of Solaris
 // ipsecconf and the policy scripts of NanoSec. A text becomes policies in three
 // steps: tokens (pkg/config/lexer), grammar ([Parse]: an AST with positions),
-// meaning ([File.Policies]: the SPD entries). Only the third knows addresses,
+// meaning ([File.Contents]: the SPD entries). Only the third knows addresses,
 // names and algorithms. [Format] writes policies in the language again.
 //
 // Entries are tried in the order of the file, the first that matches counts.
 //
 //	{ raddr 192.0.2.9 ulp tcp rport 23 } ipsec { encr_algs aes encr_auth_algs sha256 }
 //	{ laddr 10.1.0.0/16 raddr 10.2.0.0/16 } ipsec { encr_algs gcm tladdr 192.0.2.1 traddr 192.0.2.2 }
+//	{ raddr 192.0.2.7 } ipsec { auth_algs sha256 encr_algs aes } or ipsec { auth_algs sha256 }
 //	{ lport 22 dir both } bypass {}
-//
-// What the language has beyond this and the package does not do yet is an
-// error that names it: AH (auth_algs).
 //
 // For loadConfig.
 package ipsecconf

@@ -3,6 +3,7 @@ package ipsecconf
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,7 +75,11 @@ func FormatNumeric(p *ipsec.Policy, numeric bool) (entry, note string) {
 	case ipsec.Discard:
 		b.WriteString("drop {}")
 	case ipsec.Protect:
-		ends, n := formatRequests(p, dir)
+		alts := p.Proposals
+		if len(alts) == 0 {
+			alts = []ipsec.Proposal{{Shape: shapeOf(p)}}
+		}
+		ends, n := formatRequests(p, alts, dir)
 		notes = append(notes, n...)
 		switch p.Flags & (ipsec.PolicyPerFlow | ipsec.PolicyInit) {
 		case ipsec.PolicyPerFlow:
@@ -84,9 +89,8 @@ func FormatNumeric(p *ipsec.Policy, numeric bool) (entry, note string) {
 		case ipsec.PolicyPerFlow | ipsec.PolicyInit:
 			ends, notes = ends+" sa unique", append(notes, "sa init")
 		}
-		alts := p.Proposals
-		if len(alts) == 0 {
-			alts, notes = []ipsec.Proposal{{}}, append(notes, "algorithms left to the key daemon")
+		if len(p.Proposals) == 0 {
+			notes = append(notes, "algorithms left to the key daemon")
 		}
 		for i := range alts {
 			if i > 0 {
@@ -123,10 +127,32 @@ func protocolName(n uint8) string {
 	return fmt.Sprint(n)
 }
 
-// formatRequests writes the tunnel end points, and tells what else there is.
-func formatRequests(p *ipsec.Policy, dir ipsec.Direction) (ends string, notes []string) {
+// shapeOf is what the requests of a policy without alternatives ask for.
+func shapeOf(p *ipsec.Policy) ipsec.Shape {
+	has := func(proto ipsec.Protocol) bool {
+		return slices.ContainsFunc(p.Requests, func(r ipsec.Request) bool { return r.Proto == proto })
+	}
+	switch {
+	case !has(ipsec.AH):
+		return ipsec.ShapeESP
+	case !has(ipsec.ESP):
+		return ipsec.ShapeAH
+	}
+	return ipsec.ShapeAHESP
+}
+
+// formatRequests writes the tunnel end points, and tells what of the requests is
+// not what the language makes of the alternatives: ESP and AH in this order, in
+// one mode.
+func formatRequests(p *ipsec.Policy, alts []ipsec.Proposal, dir ipsec.Direction) (ends string, notes []string) {
+	var made []ipsec.Protocol
+	for _, proto := range []ipsec.Protocol{ipsec.ESP, ipsec.AH} {
+		if len(ipsec.Parts(alts, proto)) > 0 {
+			made = append(made, proto)
+		}
+	}
 	for i, r := range p.Requests {
-		if r.Proto != ipsec.ESP || i > 0 {
+		if f := p.Requests[0]; i >= len(made) || r.Proto != made[i] || r.Mode != f.Mode || r.Src != f.Src || r.Dst != f.Dst {
 			notes = append(notes, fmt.Sprintf("%v %v", r.Proto, r.Mode))
 			continue
 		}
@@ -156,19 +182,29 @@ func tunnelEnd(a netip.Addr) string {
 }
 
 func formatProposal(p *ipsec.Proposal) string {
-	w := algWord{min: p.EncrMinBits, max: p.EncrMaxBits}
-	var s string
-	switch p.Encr {
-	case alg.EncrNone:
-		s = "encr_algs " + w.write("any")
-	case alg.EncrNULL:
-		s = "encr_algs null"
-	default:
-		s = "encr_algs " + w.write(p.Encr.String())
+	var words []string
+	if p.Shape.Has(ipsec.AH) {
+		name := "any"
+		if p.AH != alg.IntegNone {
+			name = strings.TrimPrefix(p.AH.String(), "hmac-")
+		}
+		words = append(words, "auth_algs "+name)
 	}
-	if p.Auth != alg.IntegNone {
-		s += " encr_auth_algs " + strings.TrimPrefix(p.Auth.String(), "hmac-")
+	if p.Shape.Has(ipsec.ESP) {
+		w := algWord{min: p.EncrMinBits, max: p.EncrMaxBits}
+		name := w.write(p.Encr.String())
+		switch p.Encr {
+		case alg.EncrNone:
+			name = w.write("any")
+		case alg.EncrNULL:
+			name = "null"
+		}
+		words = append(words, "encr_algs "+name)
+		if p.Auth != alg.IntegNone {
+			words = append(words, "encr_auth_algs "+strings.TrimPrefix(p.Auth.String(), "hmac-"))
+		}
 	}
+	s := strings.Join(words, " ")
 	if n := p.Hard.AddTime; n != 0 {
 		s += fmt.Sprintf(" lifetime_secs %d", n/time.Second)
 	}

@@ -367,16 +367,22 @@ func (m *entryMeaning) makeRules(action ipsec.Action, ts []transform) []Rule {
 				seen[k] = true
 			}
 			if action == ipsec.Protect {
-				r := ipsec.Request{Proto: ipsec.ESP, Mode: ipsec.Transport, Level: ipsec.LevelUnique}
+				r := ipsec.Request{Mode: ipsec.Transport, Level: ipsec.LevelUnique}
 				if ts[0].local.IsValid() {
 					r.Mode, r.Src, r.Dst = ipsec.Tunnel, ts[0].local, ts[0].remote
 					if w.swap {
 						r.Src, r.Dst = r.Dst, r.Src
 					}
 				}
-				p.Requests, p.Flags = []ipsec.Request{r}, ipsec.PolicyManual|ts[0].flags
+				p.Flags = ipsec.PolicyManual | ts[0].flags
 				for _, t := range ts {
 					p.Proposals = append(p.Proposals, t.proposal)
+				}
+				// Those of all alternatives; AH is outside.
+				for _, r.Proto = range []ipsec.Protocol{ipsec.ESP, ipsec.AH} {
+					if slices.ContainsFunc(p.Proposals, func(a ipsec.Proposal) bool { return a.Shape.Has(r.Proto) }) {
+						p.Requests = append(p.Requests, r)
+					}
 				}
 			}
 			rules = append(rules, Rule{Pos: m.e.Pos, Policy: p})

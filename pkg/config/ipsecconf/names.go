@@ -110,6 +110,7 @@ var (
 const (
 	wantEncr = "want aes, gcm, chacha20-poly1305, ccm, ctr, gmac, null or any, perhaps with key bits as in aes(128..256)"
 	wantAuth = "want sha1, sha256, sha384, sha512, aes-xcbc, aes-cmac or any"
+	wantAH   = "want sha1, sha256, sha384, sha512, aes-xcbc, aes-cmac, aes-gmac-128, aes-gmac-192, aes-gmac-256 or any"
 )
 
 // algWord is an algorithm word, a name with a range of key lengths behind it.

@@ -96,22 +96,28 @@ func (m *entryMeaning) initPeer(p Param, t *transform) {
 	m.l.Warnf(p.Value.Pos, "sa init: no peer is named; negotiated when the first packet comes")
 }
 
-// algorithms reads encr_algs, encr_auth_algs and what belongs to them.
+// algorithms reads encr_algs, encr_auth_algs, auth_algs and what belongs to them.
 func (m *entryMeaning) algorithms(a Alternative, ps params, out *ipsec.Proposal, bad bool) {
-	if p, ok := ps["auth_algs"]; ok && !strings.EqualFold(p.Value.Text, "none") {
-		m.badValue(p, "AH is for manual keys alone so far, since ike does not negotiate it; use encr_auth_algs for integrity by ESP")
-		return
-	}
 	e, hasEncr := m.encryption(ps, out)
-	auth, hasAuth := m.integrity(ps, out)
+	auth, hasAuth := m.integrity(ps, "encr_auth_algs", &out.Auth)
+	_, hasAH := m.integrity(ps, "auth_algs", &out.AH)
+	esp := hasEncr || hasAuth
+	switch {
+	case hasAH && esp:
+		out.Shape = ipsec.ShapeAHESP
+	case hasAH:
+		out.Shape = ipsec.ShapeAH
+	}
 	switch {
 	case m.bad && !bad:
-	case !hasEncr && !hasAuth:
+	case !esp && !hasAH:
 		if !bad {
-			m.errorf(a.Action, "%s: no algorithms; want encr_algs or encr_auth_algs", a.Action.Text)
+			m.errorf(a.Action, "%s: no algorithms; want encr_algs, encr_auth_algs or auth_algs", a.Action.Text)
 		}
 	case !hasEncr:
-		out.Encr = alg.EncrNULL
+		if esp {
+			out.Encr = alg.EncrNULL
+		}
 		for _, key := range []string{"keylength", "tag"} {
 			if p, ok := ps[key]; ok {
 				m.missing(p.Key, "%s: encr_algs missing", key)
@@ -122,7 +128,7 @@ func (m *entryMeaning) algorithms(a Alternative, ps params, out *ipsec.Proposal,
 	case out.Encr.Info().Old && out.Auth != alg.IntegNone:
 		m.badValue(auth, "not with %s, which has no place for integrity", e.Value.Text)
 	}
-	if w := Legacy(out.Encr, out.Auth); w != "" {
+	if w := Legacy(out.Encr, out.Auth, out.AH); w != "" {
 		m.l.Warnf(a.Action.Pos, "%s: %s", a.Action.Text, w)
 	}
 }
@@ -213,36 +219,40 @@ func (m *entryMeaning) tag(g, p Param, e *alg.Encr) bool {
 	return ok
 }
 
-// integrity reads encr_auth_algs.
-func (m *entryMeaning) integrity(ps params, out *ipsec.Proposal) (p Param, ok bool) {
-	if p, ok = ps["encr_auth_algs"]; !ok {
+// integrity reads encr_auth_algs or auth_algs.
+func (m *entryMeaning) integrity(ps params, key string, out *alg.Integ) (p Param, ok bool) {
+	if p, ok = ps[key]; !ok {
 		return p, false
+	}
+	ah, want := key == "auth_algs", wantAuth
+	if ah {
+		want = wantAH
 	}
 	w, valid := splitAlg(p.Value.Text)
 	w.name = strings.TrimPrefix(w.name, "hmac-")
 	a, known := auths[w.name]
 	switch {
 	case !valid:
-		m.badValue(p, wantAuth)
+		m.badValue(p, "%s", want)
 		return p, false
 	case w.name == "none" && !w.ranged:
 		return p, false
 	case w.name == "any":
 		return p, true // what IntegNone means
 	case foreignAuths[w.name]:
-		m.badValue(p, "not supported; %s", wantAuth)
+		m.badValue(p, "not supported; %s", want)
 		return p, false
 	case !known:
-		m.badValue(p, wantAuth)
+		m.badValue(p, "%s", want)
 		return p, false
-	case a.Info().AHOnly:
+	case a.Info().AHOnly && !ah:
 		m.badValue(p, "of AH alone; %s", wantAuth)
 		return p, false
 	case w.ranged && !w.holds(a.Info().KeyLen*8):
 		m.badValue(p, "key length; want %d bits", a.Info().KeyLen*8)
 		return p, false
 	}
-	out.Auth = a
+	*out = a
 	return p, true
 }
 

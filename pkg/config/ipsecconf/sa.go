@@ -51,13 +51,15 @@ const (
 
 // Legacy warns of what of an SA is too weak for anything but an old peer; empty
 // if nothing is.
-func Legacy(e alg.Encr, a alg.Integ) string {
+func Legacy(e alg.Encr, as ...alg.Integ) string {
 	var l []string
 	if e.Legacy() {
 		l = append(l, e.String())
 	}
-	if a.Legacy() {
-		l = append(l, a.String())
+	for _, a := range as {
+		if a.Legacy() {
+			l = append(l, a.String())
+		}
 	}
 	if l == nil {
 		return ""

@@ -258,7 +258,7 @@ func (s *SA) fits(a *ipsec.Proposal) bool {
 		return false
 	case s.P.Proto == ipsec.AH:
 		return a.AH == alg.IntegNone || a.AH == s.P.Auth
-	case a.Encr == alg.EncrNone && s.P.Encr == alg.EncrNULL: // any cipher, but a cipher
+	case a.Encr == alg.EncrNone && (s.P.Encr == alg.EncrNULL || s.P.Encr == alg.EncrNULLAESGMAC): // any cipher, but a cipher
 		return false
 	case a.Encr != alg.EncrNone && a.Encr != s.P.Encr, a.Auth != alg.IntegNone && a.Auth != s.P.Auth:
 		return false

@@ -48,7 +48,7 @@ func (e ESN) list() []bool {
 // "aes" is 256, 192, 128.
 //
 // An alternative that nothing satisfies (a range without any key length of the
-// cipher) is left out; the list may then be empty.
+// cipher, a legacy algorithm) is left out; the list may then be empty.
 func ForChild(alts []ipsec.Proposal, pfs []alg.KE, esn ESN) []Child {
 	if len(alts) == 0 {
 		return []Child{
@@ -58,9 +58,13 @@ func ForChild(alts []ipsec.Proposal, pfs []alg.KE, esn ESN) []Child {
 	}
 	var out []Child
 	for _, a := range alts {
-		cs := []Child{{AH: true, Integ: integs(a.AH)}}
-		if a.Shape.Has(ipsec.ESP) {
+		var cs []Child
+		switch _, known := integIDs[a.AH]; {
+		case !known: // legacy
+		case a.Shape.Has(ipsec.ESP):
 			cs = expand(a)
+		default:
+			cs = []Child{{AH: true, Integ: integs(a.AH)}}
 		}
 		for _, c := range cs {
 			c.KE, c.ESN, c.Hard, c.Soft = pfs, esn.list(), a.Hard, a.Soft
@@ -103,7 +107,7 @@ func Admits(a ipsec.Proposal, suite ChildSuite) bool {
 // expand gives the one or two proposals of an alternative: AEAD and other
 // ciphers may not share one (RFC 7296, 3.3).
 func expand(a ipsec.Proposal) []Child {
-	if _, ok := integIDs[a.Auth]; !ok {
+	if _, known := integIDs[a.Auth]; !known || a.Auth.Info().AHOnly {
 		return nil // legacy, or of AH
 	}
 	encrs := []alg.Encr{a.Encr}

@@ -31,6 +31,9 @@ var integIDs = map[alg.Integ]ikev2.IntegID{
 	alg.IntegHMACSHA512: ikev2.IntegHMAC_SHA2_512_256,
 	alg.IntegAESXCBC:    ikev2.IntegAES_XCBC_96,
 	alg.IntegAESCMAC:    ikev2.IntegAES_CMAC_96,
+	alg.IntegAESGMAC128: ikev2.IntegAES_128_GMAC,
+	alg.IntegAESGMAC192: ikev2.IntegAES_192_GMAC,
+	alg.IntegAESGMAC256: ikev2.IntegAES_256_GMAC,
 }
 
 var prfIDs = map[alg.PRF]ikev2.PRFID{

@@ -33,7 +33,7 @@ func TestAllAlgorithms(t *testing.T) {
 			t.Errorf("%v: key length attribute: got %v, want %v", e, sizedByAttribute[e], len(bits) > 1)
 		}
 	}
-	for _, a := range alg.AllInteg() {
+	for _, a := range slices.Concat(alg.AllInteg(), alg.AHInteg()) {
 		if got, ok := reverse(integIDs, IntegTransform(a).ID); !ok || got != a {
 			t.Errorf("%v: got %v, %v", a, got, ok)
 		}
@@ -225,6 +225,20 @@ func TestForChild(t *testing.T) {
 		{"AEAD with integrity", ipsec.Proposal{Encr: alg.EncrAESGCM16, Auth: alg.IntegHMACSHA1}, nil},
 		{"no such length", ipsec.Proposal{Encr: alg.EncrAESCBC, EncrMinBits: 512}, nil},
 		{"no such cipher", ipsec.Proposal{Encr: 200}, nil},
+		{"AH", ipsec.Proposal{Shape: ipsec.ShapeAH, AH: alg.IntegHMACSHA1}, []Child{{AH: true, Integ: sha1}}},
+		{"any AH", ipsec.Proposal{Shape: ipsec.ShapeAH}, []Child{{AH: true, Integ: any}}},
+		{"GMAC of AH", ipsec.Proposal{Shape: ipsec.ShapeAH, AH: alg.IntegAESGMAC192}, []Child{{AH: true, Integ: []alg.Integ{alg.IntegAESGMAC192}}}},
+		{"GMAC of ESP", ipsec.Proposal{Encr: alg.EncrNULLAESGMAC, EncrMaxBits: 128}, []Child{{Ciphers: []Cipher{{alg.EncrNULLAESGMAC, 128}}}}},
+		{"GMAC of AH for ESP", ipsec.Proposal{Encr: alg.EncrNULL, Auth: alg.IntegAESGMAC128}, nil},
+		{"ESP inside AH", ipsec.Proposal{Shape: ipsec.ShapeAHESP, Encr: alg.EncrAESGCM16, EncrMinBits: 256, AH: alg.IntegHMACSHA1},
+			[]Child{{Ciphers: []Cipher{{alg.EncrAESGCM16, 256}}}}},
+		{"CTR", ipsec.Proposal{Encr: alg.EncrAESCTR, EncrMinBits: 256, Auth: alg.IntegHMACSHA1}, []Child{{Ciphers: []Cipher{{alg.EncrAESCTR, 256}}, Integ: sha1}}},
+		{"CCM", ipsec.Proposal{Encr: alg.EncrAESCCM8, EncrMinBits: 256}, []Child{{Ciphers: []Cipher{{alg.EncrAESCCM8, 256}}}}},
+		{"DES", ipsec.Proposal{Encr: alg.EncrDESCBC, Auth: alg.IntegHMACSHA1}, nil},
+		{"3DES", ipsec.Proposal{Encr: alg.Encr3DESCBC, Auth: alg.IntegHMACSHA1}, nil},
+		{"MD5", ipsec.Proposal{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACMD5}, nil},
+		{"MD5 of AH", ipsec.Proposal{Shape: ipsec.ShapeAH, AH: alg.IntegHMACMD5}, nil},
+		{"ESP inside MD5 of AH", ipsec.Proposal{Shape: ipsec.ShapeAHESP, Encr: alg.EncrAESGCM16, AH: alg.IntegKeyedMD5}, nil},
 	} {
 		life := ipsec.Lifetime{Bytes: 1 << 20}
 		tt.in.Hard = life
