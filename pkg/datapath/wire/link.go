@@ -120,6 +120,7 @@ func (w *Wire) look() (map[netip.Addr]struct{}, error) {
 	old := w.link.Swap(&now)
 	if old != nil && !old.equal(&now) {
 		w.pmtu.forgetKernel()
+		w.sender.linkChanged(&now)
 		select {
 		case <-w.changes: // the older news
 		default:

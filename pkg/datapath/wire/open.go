@@ -25,6 +25,7 @@ type Wire struct {
 
 	setMu   sync.Mutex // serialises changes of sets and chain
 	v4, v6  []netip.Prefix
+	options Options
 	name    string
 	index   int
 	handle  *netlink.Handle
@@ -44,11 +45,26 @@ type Wire struct {
 	following sync.WaitGroup
 }
 
+// Options of Open.
+type Options struct {
+	// Native chooses how native packets leave: NativeAuto, which "" means too,
+	// falls back by itself; for another the host must have what it needs.
+	Native string
+	Wait   string // as in tap.Options
+}
+
 // Open takes the interface over: chain, reader, senders. A chain that a killed
 // instance left is replaced in one step, with its divert set kept until the
 // first SetDivert.
-func Open(ifname string) (*Wire, error) {
-	w := &Wire{name: ifname, changes: make(chan Link, 1), tampered: make(chan error, 1), stop: make(chan struct{})}
+func Open(ifname string, o Options) (*Wire, error) {
+	switch o.Native {
+	case "":
+		o.Native = NativeAuto
+	case NativeAuto, NativeXDP, NativePacket, NativeRaw:
+	default:
+		return nil, fmt.Errorf("native %q: want %s, %s, %s or %s", o.Native, NativeAuto, NativeXDP, NativePacket, NativeRaw)
+	}
+	w := &Wire{options: o, name: ifname, changes: make(chan Link, 1), tampered: make(chan error, 1), stop: make(chan struct{})}
 	w.fallbacks.told, w.fallbacks.news = map[string]bool{}, make(chan Fallback, maxFallbacks)
 	if err := w.open(); err != nil {
 		w.Close()
@@ -94,7 +110,7 @@ func (w *Wire) take() error {
 	if err := w.openReader(w.index); err != nil {
 		return err
 	}
-	if err := w.sender.open(w.name, w.index); err != nil {
+	if err := w.sender.open(w, w.options.Native); err != nil {
 		return err
 	}
 	if err := loosenReversePath(w.name); err != nil {
@@ -216,7 +232,7 @@ func (w *Wire) Stats() Stats {
 	return Stats{
 		Read: r.read.Load(), Passed: r.passed.Load(), Malformed: r.malformed.Load(), Truncated: r.truncated.Load(),
 		KernelDrops: r.kernelDrops(),
-		Sent:        s.ok.Load(), SendTooBig: s.tooBig.Load(), SendNoBufs: s.noBufs.Load(), SendDenied: s.denied.Load(), SendOther: s.other.Load(),
+		Sent:        s.ok.Load(), SentXDP: s.byXDP.Load(), SentPacket: s.byPacket.Load(), SendTooBig: s.tooBig.Load(), SendNoBufs: s.noBufs.Load(), SendDenied: s.denied.Load(), SendOther: s.other.Load(),
 		TooBig: w.pmtu.believed.Load(), TooBigOdd: w.pmtu.odd.Load(),
 	}
 }

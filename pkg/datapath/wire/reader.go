@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/missiu/missiu/pkg/datapath/linger"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
@@ -31,6 +32,8 @@ type reader struct {
 	n   int
 	err error
 	m   mmsg
+
+	wait linger.Wait
 
 	read, passed, malformed, truncated, drops atomic.Uint64
 }
@@ -64,7 +67,7 @@ func (w *Wire) openReader(index int) error {
 	}
 	r := &w.reader
 	r.file = os.NewFile(uintptr(fd), "packet")
-	r.fn = w.readLoop
+	r.fn, r.wait = w.readLoop, linger.New(w.options.Wait)
 	r.raw, err = r.file.SyscallConn()
 	return err
 }
@@ -149,6 +152,9 @@ func (w *Wire) readLoop(fd uintptr) bool {
 		switch errno {
 		case 0:
 		case unix.EAGAIN:
+			if r.wait.Again() {
+				continue
+			}
 			return false
 		case unix.ENETDOWN:
 			continue // told once; if the interface is lost, follow wakes us
@@ -156,6 +162,7 @@ func (w *Wire) readLoop(fd uintptr) bool {
 			r.err = errno
 			return true
 		}
+		r.wait.Got()
 		w.sift(n)
 		if r.n > 0 {
 			return true

@@ -98,7 +98,7 @@ func TestOddNameManyPrefixes(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	defer exec.Command("ip", "link", "del", name).Run()
-	w, err := Open(name)
+	w, err := Open(name, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestPrivileges(t *testing.T) {
 		name       string
 	}{{unix.CAP_NET_RAW, "CAP_NET_RAW"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}} {
 		withoutCapability(t, k.capability, func() {
-			w, err := Open("e0")
+			w, err := Open("e0", Options{})
 			if p := (*tap.PrivilegeError)(nil); !errors.As(err, &p) || p.Capability != k.name {
 				t.Errorf("got %v, want a *PrivilegeError for %s", err, k.name)
 			}

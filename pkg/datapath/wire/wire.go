@@ -139,6 +139,8 @@ type Stats struct {
 	Truncated   uint64 // longer than the caller's buffer
 	KernelDrops uint64 // lost for want of socket buffer
 	Sent        uint64
+	SentXDP     uint64 // of Sent, by AF_XDP
+	SentPacket  uint64 // by AF_PACKET; the rest by raw sockets
 	SendTooBig  uint64 // EMSGSIZE
 	SendNoBufs  uint64 // ENOBUFS, EAGAIN
 	SendDenied  uint64 // EPERM, EACCES

@@ -18,7 +18,7 @@ import (
 
 func openWire(t testing.TB) *Wire {
 	t.Helper()
-	w, err := Open("e0")
+	w, err := Open("e0", Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -405,7 +405,7 @@ func testOffloadToTAP(t *testing.T, mode string) {
 // into a TAP; our own reader does not see them.
 func TestWriteBatch(t *testing.T) {
 	l := newLab(t)
-	w := openWire(t)
+	w := openNative(t, NativeRaw) // the only way that the host's packet filter sees
 	divert(t, w)
 	c := pump(w)
 	sh(t, `ip tuntap add mi-tap mode tap; ip link set mi-tap up
