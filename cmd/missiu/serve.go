@@ -131,7 +131,7 @@ func openLog(o *options) (*zap.Logger, *daemon.LogFile, error) {
 // the policies of a killed predecessor are in force before packets move.
 func (in *instance) open(adopted string) (err error) {
 	ifname := in.o.ifname
-	if in.wire, err = wire.Open(ifname); err != nil {
+	if in.wire, err = wire.Open(ifname, wire.Options{}); err != nil {
 		return err
 	}
 	link := in.wire.Link()
