@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/missiu/missiu/pkg/daemon"
+	"github.com/missiu/missiu/pkg/datapath/linger"
 	"github.com/missiu/missiu/pkg/datapath/wire"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
@@ -53,6 +55,9 @@ type options struct {
 	tap             string
 	offload         string
 	crypto          string
+	native          string
+	udp             string
+	wait            string
 	defaultRule     string
 	abstract        string
 	foreground      bool
@@ -74,6 +79,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVarP(&o.log, "log", "l", "", "log `file`; a plain name lies under "+daemon.LogDir)
 	f.StringVar(&o.tap, "tap", "", "`name` of the TAP (default: the kernel's next tapN)")
 	f.StringVar(&o.offload, "offload", "auto", "auto, or none: single packets to and from the kernel everywhere")
+	f.StringVar(&o.native, "native", wire.NativeAuto, "how ESP and AH leave: auto, xdp, packet or raw")
+	f.StringVar(&o.udp, "udp", "auto", "auto, or plain: the kernel neither cuts nor joins ESP in UDP")
+	f.StringVar(&o.wait, "wait", linger.Adaptive, "adaptive, or poll: wake for each packet")
 	f.StringVar(&o.crypto, "crypto", "auto", "auto, or std for the standard library's ciphers only")
 	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
 	f.StringVar(&o.abstract, "abstract", "", "`@NAME`: a second name of the PF_KEY socket, in the abstract namespace")
@@ -120,6 +128,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("--tap %q: not a name of an interface", o.tap)
 	case o.offload != "auto" && o.offload != "none":
 		return bad("--offload %q: want auto or none", o.offload)
+	case !slices.Contains([]string{wire.NativeAuto, wire.NativeXDP, wire.NativePacket, wire.NativeRaw}, o.native):
+		return bad("--native %q: want auto, xdp, packet or raw", o.native)
+	case o.udp != "auto" && o.udp != "plain":
+		return bad("--udp %q: want auto or plain", o.udp)
+	case o.wait != linger.Adaptive && o.wait != linger.Poll:
+		return bad("--wait %q: want adaptive or poll", o.wait)
 	case o.crypto != "auto" && o.crypto != "std":
 		return bad("--crypto %q: want auto or std", o.crypto)
 	case f.Changed("abstract") && !validAbstract(o.abstract):

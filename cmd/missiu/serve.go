@@ -131,7 +131,7 @@ func openLog(o *options) (*zap.Logger, *daemon.LogFile, error) {
 // the policies of a killed predecessor are in force before packets move.
 func (in *instance) open(adopted string) (err error) {
 	ifname := in.o.ifname
-	if in.wire, err = wire.Open(ifname, wire.Options{}); err != nil {
+	if in.wire, err = wire.Open(ifname, wire.Options{Native: in.o.native, Wait: in.o.wait}); err != nil {
 		return err
 	}
 	link := in.wire.Link()
@@ -139,14 +139,15 @@ func (in *instance) open(adopted string) (err error) {
 	if name == "" {
 		name = adopted
 	}
-	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, worstOverhead), Offload: in.o.offload, ReadOffload: true})
+	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, worstOverhead), Offload: in.o.offload, ReadOffload: true, Wait: in.o.wait})
 	if err != nil {
 		return err
 	}
 	if lack := in.missing(); lack != "" {
 		in.log.Warn("the kernel lacks an offload of the tap; slower", zap.String("lack", lack))
 	}
-	if in.udp, err = in.wire.OpenUDP(wire.UDPOptions{GRO: in.o.offload != tap.OffloadNone, Plain: in.o.offload == tap.OffloadNone}); err != nil {
+	plain := in.o.offload == tap.OffloadNone || in.o.udp == "plain"
+	if in.udp, err = in.wire.OpenUDP(wire.UDPOptions{GRO: !plain, Plain: plain, Wait: in.o.wait}); err != nil {
 		if !errors.Is(err, wire.ErrPortTaken) {
 			return err
 		}
@@ -228,6 +229,8 @@ func (in *instance) follow(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case f := <-in.wire.Fallbacks():
+			in.log.Warn("a fast path is not to be had", zap.String("path", f.Path), zap.String("instead", f.To), zap.Error(f.Err))
 		case err := <-in.wire.Tampered():
 			if err != nil {
 				in.log.Error("somebody removed rules of the packet filter; clear text may come in until they are back", zap.Error(err))
@@ -320,7 +323,7 @@ func (in *instance) status() ([]byte, error) {
 		Interface: in.o.ifname, Pid: os.Getpid(), Version: buildVersion(), Since: in.since, Mode: "raw",
 		Default: in.o.defaultRule, MTU: link.MTU,
 		TAP:   TAPStatus{in.tap.Name(), in.tap.MAC().String(), in.tap.MTU()},
-		Paths: map[string]string{"native esp": "packet socket in, raw socket out", "esp in udp": "off: port 4500 is taken", "tap offload": in.tapPath(), "aes": aead.Implementation()},
+		Paths: map[string]string{"native esp": "in: packet socket; out: " + in.wire.Path(), "esp in udp": "off: port 4500 is taken", "tap offload": in.tapPath(), "aes": aead.Implementation()},
 		SAs:   ks.SAs, Policies: ks.Policies, Held: in.eng.Held(), Counters: es.Map(),
 	}
 	if in.udp != nil {
@@ -328,6 +331,7 @@ func (in *instance) status() ([]byte, error) {
 		s.Paths["esp in udp"] = "in: " + from + "; out: " + to
 	}
 	ws := in.wire.Stats()
+	s.Counters["wire_sent_xdp"], s.Counters["wire_sent_packet"], s.Counters["wire_sent_raw"] = ws.SentXDP, ws.SentPacket, ws.Sent-ws.SentXDP-ws.SentPacket
 	s.Counters["wire_kernel_drops"] = ws.KernelDrops
 	s.Counters["wire_send_refused"] = ws.SendTooBig + ws.SendNoBufs + ws.SendDenied + ws.SendOther
 	for why, n := range in.eng.FragmentDrops() {
