@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/missiu/missiu/pkg/config/lexer"
@@ -310,6 +311,37 @@ func FuzzParse(f *testing.F) {
 		}
 		if want := strip(rules); !reflect.DeepEqual(strip(c.Rules), want) {
 			t.Fatalf("%q is\n%+v\nof %q\n%+v", b.String(), strip(c.Rules), src, want)
+		}
+	})
+}
+
+// Names of many addresses, and names that take long, have their bounds.
+func TestNameBounds(t *testing.T) {
+	many := Options{LookupHost: func(string) ([]netip.Addr, error) {
+		var l []netip.Addr
+		for k := range 100000 {
+			l = append(l, netip.AddrFrom4([4]byte{10, byte(k >> 16), byte(k >> 8), byte(k)}))
+		}
+		return l, nil
+	}}
+	for text, want := range map[string]string{
+		"{ raddr many laddr more } drop {}": "1:1: the entry stands for more than 4096 policies",
+		"{ raddr many } drop {}":            "1:1: the entry stands for more than 4096 policies",
+	} {
+		if _, l := Load("", strings.NewReader(text), many); len(l.Errors()) != 1 || l.Errors()[0].String() != want {
+			t.Errorf("%s: %v", text, l.Err())
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		slow := Options{LookupHost: func(string) ([]netip.Addr, error) {
+			n++
+			time.Sleep(25 * time.Second)
+			return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil
+		}}
+		_, l := Load("", strings.NewReader("{ raddr a } drop {}\n{ raddr b } drop {}\n{ raddr c } drop {}\n{ raddr d } drop {}\n{ raddr a ulp tcp } drop {}\n"), slow)
+		if es := l.Errors(); len(es) != 1 || es[0].String() != `4:9: raddr "d": not looked up: the names before it have taken more than 1m0s` || n != 3 {
+			t.Errorf("%d lookups, %v", n, es)
 		}
 	})
 }

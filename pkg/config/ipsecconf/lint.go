@@ -89,7 +89,10 @@ func (x *linter) entry(rs []Rule) []Rule {
 func (x *linter) cover(r *Rule) (first *Rule) {
 	sel := r.Policy.Sel
 	for b := range x.lengths {
-		if b.all != sel.Src.Addr().BitLen() || b.src > sel.Src.Bits() || b.dst > sel.Dst.Bits() || x.looks > maxLint {
+		if x.looks++; x.looks > maxLint {
+			break
+		}
+		if b.all != sel.Src.Addr().BitLen() || b.src > sel.Src.Bits() || b.dst > sel.Dst.Bits() {
 			continue
 		}
 		s := sel

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/missiu/missiu/pkg/config/lexer"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -12,7 +13,7 @@ import (
 // maxRules is how many policies one entry may become, MaxRules a text.
 const (
 	maxRules = 4096
-	MaxRules = 1 << 22
+	MaxRules = 2 * MaxEntries
 )
 
 // meaning turns entries into rules.
@@ -23,6 +24,8 @@ type meaning struct {
 	hosts  map[string]hostResult
 	sas    []ManualSA
 	rules  int // so far
+
+	lookups time.Duration // of names
 
 	tunnels     map[string]*tunnelEnds // by name
 	tunnelOrder []*tunnelEnds
@@ -353,40 +356,54 @@ func (m *entryMeaning) makeRules(action ipsec.Action, ts []transform) []Rule {
 		}
 	}
 	ways := m.ways()
-	seen := map[selKey]bool{} // a name may have the same address twice
+	// One for each direction, whatever the number of selectors.
+	made := make([]ipsec.Policy, len(ways))
+	for k, w := range ways {
+		if action == ipsec.Protect {
+			made[k] = protection(ts, w.swap)
+		}
+	}
+	seen := map[selKey]bool{} // ranges may overlap
 	var rules []Rule
 	for _, s := range sels {
-		for _, w := range ways {
+		for k, w := range ways {
 			p := ipsec.Policy{Dir: w.dir, Sel: s, Action: action}
 			if w.swap {
 				p.Sel = s.Reverse()
 			}
-			if k := (selKey{p.Dir, p.Sel}); seen[k] {
+			if id := (selKey{p.Dir, p.Sel}); seen[id] {
 				continue
 			} else {
-				seen[k] = true
+				seen[id] = true
 			}
 			if action == ipsec.Protect {
-				r := ipsec.Request{Mode: ipsec.Transport, Level: ipsec.LevelUnique}
-				if ts[0].local.IsValid() {
-					r.Mode, r.Src, r.Dst = ipsec.Tunnel, ts[0].local, ts[0].remote
-					if w.swap {
-						r.Src, r.Dst = r.Dst, r.Src
-					}
-				}
-				p.Flags = ipsec.PolicyManual | ts[0].flags
-				for _, t := range ts {
-					p.Proposals = append(p.Proposals, t.proposal)
-				}
-				// Those of all alternatives; AH is outside.
-				for _, r.Proto = range []ipsec.Protocol{ipsec.ESP, ipsec.AH} {
-					if slices.ContainsFunc(p.Proposals, func(a ipsec.Proposal) bool { return a.Shape.Has(r.Proto) }) {
-						p.Requests = append(p.Requests, r)
-					}
-				}
+				q := &made[k]
+				p.Requests, p.Proposals, p.Flags = q.Requests, q.Proposals, q.Flags
 			}
 			rules = append(rules, Rule{Pos: m.e.Pos, Policy: p})
 		}
 	}
 	return rules
+}
+
+// protection is what the rules of an entry have in common in one direction.
+func protection(ts []transform, swap bool) (p ipsec.Policy) {
+	r := ipsec.Request{Mode: ipsec.Transport, Level: ipsec.LevelUnique}
+	if ts[0].local.IsValid() {
+		r.Mode, r.Src, r.Dst = ipsec.Tunnel, ts[0].local, ts[0].remote
+		if swap {
+			r.Src, r.Dst = r.Dst, r.Src
+		}
+	}
+	p.Flags = ipsec.PolicyManual | ts[0].flags
+	for _, t := range ts {
+		p.Proposals = append(p.Proposals, t.proposal)
+	}
+	// Those of all alternatives; AH is outside.
+	for _, r.Proto = range []ipsec.Protocol{ipsec.ESP, ipsec.AH} {
+		if slices.ContainsFunc(p.Proposals, func(a ipsec.Proposal) bool { return a.Shape.Has(r.Proto) }) {
+			p.Requests = append(p.Requests, r)
+		}
+	}
+	return p
 }

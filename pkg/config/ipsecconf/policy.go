@@ -153,7 +153,11 @@ func (f *File) Contents(l *lexer.List, opt Options) *Contents {
 	}
 	// Of constants those above an entry count, as in NanoSec.
 	var entries [][]Rule
+	before := l.Count()
 	for _, i := range f.Items {
+		if l.Count()-before > maxMessages {
+			break // what is wrong behind it is not told
+		}
 		switch i := i.(type) {
 		case *Constants:
 			m.define(i)

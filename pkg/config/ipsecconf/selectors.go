@@ -1,10 +1,14 @@
 package ipsecconf
 
 import (
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"math/bits"
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/missiu/missiu/pkg/config/lexer"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -101,7 +105,7 @@ func (m *entryMeaning) addresses(p Param, maskKey string) []netip.Prefix {
 			return m.addrRange(p, a, b, err1 == nil && err2 == nil)
 		}
 	}
-	host, bits, prefixed := strings.Cut(s, "/")
+	host, length, prefixed := strings.Cut(s, "/")
 	addrs := m.hostAddrs(p, host)
 	if len(addrs) == 0 {
 		return nil
@@ -112,9 +116,9 @@ func (m *entryMeaning) addresses(p Param, maskKey string) []netip.Prefix {
 	}
 	n := addrs[0].BitLen()
 	if prefixed {
-		v, err := strconv.Atoi(bits)
+		v, err := strconv.Atoi(length)
 		switch {
-		case err != nil || v < 0 || bits[0] == '+' || len(bits) > 1 && bits[0] == '0':
+		case err != nil || v < 0 || length[0] == '+' || len(length) > 1 && length[0] == '0':
 			m.badValue(p, wantAddr)
 			return nil
 		case v > n:
@@ -178,11 +182,19 @@ func (m *entryMeaning) hostAddrs(p Param, host string) []netip.Addr {
 			r.addrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
 		case m.opt.LookupHost == nil:
 			r.err = errors.New("names are not looked up")
+		case m.lookups > maxLookups:
+			r.err = errSlow
 		default:
+			start := time.Now()
 			r.addrs, r.err = m.opt.LookupHost(host)
 			r.addrs = distinct(r.addrs)
+			m.lookups += time.Since(start)
 		}
 		m.hosts[host] = r
+	}
+	if errors.Is(r.err, errSlow) {
+		m.badValue(p, "%v", r.err)
+		return nil
 	}
 	if r.err != nil || len(r.addrs) == 0 {
 		m.badValue(p, "the name has no address; %s", wantAddr)
@@ -190,6 +202,11 @@ func (m *entryMeaning) hostAddrs(p Param, host string) []netip.Addr {
 	}
 	return r.addrs
 }
+
+// maxLookups is how long all names together may take.
+const maxLookups = time.Minute
+
+var errSlow = fmt.Errorf("not looked up: the names before it have taken more than %v", maxLookups)
 
 // distinct drops repetitions.
 func distinct(as []netip.Addr) (l []netip.Addr) {
@@ -239,14 +256,11 @@ func (m *entryMeaning) addrRange(p Param, a, b netip.Addr, ok bool) []netip.Pref
 	var ps []netip.Prefix
 	for {
 		// The largest prefix that begins at a and ends at or before b.
-		bits := a.BitLen()
-		for bits > 0 {
-			if q := netip.PrefixFrom(a, bits-1); q.Masked().Addr() != a || b.Less(LastAddr(q)) {
-				break
-			}
-			bits--
+		n := a.BitLen() - trailingZeros(a)
+		for b.Less(LastAddr(netip.PrefixFrom(a, n))) {
+			n++
 		}
-		q := netip.PrefixFrom(a, bits)
+		q := netip.PrefixFrom(a, n)
 		ps = append(ps, q)
 		if end := LastAddr(q); end == b {
 			return ps
@@ -256,14 +270,37 @@ func (m *entryMeaning) addrRange(p Param, a, b netip.Addr, ok bool) []netip.Pref
 	}
 }
 
+// trailingZeros counts the zero bits at the end of an address.
+func trailingZeros(a netip.Addr) int {
+	b := a.As16()
+	n := bits.TrailingZeros64(binary.BigEndian.Uint64(b[8:]))
+	if n == 64 {
+		n += bits.TrailingZeros64(binary.BigEndian.Uint64(b[:8]))
+	}
+	return min(n, a.BitLen())
+}
+
 // LastAddr is the last address of a prefix.
 func LastAddr(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
+	if p.Addr().Is4() {
+		b := p.Addr().As4()
+		fill(b[:], p.Bits())
+		return netip.AddrFrom4(b)
 	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
+	b := p.Addr().As16()
+	fill(b[:], p.Bits())
+	return netip.AddrFrom16(b)
+}
+
+// fill sets the bits of b from number i on.
+func fill(b []byte, i int) {
+	if i%8 != 0 {
+		b[i/8] |= 0xff >> (i % 8)
+		i += 8 - i%8
+	}
+	for i /= 8; i < len(b); i++ {
+		b[i] = 0xff
+	}
 }
 
 // maskBits reads an IPv4 mask of leading ones, at least one.

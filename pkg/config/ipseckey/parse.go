@@ -20,6 +20,9 @@ type parser struct {
 	exit  bool // the file ends here
 }
 
+// maxWords on a line: all extensions with their values are far less.
+const maxWords = 256
+
 const (
 	wantVerb = "want add, update, update-pair, delete, delete-pair, get, flush, dump, save, monitor, help or exit"
 	wantType = "want esp, ah or all"
@@ -42,7 +45,13 @@ func (p *parser) line() (ws []lexer.Token, ok bool) {
 			p.l.Errorf(p.tok.Pos, "want it without quotes")
 			ok = false
 		}
-		ws = append(ws, p.tok)
+		if len(ws) == maxWords {
+			p.l.Errorf(p.tok.Pos, "more than %d words on a line", maxWords)
+			ok = false
+		}
+		if len(ws) <= maxWords {
+			ws = append(ws, p.tok)
+		}
 		p.tok = p.lex.Next()
 	}
 	return ws, ok

@@ -55,10 +55,12 @@ type List struct {
 // it drops them.
 type bounded struct {
 	l    []Message
+	n    int // ever
 	more bool
 }
 
 func (b *bounded) add(m Message, limit int) {
+	b.n++
 	b.l = append(b.l, m)
 	if len(b.l) >= 2*limit+16 {
 		b.cut(limit)
@@ -100,6 +102,9 @@ func (l *List) Warnf(p Pos, format string, a ...any) {
 
 // Failed reports whether there are errors.
 func (l *List) Failed() bool { return len(l.errors.l) > 0 }
+
+// Count is how many errors were added.
+func (l *List) Count() int { return l.errors.n }
 
 // Errors returns the errors sorted by place, at most Max, then if there were
 // more a last one that says so.
