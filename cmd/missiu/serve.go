@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/missiu/missiu/pkg/crypto/aead"
+	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/daemon"
 	"github.com/missiu/missiu/pkg/datapath"
 	"github.com/missiu/missiu/pkg/datapath/packet"
@@ -159,11 +160,14 @@ func (in *instance) open(adopted string) (err error) {
 		SAD: db, SPD: pol,
 		AllowUnauthenticated: in.o.unauthenticated,
 		AllowLegacy:          in.o.legacy,
-		Installed:            func(k sad.OutKey) { in.eng.Installed(k) },
-		Failed:               func(k sad.OutKey) { in.eng.Failed(k) },
-		Overhead:             in.overhead,
-		Divert:               in.divert,
-		Status:               in.status,
+		LegacyRefused: func(id ipsec.SAID, e alg.Encr, a alg.Integ) {
+			in.log.Warn("SA with a legacy algorithm refused; --allow-legacy takes it", zap.Stringer("sa", id), zap.Stringer("encr", e), zap.Stringer("auth", a))
+		},
+		Installed: func(k sad.OutKey) { in.eng.Installed(k) },
+		Failed:    func(k sad.OutKey) { in.eng.Failed(k) },
+		Overhead:  in.overhead,
+		Divert:    in.divert,
+		Status:    in.status,
 	})
 	in.rec = newRecorder(in.keys)
 	c := datapath.Config{

@@ -75,6 +75,8 @@ type Options struct {
 	// AllowLegacy takes SAs with legacy algorithms (alg.Encr.Legacy); without it
 	// they are refused with ENOSYS, and not listed as supported.
 	AllowLegacy bool
+	// LegacyRefused is told of an SA that AllowLegacy would have taken.
+	LegacyRefused func(id ipsec.SAID, e alg.Encr, a alg.Integ)
 
 	// Installed: there is an SA for key; packets that wait for it can go.
 	Installed func(key sad.OutKey)

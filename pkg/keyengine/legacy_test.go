@@ -54,6 +54,12 @@ func TestLegacy(t *testing.T) {
 	}
 	for _, x := range all {
 		testRig(t, func(r *rig) {
+			told := 0
+			r.o.LegacyRefused = func(id ipsec.SAID, e alg.Encr, a alg.Integ) {
+				if told++; id.SPI != 0x1000 || e != x.e || a != x.a {
+					t.Errorf("told of %v %v %v", id, e, a)
+				}
+			}
 			for _, allowed := range []struct{ legacy, unauthenticated bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
 				r.o.AllowLegacy, r.o.AllowUnauthenticated = allowed.legacy, allowed.unauthenticated
 				want := error(nil)
@@ -71,6 +77,9 @@ func TestLegacy(t *testing.T) {
 					t.Errorf("%v %v: %v does not say what would help", x.e, x.a, err)
 				}
 				r.Flush(0)
+			}
+			if told != 2 {
+				t.Errorf("%v %v: told of %d refusals, want 2", x.e, x.a, told)
 			}
 		})
 	}

@@ -254,6 +254,9 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 	case p.Mode != ipsec.Transport && p.Mode != ipsec.Tunnel:
 		return refuse(syscall.EINVAL, "mode")
 	case (p.Encr.Legacy() || p.Auth.Legacy()) && !e.o.AllowLegacy:
+		if e.o.LegacyRefused != nil {
+			e.o.LegacyRefused(p.SAID, p.Encr, p.Auth)
+		}
 		return refuse(syscall.ENOSYS, "a legacy algorithm, which only missiu --allow-legacy takes")
 	}
 	if old := p.Encr.Info().Old || p.Auth.Info().Old; old && (p.ReplayWindow != 0 || p.ESN) {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/missiu/missiu/pkg/config/ipsecconf"
 	"github.com/missiu/missiu/pkg/config/ipseckey"
 	"github.com/missiu/missiu/pkg/config/lexer"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -324,7 +325,11 @@ func (p *saPlan) place(ctx context.Context) error {
 			err = p.s.Add(ctx, w.p, 0)
 		}
 		if err != nil {
-			return p.message(w.pos, "missiu refused SA %v: %v", w.p.SAID, err)
+			hint := ""
+			if errors.Is(err, syscall.ENOSYS) && (w.p.Encr.Legacy() || w.p.Auth.Legacy()) {
+				hint = "; it takes legacy algorithms with --allow-legacy alone"
+			}
+			return p.message(w.pos, "missiu refused SA %v: %v%s", w.p.SAID, err, hint)
 		}
 	}
 	return nil
@@ -347,7 +352,7 @@ func WriteKeys(w io.Writer, sas []*keysock.SAInfo) error {
 		if i.State == keysock.Larval {
 			continue
 		}
-		spent := i.Encr.Info().AEAD && i.Packets > 0
+		spent := ipsecconf.UsesCounter(&i.SAParams) && i.Packets > 0
 		line, note := ipseckey.Format(&i.SAParams, !spent)
 		if spent {
 			note = "used: to begin again with its nonces would give away what it protected"

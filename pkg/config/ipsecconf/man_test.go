@@ -3,8 +3,11 @@ package ipsecconf
 import (
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/missiu/missiu/pkg/crypto/alg"
 )
 
 // TestManPage: the tables of ipsecconf(5) have every keyword, and every name of
@@ -54,10 +57,20 @@ func TestManPage(t *testing.T) {
 			if _, ok := encrs[k]; !ok {
 				t.Errorf("%s is no encryption algorithm", k)
 			}
-		case "encr_auth_algs":
-			if _, ok := auths[strings.TrimPrefix(k, "hmac-")]; !ok {
-				t.Errorf("%s is no integrity algorithm", k)
+		case "encr_auth_algs", "ah":
+			if a, ok := auths[strings.TrimPrefix(k, "hmac-")]; !ok || a.Info().AHOnly != (where == "ah") {
+				t.Errorf("%s is no integrity algorithm of %s", k, where)
 			}
+		}
+	}
+	for _, e := range append(alg.AllEncr(), alg.LegacyEncr()...) {
+		if rows[e.String()] != "encr_algs" {
+			t.Errorf("%v is in no table", e)
+		}
+	}
+	for _, a := range slices.Concat(alg.AllInteg(), alg.AHInteg(), alg.LegacyInteg()) {
+		if rows[a.String()] == "" {
+			t.Errorf("%v is in no table", a)
 		}
 	}
 }
