@@ -24,7 +24,11 @@ func standard(f func()) {
 // the standard library.
 func both(t testing.TB, su suite) (own, std *Cipher) {
 	t.Helper()
-	gcm := su.e.Info().AEAD
+	gcm := false
+	switch su.e {
+	case alg.EncrAESGCM8, alg.EncrAESGCM12, alg.EncrAESGCM16, alg.EncrNULLAESGMAC:
+		gcm = true
+	}
 	if gcm && !useGCM() || !gcm && !useCBC() {
 		t.Skip("no own code for this CPU or mode: " + Implementation())
 	}
@@ -37,9 +41,10 @@ func ownSuites() []suite {
 	var l []suite
 	for _, su := range suites() {
 		switch su.e {
-		case alg.EncrAESGCM8, alg.EncrAESGCM12, alg.EncrAESGCM16:
+		case alg.EncrAESGCM8, alg.EncrAESGCM12, alg.EncrAESGCM16, alg.EncrNULLAESGMAC,
+			alg.EncrAESCCM8, alg.EncrAESCCM12, alg.EncrAESCCM16:
 			l = append(l, su)
-		case alg.EncrAESCBC:
+		case alg.EncrAESCBC, alg.EncrAESCTR:
 			if su.a == alg.IntegHMACSHA1 {
 				l = append(l, su)
 			}
@@ -56,7 +61,8 @@ func TestStandardLibrary(t *testing.T) {
 			t.Errorf("with the switch: got %q, want %q", got, want)
 		}
 		for name, f := range map[string]func(*testing.T){
-			"RFC": TestRFC, "Wycheproof": TestWycheproof, "WycheproofCBC": TestWycheproofCBC, "CapturedIKE": TestCapturedIKE,
+			"RFC": TestRFC, "Wycheproof": TestWycheproof, "WycheproofCBC": TestWycheproofCBC, "WycheproofCCM": TestWycheproofCCM,
+			"VectorsCCM": TestVectorsCCM, "WycheproofGMAC": TestWycheproofGMAC, "CapturedIKE": TestCapturedIKE,
 			"GCMSpec": TestGCMSpec, "RoundTrip": TestRoundTrip, "StaysInBounds": TestStaysInBounds,
 			"RefusesAltered": TestRefusesAltered, "LengthErrors": TestLengthErrors, "KeysNotKept": TestKeysNotKept,
 			"NoAllocs": TestNoAllocs, "SealBatch": TestSealBatch,
@@ -309,6 +315,7 @@ func BenchmarkImplementations(b *testing.B) {
 	for _, su := range []suite{
 		{alg.EncrAESGCM16, 128, alg.IntegNone}, {alg.EncrAESGCM16, 256, alg.IntegNone}, {alg.EncrAESGCM8, 128, alg.IntegNone},
 		{alg.EncrAESCBC, 128, alg.IntegHMACSHA1}, {alg.EncrAESCBC, 128, alg.IntegHMACSHA256}, {alg.EncrAESCBC, 256, alg.IntegHMACSHA256},
+		{alg.EncrAESCTR, 128, alg.IntegHMACSHA256}, {alg.EncrAESCCM16, 128, alg.IntegNone}, {alg.EncrNULLAESGMAC, 128, alg.IntegNone},
 	} {
 		var subs []sub
 		standard(func() { subs = append(subs, sub{"std", su.cipher(b, 1)}) })

@@ -360,3 +360,24 @@ func TestOfferLimit(t *testing.T) {
 		t.Errorf("got %d proposals, want 255", n)
 	}
 }
+
+// Legacy algorithms are never negotiated, nor ciphers with integrity that IKE
+// cannot name: an alternative with one is left out, not offered without it.
+func TestLegacyLeftOut(t *testing.T) {
+	for _, e := range alg.LegacyEncr() {
+		for _, a := range []alg.Integ{alg.IntegNone, alg.IntegHMACSHA256} {
+			if got := ForChild([]ipsec.Proposal{{Encr: e, Auth: a}}, nil, ESNPrefer); len(got) != 0 {
+				t.Errorf("%v %v: offered as %+v", e, a, got)
+			}
+		}
+	}
+	for _, a := range append(alg.AHInteg(), alg.LegacyInteg()...) {
+		for _, e := range []alg.Encr{alg.EncrNone, alg.EncrAESCBC, alg.EncrNULL} {
+			for _, c := range ForChild([]ipsec.Proposal{{Encr: e, Auth: a}}, nil, ESNPrefer) {
+				if !c.AH {
+					t.Errorf("%v %v: offered as %+v", e, a, c)
+				}
+			}
+		}
+	}
+}
