@@ -14,7 +14,10 @@ var (
 	nanosecOnlyProperties = []string{
 		"tladdr", "traddr", "tsrc", "tdst", "keylength", "tag", "lifetime_secs", "lifetime_bytes",
 	}
-	nanosecDirs = []string{"mirrored", "in_mirrored", "out_mirrored"}
+	nanosecDirs      = []string{"mirrored", "in_mirrored", "out_mirrored"}
+	nanosecProtocols = map[string]bool{
+		"icmp": true, "ipip": true, "ipv6": true, "tcp": true, "udp": true, "esp": true, "ah": true, "icmp6": true, "ipv6-icmp": true,
+	}
 )
 
 // A breach is a place where a text is not what Solaris' layout asks for.
@@ -94,6 +97,11 @@ func (e *Entry) strictNanoSec(m *meaning) {
 			m.l.Errorf(p.Key.Pos, "%s is Solaris'", p.Key.Text)
 		case p.Key.Text == "dir" && p.Value.Text == "both":
 			m.l.Errorf(p.Value.Pos, "dir both is Solaris'; want mirrored")
+		case p.Key.Text == "ulp":
+			v := strings.ToLower(p.Value.Text)
+			if _, known := protocols[v]; known && !nanosecProtocols[v] {
+				m.l.Errorf(p.Value.Pos, "ulp %s is Solaris'; want a number", v)
+			}
 		}
 	}
 	for k, a := range e.Alternatives {
