@@ -323,20 +323,26 @@ func (in *instance) sendIKE(m natt.Message) {
 
 func (in *instance) status() ([]byte, error) {
 	link, ks, es := in.wire.Link(), in.keys.Stats(), in.eng.Stats()
+	from, to := in.wire.Path()
 	s := Status{
 		Interface: in.o.ifname, Pid: os.Getpid(), Version: buildVersion(), Since: in.since, Mode: "raw",
 		Default: in.o.defaultRule, MTU: link.MTU,
 		TAP:   TAPStatus{in.tap.Name(), in.tap.MAC().String(), in.tap.MTU()},
-		Paths: map[string]string{"native esp": "in: packet socket; out: " + in.wire.Path(), "esp in udp": "off: port 4500 is taken", "tap offload": in.tapPath(), "aes": aead.Implementation()},
+		Paths: map[string]string{"native esp": "in: " + from + "; out: " + to, "esp in udp": "off: port 4500 is taken", "tap offload": in.tapPath(), "aes": aead.Implementation()},
 		SAs:   ks.SAs, Policies: ks.Policies, Held: in.eng.Held(), Counters: es.Map(),
 	}
 	if in.udp != nil {
 		from, to := in.udp.Path()
 		s.Paths["esp in udp"] = "in: " + from + "; out: " + to
+		us := in.udp.Stats()
+		s.Counters["udp_sent_trains"], s.Counters["udp_sent_singles"] = us.Trains, us.Singles
+		s.Counters["udp_trains_refused"], s.Counters["udp_send_refused"] = us.Fallbacks, us.Refused
+		s.Counters["udp_truncated"], s.Counters["udp_kernel_drops"] = us.Truncated, us.KernelDrops
 	}
 	ws := in.wire.Stats()
 	s.Counters["wire_sent_xdp"], s.Counters["wire_sent_packet"], s.Counters["wire_sent_raw"] = ws.SentXDP, ws.SentPacket, ws.Sent-ws.SentXDP-ws.SentPacket
 	s.Counters["wire_kernel_drops"] = ws.KernelDrops
+	s.Counters["wire_truncated"] = ws.Truncated
 	s.Counters["wire_send_refused"] = ws.SendTooBig + ws.SendNoBufs + ws.SendDenied + ws.SendOther
 	for why, n := range in.eng.FragmentDrops() {
 		s.Counters["fragment_"+why] = n

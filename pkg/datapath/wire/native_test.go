@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +36,11 @@ func by(w *Wire, native string) uint64 {
 		return s.SentPacket
 	}
 	return s.Sent - s.SentXDP - s.SentPacket
+}
+
+func wayOut(w *Wire) string {
+	_, out := w.Path()
+	return out
 }
 
 // listener receives protocol 253 at the peer, whole IP packets.
@@ -98,7 +104,7 @@ func warm(t testing.TB, w *Wire, l *listener, native, src, dst string) {
 				t.Error(f)
 			default:
 			}
-			t.Fatalf("%s to %s: never, %+v, %s", native, dst, w.Stats(), w.Path())
+			t.Fatalf("%s to %s: never, %+v, %s", native, dst, w.Stats(), wayOut(w))
 		}
 		w.WriteBatch([]Packet{numbered(src, dst, 1<<20, 8)})
 		time.Sleep(2 * time.Millisecond)
@@ -382,7 +388,7 @@ func TestNativeFallback(t *testing.T) {
 	}
 	w := openNative(t, NativeAuto)
 	warm(t, w, l.listen(4), NativePacket, "10.9.0.1", "10.9.0.2")
-	if got := w.Path(); got != "packet socket" {
+	if _, got := w.Path(); got != "packet socket" {
 		t.Errorf("path %q, want packet socket", got)
 	}
 	if f := <-w.Fallbacks(); f.Path != "AF_XDP" || f.To != "AF_PACKET" || f.Err == nil {
@@ -391,14 +397,14 @@ func TestNativeFallback(t *testing.T) {
 	other.close()
 	sh(t, "ip link set e0 down; ip link set e0 up") // tried again then
 	warm(t, w, l.listen(4), NativeXDP, "10.9.0.1", "10.9.0.2")
-	if got := w.Path(); got != "AF_XDP" || len(w.Fallbacks()) != 0 {
+	if _, got := w.Path(); got != "AF_XDP" || len(w.Fallbacks()) != 0 {
 		t.Errorf("path %q, %d fallbacks told; want AF_XDP, 0", got, len(w.Fallbacks()))
 	}
 	// Neither the administrator's queueing discipline nor a capture is passed by.
 	through := "packet socket, through the queueing discipline"
 	sh(t, "tc qdisc add dev e0 root tbf rate 1gbit burst 1mb latency 50ms")
-	if !until(func() bool { return w.Path() == through }) {
-		t.Errorf("path %q with tbf, want %q", w.Path(), through)
+	if !until(func() bool { return wayOut(w) == through }) {
+		t.Errorf("path %q with tbf, want %q", wayOut(w), through)
 	}
 	if n, err := w.WriteBatch([]Packet{numbered("10.9.0.1", "10.9.0.2", 1, 8)}); n != 1 || err != nil {
 		t.Errorf("with tbf: got %d, %v, want 1", n, err)
@@ -417,7 +423,7 @@ func TestNativeFallback(t *testing.T) {
 	for buf := make([]byte, 2000); ; {
 		n, from, err := unix.Recvfrom(c, buf, unix.MSG_DONTWAIT)
 		if err != nil {
-			t.Fatalf("the capture did not see the packet; path %q", w.Path())
+			t.Fatalf("the capture did not see the packet; path %q", wayOut(w))
 		}
 		if from.(*unix.SockaddrLinklayer).Pkttype == unix.PACKET_OUTGOING && n == 42 && buf[23] == 253 && buf[37] == 77 {
 			break
@@ -492,9 +498,7 @@ func TestNativeNoAlloc(t *testing.T) {
 			for i := range 32 {
 				ps = append(ps, numbered("10.9.0.1", "10.9.0.2", i, 1000), numbered("fd09::1", "fd09::2", i, 1000))
 			}
-			if n := testing.AllocsPerRun(50, func() { w.WriteBatch(ps) }); n != 0 {
-				t.Errorf("%s: %v allocations, want 0", native, n)
-			}
+			noAllocs(t, native, func() { w.WriteBatch(ps) })
 			w.Close()
 		})
 	}
@@ -528,6 +532,136 @@ func BenchmarkNativeWrite(b *testing.B) {
 				b.StopTimer()
 				w.Close()
 			})
+		}
+	}
+}
+
+// What arrives is the same from the ring and from the socket's queue, and a host
+// without the one has the other.
+func TestReaders(t *testing.T) {
+	for _, k := range []struct {
+		name    string
+		options Options
+		told    int
+	}{
+		{"ring", Options{}, 0},
+		{"queue", Options{Native: NativeRaw}, 0},
+		{"no ring", Options{refuse: func(path string) error {
+			if path == "TPACKET_V2" {
+				return unix.ENOMEM
+			}
+			return nil
+		}}, 1},
+	} {
+		t.Run(k.name, func(t *testing.T) {
+			l := newLab(t)
+			w, err := Open("e0", k.options)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			if got := len(w.Fallbacks()); got != k.told {
+				t.Errorf("told of %d fallbacks, want %d", got, k.told)
+			}
+			if in, _ := w.Path(); (in == "packet ring") != (k.name == "ring") {
+				t.Errorf("path %q", in)
+			}
+			if err := w.SetDivert(prefixes("10.9.0.2/32"), nil); err != nil {
+				t.Fatal(err)
+			}
+			// More than the ring holds, of many lengths, in turns; among them
+			// one longer than a frame and one longer than the caller's buffer.
+			send := l.rawPeer()
+			l.sh("ip link set e1 mtu 9000")
+			sh(t, "ip link set e0 mtu 9000")
+			ps := make([]Packet, 7)
+			for i := range ps {
+				ps[i] = Packet{Buf: make([]byte, 6000), Off: 64 + i}
+			}
+			next, lost := 0, 0
+			take := func(upto int) {
+				for next < upto {
+					n, err := w.ReadBatch(ps)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, p := range ps[:n] {
+						if next%1000 == 998 { // the buffer was too short for it
+							next, lost = next+1, lost+1
+						}
+						b := p.Buf[p.Off : p.Off+p.Len]
+						if got := int(binary.BigEndian.Uint32(b[20:])); got != next || len(b) != length(next) || b[len(b)-1] != byte(next) {
+							t.Fatalf("packet %d: got %d, %d octets, want %d", next, got, len(b), length(next))
+						}
+						next++
+					}
+				}
+			}
+			for i := range 6000 {
+				p := numbered("10.9.0.3", "10.9.0.1", i, length(i)-20)
+				b := p.Buf[p.Off:]
+				b[9], b[len(b)-1] = protoESP, byte(i)
+				send(b)
+				if i%300 == 299 {
+					take(i + 1)
+				}
+			}
+			if s := w.Stats(); s.Truncated != 6 || lost != 6 || s.KernelDrops != 0 || s.Read != 5994 {
+				t.Errorf("%d lost: %+v", lost, s)
+			}
+		})
+	}
+}
+
+// length of test packet number i.
+func length(i int) int {
+	switch i % 1000 {
+	case 998:
+		return 7000
+	case 500:
+		return 3000
+	}
+	return 60 + i*7%1441
+}
+
+// A host without AF_XDP and AF_PACKET for sending has raw sockets.
+func TestNativeNothing(t *testing.T) {
+	l := newLab(t)
+	refuse := func(lacks ...string) Options {
+		return Options{refuse: func(path string) error {
+			if slices.Contains(lacks, path) {
+				return unix.EAFNOSUPPORT
+			}
+			return nil
+		}}
+	}
+	for _, k := range []struct {
+		o    Options
+		path string
+	}{
+		{refuse("AF_XDP"), "packet socket"},
+		{refuse("AF_PACKET"), "AF_XDP"},
+		{refuse("AF_XDP", "AF_PACKET"), "raw socket"},
+	} {
+		w, err := Open("e0", k.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, got := w.Path(); got != k.path || (len(w.Fallbacks()) == 1) != (k.path != "AF_XDP") {
+			t.Errorf("path %q, %d fallbacks told; want %q", got, len(w.Fallbacks()), k.path)
+		}
+		in := l.listen(4)
+		w.WriteBatch([]Packet{numbered("10.9.0.1", "10.9.0.2", 3, 8)})
+		if b := in.next(); len(b) != 28 {
+			t.Errorf("%s: got % x", k.path, b)
+		}
+		w.Close()
+	}
+	for _, native := range []string{NativeXDP, NativePacket} {
+		o := refuse("AF_XDP", "AF_PACKET")
+		o.Native = native
+		if _, err := Open("e0", o); !errors.Is(err, unix.EAFNOSUPPORT) {
+			t.Errorf("%s: got %v, want EAFNOSUPPORT", native, err)
 		}
 	}
 }

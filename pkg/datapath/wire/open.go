@@ -51,6 +51,16 @@ type Options struct {
 	// falls back by itself; for another the host must have what it needs.
 	Native string
 	Wait   string // as in tap.Options
+
+	// refuse, of tests, is the host's lack of a path; nil: it has what it has.
+	refuse func(path string) error
+}
+
+func (o *Options) lack(path string) error {
+	if o.refuse == nil {
+		return nil
+	}
+	return o.refuse(path)
 }
 
 // Open takes the interface over: chain, reader, senders. A chain that a killed
@@ -247,7 +257,7 @@ func (w *Wire) Close() error {
 		}
 		w.following.Wait()
 		if w.reader.file != nil {
-			w.reader.file.Close()
+			w.reader.close()
 		}
 		w.sender.close()
 		if w.chain != nil {

@@ -18,6 +18,8 @@ import (
 // socketBuffer is for bursts: about 4000 full packets.
 const socketBuffer = 8 << 20
 
+const vnetLen = tap.HeadroomMin
+
 var errHeadroom = errors.New("wire: packet with too little room before it")
 
 // reader is the AF_PACKET socket. It is bound to ETH_P_ALL because only then
@@ -33,7 +35,9 @@ type reader struct {
 	err error
 	m   mmsg
 
-	wait linger.Wait
+	ring   *packetRing // nil: the socket's queue alone
+	ringed bool        // since it was opened
+	wait   linger.Wait
 
 	read, passed, malformed, truncated, drops atomic.Uint64
 }
@@ -52,6 +56,16 @@ func (w *Wire) openReader(index int) error {
 	}
 	set(unix.PACKET_VNET_HDR, 1)
 	set(unix.PACKET_IGNORE_OUTGOING, 1)
+	r := &w.reader
+	if err == nil && w.options.Native != NativeRaw {
+		lack := w.options.lack("TPACKET_V2")
+		if lack == nil {
+			r.ring, lack = openRing(fd, w.link.Load().MTU)
+		}
+		if lack != nil {
+			w.fellBack("TPACKET_V2", "recvmmsg", lack)
+		}
+	}
 	if err == nil {
 		err = receiveBuffer(fd)
 	}
@@ -65,7 +79,7 @@ func (w *Wire) openReader(index int) error {
 		unix.Close(fd)
 		return err
 	}
-	r := &w.reader
+	r.ringed = r.ring != nil
 	r.file = os.NewFile(uintptr(fd), "packet")
 	r.fn, r.wait = w.readLoop, linger.New(w.options.Wait)
 	r.raw, err = r.file.SyscallConn()
@@ -139,41 +153,48 @@ func (r *reader) wake() { r.file.SetReadDeadline(time.Unix(1, 0)) }
 
 func (w *Wire) readLoop(fd uintptr) bool {
 	r := &w.reader
-	for {
-		for i := range r.ps {
-			p := &r.ps[i]
-			if p.Off < ReadHeadroom || p.Off >= len(p.Buf) {
-				r.err = errHeadroom
-				return true
-			}
-			r.m.set(i, p.Buf[p.Off-ReadHeadroom:])
+	for i := range r.ps {
+		if p := &r.ps[i]; p.Off < ReadHeadroom || p.Off >= len(p.Buf) {
+			r.err = errHeadroom
+			return true
 		}
-		n, errno := r.m.recv(fd, 0, len(r.ps))
+	}
+	for r.n == 0 {
+		errno := unix.EAGAIN
+		if r.ring != nil {
+			errno = w.readRing(fd)
+		} else {
+			errno = w.readQueue(fd)
+		}
 		switch errno {
 		case 0:
+			r.wait.Got()
 		case unix.EAGAIN:
-			if r.wait.Again() {
-				continue
+			if !r.wait.Again() {
+				return false
 			}
-			return false
 		case unix.ENETDOWN:
-			continue // told once; if the interface is lost, follow wakes us
+			// told once; if the interface is lost, follow wakes us
 		default:
 			r.err = errno
 			return true
 		}
-		r.wait.Got()
-		w.sift(n)
-		if r.n > 0 {
-			return true
-		}
 	}
+	r.read.Add(uint64(r.n))
+	return true
 }
 
-// sift keeps of n packets received those that the chain dropped.
-func (w *Wire) sift(n int) {
+// readQueue receives from the socket. EAGAIN: there was nothing.
+func (w *Wire) readQueue(fd uintptr) syscall.Errno {
 	r := &w.reader
-	s := w.sets.Load()
+	for i := range r.ps {
+		p := &r.ps[i]
+		r.m.set(i, p.Buf[p.Off-ReadHeadroom:])
+	}
+	n, errno := r.m.recv(fd, 0, len(r.ps))
+	if errno != 0 {
+		return errno
+	}
 	for i := range n {
 		p := &r.ps[i]
 		if r.m.truncated(i) {
@@ -181,26 +202,82 @@ func (w *Wire) sift(n int) {
 			continue
 		}
 		p.Len = int(r.m.hdrs[i].n) - ReadHeadroom
-		if p.Len <= 0 {
-			continue
-		}
-		b := p.Buf[p.Off : p.Off+p.Len]
-		if isTooBig(b) {
-			w.heard(b)
-		}
-		switch s.judge(binary.BigEndian.Uint16(p.Buf[p.Off-2:]), b) {
-		case passes:
-			r.passed.Add(1)
-			continue
-		case malformed:
-			r.malformed.Add(1)
+		if p.Len <= 0 || !w.keeps(p.Buf[p.Off-etherLen:p.Off+p.Len]) {
 			continue
 		}
 		p.Offload = tap.DecodeOffload(p.Buf[p.Off-ReadHeadroom:])
 		r.ps[r.n], *p = *p, r.ps[r.n]
 		r.n++
 	}
-	r.read.Add(uint64(r.n))
+	return 0
+}
+
+// readRing takes packets from the ring, as many as there are and ps holds. It
+// copies only what is kept. EAGAIN: there was nothing.
+func (w *Wire) readRing(fd uintptr) syscall.Errno {
+	r := &w.reader
+	errno := unix.EAGAIN
+	for r.n < len(r.ps) {
+		b, queued, cut := r.ring.peek()
+		if b == nil {
+			break
+		}
+		errno = 0
+		p := &r.ps[r.n]
+		switch {
+		case queued:
+			r.ring.take()
+			w.readQueued(fd, p)
+			continue
+		case cut || len(b) > len(p.Buf)-p.Off+ReadHeadroom:
+			r.truncated.Add(1)
+		case len(b) > ReadHeadroom && w.keeps(b[vnetLen:]):
+			copy(p.Buf[p.Off-ReadHeadroom:], b)
+			p.Len = len(b) - ReadHeadroom
+			p.Offload = tap.DecodeOffload(b)
+			r.n++
+		}
+		r.ring.take()
+	}
+	return errno
+}
+
+// readQueued receives the packet that was too long for the ring.
+func (w *Wire) readQueued(fd uintptr, p *Packet) {
+	r := &w.reader
+	r.m.set(0, p.Buf[p.Off-ReadHeadroom:])
+	n, errno := r.m.recv(fd, 0, 1)
+	if errno == unix.ENETDOWN { // told once, before packets
+		n, errno = r.m.recv(fd, 0, 1)
+	}
+	switch {
+	case errno != 0 || n == 0:
+	case r.m.truncated(0):
+		r.truncated.Add(1)
+	default:
+		p.Len = int(r.m.hdrs[0].n) - ReadHeadroom
+		if p.Len > 0 && w.keeps(p.Buf[p.Off-etherLen:p.Off+p.Len]) {
+			p.Offload = tap.DecodeOffload(p.Buf[p.Off-ReadHeadroom:])
+			r.n++
+		}
+	}
+}
+
+// keeps applies the chain's test to a frame, and listens for errors about the path.
+func (w *Wire) keeps(frame []byte) bool {
+	r, b := &w.reader, frame[etherLen:]
+	if isTooBig(b) {
+		w.heard(b)
+	}
+	switch w.sets.Load().judge(binary.BigEndian.Uint16(frame[12:]), b) {
+	case passes:
+		r.passed.Add(1)
+		return false
+	case malformed:
+		r.malformed.Add(1)
+		return false
+	}
+	return true
 }
 
 // kernelDrops adds up what the kernel counts and forgets at each question.
@@ -211,4 +288,15 @@ func (r *reader) kernelDrops() uint64 {
 		}
 	})
 	return r.drops.Load()
+}
+
+// close ends ReadBatch, and the ring when nobody reads it any more.
+func (r *reader) close() {
+	r.file.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ring != nil {
+		r.ring.close()
+		r.ring = nil
+	}
 }

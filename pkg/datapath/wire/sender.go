@@ -122,10 +122,14 @@ func (s *sender) openFast(l *Link) (err error) {
 		return nil
 	}
 	if s.packet == nil && s.mode != NativeXDP {
-		s.packet, err = openPacketOut(s.w.index)
+		if err = s.w.options.lack("AF_PACKET"); err == nil {
+			s.packet, err = openPacketOut(s.w.index)
+		}
 	}
 	if s.xdp == nil && s.mode != NativePacket {
-		s.xdp, err = openXDP(s.w.index, l.MTU+etherLen)
+		if err = s.w.options.lack("AF_XDP"); err == nil {
+			s.xdp, err = openXDP(s.w.index, l.MTU+etherLen)
+		}
 	}
 	return err
 }
@@ -247,21 +251,25 @@ func (s *sender) close() {
 	}
 }
 
-// Path says how native packets leave at present.
-func (w *Wire) Path() string {
+// Path says how native packets come in and leave at present.
+func (w *Wire) Path() (in, out string) {
+	in = "packet socket"
+	if w.reader.ringed {
+		in = "packet ring"
+	}
 	s := &w.sender
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch s.choose() {
 	case wayXDP:
-		return "AF_XDP"
+		return in, "AF_XDP"
 	case wayPacket:
 		if s.packet.bypasses {
-			return "packet socket"
+			return in, "packet socket"
 		}
-		return "packet socket, through the queueing discipline" // or for a capture
+		return in, "packet socket, through the queueing discipline" // or for a capture
 	}
-	return "raw socket"
+	return in, "raw socket"
 }
 
 // way is which of the fast ways a batch may take.
