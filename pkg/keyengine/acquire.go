@@ -13,6 +13,10 @@ import (
 	"github.com/missiu/missiu/pkg/keysock"
 )
 
+// maxSeq is the largest of an ACQUIRE: above are those that keysock's clients make
+// up for requests that answer none.
+const maxSeq = 1<<31 - 1
+
 // pending is an SA that was asked for. There is one per SA, whatever the
 // traffic; it ends with an SA that fits, with a failure report, or after
 // LarvalLife. failed: it has ended badly, and stays for FailureHold as a brake.
@@ -84,7 +88,7 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 		e.installed(key.OutKey)
 		return
 	}
-	for e.seq++; e.seq == 0 || e.bySeq[e.seq] != nil; e.seq++ {
+	for e.seq++; e.seq == 0 || e.seq > maxSeq || e.bySeq[e.seq] != nil; e.seq++ {
 	}
 	offer := e.offer(p, r, key.OutKey, f)
 	w := &pending{key: key, seq: e.seq, manual: p.P.Flags&ipsec.PolicyManual != 0}
@@ -98,7 +102,7 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 	e.bySeq[w.seq] = w
 	now := e.o.Now()
 	ok := e.srv.Acquire(keysock.Acquire{
-		Seq: w.seq, Proto: key.Proto, Src: key.Src, Dst: key.Dst, PolicyID: p.P.ID,
+		Seq: w.seq, Proto: key.Proto, Src: key.Src, Dst: key.Dst, PolicyID: p.P.ID, Priority: p.P.Priority,
 		Mode: key.Mode, ReqID: r.ReqID, Proposals: offer, Flow: &f,
 	})
 	if !ok { // nobody registered

@@ -32,12 +32,14 @@ func (r *rig) policy(p *ipsec.Policy) (*spd.Entry, sad.OutKey) {
 // packet -> ACQUIRE -> ADD with its seq.
 func TestAcquire(t *testing.T) {
 	testRig(t, func(r *rig) {
-		e, k := r.policy(tunnel(ipsec.LevelUnique, 7))
+		p := tunnel(ipsec.LevelUnique, 7)
+		p.Priority = 0x80000005
+		e, k := r.policy(p)
 		r.NeedSA(e, k, flow)
 		r.NeedSA(e, k, flow)
 		r.want("acquire 192.0.2.1->198.51.100.2 reqid 7")
 		a := r.acquires[0]
-		if a.Seq == 0 || a.PolicyID != e.P.ID || a.Proto != ipsec.ESP || a.Mode != ipsec.Tunnel || len(a.Proposals) != 1 || a.Flow == nil || *a.Flow != flow {
+		if a.Seq == 0 || a.PolicyID != e.P.ID || a.Priority != 0x80000005 || a.Proto != ipsec.ESP || a.Mode != ipsec.Tunnel || len(a.Proposals) != 1 || a.Flow == nil || *a.Flow != flow {
 			r.Errorf("got %+v", a)
 		}
 		r.after(29 * time.Second)
@@ -60,6 +62,23 @@ func TestAcquire(t *testing.T) {
 		if r.acquires[1].Seq == a.Seq || r.acquires[1].Seq == 0 {
 			r.Errorf("got seq %d again", a.Seq)
 		}
+	})
+}
+
+// The numbers of ACQUIREs stay below those that clients make up.
+func TestAcquireSeqWraps(t *testing.T) {
+	testRig(t, func(r *rig) {
+		e, k := r.policy(tunnel(ipsec.LevelRequire, 0))
+		r.seq = maxSeq - 1
+		for n, want := range []uint32{maxSeq, 1, 2} {
+			r.NeedSA(e, k, flow)
+			if got := r.acquires[n].Seq; got != want {
+				r.Errorf("ACQUIRE %d has seq %#x, want %#x", n, got, want)
+			}
+			r.do(func() { r.AcquireFailed(r.acquires[n].Seq, syscall.ENOENT) })
+			r.after(2 * FailureHold)
+		}
+		r.log = nil
 	})
 }
 

@@ -417,7 +417,7 @@ func TestClientRacoon(t *testing.T) {
 	}
 	// setkey puts a policy there; racoon hears of its id.
 	other := open(99)
-	pol := cpolicy(2, 2, 0, 0, crequest(50, 2, 2, 0, sin(0, gwA...), sin(0, gwB...)))
+	pol := cpolicy(2, 2, 0, 0x80000000, crequest(50, 2, 2, 0, sin(0, gwA...), sin(0, gwB...)))
 	other.ask(cSPDAdd, 0, 0, pol, caddr(xSrc, 255, 16, sin(0, netA...)), caddr(xDst, 255, 16, sin(0, netB...)))
 	id := uint32(0)
 	for id == 0 {
@@ -441,7 +441,7 @@ func TestClientRacoon(t *testing.T) {
 	need()
 	acq := p.event(cAcquire)
 	acq.has(t, xSrc, xDst, xPolicy, xProposal)
-	acq.same(t, caddr(xSrc, 0, 32, sin(0, gwA...)), caddr(xDst, 0, 32, sin(0, gwB...)), cpolicy(2, 2, id, 0))
+	acq.same(t, caddr(xSrc, 0, 32, sin(0, gwA...)), caddr(xDst, 0, 32, sin(0, gwB...)), cpolicy(2, 2, id, 0x80000000))
 	if acq.satype != 3 || acq.seq == 0 || acq.errno != 0 {
 		t.Fatalf("ACQUIRE %x", acq.raw)
 	}

@@ -269,6 +269,17 @@ func TestEvents(t *testing.T) {
 		t.Errorf("client that did not register got %+v", e)
 	default:
 	}
+	// Whom nobody hears any more is not registered.
+	c.Close()
+	x.nc.Close()
+	for end := time.Now().Add(10 * time.Second); r.s.Stats().Conns > 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections, want the one that is open", r.s.Stats().Conns)
+		}
+	}
+	if r.s.Acquire(a) {
+		t.Error("Acquire: true after the registered ones are closed")
+	}
 }
 
 // What one client does, others hear once, with its seq and pid, without keys;

@@ -43,6 +43,8 @@
 //     EINVAL (RFC 2367, 3.1.3); Linux keeps the old ones and says otherwise.
 //   - GETSPI without a free SPI is refused with EEXIST (RFC 2367, 3.1.1), and
 //     leaves no SA of SPI 0 behind.
+//   - What an ACQUIRE asked for is no SA yet: DUMP does not show it, where Linux
+//     shows a larval SA of SPI 0.
 //   - EINVAL for what Linux takes: SPIs up to 255, mode BEET, the UDP encapsulation
 //     of the draft before RFC 3948, IPv4-mapped addresses, a policy of type IPsec
 //     without a request. SA type 0 is EINVAL in all requests about one SA.
