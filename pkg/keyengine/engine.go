@@ -72,8 +72,9 @@ type Options struct {
 	// AllowUnauthenticated takes SAs with a CBC cipher and without integrity;
 	// without it they are refused with EINVAL.
 	AllowUnauthenticated bool
-	// AllowLegacy takes SAs with legacy algorithms (alg.Encr.Legacy); without it
-	// they are refused with ENOSYS, and not listed as supported.
+	// AllowLegacy takes ADD of SAs with legacy algorithms (alg.Encr.Legacy);
+	// without it, and in an UPDATE of what GETSPI made, they are refused with
+	// ENOSYS. Without it they are not listed as supported either.
 	AllowLegacy bool
 	// LegacyRefused is told of an SA that AllowLegacy would have taken.
 	LegacyRefused func(id ipsec.SAID, e alg.Encr, a alg.Integ)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
 )
 
 // legacySA is a valid SA with the given algorithms.
@@ -83,6 +84,22 @@ func TestLegacy(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A key daemon that negotiated a legacy algorithm does not get its SA.
+func TestLegacyNegotiated(t *testing.T) {
+	testRig(t, func(r *rig) {
+		r.o.AllowLegacy = true
+		i, err := r.GetSPI(keysock.GetSPI{Proto: ipsec.ESP, Src: self, Dst: peer})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := legacySA(alg.Encr3DESCBC, 192, alg.IntegHMACSHA256)
+		p.SPI = i.SPI
+		if _, err := r.Update(p, 0); !errors.Is(err, syscall.ENOSYS) {
+			t.Errorf("got %v, want ENOSYS", err)
+		}
+	})
 }
 
 // What there is no place for in the headers of RFC 1826 and 1827.

@@ -128,7 +128,8 @@ func (e *Engine) Add(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) {
 	return e.install(p, seq, nil)
 }
 
-// Update implements keysock.Backend. A larval SA becomes mature; of another
+// Update implements keysock.Backend. A larval SA, which only a negotiation makes,
+// becomes mature, but not with legacy algorithms; of another
 // one limits and UDP ports change, and keys or algorithms that differ are
 // refused (RFC 2367, 3.1.3).
 func (e *Engine) Update(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) {
@@ -139,6 +140,10 @@ func (e *Engine) Update(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) 
 		return nil, refuse(syscall.ESRCH, "no such SA")
 	}
 	if r.sa.State() == sad.Larval {
+		if p.Encr.Legacy() || p.Auth.Legacy() {
+			p.Wipe()
+			return nil, refuse(syscall.ENOSYS, "a legacy algorithm in a negotiated SA; manual keys are added")
+		}
 		if err := e.check(p); err != nil {
 			p.Wipe()
 			return nil, err

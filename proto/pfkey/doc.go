@@ -29,7 +29,8 @@
 //     FreeBSD's authentication numbers 11-13, a key of 128, 192 or 256 bits and 32
 //     of salt.
 //   - DES (2), 3DES (3) and HMAC-MD5 (2) are ENOSYS unless the operator allows
-//     legacy algorithms, and so are those with the headers of RFC 1826 and 1827:
+//     legacy algorithms, and in an UPDATE after GETSPI, that is negotiated, even
+//     then; and so are those with the headers of RFC 1826 and 1827:
 //     keyed MD5 of RFC 1828 (authentication 249, KAME's), RFC 1829 with an IV of
 //     64 bits (encryption 1) or 32 (9), both of RFC 2407, and RFC 1851 likewise
 //     (240 and 241, ours) with a key of 128 or 192 bits. The number alone says

@@ -6,11 +6,12 @@ import (
 	"crypto/des"
 	"crypto/md5"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
-	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/missiu/missiu/test/e2e/lab"
 )
@@ -156,6 +157,9 @@ func TestOldHeaders(t *testing.T) {
 				pings(t, a, 3)
 				ps := c.Stop()
 				lab.NoClear(t, ps)
+				if got := a.Ping(3, "-s", "4000", b.Addr.String()); got != 3 {
+					t.Errorf("%d of 3 large pings answered", got)
+				}
 				of := lab.Of(ps, lab.ESP)
 				if len(of) != 26 {
 					t.Fatalf("on the link: %v, want 26 ESP", lab.Count(ps))
@@ -199,14 +203,12 @@ func TestOldHeaders(t *testing.T) {
 				n.StartMissiu("--allow-legacy")
 				defer n.StopMissiu()
 				n.Route()
-				add := func(src, dst *lab.Node, spi string) string {
-					return fmt.Sprintf("add ah spi %s src %v dst %v mode %s reqid 1 auth_alg keyed-md5 authkey %s\n", spi, src.Addr, dst.Addr, mode, key16)
+				tunnel := ""
+				if mode == "tunnel" {
+					tunnel = fmt.Sprintf(" tladdr %v traddr %v", n.Addr, n.Peer)
 				}
-				loadPrivate(n, "-k", add(a, b, "0x1001")+add(b, a, "0x1002"))
-				us, it := netip.PrefixFrom(n.Addr, 32), netip.PrefixFrom(n.Peer, 32)
-				xs := []xform{{proto: "ah", mode: mode}}
-				xformPolicy(2, us, it, n.Addr, n.Peer, xs).give(t, n)
-				xformPolicy(1, it, us, n.Peer, n.Addr, xs).give(t, n)
+				n.LoadConfig(policyFor(n, "", "auth_algs keyed-md5"+tunnel))
+				loadPrivate(n, "-k", oldAH(a, b, "0x1001", mode)+oldAH(b, a, "0x1002", mode))
 			}
 			c := a.CaptureWhole("eth0")
 			pings(t, a, 5)
@@ -218,25 +220,15 @@ func TestOldHeaders(t *testing.T) {
 				t.Fatalf("on the link: %v, want 20 AH", lab.Count(ps))
 			}
 			for _, p := range of {
-				ip := bytes.Clone(p.Frame[14:p.Len])
-				h := ip[20:44] // next, length 4 words, reserved, SPI, digest
-				want := []byte{1, 4, 0, 0, 0, 0, 0x10}
+				next := byte(1)
 				if mode == "tunnel" {
-					want[0] = 4
+					next = 4
 				}
-				if !bytes.Equal(h[:7], want) {
-					t.Fatalf("%v: AH begins with %x, want %x", p, h[:7], want)
-				}
-				digest := bytes.Clone(h[8:])
-				clear(h[8:])
-				ip[8], ip[10], ip[11] = 0, 0, 0
-				key := unhex(t, key16)
-				fill := make([]byte, 48)
-				fill[0], fill[40] = 0x80, 128
-				sum := md5.Sum(bytes.Join([][]byte{key, fill, ip, key}, nil))
-				if !bytes.Equal(sum[:], digest) {
-					t.Errorf("%v: digest %x, want %x", p, digest, sum)
-				}
+				verifyOldAH(t, p, next)
+			}
+			// The digest covers the type of service and, put together, fragments.
+			if got := a.Ping(3, "-s", "4000", "-Q", "0x28", b.Addr.String()); got != 3 {
+				t.Errorf("%d of 3 large pings answered", got)
 			}
 			// A stranger's eyes: 24 octets of AH, the ICMP behind them.
 			want := "4\t1"
@@ -258,6 +250,87 @@ func TestOldHeaders(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestXKernelRow: DES and triple DES of 1995 inside the AH of 1995, by a policy
+// file alone, which is how the x-kernel was set up.
+func TestXKernelRow(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	both := []*lab.Node{a, b}
+	for _, n := range both {
+		n.StartMissiu("--allow-legacy", "--allow-unauthenticated")
+		defer n.StopMissiu()
+		n.Route()
+		text := policyFor(n, "", "auth_algs keyed-md5 encr_algs 3des-iv64")
+		for _, dir := range []struct {
+			src, dst *lab.Node
+			spi      string
+		}{{a, b, "0x1001"}, {b, a, "0x1002"}} {
+			text += fmt.Sprintf("add %v %v esp %s -m transport -E 3des-iv64 0x%s;\n", dir.src.Addr, dir.dst.Addr, dir.spi, old3DES)
+			text += fmt.Sprintf("add %v %v ah %s -m transport -A keyed-md5 0x%s;\n", dir.src.Addr, dir.dst.Addr, dir.spi, key16)
+		}
+		loadPrivate(n, "--allow-unauthenticated -f", text)
+	}
+	c := a.CaptureWhole("eth0")
+	pings(t, a, 5)
+	pings(t, b, 5)
+	ps := c.Stop()
+	lab.NoClear(t, ps)
+	of := lab.Of(ps, lab.AH)
+	if len(of) != 20 {
+		t.Fatalf("on the link: %v, want 20 AH", lab.Count(ps))
+	}
+	for _, p := range of {
+		verifyOldAH(t, p, 50)
+		e := p.Frame[14+20+24 : p.Len]
+		plain := openDES(t, old3DES, e[4:12], e[12:])
+		if n := len(plain); plain[n-1] != 1 || n-2-int(plain[n-2]) != 64 {
+			t.Errorf("%v holds %x, want an echo of 64 octets", p, plain)
+		}
+	}
+	for _, n := range both {
+		if d := n.Status().Drops(); d != 0 {
+			t.Errorf("%s dropped %d: %v", n.Name, d, n.Status().Counters)
+		}
+	}
+	// What was altered on the way does not pass, and is counted.
+	b.Python(`
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(("eth0", 0))
+f = bytearray.fromhex(sys.argv[1])
+f[-1] ^= 1
+s.send(f)
+`, hex.EncodeToString(lab.Of(ps, lab.AH)[1].Frame))
+	lab.Until(t, 5*time.Second, "the altered packet to be refused", func() (bool, string) {
+		s := a.Status()
+		return s.Drops() > 0, fmt.Sprint(s.Counters)
+	})
+}
+
+// oldAH is an SA of RFC 1828 in a key file.
+func oldAH(src, dst *lab.Node, spi, mode string) string {
+	return fmt.Sprintf("add ah spi %s src %v dst %v mode %s auth_alg keyed-md5 authkey %s\n", spi, src.Addr, dst.Addr, mode, key16)
+}
+
+// verifyOldAH wants the AH of RFC 1826 over IPv4 with the digest of RFC 1828,
+// and next behind it.
+func verifyOldAH(t *testing.T, p lab.Packet, next byte) {
+	t.Helper()
+	ip := bytes.Clone(p.Frame[14:p.Len])
+	h := ip[20:44] // next, length in words, reserved, SPI, digest
+	if want := []byte{next, 4, 0, 0, 0, 0, 0x10}; !bytes.Equal(h[:7], want) {
+		t.Fatalf("%v: AH begins with %x, want %x", p, h[:7], want)
+	}
+	digest := bytes.Clone(h[8:])
+	clear(h[8:])
+	ip[8], ip[10], ip[11] = 0, 0, 0 // TTL, checksum
+	key, fill := unhex(t, key16), make([]byte, 48)
+	fill[0], fill[40] = 0x80, 128
+	if sum := md5.Sum(bytes.Join([][]byte{key, fill, ip, key}, nil)); !bytes.Equal(sum[:], digest) {
+		t.Errorf("%v: digest %x, want %x", p, digest, sum)
 	}
 }
 

@@ -248,8 +248,8 @@ func (m *entryMeaning) integrity(ps params, key string, out *alg.Integ) (p Param
 	case a.Info().AHOnly && !ah:
 		m.badValue(p, "of AH alone; %s", wantAuth)
 		return p, false
-	case w.ranged && !w.holds(a.Info().KeyLen*8):
-		m.badValue(p, "key length; want %d bits", a.Info().KeyLen*8)
+	case w.ranged && !w.holds((a.Info().KeyLen-a.Info().SaltLen)*8):
+		m.badValue(p, "key length; want %d bits", (a.Info().KeyLen-a.Info().SaltLen)*8)
 		return p, false
 	}
 	*out = a
