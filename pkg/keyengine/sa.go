@@ -289,8 +289,9 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 		return refuse(syscall.EINVAL, "the ESP of RFC 1827 with integrity or in UDP")
 	case p.Auth == alg.IntegNone && p.Encr == alg.EncrNULL:
 		return refuse(syscall.EINVAL, "neither encryption nor integrity")
-	case p.Auth == alg.IntegNone && !p.Encr.Info().AEAD && !e.o.AllowUnauthenticated:
-		// What can be altered unnoticed can be read by and by (RFC 4303, 1).
+	case p.Auth == alg.IntegNone && !p.Encr.Info().AEAD && (!e.o.AllowUnauthenticated || p.Encr.Info().Counter):
+		// What can be altered unnoticed can be read by and by (RFC 4303, 1),
+		// and in counter mode at once (RFC 3686, 4).
 		return refuse(syscall.EINVAL, "ESP without integrity")
 	}
 	return nil
