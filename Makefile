@@ -16,7 +16,10 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Seconds for each fuzz target.
 FUZZTIME ?= 20s
 
-.PHONY: missiu setup test unit e2e demo lint race fuzz bench lab install clean
+# Flags of test/bench, such as --systems or --works.
+BENCHFLAGS ?=
+
+.PHONY: missiu setup test unit e2e demo lint race fuzz bench bench-quick microbench lab install clean
 
 missiu:
 	@mkdir -p bin
@@ -65,7 +68,17 @@ race:
 fuzz:
 	@scripts/fuzz $(FUZZTIME)
 
+# missiu beside other tunnels, into results/; needs root. The second one takes
+# less than three minutes.
 bench:
+	@scripts/setup --bench
+	$(GO) build -o bin/bench ./test/bench
+	bin/bench $(BENCHFLAGS)
+
+bench-quick:
+	@$(MAKE) --no-print-directory bench BENCHFLAGS='--quick $(BENCHFLAGS)'
+
+microbench:
 	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /test/e2e)
 
 install: missiu

@@ -112,6 +112,9 @@ func (h *Host) end() {
 		}
 		h.logFiles()
 	}
+	for _, p := range procs {
+		p.cmd.Process.Signal(syscall.SIGCONT) // a paused nsenter would not reap its child
+	}
 	if h.init != nil && h.init.Process != nil {
 		h.init.Process.Kill()
 		<-h.done
@@ -294,6 +297,22 @@ func (p *Proc) Signal(s syscall.Signal) {
 	}
 	if err := syscall.Kill(pid, s); err != nil {
 		p.h.t.Fatalf("%s: %v", p.name, err)
+	}
+}
+
+// Pause stops the process (SIGSTOP) until Resume.
+func (p *Proc) Pause() {
+	p.h.t.Helper()
+	p.Signal(syscall.SIGSTOP)
+}
+
+// Resume has a paused process go on. nsenter stops itself after its child, so
+// both are told.
+func (p *Proc) Resume() {
+	p.h.t.Helper()
+	if !p.Ended() {
+		p.cmd.Process.Signal(syscall.SIGCONT)
+		p.Signal(syscall.SIGCONT)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 // tunnel mode, only ESP in UDP, so UDP encapsulation is always forced.
 type StrongSwan struct {
 	h *Host
-	p *Proc
+	*Proc
 }
 
 // SwanConn is one connection with one child, both named "t".
@@ -23,6 +23,7 @@ type SwanConn struct {
 	Rekey             string // of the child, such as "5s"; "" for hours
 	IKERekey          string
 	DPD               string // "" for none
+	OpenSSL           bool   // its algorithms before strongSwan's own, which are slow
 }
 
 // The plugins by name: Debian's default is to load what is installed, and
@@ -33,8 +34,13 @@ const charonPlugins = "random nonce aes sha1 sha2 hmac kdf gcm chapoly gmp curve
 // ends it with the test.
 func StartStrongSwan(h *Host, c SwanConn) *StrongSwan {
 	h.t.Helper()
+	plugins := charonPlugins
+	if c.OpenSSL {
+		// Of several that offer an algorithm the first serves; named twice, the last place counts.
+		plugins = "openssl " + strings.Replace(plugins, " openssl", "", 1)
+	}
 	h.WriteFile("/etc/strongswan.conf", `charon {
-  load = `+charonPlugins+`
+  load = `+plugins+`
   install_virtual_ip = no
   retransmit_timeout = 1.0
   filelog {
@@ -57,13 +63,13 @@ swanctl {
 }
 `, 0o644)
 	h.WriteFile("/etc/swanctl/swanctl.conf", c.config(), 0o600)
-	s := &StrongSwan{h: h, p: h.Start("/usr/lib/ipsec/charon")}
+	s := &StrongSwan{h: h, Proc: h.Start("/usr/lib/ipsec/charon")}
 	Until(h.t, 20*time.Second, "charon to listen", func() (bool, string) {
-		if s.p.Ended() {
-			h.t.Fatalf("charon ended:\n%s", s.p.Output())
+		if s.Ended() {
+			h.t.Fatalf("charon ended:\n%s", s.Output())
 		}
 		r := h.Run("test", "-S", "/run/charon.vici")
-		return r.Code == 0, s.p.Output()
+		return r.Code == 0, s.Output()
 	})
 	if out := h.Must("swanctl", "--load-all"); !strings.Contains(out, "successfully loaded 1 connections") {
 		h.t.Fatalf("swanctl: %s", out)
@@ -125,10 +131,4 @@ func (s *StrongSwan) SAs() string {
 }
 
 // Log is charon's log so far.
-func (s *StrongSwan) Log() string { return s.p.Output() }
-
-// Stop ends charon, which tells its peers.
-func (s *StrongSwan) Stop() {
-	s.h.t.Helper()
-	s.p.Stop()
-}
+func (s *StrongSwan) Log() string { return s.Output() }

@@ -16,7 +16,7 @@ type row struct {
 }
 
 // demo is the documented sequence on both hosts, with something to look at.
-func demo(t *tb) {
+func demo(t lab.TB) {
 	a, b := lab.Pair(t)
 	a.Echo = func(_ *lab.Node, line string) { fmt.Println("  a# " + line) }
 	b.Echo = func(_ *lab.Node, line string) { fmt.Println("  b# " + line) }

@@ -1,0 +1,463 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/rpc"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/missiu/missiu/test/bench/report"
+	"github.com/missiu/missiu/test/bench/stat"
+	"github.com/missiu/missiu/test/bench/traffic"
+	"github.com/missiu/missiu/test/e2e/lab"
+)
+
+// instance is a system at work on gateways of its own. All instances are
+// alike but for the system, so that nothing that one of them leaves (routes,
+// packet filters) costs another; those not measured are stopped (SIGSTOP).
+type instance struct {
+	*system
+	*ends
+	t       *lab.Test
+	procs   []*lab.Proc
+	daemons []int           // their pids
+	client  [2]*rpc.Client  // agents of a and b
+	run     uint64          // of UDP
+	rate    map[int]float64 // where the search for a size of datagrams starts
+}
+
+// startInstance makes gateways and starts a system on them.
+func startInstance(s *system, set report.Setting) (*instance, error) {
+	in := &instance{system: s, t: lab.NewTest(), rate: map[int]float64{}}
+	err := in.t.Try(func(t lab.TB) {
+		in.ends = newEnds(t, s.ID, set.Family == 6)
+		for _, x := range in.both() {
+			if !set.Offload {
+				x.Must("ethtool", "-K", "eth0", "gso", "off", "tso", "off", "gro", "off", "tx-udp-segmentation", "off")
+			}
+		}
+		for i, x := range in.both() {
+			in.client[i] = startAgent(t, x.Host)
+		}
+		in.procs = s.start(t, in.ends)
+		for _, p := range in.procs {
+			pid := p.Pid()
+			if pid == 0 {
+				t.Fatalf("a daemon of %s has ended:\n%s", s.ID, p.Output())
+			}
+			in.daemons = append(in.daemons, pid)
+		}
+		in.warm(t)
+	})
+	return in, err
+}
+
+func startAgent(t lab.TB, h *lab.Host) *rpc.Client {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	sock := filepath.Join(h.Dir, "agent")
+	p := h.Start(exe, agentVerb, sock)
+	var c *rpc.Client
+	lab.Until(t, 20*time.Second, "the agent to listen", func() (bool, string) {
+		if p.Ended() {
+			t.Fatalf("the agent ended:\n%s", p.Output())
+		}
+		var err error
+		c, err = rpc.Dial("unix", sock)
+		return err == nil, fmt.Sprint(err)
+	})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// warm waits until packets pass both ways: the first ones negotiate.
+func (in *instance) warm(t lab.TB) {
+	lab.Until(t, 30*time.Second, in.ID+" to carry a ping", func() (bool, string) {
+		r := in.a.Run("ping", "-n", "-q", "-c", "3", "-i", "0.02", "-W", "1", in.a.innerPeer.String())
+		return r.Code == 0 && strings.Contains(r.Out, "3 received"), r.String()
+	})
+}
+
+// freeze stops the daemons, so that they cost the others nothing.
+func (in *instance) freeze() error {
+	return in.t.Try(func(lab.TB) {
+		for _, p := range in.procs {
+			p.Pause()
+		}
+	})
+}
+
+// thaw has them go on.
+func (in *instance) thaw() error {
+	for _, p := range in.procs {
+		p.Resume()
+	}
+	return in.t.Try(in.warm)
+}
+
+// checkWire captures the wire while marked datagrams pass and says what it saw.
+func (in *instance) checkWire() (said string, err error) {
+	err = in.t.Try(func(t lab.TB) {
+		c := in.a.CaptureWhole("eth0")
+		trial, err := in.udp(1000, 2000, 100*time.Millisecond)
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+		if err := in.tcpShort(); err != nil {
+			t.Fatalf("%v", err)
+		}
+		said, err = in.wire.check(c.Stop(), int(trial.Delivered*0.1))
+		if err != nil {
+			t.Fatalf("%s: %v", in.ID, err)
+		}
+	})
+	return said, err
+}
+
+// check: every packet is of the system's kind and none shows the marker; of a
+// readable wire it has to be there, or the look for it would prove nothing.
+// want is how many packets have to be there at least.
+func (k wireKind) check(ps []lab.Packet, want int) (said string, err error) {
+	ours, octets := 0, 0
+	for _, p := range ps {
+		marked := bytes.Contains(p.Frame, []byte(traffic.Marker))
+		switch {
+		case p.Kind == lab.Neighbour || p.Kind == lab.Multicast:
+		case marked && k != readable:
+			return "", fmt.Errorf("the wire shows what should be secret: %v", p)
+		case !k.shows(p):
+			return "", fmt.Errorf("on the wire: %v; want %v only", p, k)
+		case marked || k != readable:
+			ours++
+			octets += p.Len
+		}
+	}
+	// Super-frames hold many packets each.
+	if octets < want*1000 {
+		return "", fmt.Errorf("%d octets of %v on the wire for %d datagrams of 1000", octets, k, want)
+	}
+	if k == readable {
+		return fmt.Sprintf("%d frames, %d octets, readable, as it should be", ours, octets), nil
+	}
+	return fmt.Sprintf("%d frames, %d octets, all %v; the marker that every packet carries is nowhere to be read", ours, octets, k), nil
+}
+
+func (in *instance) tcpShort() error {
+	var sent traffic.TCPSent
+	return in.client[0].Call("Agent.TCPSend", traffic.TCPSend{To: in.b.inner, Streams: 1, Duration: 50 * time.Millisecond}, &sent)
+}
+
+// figures are what a work measured, in the units of the samples.
+type figures map[report.Metric]float64
+
+// ramp is how long TCP has to find its rate before the measured window.
+const ramp = 400 * time.Millisecond
+
+// tcp measures octets a second, and CPU for each packet.
+func (in *instance) tcp(streams int, window time.Duration, rate, cpu, total report.Metric) (figures, error) {
+	var sent traffic.TCPSent
+	call := in.client[0].Go("Agent.TCPSend", traffic.TCPSend{To: in.b.inner, Streams: streams, Duration: ramp + window + 50*time.Millisecond}, &sent, nil)
+	time.Sleep(ramp)
+	before, err := in.count()
+	if err != nil {
+		return nil, err
+	}
+	time.Sleep(window)
+	after, err := in.count()
+	if err != nil {
+		return nil, err
+	}
+	if <-call.Done; call.Error != nil {
+		return nil, fmt.Errorf("TCP: %w", call.Error)
+	}
+	octets := float64(after.octets - before.octets)
+	if octets == 0 || sent.MSS == 0 {
+		return nil, errors.New("TCP: nothing came")
+	}
+	if over := after.onWire - before.onWire; float64(over) < octets*0.9 {
+		return nil, fmt.Errorf("TCP: %.0f octets came, but only %d went over the wire", octets, over)
+	}
+	packets := octets / float64(sent.MSS)
+	f := figures{rate: octets * 8 / after.at.Sub(before.at).Seconds()}
+	f[total] = float64(before.busy(after.usage)) / packets
+	if len(in.daemons) > 0 {
+		f[cpu] = float64(after.cpu-before.cpu) / packets
+	}
+	return f, nil
+}
+
+// counts are all counters at one time.
+type counts struct {
+	*usage
+	octets uint64        // received by TCP at b
+	onWire uint64        // sent by a's eth0
+	cpu    time.Duration // of the daemons
+}
+
+func (in *instance) count() (*counts, error) {
+	c := &counts{}
+	var errs [4]error
+	c.usage, errs[0] = look()
+	errs[1] = in.client[1].Call("Agent.TCPReceived", traffic.Empty{}, &c.octets)
+	c.cpu, errs[2] = cpuSum(in.daemons)
+	var n int
+	n, errs[3] = in.a.counter("eth0", "tx_bytes")
+	c.onWire = uint64(n)
+	return c, errors.Join(errs[:]...)
+}
+
+// netFile is a file of the host's /proc/net, which shows through the pid of its
+// init only: self there is somebody of the reader's own pid namespace.
+func (x *end) netFile(name string) string { return x.Path("../net/" + name) }
+
+// counter reads one of the kernel's counters of an interface.
+func (x *end) counter(ifname, name string) (int, error) {
+	b, err := os.ReadFile(x.netFile("dev"))
+	if err != nil {
+		return 0, err
+	}
+	return parseNetDev(string(b), ifname, name)
+}
+
+// parseNetDev finds a counter in the text of /proc/net/dev.
+func parseNetDev(text, ifname, name string) (int, error) {
+	columns := map[string]int{"rx_bytes": 0, "rx_packets": 1, "rx_dropped": 3, "tx_bytes": 8, "tx_packets": 9, "tx_dropped": 11}
+	for line := range strings.Lines(text) {
+		dev, rest, ok := strings.Cut(line, ":")
+		f := strings.Fields(rest)
+		if ok && strings.TrimSpace(dev) == ifname && len(f) >= 16 {
+			return strconv.Atoi(f[columns[name]])
+		}
+	}
+	return 0, fmt.Errorf("/proc/net/dev has no line for %s", ifname)
+}
+
+// udp offers datagrams of a payload at a rate; 0: without pause.
+func (in *instance) udp(size int, rate float64, d time.Duration) (stat.Trial, error) {
+	in.run++
+	var sent traffic.UDPSent
+	if err := in.client[0].Call("Agent.UDPSend", traffic.UDPSend{To: in.b.inner, Run: in.run, Size: size, Rate: rate, Duration: d}, &sent); err != nil {
+		return stat.Trial{}, err
+	}
+	var got traffic.UDPCount
+	if err := in.client[1].Call("Agent.UDPCount", in.run, &got); err != nil {
+		return stat.Trial{}, err
+	}
+	if sent.Packets == 0 {
+		return stat.Trial{}, errors.New("UDP: nothing could be sent")
+	}
+	secs := sent.Elapsed.Seconds()
+	return stat.Trial{
+		Offered: rate, Sent: float64(sent.Packets) / secs, Delivered: float64(got.Packets) / secs,
+		Loss: max(0, 1-float64(got.Packets)/float64(sent.Packets)),
+	}, nil
+}
+
+// payload is what a datagram of an IP packet of 1400 octets holds; all tunnels
+// take that whole. Small ones are 64 octets of payload.
+func (in *instance) payload(size int) int {
+	if size < 1400 {
+		return size
+	}
+	if in.v6 {
+		return size - 48
+	}
+	return size - 28
+}
+
+// udpSearch finds the highest rate with at most 1 % lost, the CPU per packet
+// at that rate, and what is delivered of datagrams sent without pause.
+func (in *instance) udpSearch(size int, p *pace, best, cpu, blast report.Metric) (figures, error) {
+	payload := in.payload(size)
+	start := in.rate[size]
+	if start == 0 {
+		start = 40000
+	}
+	s := stat.Search{Loss: 0.01, Start: start, Floor: 200, Step: p.step, Trials: p.trials}
+	perPacket := map[float64]float64{} // CPU by delivered rate
+	t, ok, err := s.Run(func(rate float64) (stat.Trial, error) {
+		before, err := cpuSum(in.daemons)
+		if err != nil {
+			return stat.Trial{}, err
+		}
+		t, err := in.udp(payload, rate, p.trial)
+		if err != nil {
+			return t, err
+		}
+		after, err := cpuSum(in.daemons)
+		perPacket[t.Delivered] = float64(after-before) / (t.Delivered * p.trial.Seconds())
+		return t, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	f := figures{}
+	if ok {
+		// A little below, so that the next round sees both sides of the limit.
+		in.rate[size] = t.Offered * 0.95
+		f[best] = t.Delivered
+		if len(in.daemons) > 0 {
+			f[cpu] = perPacket[t.Delivered]
+		}
+	}
+	all, err := in.udp(payload, 0, p.trial)
+	f[blast] = all.Delivered
+	return f, err
+}
+
+// ping measures the round trip on an idle path.
+func (in *instance) ping(n int) (figures, error) {
+	r := in.a.Run("ping", "-n", "-i", "0.005", "-c", strconv.Itoa(n), "-W", "1", in.a.innerPeer.String())
+	rtts := parsePing(r.Out)
+	if len(rtts) < n*9/10 {
+		return nil, fmt.Errorf("ping: %d of %d answered", len(rtts), n)
+	}
+	return figures{report.PingP50: stat.Quantile(rtts, 0.5), report.PingP99: stat.Quantile(rtts, 0.99)}, nil
+}
+
+var pingTime = regexp.MustCompile(`(?m)time=([0-9.]+) ms$`)
+
+// parsePing returns the round trips in seconds.
+func parsePing(out string) []float64 {
+	var rtts []float64
+	for _, m := range pingTime.FindAllStringSubmatch(out, -1) {
+		if ms, err := strconv.ParseFloat(m[1], 64); err == nil {
+			rtts = append(rtts, ms/1000)
+		}
+	}
+	return rtts
+}
+
+// overload offers twice what fits (as searched before, or found now) and looks
+// at memory, at a ping beside it, and at whether each loss is in a counter.
+func (in *instance) overload(p *pace) (figures, error) {
+	fits := in.rate[1400]
+	if fits == 0 {
+		if _, err := in.udpSearch(1400, p, report.UDP1400, report.UDP1400CPU, report.UDP1400Blast); err != nil {
+			return nil, err
+		}
+		if fits = in.rate[1400]; fits == 0 {
+			return nil, errors.New("overload: no rate is without loss")
+		}
+	}
+	before, err := in.drops()
+	if err != nil {
+		return nil, err
+	}
+	idle, err := resident(in.daemons)
+	if err != nil {
+		return nil, err
+	}
+	in.run++
+	var sent traffic.UDPSent
+	const length = 2 * time.Second
+	call := in.client[0].Go("Agent.UDPSend", traffic.UDPSend{To: in.b.inner, Run: in.run, Size: in.payload(1400), Rate: 2 * fits, Duration: length}, &sent, nil)
+	time.Sleep(200 * time.Millisecond)
+	r := in.a.Run("ping", "-n", "-i", "0.01", "-c", "130", "-W", "1", in.a.innerPeer.String())
+	full, err := resident(in.daemons)
+	if err != nil {
+		return nil, err
+	}
+	if <-call.Done; call.Error != nil {
+		return nil, call.Error
+	}
+	var got traffic.UDPCount
+	if err := in.client[1].Call("Agent.UDPCount", in.run, &got); err != nil {
+		return nil, err
+	}
+	after, err := in.drops()
+	if err != nil {
+		return nil, err
+	}
+	rtts := parsePing(r.Out)
+	f := figures{
+		report.OverOffered: float64(sent.Packets) / sent.Elapsed.Seconds() / fits,
+		report.OverPing:    stat.Quantile(rtts, 0.99),
+		report.OverMemory:  float64(max(0, full-idle)),
+	}
+	if lost := float64(sent.Packets) - float64(got.Packets); lost > 0 {
+		f[report.OverCounted] = min(1, float64(after-before)/lost)
+	}
+	return f, nil
+}
+
+// drops adds up all that counts losses on the way: the interfaces, sockets
+// that were full, and, where it is missiu, its own counters. It counts for
+// both ends.
+func (in *instance) drops() (int, error) {
+	sum := 0
+	for _, x := range in.both() {
+		b, err := os.ReadFile(x.netFile("dev"))
+		if err != nil {
+			return 0, err
+		}
+		for line := range strings.Lines(string(b)) {
+			dev, _, ok := strings.Cut(line, ":")
+			if !ok {
+				continue
+			}
+			for _, c := range []string{"rx_dropped", "tx_dropped"} {
+				n, err := parseNetDev(line, strings.TrimSpace(dev), c)
+				if err != nil {
+					return 0, err
+				}
+				sum += n
+			}
+		}
+		for _, f := range []string{"snmp", "snmp6"} {
+			b, err := os.ReadFile(x.netFile(f))
+			if err != nil {
+				return 0, err
+			}
+			sum += parseFull(string(b))
+		}
+		if strings.HasPrefix(in.ID, report.Missiu) {
+			if err := in.t.Try(func(lab.TB) { sum += drops(x.Status().Counters) }); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return sum, nil
+}
+
+// drops adds up missiu's counters of packets dropped.
+func drops(counters map[string]int) (sum int) {
+	for k, v := range counters {
+		if strings.HasPrefix(k, "drop_") {
+			sum += v
+		}
+	}
+	return sum
+}
+
+// parseFull finds the datagrams that found a socket full in the text of
+// /proc/net/snmp or snmp6.
+func parseFull(text string) int {
+	var names []string
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 2 && f[0] == "Udp6RcvbufErrors":
+			n, _ := strconv.Atoi(f[1])
+			return n
+		case len(f) > 1 && f[0] == "Udp:" && names == nil:
+			names = f
+		case len(f) > 1 && f[0] == "Udp:":
+			for i, name := range names {
+				if name == "RcvbufErrors" && i < len(f) {
+					n, _ := strconv.Atoi(f[i])
+					return n
+				}
+			}
+		}
+	}
+	return 0
+}

@@ -1,0 +1,5 @@
+package main
+
+import "errors"
+
+func profile([]string) error { return errors.New("later") }

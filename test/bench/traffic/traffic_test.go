@@ -1,0 +1,54 @@
+package traffic
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func datagram(run, seq uint64) []byte {
+	b := make([]byte, 64)
+	copy(b, Marker)
+	binary.BigEndian.PutUint64(b[len(Marker):], run)
+	binary.BigEndian.PutUint64(b[len(Marker)+8:], seq)
+	return b
+}
+
+func TestCounter(t *testing.T) {
+	var c udpCounter
+	c.add(datagram(1, 0))
+	c.add(datagram(2, 0))
+	c.add(datagram(2, 1))
+	c.add(datagram(1, 1))          // a straggler
+	c.add(datagram(2, 2)[:40])     // cut
+	c.add(make([]byte, headerLen)) // not ours
+	if c.run.Load() != 2 || c.packets.Load() != 2 || c.octets.Load() != 128 {
+		t.Errorf("run %d, %d packets, %d octets; want run 2, 2 packets, 128 octets", c.run.Load(), c.packets.Load(), c.octets.Load())
+	}
+}
+
+// Over the loopback interface everything arrives, at the rate that was asked.
+func TestUDP(t *testing.T) {
+	fd, err := udpSocket()
+	if err != nil {
+		t.Skip("no UDP socket with a large buffer:", err)
+	}
+	a := &Agent{}
+	go a.countUDP(fd)
+	for run, to := range []string{"127.0.0.1", "::1"} {
+		var sent UDPSent
+		req := UDPSend{To: netip.MustParseAddr(to), Run: uint64(run + 1), Size: 64, Rate: 2000, Duration: 200 * time.Millisecond}
+		if err := a.UDPSend(req, &sent); err != nil {
+			t.Skip(err)
+		}
+		var got UDPCount
+		a.UDPCount(req.Run, &got)
+		if got.Packets != sent.Packets || got.Octets != 64*sent.Packets {
+			t.Errorf("%s: sent %d, received %+v", to, sent.Packets, got)
+		}
+		if sent.Packets > 400 || sent.Packets < 50 {
+			t.Errorf("%s: %d datagrams in 200 ms at 2000 a second", to, sent.Packets)
+		}
+	}
+}
