@@ -59,6 +59,7 @@ type options struct {
 	udp             string
 	wait            string
 	defaultRule     string
+	cpuProfile      string
 	abstract        string
 	foreground      bool
 	child           bool // started by Spawn
@@ -87,6 +88,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&o.abstract, "abstract", "", "`@NAME`: a second name of the PF_KEY socket, in the abstract namespace")
 	f.BoolVar(&o.legacy, "allow-legacy", false, "accept manual SAs with legacy algorithms: DES, 3DES, MD5, RFC 1828, 1829, 1851")
 	f.BoolVar(&o.unauthenticated, "allow-unauthenticated", false, "accept manual ESP SAs without integrity")
+	f.StringVar(&o.cpuProfile, "cpuprofile", "", "write a CPU profile to `file` at the end, for go tool pprof")
 	f.BoolVar(&o.foreground, "foreground", false, "stay in the foreground (for systemd)")
 	f.BoolVar(&o.json, "json", false, "status as JSON")
 	f.BoolVarP(&help, "help", "h", false, "this help")

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -148,5 +149,27 @@ func TestStatusOfTheDead(t *testing.T) {
 		if code := run(strings.Fields(args), &stdout, &stderr); code != exitFailed || !strings.Contains(stderr.String(), want) {
 			t.Errorf("%s: exit %d, %q; want %q", args, code, stderr.String(), want)
 		}
+	}
+}
+
+func TestProfileCPU(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cpu")
+	if err := os.WriteFile(path, []byte("old"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	stop, err := profileCPU(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	b, err := os.ReadFile(path)
+	if err != nil || !bytes.HasPrefix(b, []byte{0x1f, 0x8b}) {
+		t.Errorf("%x %v; want a gzipped profile", b, err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v %v, want 0600", st.Mode(), err)
+	}
+	if _, err := profileCPU(filepath.Join(path, "below")); err == nil {
+		t.Error("a file below a file was made")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"time"
@@ -83,6 +84,13 @@ func serve(o *options) (err error) {
 	}
 	ctx, cancel := daemon.Signals(context.Background(), hup)
 	defer cancel()
+	if o.cpuProfile != "" {
+		stop, err := profileCPU(o.cpuProfile)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
 	// From here on TERM ends us in an orderly way, so stop may send it.
 	pid, err := daemon.LockPidFile(pidPath(o.ifname))
 	if err != nil {
@@ -112,6 +120,23 @@ func serve(o *options) (err error) {
 	in.close()
 	in.log.Info("stopped")
 	return nil
+}
+
+// profileCPU samples until stop, which writes the file. Only its owner can read
+// it: what runs when tells of the traffic.
+func profileCPU(path string) (stop func(), err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Chmod(0o600), pprof.StartCPUProfile(f)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		f.Close()
+	}, nil
 }
 
 func openLog(o *options) (*zap.Logger, *daemon.LogFile, error) {

@@ -32,8 +32,9 @@ type instance struct {
 	rate    map[int]float64 // where the search for a size of datagrams starts
 }
 
-// startInstance makes gateways and starts a system on them.
-func startInstance(s *system, set report.Setting) (*instance, error) {
+// startInstance makes gateways and starts a system on them; flags are further
+// ones for missiu.
+func startInstance(s *system, set report.Setting, flags ...string) (*instance, error) {
 	in := &instance{system: s, t: lab.NewTest(), rate: map[int]float64{}}
 	err := in.t.Try(func(t lab.TB) {
 		in.ends = newEnds(t, s.ID, set.Family == 6)
@@ -45,7 +46,7 @@ func startInstance(s *system, set report.Setting) (*instance, error) {
 		for i, x := range in.both() {
 			in.client[i] = startAgent(t, x.Host)
 		}
-		in.procs = s.start(t, in.ends)
+		in.procs = s.start(t, in.ends, flags...)
 		for _, p := range in.procs {
 			pid := p.Pid()
 			if pid == 0 {

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,8 +44,9 @@ func (k wireKind) String() string { return kindNames[k] }
 type system struct {
 	report.System
 	wire wireKind
-	// start makes it carry and returns the daemons, of both ends.
-	start func(t lab.TB, e *ends) []*lab.Proc
+	// start makes it carry and returns the daemons, of both ends, a's first.
+	// flags are further ones for missiu.
+	start func(t lab.TB, e *ends, flags ...string) []*lab.Proc
 	// needs is a program that scripts/setup --bench installs.
 	needs func() string
 }
@@ -151,7 +153,7 @@ func (e *ends) tunMTU() string {
 	return "1440"
 }
 
-func startPlain(t lab.TB, e *ends) []*lab.Proc {
+func startPlain(t lab.TB, e *ends, _ ...string) []*lab.Proc {
 	for _, x := range e.both() {
 		x.route("eth0", "via", x.Peer.String())
 	}
@@ -166,11 +168,11 @@ type missiuOptions struct {
 	others int // further pairs of policies and of SAs
 }
 
-func missiu(o missiuOptions) func(lab.TB, *ends) []*lab.Proc {
-	return func(t lab.TB, e *ends) []*lab.Proc {
+func missiu(o missiuOptions) func(lab.TB, *ends, ...string) []*lab.Proc {
+	return func(t lab.TB, e *ends, flags ...string) []*lab.Proc {
 		var procs []*lab.Proc
 		for _, x := range e.both() {
-			args := append([]string{"bin/missiu", "-i", "eth0", "-l", "missiu.log", "--foreground"}, append(o.flags, "startRaw")...)
+			args := append([]string{"bin/missiu", "-i", "eth0", "-l", "missiu.log", "--foreground"}, slices.Concat(o.flags, flags, []string{"startRaw"})...)
 			procs = append(procs, x.Start(args...))
 		}
 		for i, x := range e.both() {
@@ -238,7 +240,7 @@ func others(n int, x *end, a bool) (policy, keys string) {
 }
 
 // startWireGuard configures by the socket that every user-space WireGuard has.
-func startWireGuard(t lab.TB, e *ends) []*lab.Proc {
+func startWireGuard(t lab.TB, e *ends, _ ...string) []*lab.Proc {
 	var private [2]*ecdh.PrivateKey
 	for i := range private {
 		k, err := ecdh.X25519().GenerateKey(rand.Reader)
@@ -279,7 +281,7 @@ func startWireGuard(t lab.TB, e *ends) []*lab.Proc {
 
 // startOpenVPN: two peers with certificates of an authority that lives for this
 // run. Buffers and queue are as large as ours; Debian's defaults lose more.
-func startOpenVPN(t lab.TB, e *ends) []*lab.Proc {
+func startOpenVPN(t lab.TB, e *ends, _ ...string) []*lab.Proc {
 	ca, certs := authority(t)
 	var procs []*lab.Proc
 	for i, x := range e.both() {
@@ -349,7 +351,7 @@ func authority(t lab.TB) (ca string, certs [2]string) {
 	return string(rootPEM), certs
 }
 
-func startLibipsec(t lab.TB, e *ends) []*lab.Proc {
+func startLibipsec(t lab.TB, e *ends, _ ...string) []*lab.Proc {
 	var swans [2]*lab.StrongSwan
 	for i, x := range e.both() {
 		bits := x.inner.BitLen()
