@@ -20,6 +20,12 @@ var (
 	}
 )
 
+// What an entry of Solaris may have.
+const (
+	solarisActions = 20
+	solarisWords   = 20 // in a pair of braces
+)
+
 // A breach is a place where a text is not what Solaris' layout asks for.
 type breach struct {
 	at   Word
@@ -53,6 +59,12 @@ func (e *Entry) strictSolaris(m *meaning) {
 		m.l.Errorf(b.at.Pos, "%s", b.what)
 	}
 	old := false
+	if len(e.Alternatives) > solarisActions {
+		m.l.Errorf(e.Alternatives[solarisActions].Action.Pos, "too many actions: Solaris takes %d", solarisActions)
+	}
+	if len(e.Selectors) > solarisWords/2 {
+		m.l.Errorf(e.Selectors[solarisWords/2].Key.Pos, "too many words in braces: Solaris takes %d", solarisWords)
+	}
 	for _, p := range e.Selectors {
 		switch v := p.Value.Text; canonical(p.Key.Text) {
 		case "dir":

@@ -38,6 +38,12 @@ func testOptions() Options {
 			}
 			return 0, errors.New("no such service")
 		},
+		LookupNet: func(name string) (netip.Prefix, error) {
+			if name == "campus" {
+				return netip.MustParsePrefix("172.16.0.0/16"), nil
+			}
+			return netip.Prefix{}, errors.New("no such network")
+		},
 		LookupTunnel: func(name string) (Tunnel, error) {
 			a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 			switch name {
@@ -344,4 +350,16 @@ func TestNameBounds(t *testing.T) {
 			t.Errorf("%d lookups, %v", n, es)
 		}
 	})
+}
+
+func TestFindNet(t *testing.T) {
+	const file = "# networks\ndefault 0.0.0.0\nloopback 127.0.0.0 # local\nlink-local 169.254.0.0\ncampus 172.16 site Main\nten 10\none 192.0.2.1\nbad 300\nshort\n"
+	for name, want := range map[string]string{
+		"loopback": "127.0.0.0/8", "link-local": "169.254.0.0/16", "campus": "172.16.0.0/16", "main": "172.16.0.0/16", "site": "172.16.0.0/16",
+		"ten": "10.0.0.0/8", "one": "192.0.2.1/32", "default": "0.0.0.0/0", "bad": "", "short": "", "none": "", "local": "",
+	} {
+		if p, err := findNet(strings.NewReader(file), name); (err == nil) != (want != "") || err == nil && p.String() != want {
+			t.Errorf("%s: got %v, %v, want %q", name, p, err, want)
+		}
+	}
 }

@@ -308,8 +308,13 @@ func (m *entryMeaning) directions(alts []params) {
 		m.badValue(p, "permit is for incoming packets; want in, or apply")
 		return
 	case (action.Text == "apply" || action.Text == "permit") && !one:
-		m.badValue(p, "%s is for one direction; want ipsec", action.Text)
-		return
+		want := map[string]ipsec.Direction{"apply": ipsec.Out, "permit": ipsec.In}[action.Text]
+		if m.old != nil {
+			m.badValue(p, "%s is for one direction; want %v", action.Text, want)
+			return
+		}
+		m.l.Warnf(p.Value.Pos, "dir %s: %s is for one direction, taken as %v; ipsec is for both", p.Value.Text, action.Text, want)
+		dir = want
 	}
 	if m.old == nil && (dir == dirInMirrored || dir == dirOutMirrored) {
 		dir = dirBoth

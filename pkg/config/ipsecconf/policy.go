@@ -39,6 +39,8 @@ type Options struct {
 	// LookupHost gives the addresses of a host, LookupPort the port of a service.
 	LookupHost func(name string) ([]netip.Addr, error)
 	LookupPort func(name string) (uint16, error)
+	// LookupNet gives the network of a name that is no host's.
+	LookupNet func(name string) (netip.Prefix, error)
 	// LookupTunnel gives the end points of a tunnel interface.
 	LookupTunnel func(name string) (Tunnel, error)
 	// Dialect, if not empty, refuses what the other one alone has.
@@ -51,6 +53,7 @@ type Options struct {
 func SystemNames() Options {
 	return Options{
 		LookupTunnel: systemTunnel,
+		LookupNet:    systemNet,
 		LookupHost: func(name string) ([]netip.Addr, error) {
 			ips, err := net.LookupIP(name)
 			var as []netip.Addr

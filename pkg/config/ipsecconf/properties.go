@@ -293,6 +293,9 @@ func (m *entryMeaning) tunnelEnd(p Param) netip.Addr {
 func (m *entryMeaning) endPoint(p Param) netip.Addr {
 	as := m.hostAddrs(p, p.Value.Text)
 	switch {
+	case m.hosts[p.Value.Text].net > 0:
+		m.badValue(p, "the name is a network's; want the address of a host")
+		return netip.Addr{}
 	case len(as) == 0: // reported
 		return netip.Addr{}
 	case len(as) > 1:

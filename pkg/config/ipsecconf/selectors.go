@@ -85,11 +85,12 @@ func (m *entryMeaning) port(p Param) uint16 {
 	return 0
 }
 
-const wantAddr = "want an address, prefix, range or host name"
+const wantAddr = "want an address, prefix, range, host or network name"
 
 type hostResult struct {
 	addrs []netip.Addr
 	err   error
+	net   int // length of the prefix, if it is a network's name; 0: a host's
 }
 
 // addresses reads an address, with the mask of the same side if it has one.
@@ -115,6 +116,9 @@ func (m *entryMeaning) addresses(p Param, maskKey string) []netip.Prefix {
 		return nil
 	}
 	n := addrs[0].BitLen()
+	if net := m.hosts[host].net; net > 0 {
+		n = net
+	}
 	if prefixed {
 		v, err := strconv.Atoi(length)
 		switch {
@@ -188,6 +192,11 @@ func (m *entryMeaning) hostAddrs(p Param, host string) []netip.Addr {
 			start := time.Now()
 			r.addrs, r.err = m.opt.LookupHost(host)
 			r.addrs = distinct(r.addrs)
+			if len(r.addrs) == 0 && m.opt.LookupNet != nil {
+				if p, err := m.opt.LookupNet(host); err == nil && p.Bits() > 0 {
+					r = hostResult{addrs: []netip.Addr{p.Addr()}, net: p.Bits()}
+				}
+			}
 			m.lookups += time.Since(start)
 		}
 		m.hosts[host] = r
