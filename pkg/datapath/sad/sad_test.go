@@ -593,3 +593,23 @@ func BenchmarkOutFlows(b *testing.B) {
 		d.Out(k, i)
 	}
 }
+
+// Old packets carry no sequence number, so 2^32 of them are not the end.
+func TestOldNumbers(t *testing.T) {
+	p := params(0x1000, 1)
+	p.Encr, p.EncrKey, p.ReplayWindow, p.Unauthenticated = alg.EncrDESIV64, ipsec.NewKey([]byte("\x13\x34\x57\x79\x9b\xbc\xdf\xf1")), 0, true
+	s := mustNew(t, p)
+	s.seq.Store(maxSeq32)
+	if n, ok := s.NextSeq(1); !ok || n != maxSeq32+1 {
+		t.Errorf("after 2^32-1 packets: number %d, %v", n, ok)
+	}
+	s.packets.Store(seqSoft)
+	if soft, hard := s.Account(1, 100, t0); soft || hard {
+		t.Errorf("soft %v, hard %v without limits", soft, hard)
+	}
+	for range 3 { // nothing tells a packet from one that is sent again
+		if seq, ok := s.Window.Check(7); !ok || !s.Window.Mark(seq) {
+			t.Error("a packet that is sent again is refused")
+		}
+	}
+}
