@@ -23,14 +23,18 @@ type GSO struct {
 // FIN only on the last, CWR only on the first (RFC 3168, 6.1.2); the urgent
 // pointer stays. The zero value holds nothing; Parse fills it.
 type Super struct {
-	pkt    []byte
-	trans  int // offset of the transport header
-	hdr    int // octets of all headers
-	size   int
-	n      int
-	v6     bool
-	udp    bool
-	pseudo uint64 // sum of the pseudo-header but for the length
+	pkt   []byte
+	trans int // offset of the transport header
+	hdr   int // octets of all headers
+	size  int
+	n     int
+	v6    bool
+	udp   bool
+	flags uint8  // of TCP
+	id    uint16 // of IPv4
+	seq   uint32 // of TCP
+	ipSum uint64 // of the IPv4 header but for what Put changes
+	sum   uint64 // of pseudo-header and transport header likewise
 }
 
 const (
@@ -83,9 +87,32 @@ func (s *Super) Parse(b []byte, i *Info, g GSO) bool {
 	}
 	*s = Super{
 		pkt: b, trans: i.HdrLen, hdr: i.HdrLen + hdr, size: g.Size, n: (payload + g.Size - 1) / g.Size,
-		v6: i.Version == 6, udp: i.Proto == protoUDP, pseudo: pseudo(b, i.Proto, 0),
+		v6: i.Version == 6, udp: i.Proto == protoUDP, id: uint16(i.ID), sum: pseudo(b, i.Proto, 0),
 	}
+	// Taken off a sum is what is added in complement (RFC 1624).
+	if !s.v6 {
+		s.ipSum = without(sum(b[:i.HdrLen], 0), b[2:6]) + without(0, b[10:12])
+	}
+	h := t[:hdr]
+	s.sum = sum(h, s.sum)
+	if s.udp {
+		s.sum = without(s.sum, h[udpLenOff:UDPLen]) // and the checksum
+		return true
+	}
+	s.seq, s.flags = binary.BigEndian.Uint32(h[tcpSeqOff:]), h[tcpFlagsOff]
+	s.sum = without(s.sum, h[tcpSeqOff:tcpSeqOff+4])
+	s.sum = without(s.sum, h[tcpLenOff:tcpLenOff+2])
+	s.sum = without(s.sum, h[tcpCsum:tcpCsum+2])
 	return true
+}
+
+// without takes the words of b off the sum acc.
+func without(acc uint64, b []byte) uint64 {
+	acc = uint64(fold(acc))
+	for ; len(b) > 0; b = b[2:] {
+		acc += uint64(^binary.BigEndian.Uint16(b))
+	}
+	return acc
 }
 
 // Segments is the number of segments, at least 1.
@@ -113,30 +140,34 @@ func (s *Super) Put(dst []byte, k, from int) {
 	if from == 0 {
 		SetLen(dst, n)
 		if !s.v6 {
-			binary.BigEndian.PutUint16(dst[4:], binary.BigEndian.Uint16(dst[4:])+uint16(k))
-			FixIPv4Checksum(dst)
+			id := s.id + uint16(k)
+			binary.BigEndian.PutUint16(dst[4:], id)
+			binary.BigEndian.PutUint16(dst[10:], ^fold(s.ipSum+uint64(n)+uint64(id)))
 		}
 	}
 	t := dst[s.trans-from:]
 	h := t[:s.hdr-s.trans]
-	var csum []byte
+	acc := s.sum + uint64(len(t))
+	csum := tcpCsum
 	if s.udp {
+		csum = udpCsum
 		binary.BigEndian.PutUint16(h[udpLenOff:], uint16(len(t)))
-		csum = h[udpCsum:]
+		acc += uint64(len(t))
 	} else {
-		binary.BigEndian.PutUint32(h[tcpSeqOff:], binary.BigEndian.Uint32(h[tcpSeqOff:])+uint32(k*s.size))
+		seq, flags := s.seq+uint32(k*s.size), s.flags
 		if k != s.n-1 {
-			h[tcpFlagsOff] &^= tcpFIN | tcpPSH
+			flags &^= tcpFIN | tcpPSH
 		}
 		if k != 0 {
-			h[tcpFlagsOff] &^= tcpCWR
+			flags &^= tcpCWR
 		}
-		csum = h[tcpCsum:]
+		binary.BigEndian.PutUint32(h[tcpSeqOff:], seq)
+		h[tcpFlagsOff] = flags
+		acc += uint64(seq) + uint64(h[tcpLenOff])<<8 + uint64(flags)
 	}
-	csum[0], csum[1] = 0, 0
-	c := ^fold(copySum(t[len(h):], data, sum(h, s.pseudo+uint64(len(t)))))
+	c := ^fold(copySum(t[len(h):], data, acc))
 	if c == 0 {
 		c = 0xffff // the same in TCP; in UDP 0 means "none" (RFC 768)
 	}
-	binary.BigEndian.PutUint16(csum, c)
+	binary.BigEndian.PutUint16(h[csum:], c)
 }
