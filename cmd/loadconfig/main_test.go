@@ -401,7 +401,7 @@ func TestNothingChanged(t *testing.T) {
 	r.load(entry1, "-: 2 policies in force: 2 added, 0 changed, 0 unchanged; 0 removed")
 	for _, tt := range []struct{ name, text, err string }{
 		{"error", "{ raddr 192.0.2.5 } drop {}\n{ radr 192.0.2.6 } drop {}\n{ raddr 192.0.2.400 } drop {}\n",
-			"-:2:3: unknown selector \"radr\"; did you mean \"raddr\"?\n-:3:9: raddr \"192.0.2.400\": want an address, prefix, range or host name\nloadConfig: nothing was changed\n"},
+			"-:2:3: unknown selector \"radr\"; did you mean \"raddr\"?\n-:3:9: raddr \"192.0.2.400\": want an address, prefix, range, host or network name\nloadConfig: nothing was changed\n"},
 		{"refused", "{ raddr 192.0.2.5 dir out } drop {}\n{ raddr 192.0.2.6 dir out } drop {}\n",
 			"-:2:1: missiu refused it: pf_key: X_SPDADD: invalid argument\nloadConfig: nothing was changed\n"},
 	} {

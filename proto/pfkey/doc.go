@@ -68,7 +68,7 @@
 // They go only to sockets that sent X_OPT_IN in a REGISTER, since strangers
 // refuse a whole message for one type above 26. Requests may use them at once.
 //
-//	X_BEGIN   224  <base>  opens a policy transaction of this connection
+//	X_BEGIN   224  <base>  opens a transaction of policies and SAs of this connection
 //	X_COMMIT  225  <base>  puts it in force; the answer's copy to others says
 //	                       that the SPD changed
 //	X_ABORT   226  <base>  forgets it, as does the connection's end

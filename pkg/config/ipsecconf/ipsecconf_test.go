@@ -363,3 +363,18 @@ func TestFindNet(t *testing.T) {
 		}
 	}
 }
+
+// Manual SAs of encryption alone are refused, and where they are taken, not in
+// silence.
+func TestUnauthenticatedSA(t *testing.T) {
+	const text = "add 192.0.2.1 192.0.2.2 esp 0x100 -E aes-cbc \"0123456789abcdef\";"
+	opt := testOptions()
+	if _, l := Load("", strings.NewReader(text), opt); !l.Failed() {
+		t.Error("taken without a word")
+	}
+	opt.Unauthenticated = true
+	c, l := Load("", strings.NewReader(text), opt)
+	if w := l.Warnings(); l.Failed() || len(c.SAs) != 1 || len(w) != 1 || !strings.Contains(w[0].Text, "encryption without authentication") {
+		t.Errorf("%v, %d SAs, warnings %v", l.Err(), len(c.SAs), w)
+	}
+}

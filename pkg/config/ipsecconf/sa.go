@@ -159,6 +159,15 @@ func CheckSA(p *ipsec.SAParams, unauthenticated bool) error {
 	return nil
 }
 
+// Unauthenticated is the warning that goes with an SA of encryption alone; empty
+// for others.
+func Unauthenticated(p *ipsec.SAParams) string {
+	if i := p.Encr.Info(); p.Proto != ipsec.ESP || p.Auth != alg.IntegNone || i.AEAD || i.Old {
+		return ""
+	}
+	return "encryption without authentication: whoever can alter packets can read them by and by"
+}
+
 // StaticAEAD is the warning that goes with a cipher that counts, see UsesCounter,
 // under a key that stands in a file: sequence numbers, and with them nonces,
 // begin anew whenever it is loaded into an empty SAD (RFC 4106, 2; RFC 3686, 4).
@@ -216,6 +225,9 @@ func (m *meaning) add(c *Command) {
 	}
 	if UsesCounter(&sa.SAParams) {
 		m.l.Warnf(c.Name.Pos, "add: %s", StaticAEAD)
+	}
+	if w := Unauthenticated(&sa.SAParams); w != "" {
+		m.l.Warnf(c.Name.Pos, "add: %s", w)
 	}
 	if w := Legacy(sa.Encr, sa.Auth); w != "" {
 		m.l.Warnf(c.Name.Pos, "add: %s", w)

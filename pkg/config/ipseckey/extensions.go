@@ -312,6 +312,9 @@ func (x *extensions) whole(at lexer.Token) {
 	if ipsecconf.UsesCounter(sa) && x.c.Verb == Add {
 		x.p.l.Warnf(at.Pos, "add: %s", ipsecconf.StaticAEAD)
 	}
+	if w := ipsecconf.Unauthenticated(sa); w != "" {
+		x.p.l.Warnf(at.Pos, "%s: %s", x.c.Verb, w)
+	}
 	if w := ipsecconf.Legacy(sa.Encr, sa.Auth); w != "" {
 		x.p.l.Warnf(at.Pos, "%s: %s", x.c.Verb, w)
 	}
