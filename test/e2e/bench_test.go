@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/missiu/missiu/test/e2e/lab"
 )
@@ -19,7 +22,12 @@ func TestBench(t *testing.T) {
 		{"go", "build", "-o", bench, "../bench"},
 		{bench, "--quick", "--rounds", "1", "--systems", "missiu,plain", "--works", "tcp1,udp64,ping", "--patience", "1ms", "-o", filepath.Join(dir, "r")},
 	} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it cleans up
+		cmd.WaitDelay = 20 * time.Second
+		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", args, err, out)
 		}
 	}

@@ -112,15 +112,14 @@ func (h *Host) end() {
 		}
 		h.logFiles()
 	}
-	for _, p := range procs {
-		p.cmd.Process.Signal(syscall.SIGCONT) // a paused nsenter would not reap its child
-	}
 	if h.init != nil && h.init.Process != nil {
 		h.init.Process.Kill()
-		<-h.done
 	}
 	for _, p := range procs {
-		<-p.done
+		p.reap()
+	}
+	if h.init != nil && h.init.Process != nil {
+		<-h.done
 	}
 	exec.Command("ip", "netns", "del", h.Name).Run()
 }
@@ -300,14 +299,32 @@ func (p *Proc) Signal(s syscall.Signal) {
 	}
 }
 
-// Pause stops the process (SIGSTOP) until Resume.
+// Pause stops the process (SIGSTOP) until Resume. nsenter stops itself when its
+// child is.
 func (p *Proc) Pause() {
 	p.h.t.Helper()
 	p.Signal(syscall.SIGSTOP)
+	Until(p.h.t, 10*time.Second, p.name+" to stop", func() (bool, string) {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+		_, rest, _ := strings.Cut(string(b), ") ")
+		return strings.HasPrefix(rest, "T") || p.Ended(), string(b)
+	})
 }
 
-// Resume has a paused process go on. nsenter stops itself after its child, so
-// both are told.
+// reap waits for the end of a process that was killed. A paused nsenter, or one
+// that is about to pause, would not see its child's end.
+func (p *Proc) reap() {
+	for {
+		p.cmd.Process.Signal(syscall.SIGCONT)
+		select {
+		case <-p.done:
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Resume has a paused process go on.
 func (p *Proc) Resume() {
 	p.h.t.Helper()
 	if !p.Ended() {
