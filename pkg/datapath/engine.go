@@ -14,6 +14,19 @@
 // and nothing is allocated per packet. What cannot be finished at once leaves
 // the fast path: packets without SA wait in the hold queue, fragments in a
 // reassembler, both bounded.
+//
+// What the kernel segments late (TSO, USO) comes over the TAP as super-frames,
+// which super.go cuts while they are protected. The way out, by what the
+// packet becomes:
+//
+//	ESP in UDP, one SA    by the socket of port 4500, as messages of datagrams
+//	                      (UDP_SEGMENT); header fields as below, but that the
+//	                      kernel chooses the identification and sums the UDP
+//	native ESP, one SA    by the interface, each with its header
+//	everything else       cut into packets; by the interface
+//
+// "Everything else" is bundles, what is to be fragmented, and transport mode
+// whose header a socket would not make: options, another TTL, no DF.
 package datapath
 
 import (

@@ -354,6 +354,18 @@ func TestSuperSlow(t *testing.T) {
 		}
 		a.wantCount(map[Counter]uint64{OutBypassed: uint64(len(want))})
 	})
+	t.Run("IKE", func(t *testing.T) {
+		q := p
+		q.in, q.out = a4, b4
+		a, _, _, _ := q.nodes(t)
+		spec := superSpec{udp: true, size: 1000, n: 2500}
+		ip, o := spec.build(a4, b4)
+		binary.BigEndian.PutUint16(ip[20:], 500)
+		if got := a.sendFrames(frameOf(ip, o)); len(got) != 3 || !bytes.Equal(got[2], reference(t, ip, 1000)[2]) {
+			t.Errorf("%d left", len(got))
+		}
+		a.wantCount(map[Counter]uint64{OutBypassed: 3})
+	})
 	t.Run("discard", func(t *testing.T) {
 		a := newNode(t, p.src)
 		a.policy(ipsec.Policy{Dir: ipsec.Out, Sel: ipsec.Selector{Src: prefix(p.in), Dst: prefix(p.out)}, Action: ipsec.Discard})
@@ -417,6 +429,39 @@ func TestSuperSlow(t *testing.T) {
 		}
 		a.wantCount(map[Counter]uint64{OutProtected: uint64(len(want)), DropOutSeal: 1})
 	})
+}
+
+// TestSuperBundle: super-frames under more than one transform, or others than
+// ESP, arrive segment by segment.
+func TestSuperBundle(t *testing.T) {
+	for _, s := range stacks() {
+		t.Run(s.name, func(t *testing.T) {
+			a, b := s.nodes(t)
+			s.sas(a, b)
+			spec := superSpec{size: 600, n: 2000, flags: 0x18}
+			ip, o := spec.build(s.in, s.out)
+			want := reference(t, ip, spec.size)
+			sent := a.sendFrames(frameOf(ip, o))
+			if len(sent) != len(want) {
+				t.Fatalf("%d packets left, want %d; %v", len(sent), len(want), a.e.Stats().nonzero())
+			}
+			for k := range sent {
+				receive := b.receive
+				if s.udp() {
+					receive = b.receiveUDP
+				}
+				if got := receive(sent[k]); len(got) != 1 || !bytes.Equal(got[0], want[k]) {
+					t.Fatalf("segment %d: %v\n%x", k, b.e.Stats().nonzero(), got)
+				}
+			}
+			// The last segment is too short to be compressed, and leaves as it is.
+			bare := a.e.Stats()[OutBypassed]
+			if only := s.name == "IPComp 4"; only != (bare == 1) {
+				t.Errorf("%d segments left unprotected", bare)
+			}
+			a.wantCount(map[Counter]uint64{OutProtected: uint64(len(want)) - bare})
+		})
+	}
 }
 
 // TestSuperMalformed: metadata that lie are refused and counted.
