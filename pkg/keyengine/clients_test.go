@@ -100,7 +100,7 @@ type cmsg struct {
 
 // program is a process that speaks PF_KEY.
 type program struct {
-	t   *testing.T
+	t   testing.TB
 	fd  int
 	pid uint32
 }
@@ -114,9 +114,16 @@ func (p *program) report(typ, satype byte, seq uint32, errno byte, exts ...[]byt
 	p.t.Helper()
 	body := cat(exts...)
 	b := cat([]byte{2, typ, errno, satype}, u16(uint16(2+len(body)/8)), u16(0), u32(seq), u32(p.pid), body)
-	if _, err := syscall.Write(p.fd, b); err != nil {
+	if _, err := again(func() (int, error) { return syscall.Write(p.fd, b) }); err != nil {
 		p.t.Fatal(err)
 	}
+}
+
+// again repeats a system call that a signal of the runtime has interrupted.
+func again(f func() (int, error)) (n int, err error) {
+	for n, err = f(); err == syscall.EINTR; n, err = f() {
+	}
+	return n, err
 }
 
 // recv reads as libipsec does (peek at the header, then the whole) and is as
@@ -124,11 +131,15 @@ func (p *program) report(typ, satype byte, seq uint32, errno byte, exts ...[]byt
 func (p *program) recv() *cmsg {
 	p.t.Helper()
 	var head [16]byte
-	if n, _, err := syscall.Recvfrom(p.fd, head[:], syscall.MSG_PEEK); err != nil || n != 16 {
+	n, err := again(func() (int, error) {
+		n, _, err := syscall.Recvfrom(p.fd, head[:], syscall.MSG_PEEK)
+		return n, err
+	})
+	if err != nil || n != 16 {
 		p.t.Fatalf("peek: %d octets, %v", n, err)
 	}
 	b := make([]byte, 1<<16)
-	n, err := syscall.Read(p.fd, b)
+	n, err = again(func() (int, error) { return syscall.Read(p.fd, b) })
 	if err != nil || n != 8*int(ne.Uint16(head[4:])) {
 		p.t.Fatalf("a message of %d octets whose header says %d words, %v", n, ne.Uint16(head[4:]), err)
 	}
@@ -238,14 +249,19 @@ func (m *cmsg) has(t *testing.T, exts ...uint16) {
 func (m *cmsg) spi() uint32 { return binary.BigEndian.Uint32(m.ext[xSA][4:]) }
 
 // engineAt runs an engine behind a socket.
-func engineAt(t *testing.T) (e *Engine, s *keysock.Server, dial func(pid uint32) *program, installed chan sad.OutKey) {
+func engineAt(t testing.TB) (e *Engine, s *keysock.Server, path string, installed chan sad.OutKey) {
 	dir, err := os.MkdirTemp("", "ke")
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, "eth0.pfkey")
+	path = filepath.Join(dir, "eth0.pfkey")
 	installed = make(chan sad.OutKey, 100)
-	e = New(Options{SAD: sad.NewDB(), SPD: spd.NewDB(), Installed: func(k sad.OutKey) { installed <- k }})
+	e = New(Options{SAD: sad.NewDB(), SPD: spd.NewDB(), Installed: func(k sad.OutKey) {
+		select {
+		case installed <- k:
+		default: // nobody looks
+		}
+	}})
 	if s, err = keysock.NewServer(path, e, keysock.ServerOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -264,19 +280,23 @@ func engineAt(t *testing.T) (e *Engine, s *keysock.Server, dial func(pid uint32)
 		e.Close()
 		os.RemoveAll(dir)
 	})
-	return e, s, func(pid uint32) *program {
-		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
-		if err == nil {
-			t.Cleanup(func() { syscall.Close(fd) })
-			tv := syscall.NsecToTimeval(int64(10 * time.Second))
-			err = errors.Join(syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &tv),
-				syscall.Connect(fd, &syscall.SockaddrUnix{Name: path}))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return &program{t, fd, pid}
-	}, installed
+	return e, s, path, installed
+}
+
+// open starts a program.
+func open(t testing.TB, path string, pid uint32) *program {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
+	if err == nil {
+		t.Cleanup(func() { syscall.Close(fd) })
+		tv := syscall.NsecToTimeval(int64(10 * time.Second))
+		err = errors.Join(syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &tv),
+			syscall.Connect(fd, &syscall.SockaddrUnix{Name: path}))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &program{t, fd, pid}
 }
 
 var (
@@ -292,8 +312,8 @@ var (
 // of protocol 255; the policy of spdadd's text in front of its addresses, and a
 // forward policy beside each inbound one.
 func TestClientSetkey(t *testing.T) {
-	_, _, open, _ := engineAt(t)
-	p := open(4711)
+	_, _, path, _ := engineAt(t)
+	p := open(t, path, 4711)
 	p.ask(cRegister, 0, 0).has(t, xAuths, xEncrs)
 
 	// add 192.0.2.1 198.51.100.2 esp 0x1000 -m tunnel -u 7 -r 4 -lh 3600 -ls 3000 -E aes-cbc ... -A hmac-sha1 ... ;
@@ -382,7 +402,7 @@ func TestClientSetkey(t *testing.T) {
 		t.Errorf("%d left", len(l))
 	}
 	// -x: promiscuous, it prints every message with what is in it.
-	x := open(4712)
+	x := open(t, path, 4712)
 	x.send(cPromisc, 1, 0)
 	x.answer(cPromisc, 0, 0)
 	p.send(cAdd, 3, 0, add...)
@@ -394,8 +414,8 @@ func TestClientSetkey(t *testing.T) {
 // policy's id, GETSPI without a range and with ports, UPDATE, ADD, with the seq of
 // the ACQUIRE, which it uses again for each renewal.
 func TestClientRacoon(t *testing.T) {
-	e, s, open, installed := engineAt(t)
-	p, q := open(815), open(815) // the second only dumps; one process
+	e, s, path, installed := engineAt(t)
+	p, q := open(t, path, 815), open(t, path, 815) // the second only dumps; one process
 	for _, typ := range []byte{2, 3, 9} {
 		a := p.ask(cRegister, typ, 0)
 		a.has(t, xAuths, xEncrs)
@@ -416,7 +436,7 @@ func TestClientRacoon(t *testing.T) {
 		t.Errorf("%d policies", len(l))
 	}
 	// setkey puts a policy there; racoon hears of its id.
-	other := open(99)
+	other := open(t, path, 99)
 	pol := cpolicy(2, 2, 0, 0x80000000, crequest(50, 2, 2, 0, sin(0, gwA...), sin(0, gwB...)))
 	other.ask(cSPDAdd, 0, 0, pol, caddr(xSrc, 255, 16, sin(0, netA...)), caddr(xDst, 255, 16, sin(0, netB...)))
 	id := uint32(0)
@@ -526,8 +546,8 @@ func (e *Engine) find(proto ipsec.Protocol, dst []byte, spi ipsec.SPI) *record {
 // sends back as UPDATE with other ports; priorities of its own, SPDADD and on
 // EEXIST SPDUPDATE.
 func TestClientStrongSwan(t *testing.T) {
-	_, _, open, _ := engineAt(t)
-	p, events := open(31337), open(31337)
+	_, _, path, _ := engineAt(t)
+	p, events := open(t, path, 31337), open(t, path, 31337)
 	events.ask(cRegister, 3, 1)
 	events.ask(cRegister, 2, 2)
 	seq := uint32(2)
@@ -597,8 +617,8 @@ func TestClientStrongSwan(t *testing.T) {
 // OpenIKED and racoon2: SPDUPDATE for new policies, with X_SA2 in front; UPDATE of
 // what is not there, which becomes ADD; policies by id in a wrong direction.
 func TestClientIKED(t *testing.T) {
-	_, _, open, _ := engineAt(t)
-	p := open(7)
+	_, _, path, _ := engineAt(t)
+	p := open(t, path, 7)
 	p.ask(cFlush, 0, 1)
 	p.ask(cRegister, 3, 2)
 	p.ask(cRegister, 2, 3)
