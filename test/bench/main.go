@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -88,8 +89,9 @@ type plan struct {
 	out      string // name of the files without suffix
 	lock     string
 	patience time.Duration // for others' work, in all
-	results  report.Results
-	asked    bool // the systems were named
+
+	mu      sync.Mutex // after an interruption the phase may still be at work
+	results report.Results
 }
 
 // quickSystems are those that the main figures need.
@@ -115,7 +117,7 @@ func parse(args []string) (*plan, error) {
 	if f.NArg() > 0 {
 		return nil, fmt.Errorf("%w: %q", errUsage, f.Arg(0))
 	}
-	p := &plan{pace: full, lock: *lock, patience: 10 * time.Minute, asked: *names != ""}
+	p := &plan{pace: full, lock: *lock, patience: 10 * time.Minute}
 	choose := func(s, otherwise string) []string {
 		if s == "" {
 			s = otherwise
@@ -176,7 +178,21 @@ func parse(args []string) (*plan, error) {
 func (p *plan) note(format string, args ...any) {
 	s := fmt.Sprintf(format, args...)
 	fmt.Fprintln(os.Stderr, "  ! "+s)
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.results.Notes = append(p.results.Notes, s)
+}
+
+// check looks at the wire and keeps what it showed.
+func (p *plan) check(in *instance, set report.Setting, when string) error {
+	said, err := in.checkWire()
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.results.Checks = append(p.results.Checks, fmt.Sprintf("%s, %v%s: %s", in.Title, set, when, said))
+	return nil
 }
 
 func (p *plan) run() error {
@@ -209,16 +225,14 @@ func (p *plan) phase(t lab.TB, set report.Setting) {
 	for _, s := range p.systems {
 		unlock := p.hold(t)
 		in, err := startInstance(s, set)
-		// Frozen daemons would not end by TERM; the hosts' end kills them.
 		ins = append(ins, in)
 		t.Cleanup(in.t.End)
 		if err == nil {
-			var said string
-			if said, err = in.checkWire(); err == nil {
-				p.results.Checks = append(p.results.Checks, fmt.Sprintf("%s, %v: %s", s.Title, set, said))
-			}
+			err = p.check(in, set, "")
 		}
-		in.freeze()
+		if err == nil {
+			err = in.freeze()
+		}
 		unlock()
 		if err != nil {
 			p.note("%s, %v: does not work: %v", s.Title, set, err)
@@ -237,13 +251,16 @@ func (p *plan) phase(t lab.TB, set report.Setting) {
 		}
 	}
 	for _, in := range ins {
-		in.thaw()
-		if said, err := in.checkWire(); err != nil {
+		unlock := p.hold(t)
+		err := in.thaw()
+		if err == nil {
+			err = p.check(in, set, ", at the end")
+		}
+		if err != nil {
 			p.note("%s, %v, at the end: %v", in.Title, set, err)
-		} else {
-			p.results.Checks = append(p.results.Checks, fmt.Sprintf("%s, %v, at the end: %s", in.Title, set, said))
 		}
 		in.freeze()
+		unlock()
 	}
 }
 
@@ -278,9 +295,11 @@ func (p *plan) turn(in *instance, set report.Setting, round int) {
 		if err != nil {
 			p.note("%s, %v, round %d, %s: %v", in.Title, set, round+1, w, err)
 		}
+		p.mu.Lock()
 		for m, v := range f {
 			p.results.Add(report.Key{Setting: set, System: in.ID, Metric: m}, round, v, disturbed)
 		}
+		p.mu.Unlock()
 		fmt.Fprintf(os.Stderr, "  round %d %-14s %-8s %s\n", round+1, in.ID, w, line(f, disturbed))
 	}
 }
@@ -372,6 +391,8 @@ func (p *plan) waitForCalm() {
 
 // write makes the report's files and shows the table.
 func (p *plan) write() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if err := os.MkdirAll(filepath.Dir(p.out), 0o755); err != nil {
 		return err
 	}

@@ -204,7 +204,7 @@ func missiu(o missiuOptions) func(lab.TB, *ends, ...string) []*lab.Proc {
 			procs = append(procs, x.IKE)
 		}
 		for _, x := range e.both() {
-			policy, keys := others(o.others, x, x == &e.a)
+			policy, keys := others(o.others, x)
 			policy += fmt.Sprintf("{ laddr %v raddr %v } ipsec { %s tladdr %v traddr %v }\n", x.inner, x.innerPeer, o.algs, x.Addr, x.Peer)
 			x.LoadConfig(policy)
 			if keys != "" {
@@ -218,12 +218,13 @@ func missiu(o missiuOptions) func(lab.TB, *ends, ...string) []*lab.Proc {
 
 // others returns n entries of policy, each for a peer of its own and of both
 // directions, and n pairs of SAs for them.
-func others(n int, x *end, a bool) (policy, keys string) {
+func others(n int, x *end) (policy, keys string) {
 	var p, k strings.Builder
 	for i := range n {
+		// Addresses for tests of networks, and private ones.
 		peer, net := netip.AddrFrom4([4]byte{198, 18 + byte(i>>16), byte(i >> 8), byte(i)}), netip.AddrFrom4([4]byte{172, 16 + byte(i>>16), byte(i >> 8), byte(i)})
 		if x.Addr.Is6() {
-			tail := fmt.Sprintf("::%x:%x", i>>8, i&255)
+			tail := fmt.Sprintf("::%x:%x", 1+i>>8, i&255)
 			peer, net = netip.MustParseAddr("fd18"+tail), netip.MustParseAddr("fd16"+tail)
 		}
 		fmt.Fprintf(&p, "{ laddr %v raddr %v } ipsec { %s tladdr %v traddr %v }\n", x.inner, net, gcm, x.Addr, peer)
