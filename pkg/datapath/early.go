@@ -45,7 +45,7 @@ func (e *earlyQueue) put(id ipsec.SAID, j inJob, b []byte, now time.Time) bool {
 		return false
 	}
 	from := j.espOff
-	if j.outer.Version != 0 {
+	if !j.udp {
 		from = j.outOff
 	}
 	const room = headroom + etherLen
@@ -109,7 +109,7 @@ func (w *inWorker) receiveEarly(now time.Time) error {
 		p := &ps[k]
 		switch {
 		case !p.peel:
-			w.esp(p.j, p.id.Dst, p.b, now)
+			w.esp(&p.j, p.b, now)
 		case packet.Decode(p.b, &w.inner):
 			w.unwrap(p.j.buf, p.j.outOff, len(p.b), p.l, now)
 		}

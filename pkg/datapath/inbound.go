@@ -26,8 +26,15 @@ type inWorker struct {
 	n       counters
 	pkts    []wire.Packet
 	dgrams  []wire.Datagram
+	cur     inJob
 	jobs    []inJob
-	opens   []esp.Packet   // parallel to jobs
+	opens   []esp.Packet // of a run of jobs, those that the window lets pass
+	which   []int        // the job of each
+	lows    []uint32     // arguments and results of the window
+	seqs    []uint64
+	news    []bool
+	last    verdict
+	hits    int            // packets of last.policy that it does not know of
 	gro     *gro.Coalescer // what is to be written
 	arena   gro.Arena      // of the batch
 	err     error          // of writing in its middle
@@ -42,16 +49,36 @@ type inWorker struct {
 // inJob is one ESP packet on its way through the batch.
 type inJob struct {
 	sa     *sad.SA
+	buf    []byte
+	espOff int
 	out    []byte // where the payload goes: to out[at:], buf itself if that has room
 	at     int
-	buf    []byte
-	outer  packet.Info // Version 0: came in a UDP datagram from remote to local
-	outOff int         // of the outer IP header in buf
-	espOff int
-	local  netip.AddrPort
-	remote netip.AddrPort
-	size   int // of the outer packet, for the SA's byte count
+	udp    bool // came in a datagram
+	size   int  // of the outer packet, for the SA's byte count
 	tos    uint8
+	src    netip.AddrPort // of the outer packet; not in a datagram, port 0
+	dst    netip.Addr
+
+	// Of the outer header, if not in a datagram: where it is in buf, its
+	// length, and where in it the octet that names ESP is.
+	outOff, hdr, protoOff int
+}
+
+// nativeJob is the job of an ESP packet in the IP packet buf[off:off+n], decoded in i.
+func nativeJob(buf []byte, off, n int, i *packet.Info) inJob {
+	return inJob{
+		buf: buf, espOff: off + i.HdrLen, size: n, tos: i.TOS, src: netip.AddrPortFrom(i.Src, 0), dst: i.Dst,
+		outOff: off, hdr: i.HdrLen, protoOff: i.ProtoOff,
+	}
+}
+
+// verdict is what was decided of the last packet, and holds for the next if that
+// is of the same flow and came by the same SA.
+type verdict struct {
+	sa     *sad.SA // nil: nothing
+	policy *spd.Entry
+	gen    flow.Generation
+	flow   ipsec.Flow
 }
 
 func newInWorker(e *Engine, flows int) *inWorker {
@@ -61,6 +88,10 @@ func newInWorker(e *Engine, flows int) *inWorker {
 		dgrams:  make([]wire.Datagram, trains, batch),
 		jobs:    make([]inJob, 0, batch),
 		opens:   make([]esp.Packet, 0, batch),
+		which:   make([]int, 0, batch),
+		lows:    make([]uint32, batch),
+		seqs:    make([]uint64, batch),
+		news:    make([]bool, batch),
 		gro:     gro.New(),
 		scratch: esp.NewScratch(),
 		frags:   frag.New(frag.DefaultLimits),
@@ -163,7 +194,8 @@ func (w *inWorker) datagram(d *wire.Datagram, now time.Time) {
 		}
 		w.n.inc(InIKE)
 	default:
-		w.esp(inJob{buf: d.Buf, espOff: d.Off, local: d.Local, remote: d.Remote, size: d.Len + packet.UDPLen, tos: d.TOS}, d.Local.Addr(), b, now)
+		w.cur = inJob{udp: true, buf: d.Buf, espOff: d.Off, src: d.Remote, dst: d.Local.Addr(), size: d.Len + packet.UDPLen, tos: d.TOS}
+		w.esp(&w.cur, b, now)
 	}
 }
 
@@ -199,7 +231,8 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 	}
 	switch {
 	case i.Proto == protoESP && w.e.c.Wire.IsLocal(i.Dst):
-		w.esp(inJob{buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n, tos: i.TOS}, i.Dst, buf[off+i.HdrLen:off+n], now)
+		w.cur = nativeJob(buf, off, n, i)
+		w.esp(&w.cur, buf[off+i.HdrLen:off+n], now)
 	case (i.Proto == protoAH || i.Proto == protoIPComp) && w.e.c.Wire.IsLocal(i.Dst):
 		w.inner = *i
 		w.unwrap(buf, off, n, layers{}, now)
@@ -294,14 +327,13 @@ func (w *inWorker) lookup(i *packet.Info) (p *spd.Entry, ambiguous bool) {
 	return p, ambiguous
 }
 
-// esp finds the SA of an ESP packet and queues it for opening in place.
-func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte, now time.Time) {
+// esp finds the SA of the ESP packet b of j, and queues a copy of j for opening.
+func (w *inWorker) esp(j *inJob, b []byte, now time.Time) {
 	if len(b) < 8 {
 		w.n.inc(DropInMalformed)
 		return
 	}
-	spi := ipsec.SPI(binary.BigEndian.Uint32(b))
-	id := ipsec.SAID{Proto: ipsec.ESP, Dst: dst, SPI: spi}
+	id := ipsec.SAID{Proto: ipsec.ESP, Dst: j.dst, SPI: ipsec.SPI(binary.BigEndian.Uint32(b))}
 	sa := w.e.c.SAD.Lookup(id)
 	if sa == nil {
 		w.n.inc(DropInNoSA)
@@ -311,20 +343,14 @@ func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte, now time.Time) {
 		w.tooEarly(id, j, b, now)
 		return
 	}
-	if (sa.P.Encap != nil) != (j.outer.Version == 0) {
+	if (sa.P.Encap != nil) != j.udp {
 		w.n.inc(DropInEncap)
 		return
 	}
 	j.sa = sa
-	if j.outer.Version != 0 && !w.fromPeer(&j) {
+	if !j.udp && !w.fromPeer(j) {
 		w.n.inc(DropInSelector)
 		sa.SelectorErrors.Add(1)
-		return
-	}
-	seq, ok := sa.Window.Check(binary.BigEndian.Uint32(b[4:]))
-	if !ok {
-		w.n.inc(DropInReplay)
-		sa.ReplayErrors.Add(1)
 		return
 	}
 	h := sa.T.HeaderLen()
@@ -332,34 +358,32 @@ func (w *inWorker) esp(j inJob, dst netip.Addr, b []byte, now time.Time) {
 		w.n.inc(DropInMalformed)
 		return
 	}
-	payload := b[h:]
+	j.buf = j.buf[:j.espOff+len(b)]
 	j.out, j.at = j.buf, j.espOff+h
 	if need := j.newHeader(); j.at < need {
-		j.out, j.at = w.arena.Take(need+len(payload)), need
-		payload = j.out[need:]
+		j.out, j.at = w.arena.Take(need+len(b)-h), need
 	}
 	if len(w.jobs) == cap(w.jobs) {
 		w.open(now)
 	}
-	w.jobs = append(w.jobs, j)
-	w.opens = append(w.opens, esp.Packet{Dst: payload, Src: b, Seq: seq})
+	w.jobs = append(w.jobs, *j)
 }
 
 // newHeader is how many octets decapsulate writes in front of a payload that
 // has none there.
 func (j *inJob) newHeader() int {
 	switch {
-	case j.sa.P.Mode == ipsec.Tunnel || j.outer.Version != 0:
+	case j.sa.P.Mode == ipsec.Tunnel || !j.udp:
 		return 0
-	case j.local.Addr().Is6():
+	case j.dst.Is6():
 		return packet.IPv6Len
 	}
 	return packet.IPv4Len
 }
 
 // tooEarly keeps a packet until the SA has its keys.
-func (w *inWorker) tooEarly(id ipsec.SAID, j inJob, b []byte, now time.Time) {
-	w.kept(id, w.e.early.put(id, j, b, now))
+func (w *inWorker) tooEarly(id ipsec.SAID, j *inJob, b []byte, now time.Time) {
+	w.kept(id, w.e.early.put(id, *j, b, now))
 }
 
 // kept counts a packet that was to wait for the keys of id.
@@ -379,6 +403,7 @@ func (w *inWorker) kept(id ipsec.SAID, ok bool) {
 // TAP. Nothing waits for the next batch.
 func (w *inWorker) flush(now time.Time) error {
 	w.open(now)
+	w.settle(now)
 	w.write()
 	w.arena.Reset()
 	err := w.err
@@ -386,7 +411,7 @@ func (w *inWorker) flush(now time.Time) error {
 	return err
 }
 
-// open opens the jobs in runs of one SA, and judges them.
+// open opens the jobs in runs of one SA, and judges them in order.
 func (w *inWorker) open(now time.Time) {
 	for a := 0; a < len(w.jobs); {
 		sa := w.jobs[a].sa
@@ -394,15 +419,65 @@ func (w *inWorker) open(now time.Time) {
 		for b < len(w.jobs) && w.jobs[b].sa == sa {
 			b++
 		}
-		sa.T.Open(w.scratch, w.opens[a:b])
+		w.openRun(sa, w.jobs[a:b], now)
 		a = b
 	}
-	for k := range w.jobs {
-		w.opened(&w.jobs[k], &w.opens[k], now)
-	}
 	clear(w.jobs)
+	w.jobs = w.jobs[:0]
+}
+
+// openRun opens the packets of one SA. The window is asked before the
+// cryptography, to throw out cheaply what cannot be new, and marked after it,
+// each for all at once; lifetimes are counted at once as well unless one is near.
+func (w *inWorker) openRun(sa *sad.SA, jobs []inJob, now time.Time) {
+	for k := range jobs {
+		j := &jobs[k]
+		w.lows[k] = binary.BigEndian.Uint32(j.buf[j.espOff+4:])
+	}
+	sa.Window.CheckBatch(w.lows[:len(jobs)], w.seqs, w.news)
+	for k := range jobs {
+		if !w.news[k] {
+			w.n.inc(DropInReplay)
+			sa.ReplayErrors.Add(1)
+			continue
+		}
+		j := &jobs[k]
+		w.opens = append(w.opens, esp.Packet{Dst: j.out[j.at:], Src: j.buf[j.espOff:], Seq: w.seqs[k]})
+		w.which = append(w.which, k)
+	}
+	sa.T.Open(w.scratch, w.opens)
+
+	n := 0
+	for k := range w.opens {
+		p := &w.opens[k]
+		if !w.authentic(sa, p.Err) {
+			continue
+		}
+		w.opens[n], w.which[n], w.seqs[n] = *p, w.which[k], p.Seq
+		n++
+	}
+	sa.Window.MarkBatch(w.seqs[:n], w.news)
+	far, packets, octets := sa.Far(n), 0, 0
+	for k := range w.opens[:n] {
+		j := &jobs[w.which[k]]
+		switch {
+		case !w.news[k]:
+			w.n.inc(DropInReplay)
+			sa.ReplayErrors.Add(1)
+			continue
+		case far:
+			packets++
+			octets += j.size
+		case !w.account(sa, 1, j.size, now):
+			continue
+		}
+		w.opened(j, &w.opens[k], now)
+	}
+	if packets > 0 {
+		w.account(sa, packets, octets, now)
+	}
 	clear(w.opens)
-	w.jobs, w.opens = w.jobs[:0], w.opens[:0]
+	w.opens, w.which = w.opens[:0], w.which[:0]
 }
 
 // write hands to the TAP what was delivered.
@@ -424,14 +499,12 @@ func (w *inWorker) write() {
 	w.gro.Kinds = super
 }
 
-// opened judges what came out of an ESP packet (RFC 4301, 5.2, steps 3c to 4).
+// opened judges what came out of an ESP packet that is authentic and new
+// (RFC 4301, 5.2, steps 3c to 4).
 func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 	sa := j.sa
-	if !w.verified(sa, p.Err, p.Seq, j.size, now) {
-		return
-	}
-	if j.outer.Version == 0 && w.e.c.NewMapping != nil && (j.remote.Port() != sa.P.Encap.SPort || j.remote.Addr() != sa.P.Src) {
-		w.e.c.NewMapping(sa, j.remote)
+	if j.udp && w.e.c.NewMapping != nil && (j.src.Port() != sa.P.Encap.SPort || j.src.Addr() != sa.P.Src) {
+		w.e.c.NewMapping(sa, j.src)
 	}
 	if p.Next == protoNone {
 		w.n.inc(InDummy)
@@ -443,7 +516,7 @@ func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 		return
 	}
 	n = w.inner.Len // beyond it lies TFC padding
-	if j.outer.Version == 0 && !w.fromPeer(j) {
+	if j.udp && !w.fromPeer(j) {
 		w.n.inc(DropInSelector)
 		sa.SelectorErrors.Add(1)
 		return
@@ -460,14 +533,7 @@ func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 // verified judges the outcome of opening a packet of sa, marks the window and
 // counts the packet; false: dropped.
 func (w *inWorker) verified(sa *sad.SA, err error, seq uint64, size int, now time.Time) bool {
-	switch err {
-	case nil:
-	case esp.ErrAuth, ah.ErrAuth:
-		w.n.inc(DropInAuth)
-		sa.AuthErrors.Add(1)
-		return false
-	default:
-		w.n.inc(DropInMalformed)
+	if !w.authentic(sa, err) {
 		return false
 	}
 	if !sa.Window.Mark(seq) {
@@ -475,16 +541,31 @@ func (w *inWorker) verified(sa *sad.SA, err error, seq uint64, size int, now tim
 		sa.ReplayErrors.Add(1)
 		return false
 	}
-	return w.account(sa, size, now)
+	return w.account(sa, 1, size, now)
 }
 
-func (w *inWorker) account(sa *sad.SA, size int, now time.Time) bool {
-	soft, hard := sa.Account(1, size, now)
+// authentic counts why a packet could not be opened.
+func (w *inWorker) authentic(sa *sad.SA, err error) bool {
+	switch err {
+	case nil:
+		return true
+	case esp.ErrAuth, ah.ErrAuth:
+		w.n.inc(DropInAuth)
+		sa.AuthErrors.Add(1)
+	default:
+		w.n.inc(DropInMalformed)
+	}
+	return false
+}
+
+// account counts packets of size octets together; false: beyond a hard limit.
+func (w *inWorker) account(sa *sad.SA, packets, size int, now time.Time) bool {
+	soft, hard := sa.Account(packets, size, now)
 	if soft || hard && sa.FirstHard() {
 		w.e.c.LimitReached(sa, hard)
 	}
 	if hard {
-		w.n.inc(DropInLifetime)
+		w.n.add(DropInLifetime, uint(packets))
 	}
 	return !hard
 }
@@ -493,24 +574,42 @@ func (w *inWorker) account(sa *sad.SA, size int, now time.Time) bool {
 // that the SAs which it came by may carry, and that policy expects from them
 // (RFC 4301, 5.2, step 4).
 func (w *inWorker) accept(buf []byte, off, n int, l *layers, now time.Time) {
-	for _, sa := range l.sa[:l.n] {
-		if !sa.MatchInbound(&w.inner) {
-			w.n.inc(DropInSelector)
-			sa.SelectorErrors.Add(1)
+	i := &w.inner
+	flow, gen := i.Flow(), w.e.generation()
+	whole := i.HasPorts && !i.IsFragment()
+	if v := &w.last; !whole || l.n != 1 || v.sa != l.sa[0] || v.gen != gen || v.flow != flow {
+		for _, sa := range l.sa[:l.n] {
+			if !sa.MatchInbound(i) {
+				w.n.inc(DropInSelector)
+				sa.SelectorErrors.Add(1)
+				return
+			}
+		}
+		e, ambiguous := w.lookup(i)
+		if e == nil || ambiguous || e.P.Action != ipsec.Protect || !l.serve(e) {
+			w.n.inc(DropInPolicy)
+			for _, sa := range l.sa[:l.n] {
+				sa.SelectorErrors.Add(1)
+			}
 			return
 		}
-	}
-	e, ambiguous := w.lookup(&w.inner)
-	if e == nil || ambiguous || e.P.Action != ipsec.Protect || !l.serve(e) {
-		w.n.inc(DropInPolicy)
-		for _, sa := range l.sa[:l.n] {
-			sa.SelectorErrors.Add(1)
+		w.settle(now)
+		*v = verdict{policy: e}
+		if whole && l.n == 1 {
+			v.sa, v.gen, v.flow = l.sa[0], gen, flow
 		}
-		return
 	}
-	e.Hit(now, 1)
-	w.n.inc(InProtected)
-	w.deliver(buf, off, &w.inner, tap.Offload{})
+	w.hits++
+	w.deliver(buf, off, i, tap.Offload{})
+}
+
+// settle forgets the last verdict and counts the packets that it was of.
+func (w *inWorker) settle(now time.Time) {
+	if w.hits > 0 {
+		w.last.policy.Hit(now, w.hits)
+		w.n.add(InProtected, uint(w.hits))
+	}
+	w.last, w.hits = verdict{}, 0
 }
 
 // fromPeer: in transport mode the outer addresses, which no ICV covers, become
@@ -521,10 +620,7 @@ func (w *inWorker) fromPeer(j *inJob) bool {
 	if j.sa.P.Mode != ipsec.Transport {
 		return true
 	}
-	if j.outer.Version == 0 {
-		return j.remote.Addr() == j.sa.P.Src
-	}
-	return j.outer.Src == j.sa.P.Src
+	return j.src.Addr() == j.sa.P.Src
 }
 
 // serves: the SA is one that the request of policy e asks for.
@@ -549,14 +645,14 @@ func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
 		}
 		return off, n, packet.DecapECN(j.out[off:off+n], j.tos)
 	}
-	if j.outer.Version == 0 {
+	if j.udp {
 		return w.fromUDP(j, p, off, n)
 	}
-	hdr := j.outer.HdrLen
+	hdr := j.hdr
 	start := off - hdr
 	copy(j.out[start:off], j.buf[j.outOff:j.outOff+hdr])
 	ip := j.out[start : off+n]
-	ip[j.outer.ProtoOff] = p.Next
+	ip[j.protoOff] = p.Next
 	packet.SetLen(ip, len(ip))
 	packet.FixIPv4Checksum(ip)
 	return start, len(ip), true
@@ -567,12 +663,12 @@ func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
 // payload, so the checksum is made anew (RFC 3948, 3.1.2).
 func (w *inWorker) fromUDP(j *inJob, p *esp.Packet, off, n int) (int, int, bool) {
 	hdr := packet.IPv4Len
-	if j.local.Addr().Is6() {
+	if j.dst.Is6() {
 		hdr = packet.IPv6Len
 	}
 	start := off - hdr
 	ip := j.out[start : off+n]
-	packet.PutHeader(ip, j.remote.Addr(), j.local.Addr(), p.Next, len(ip), 64)
+	packet.PutHeader(ip, j.src.Addr(), j.dst, p.Next, len(ip), 64)
 	packet.FixIPv4Checksum(ip)
 	packet.FixTransportChecksum(ip, hdr, p.Next)
 	return start, len(ip), true

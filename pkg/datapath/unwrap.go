@@ -124,7 +124,7 @@ func (w *inWorker) unwrap(buf []byte, off, n int, l layers, now time.Time) {
 				w.n.inc(DropInNoSA)
 				return
 			}
-			if !w.account(sa, n, now) {
+			if !w.account(sa, 1, n, now) {
 				return
 			}
 			off, n = off+i.HdrLen, n-i.HdrLen
@@ -209,7 +209,8 @@ func (w *inWorker) openESP(buf []byte, off, n int, now time.Time) (*sad.SA, int,
 		w.n.inc(InDummy)
 		return nil, 0, 0
 	}
-	*j = inJob{sa: sa, out: buf, at: off + i.HdrLen + h, buf: buf, outer: *i, outOff: off, espOff: off + i.HdrLen, size: n, tos: i.TOS}
+	*j = nativeJob(buf, off, n, i)
+	j.sa, j.out, j.at = sa, buf, j.espOff+h
 	off, n, ok = w.decapsulate(j, &p)
 	*j = inJob{}
 	if !ok {
@@ -304,7 +305,7 @@ func (w *inWorker) expand(buf []byte, off, n int, now time.Time) (*sad.SA, []byt
 		w.n.inc(DropInMalformed)
 		return nil, nil, 0, 0
 	}
-	if !w.account(sa, n, now) {
+	if !w.account(sa, 1, n, now) {
 		return nil, nil, 0, 0
 	}
 	x = x[:hdr+k]

@@ -69,6 +69,7 @@ type Coalescer struct {
 
 	frames []frame // in the order of their first packets
 	open   [flows]slot
+	last   int // the slot found last
 	evict  int // the slot to be reused next
 	out    []tap.Frame
 	free   [][]byte // buffers for super-frames
@@ -144,6 +145,7 @@ func (c *Coalescer) Add(buf []byte, off int, i *packet.Info, o tap.Offload) bool
 	}
 	if !p.push {
 		if s == nil {
+			c.last = c.evict
 			s = &c.open[c.evict]
 			c.evict = (c.evict + 1) % flows
 		}
@@ -232,20 +234,32 @@ func flowTag(b []byte, i *packet.Info) uint32 {
 
 // find is the slot of the flow of b, nil if it has none.
 func (c *Coalescer) find(b []byte, i *packet.Info, tag uint32) *slot {
+	if c.same(c.last, b, i, tag) {
+		return &c.open[c.last]
+	}
 	for k := range c.open {
-		s := &c.open[k]
-		if s.tag != tag {
-			continue
-		}
-		f := &c.frames[s.frame]
-		h := f.buf[f.off : f.off+f.hl+4]
-		switch {
-		case f.v6 != (i.Version == 6) || f.udp != (i.Proto == protoUDP):
-		case f.v6 && bytes.Equal(h[8:44], b[8:44]), !f.v6 && bytes.Equal(h[12:24], b[12:24]):
-			return s
+		if c.same(k, b, i, tag) {
+			c.last = k
+			return &c.open[k]
 		}
 	}
 	return nil
+}
+
+// same: slot k is of the flow of b.
+func (c *Coalescer) same(k int, b []byte, i *packet.Info, tag uint32) bool {
+	if c.open[k].tag != tag {
+		return false
+	}
+	f := &c.frames[c.open[k].frame]
+	if f.v6 != (i.Version == 6) || f.udp != (i.Proto == protoUDP) {
+		return false
+	}
+	h := f.buf[f.off : f.off+f.hl+4]
+	if f.v6 {
+		return bytes.Equal(h[8:44], b[8:44])
+	}
+	return bytes.Equal(h[12:24], b[12:24])
 }
 
 // parsed is what join needs of a packet that may stand in a super-frame.

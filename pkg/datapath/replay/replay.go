@@ -69,6 +69,27 @@ func (w *Window) Check(seqLow uint32) (seq uint64, ok bool) {
 	return seq, seq != 0 && w.isNew(seq)
 }
 
+// CheckBatch is Check of several packets at one time.
+func (w *Window) CheckBatch(low []uint32, seq []uint64, ok []bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, l := range low {
+		seq[i], ok[i] = w.infer(l)
+		if ok[i] && w.size != 0 {
+			ok[i] = seq[i] != 0 && w.isNew(seq[i])
+		}
+	}
+}
+
+// MarkBatch is Mark of several packets, one after the other.
+func (w *Window) MarkBatch(seq []uint64, ok []bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, s := range seq {
+		ok[i] = w.mark(s)
+	}
+}
+
 // Mark records that the packet of seq, as Check gave it, verified. It returns
 // false, and the packet must be dropped, if seq meanwhile was marked or fell
 // off the window.
@@ -78,8 +99,14 @@ func (w *Window) Mark(seq uint64) bool {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.mark(seq)
+}
+
+func (w *Window) mark(seq uint64) bool {
 	if w.size == 0 {
-		w.top = max(w.top, seq)
+		if w.esn {
+			w.top = max(w.top, seq)
+		}
 		return true
 	}
 	if seq == 0 || !w.isNew(seq) {

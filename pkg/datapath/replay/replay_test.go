@@ -254,3 +254,40 @@ func BenchmarkCheckMark(b *testing.B) {
 		}
 	}
 }
+
+// Batches decide as packets one by one do.
+func TestBatch(t *testing.T) {
+	for _, size := range []int{0, 1, 64, 1000} {
+		for _, esn := range []bool{false, true} {
+			one, many := New(size, esn), New(size, esn)
+			r := rand.New(rand.NewPCG(uint64(size), 3))
+			at := uint32(0xffffff00)
+			if !esn {
+				at = 1
+			}
+			for range 300 {
+				n := r.IntN(20)
+				low, seq, ok := make([]uint32, n), make([]uint64, n), make([]bool, n)
+				for i := range low {
+					low[i] = at + uint32(r.IntN(100)) - 40
+					at += uint32(r.IntN(3))
+				}
+				many.CheckBatch(low, seq, ok)
+				for i := range low {
+					if s, o := one.Check(low[i]); s != seq[i] || o != ok[i] {
+						t.Fatalf("size %d, ESN %v: check of %#x: got %#x, %v, want %#x, %v", size, esn, low[i], seq[i], ok[i], s, o)
+					}
+				}
+				many.MarkBatch(seq, ok)
+				for i := range seq {
+					if o := one.Mark(seq[i]); o != ok[i] {
+						t.Fatalf("size %d, ESN %v: mark of %#x: got %v, want %v", size, esn, seq[i], ok[i], o)
+					}
+				}
+				if one.Top() != many.Top() {
+					t.Fatalf("size %d, ESN %v: top %#x, want %#x", size, esn, many.Top(), one.Top())
+				}
+			}
+		}
+	}
+}

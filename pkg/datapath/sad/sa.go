@@ -213,6 +213,16 @@ func (s *SA) Account(packets, n int, now time.Time) (soft, hard bool) {
 	return false, false
 }
 
+// Far reports that n packets more, of up to 64 KiB, meet no limit, also if a few
+// goroutines ask at the same moment: one call of Account for all of them then
+// says no more than one for each.
+func (s *SA) Far(n int) bool {
+	l := s.limits.Load()
+	p, b := s.packets.Load()+16*uint64(n), s.bytes.Load()+16*uint64(n)<<16
+	return (l.SoftPackets == 0 || p < l.SoftPackets) && (l.HardPackets == 0 || p < l.HardPackets) &&
+		(l.SoftBytes == 0 || b < l.SoftBytes) && (l.HardBytes == 0 || b < l.HardBytes)
+}
+
 // FirstHard returns true the first time it is called: of many callers that saw
 // a hard limit, one reports it.
 func (s *SA) FirstHard() bool { return !s.hard.Load() && s.hard.CompareAndSwap(false, true) }
