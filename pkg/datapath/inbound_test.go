@@ -403,8 +403,8 @@ func batchPath(t testing.TB, p pair, n, size int) func() {
 		if err := w.flush(now); err != nil {
 			t.Fatal(err)
 		}
-		if s := b.e.Stats(); s[InProtected] == 0 || s[InSuper] == 0 {
-			t.Fatal(s.nonzero())
+		if w.n.v[InSuper].Load() == 0 {
+			t.Fatal(b.e.Stats().nonzero())
 		}
 	}
 	if p.encap != nil {
