@@ -70,6 +70,17 @@ while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 100 ]; done
 		{"tunnel ESN PFS", "{ laddr 10.1.0.0/24 raddr 10.2.0.0/24 } ipsec { encr_algs gcm tladdr " + umlOur + " traddr " + umlIts + " }\n", v4, nets + "esp_proposals = aes256gcm16-x25519-esn", "10.1.0.1", "10.2.0.1", "10.2.0.0/24"},
 		{"tunnel IPv6 in IPv4", "{ laddr fd00:1::/64 raddr fd00:2::/64 } ipsec { encr_algs chacha20-poly1305 tladdr " + umlOur + " traddr " + umlIts + " }\n", v4, "local_ts = fd00:2::/64\nremote_ts = fd00:1::/64\nesp_proposals = chacha20poly1305", "fd00:1::1", "fd00:2::1", "fd00:2::/64"},
 		{"tunnel IPv4 in IPv6", "{ laddr 10.1.0.0/24 raddr 10.2.0.0/24 } ipsec { encr_algs gcm tladdr fd00:3::118 traddr fd00:3::119 }\n", v6, nets, "10.1.0.1", "10.2.0.1", "10.2.0.0/24"},
+		{"AH transport ESN", "{ raddr " + umlIts + " } ipsec { auth_algs sha256 }\n", v4, "mode = transport\nah_proposals = sha256-esn", umlOur, umlIts, umlIts},
+		{"AH tunnel PFS", "{ laddr 10.1.0.0/24 raddr 10.2.0.0/24 } ipsec { auth_algs sha1 tladdr " + umlOur + " traddr " + umlIts + " }\n", v4, nets + "ah_proposals = sha1-x25519", "10.1.0.1", "10.2.0.1", "10.2.0.0/24"},
+		{"AH tunnel IPv6", "{ laddr fd00:1::/64 raddr fd00:2::/64 } ipsec { auth_algs sha512 tladdr fd00:3::118 traddr fd00:3::119 }\n", v6, "local_ts = fd00:2::/64\nremote_ts = fd00:1::/64\nah_proposals = sha512", "fd00:1::1", "fd00:2::1", "fd00:2::/64"},
+		{"AH AES-XCBC", "{ raddr " + umlIts + " } ipsec { auth_algs aes-xcbc }\n", v4, "mode = transport\nah_proposals = aesxcbc", umlOur, umlIts, umlIts},
+		{"AH or ESP, they have ESP", "{ raddr " + umlIts + " } ipsec { auth_algs sha256 } or ipsec { encr_algs gcm }\n", v4, "mode = transport\nesp_proposals = aes256gcm16", umlOur, umlIts, umlIts},
+		{"ESP or AH, they have AH", "{ raddr " + umlIts + " } ipsec { encr_algs gcm } or ipsec { auth_algs sha384 }\n", v4, "mode = transport\nah_proposals = sha384", umlOur, umlIts, umlIts},
+		{"AES-CTR", "{ raddr " + umlIts + " } ipsec { encr_algs ctr(128) encr_auth_algs sha256 }\n", v4, "mode = transport\nesp_proposals = aes128ctr-sha256", umlOur, umlIts, umlIts},
+		{"AES-CTR 256", "{ raddr " + umlIts + " } ipsec { encr_algs ctr(256) encr_auth_algs sha1 }\n", v4, "mode = transport\nesp_proposals = aes256ctr-sha1", umlOur, umlIts, umlIts},
+		{"AES-CCM-16", "{ raddr " + umlIts + " } ipsec { encr_algs ccm }\n", v4, "mode = transport\nesp_proposals = aes128ccm16", umlOur, umlIts, umlIts},
+		{"AES-CCM-8", "{ raddr " + umlIts + " } ipsec { encr_algs aes-ccm-8 }\n", v4, "mode = transport\nesp_proposals = aes256ccm8", umlOur, umlIts, umlIts},
+		{"AES-GMAC", "{ raddr " + umlIts + " } ipsec { encr_algs gmac }\n", v4, "mode = transport\nesp_proposals = aes128gmac", umlOur, umlIts, umlIts},
 		{"they want a tunnel", "{ raddr " + umlIts + " } ipsec { encr_algs gcm }\n", v4, "mode = tunnel", umlOur, umlIts, ""},
 	} {
 		for _, we := range []bool{true, false} {
