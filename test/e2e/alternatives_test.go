@@ -83,7 +83,7 @@ func newChoicePair(t *testing.T) choicePair {
 	}
 	for _, n := range []*lab.Node{a, b} {
 		n.StartIKE()
-		n.Route()
+		n.Do(fmt.Sprintf("ip route add %v dev %s src %v", n.Peer, n.TAP(), n.Addr))
 	}
 	a.Do("ip route add 10.2.0.0/24 dev " + a.TAP() + " src 10.1.0.1")
 	b.Do("ip route add 10.1.0.0/24 dev " + b.TAP() + " src 10.2.0.1")
