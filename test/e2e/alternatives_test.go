@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,6 @@ type listedSA struct {
 }
 
 func listSAs(n *lab.Node) (l []listedSA) {
-	n.Must("true")
 	var all []listedSA
 	if err := json.Unmarshal([]byte(n.Do("./loadConfig -d --json")), &all); err != nil {
 		panic(err)
@@ -68,6 +68,9 @@ func within(p lab.Packet) uint8 {
 	}
 	return p.Frame[p.L4]
 }
+
+// encrypts finds in what outbound tells an SA that hides its payload.
+var encrypts = regexp.MustCompile(`aes-(cbc|ctr|ccm|gcm)`)
 
 // choicePair is two hosts with all of the product running, networks behind them
 // and routes, to be loaded with policies one after the other.
@@ -190,7 +193,7 @@ func TestAHByIKE(t *testing.T) {
 						t.Errorf("on the link: %v with %d inside AH, want protocol %d with %d", p, within(p), tt.proto, inner)
 						break
 					}
-					if hidden := strings.Contains(tt.want, "aes-c") || strings.Contains(tt.want, "aes-gcm"); hidden && bytes.Contains(p.Frame, []byte("secret..secret..")) {
+					if hidden := encrypts.MatchString(tt.want); hidden && bytes.Contains(p.Frame, []byte("secret..secret..")) {
 						t.Error("the payload can be read on the link")
 						break
 					}

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -356,6 +357,9 @@ func entry(h, peer *host, tunnel bool, actions string) string {
 	return fmt.Sprintf("{ laddr %v/24 raddr %v/24 } %s\n", h.local[1], peer.local[1], strings.ReplaceAll(actions, " }", ends))
 }
 
+// encrypts finds in a list of SAs one that hides its payload.
+var encrypts = regexp.MustCompile(`aes-(cbc|ctr|ccm|gcm)`)
+
 // TestNegotiated: from policy files to packets. Both hosts agree on what the
 // responder likes best of what both have; packets arrive as they were, protected
 // by exactly that, and the listing of the policies is a file that says the same.
@@ -426,8 +430,7 @@ func TestNegotiated(t *testing.T) {
 						if p[9] != tt.proto || inner != 0 && p[20] != inner {
 							t.Errorf("on the link: protocol %d with %d inside, want %d with %d", p[9], p[20], tt.proto, inner)
 						}
-						hidden := strings.Contains(tt.want, "aes-c") && !strings.HasPrefix(tt.want, "ah") || strings.Contains(tt.want, "aes-gcm")
-						if hidden && bytes.Contains(p, []byte("secretsecret")) {
+						if encrypts.MatchString(tt.want) && bytes.Contains(p, []byte("secretsecret")) {
 							t.Error("the text can be read on the link")
 						}
 					}
