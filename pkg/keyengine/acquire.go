@@ -26,6 +26,7 @@ type pending struct {
 	failed bool
 	manual bool // an SA without reqid may serve
 	other  bool // an SA of another protocol may serve
+	since  time.Time
 	timer  timer
 }
 
@@ -91,7 +92,7 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 	for e.seq++; e.seq == 0 || e.seq > maxSeq || e.bySeq[e.seq] != nil; e.seq++ {
 	}
 	offer := e.offer(p, r, key.OutKey, f)
-	w := &pending{key: key, seq: e.seq, manual: p.P.Flags&ipsec.PolicyManual != 0}
+	w := &pending{key: key, seq: e.seq, manual: p.P.Flags&ipsec.PolicyManual != 0, since: e.o.Now()}
 	for i := range offer {
 		w.other = w.other || !offer[i].Shape.Has(key.Proto)
 	}
@@ -226,7 +227,7 @@ func (e *Engine) timeout(w *pending, _ time.Time) {
 			SAID: ipsec.SAID{Proto: w.key.Proto, Dst: w.key.Dst}, Src: w.key.Src, Mode: w.key.Mode, ReqID: w.key.ReqID,
 			Hard: ipsec.Lifetime{AddTime: LarvalLife},
 		},
-		State: keysock.Dead, Seq: w.seq,
+		State: keysock.Dead, Seq: w.seq, Added: w.since,
 	}, true)
 }
 

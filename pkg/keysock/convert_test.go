@@ -282,7 +282,7 @@ func TestTakeParamsRefuses(t *testing.T) {
 		{"IPComp, DEFLATE", func(m *pfkey.Message) { m.NATT, m.SAType, m.SA.Encrypt, m.SA.SPI = nil, 9, 2, 0x1234 }, nil},
 		{"IPComp, well-known CPI", func(m *pfkey.Message) { m.NATT, m.SAType, m.SA.Encrypt, m.SA.SPI = nil, 9, 2, 2 }, nil},
 		{"IPComp, LZS", func(m *pfkey.Message) { m.SAType, m.SA.Encrypt = 9, 3 }, syscall.ENOSYS},
-		{"IPComp, none", func(m *pfkey.Message) { m.SAType, m.SA.Encrypt = 9, 0 }, syscall.ENOSYS},
+		{"IPComp, none", func(m *pfkey.Message) { m.SAType, m.SA.Encrypt = 9, 0 }, syscall.EINVAL},
 		{"IPComp, 5", func(m *pfkey.Message) { m.SAType, m.SA.Encrypt = 9, 5 }, syscall.EINVAL},
 		{"SPI 0", func(m *pfkey.Message) { m.SA.SPI = 0 }, syscall.EINVAL},
 		{"SPI 255", func(m *pfkey.Message) { m.SA.SPI = 255 }, syscall.EINVAL},

@@ -253,7 +253,7 @@ func TestEvents(t *testing.T) {
 		t.Errorf("stranger's ACQUIRE: got %v", m)
 	}
 	m = x.want(pfkey.Header{Type: pfkey.Expire, SAType: pfkey.SATypeESP})
-	if m.Soft == nil || m.Hard != nil || m.Current == nil || m.SA.State != pfkey.StateDying || m.EncrKey != nil {
+	if m.Soft == nil || m.Hard != nil || m.Current == nil || m.SA.State != pfkey.StateDying || m.EncrKey != nil || m.NATT == nil || m.NATTDPort.Port != 1024 {
 		t.Errorf("stranger's soft EXPIRE: got %v", m)
 	}
 	m = x.want(pfkey.Header{Type: pfkey.Expire, SAType: pfkey.SATypeESP})

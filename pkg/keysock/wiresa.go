@@ -149,7 +149,7 @@ func takeSA(m *pfkey.Message) (*SAInfo, error) {
 // takeParams is takeSA for ADD and UPDATE: what an SA needs has to be there.
 func takeParams(m *pfkey.Message) (*ipsec.SAParams, error) {
 	if m.SAType == pfkey.SATypeIPComp && m.SA != nil && m.SA.Encrypt == pfkey.EncrNone {
-		return nil, refuse(syscall.ENOSYS, "IPComp without an algorithm")
+		return nil, refuse(syscall.EINVAL, "IPComp without an algorithm")
 	}
 	i, err := takeSA(m)
 	if err != nil {

@@ -354,7 +354,7 @@ func putExpire(m *pfkey.Message, i *SAInfo, hard bool) error {
 		return err
 	}
 	m.Type = pfkey.Expire
-	m.NATT, m.NATTSPort, m.NATTDPort, m.NATTOA = nil, nil, nil, nil
+	m.NATTOA = nil
 	if hard {
 		m.Soft, m.SA.State = nil, pfkey.StateDead
 	} else {

@@ -49,6 +49,12 @@
 //   - EINVAL for what Linux takes: SPIs up to 255, mode BEET, the UDP encapsulation
 //     of the draft before RFC 3948, IPv4-mapped addresses, a policy of type IPsec
 //     without a request. SA type 0 is EINVAL in all requests about one SA.
+//   - EINVAL too for AH with an encryption algorithm, ESP in UDP without ports,
+//     and ESP without integrity unless the operator allows it. An id that no
+//     policy has is ENOENT, whatever its low bits are.
+//   - X_NAT_T_OA is given back. An IPComp SA has replay window 0. X_KMADDRESS is
+//     read, and refused if malformed, in messages that do not use it.
+//   - ACQUIRE has X_SA2.
 //   - Replay windows up to 255 in the SA extension, SA flags that are not carried
 //     out are not given back, GET shows NULL's key of no bits, and no PROXY.
 //   - FlagXESN (FreeBSD's number) says extended sequence numbers.
