@@ -237,6 +237,9 @@ func (p *plan) phase(t lab.TB, set report.Setting) {
 		if err != nil {
 			p.note("%s, %v: does not work: %v", s.Title, set, err)
 			in.t.End()
+			for _, l := range in.t.Logs() {
+				fmt.Fprintln(os.Stderr, l)
+			}
 			ins = ins[:len(ins)-1]
 			continue
 		}

@@ -360,7 +360,7 @@ func (in *instance) overload(p *pace) (figures, error) {
 	in.run++
 	var sent traffic.UDPSent
 	const length = 2 * time.Second
-	call := in.client[0].Go("Agent.UDPSend", traffic.UDPSend{To: in.b.inner, Run: in.run, Size: in.payload(1400), Rate: 2 * fits, Duration: length}, &sent, nil)
+	call := in.client[0].Go("Agent.UDPSend", traffic.UDPSend{To: in.b.inner, Run: in.run, Size: in.payload(1400), Rate: 2 * fits, CatchUp: true, Duration: length}, &sent, nil)
 	time.Sleep(200 * time.Millisecond)
 	r := in.a.Run("ping", "-n", "-i", "0.01", "-c", "130", "-W", "1", in.a.innerPeer.String())
 	full, err := resident(in.daemons)

@@ -19,8 +19,13 @@ type Search struct {
 	Trials int     // at most so many
 }
 
-// slack: a sender that stays this far below what was asked is at its own limit.
-const slack = 0.95
+// A sender that stays this far below what was asked, and sends hardly more
+// than at a lower rate, is at its own limit. (Falling short alone may be a
+// stall of the machine.)
+const (
+	slack = 0.95
+	gain  = 1.15
+)
 
 // Run tries rates: it doubles or halves from Start until the limit lies between
 // two of them, and then narrows that down by the geometric mean. A failure
@@ -29,6 +34,7 @@ const slack = 0.95
 // when none passed.
 func (s Search) Run(try func(rate float64) (Trial, error)) (best Trial, ok bool, err error) {
 	lo, hi := 0.0, 0.0 // passing, failing
+	sent := 0.0        // most in a passing trial
 	again := false
 	for rate, n := s.Start, 0; n < s.Trials && rate >= s.Floor; n++ {
 		t, err := try(rate)
@@ -42,9 +48,10 @@ func (s Search) Run(try func(rate float64) (Trial, error)) (best Trial, ok bool,
 		switch {
 		case pass:
 			lo, again = rate, false
-			if t.Sent < slack*rate {
+			if t.Sent < slack*rate && t.Sent < gain*sent {
 				return best, ok, nil
 			}
+			sent = max(sent, t.Sent)
 		case !again && t.Loss < 5*s.Loss:
 			again = true
 			continue

@@ -87,6 +87,24 @@ func TestSearchOneStall(t *testing.T) {
 	}
 }
 
+// A sender that was held up once is not at its limit.
+func TestSearchSenderStall(t *testing.T) {
+	s := Search{Loss: 0.01, Start: 30000, Floor: 100, Step: 1.05, Trials: 40}
+	inner := path(200000, math.Inf(1))
+	n := 0
+	best, _, _ := s.Run(func(rate float64) (Trial, error) {
+		n++
+		tr, err := inner(rate)
+		if n == 1 {
+			tr.Sent, tr.Delivered = tr.Sent*0.8, tr.Delivered*0.8
+		}
+		return tr, err
+	})
+	if best.Offered < 190000 {
+		t.Errorf("found %+v, want 200000", best)
+	}
+}
+
 func TestSearchEnds(t *testing.T) {
 	n := 0
 	s := Search{Loss: 0.01, Start: 1, Floor: 0.1, Step: 1.0001, Trials: 7}

@@ -282,6 +282,7 @@ type UDPSend struct {
 	Run      uint64  // its number; larger than those before
 	Size     int     // of the payload in octets, MinUDP at least
 	Rate     float64 // datagrams a second; 0: as many as go
+	CatchUp  bool    // after a stall too, however large the burst
 	Duration time.Duration
 }
 
@@ -330,7 +331,7 @@ func (a *Agent) UDPSend(r UDPSend, sent *UDPSent) error {
 		due := uint64(64) + sent.Packets
 		if r.Rate > 0 {
 			due = uint64(perNano * float64(now-forgiven))
-			if behind := time.Duration(float64(due-min(due, sent.Packets)) / perNano); behind > maxBehind {
+			if behind := time.Duration(float64(due-min(due, sent.Packets)) / perNano); behind > maxBehind && !r.CatchUp {
 				forgiven += behind - maxBehind
 				due = uint64(perNano * float64(now-forgiven))
 			}
