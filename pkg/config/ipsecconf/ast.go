@@ -9,6 +9,7 @@
 //	{ raddr 192.0.2.9 ulp tcp rport 23 } ipsec { encr_algs aes encr_auth_algs sha256 }
 //	{ laddr 10.1.0.0/16 raddr 10.2.0.0/16 } ipsec { encr_algs gcm tladdr 192.0.2.1 traddr 192.0.2.2 }
 //	{ raddr 192.0.2.7 } ipsec { auth_algs sha256 encr_algs aes } or ipsec { auth_algs sha256 }
+//	{ laddr 10.1.0.0/16 raddr 10.9.0.0/16 } ipsec { encr_algs gcm tladdr 192.0.2.1 traddr any }
 //	{ lport 22 dir both } bypass {}
 //
 // For loadConfig.
