@@ -32,6 +32,10 @@ func TestInteropKernel(t *testing.T) {
 	n.IKE = n.Start("bash", "-c", "cd bin && exec ./ike -p @../psk 192.168.3.118 fd00:3::118")
 	n.IKE.Says("ready", 20*time.Second)
 	l.Sh(umlNeighbours)
+	l.Sh(`cd /usr/lib/uml/modules/$(uname -r)/kernel
+		for m in crypto/xcbc crypto/ctr crypto/ccm crypto/gcm; do
+			insmod $m.ko 2>&1 || grep -q "^$(basename $m) " /proc/modules || true
+		done`)
 	l.Sh(`mkdir -p /run/swanctl
 cat >/run/strongswan.conf <<X
 charon {
