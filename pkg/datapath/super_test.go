@@ -765,3 +765,37 @@ func BenchmarkSuper(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkSingles is a batch of single frames of one flow.
+func BenchmarkSingles(b *testing.B) {
+	for _, name := range []string{"tunnel 4 in 4", "udp tunnel 4 in 4"} {
+		for _, size := range []int{64, 1372} {
+			p := gcm(pairs()[name])
+			a, _, _, _ := p.nodes(b)
+			a.quiet, a.e.c.UDP = true, memUDP{n: a}
+			var fs []*tap.Frame
+			ip := udpPacket(p.in, p.out, 1, 2, size)
+			for range batch {
+				fs = append(fs, frameOf(ip, tap.Offload{}))
+			}
+			frame := bytes.Clone(fs[0].Buf[headroom : headroom+fs[0].Len])
+			now := time.Now()
+			b.Run(fmt.Sprintf("%s/%d", name, size), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					for _, f := range fs {
+						copy(f.Buf[headroom:], frame) // sealed in place the last time
+						a.e.out.frame(f, now)
+					}
+					if err := a.e.out.flush(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*batch), "ns/packet")
+				if s := a.e.Stats(); s[OutProtected] < uint64(b.N*batch) {
+					b.Fatalf("not sent: %v", s.nonzero())
+				}
+			})
+		}
+	}
+}
