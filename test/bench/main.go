@@ -17,6 +17,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,6 +52,9 @@ func run(args []string) error {
 		return profile(args[1:])
 	}
 	p, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -62,7 +66,7 @@ func run(args []string) error {
 
 var errUsage = errors.New("wrong usage")
 
-// Works are what can be measured.
+// works are what can be measured.
 var works = []string{"tcp1", "tcp4", "udp1400", "udp64", "ping", "overload"}
 
 // pace is how long things take.
@@ -94,12 +98,28 @@ type plan struct {
 	results report.Results
 }
 
+// flags reads the command line, which has nothing but flags.
+func flags(f *flag.FlagSet, args []string) error {
+	f.SetOutput(io.Discard)
+	err := f.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		f.SetOutput(os.Stdout)
+		f.Usage()
+		return err
+	case err != nil:
+		return fmt.Errorf("%w: %v", errUsage, err)
+	case f.NArg() > 0:
+		return fmt.Errorf("%w: %q", errUsage, f.Arg(0))
+	}
+	return nil
+}
+
 // quickSystems are those that the main figures need.
 var quickSystems = []string{report.Missiu, report.MissiuNative, report.WireGuard, report.OpenVPN, report.Libipsec, report.Plain}
 
 func parse(args []string) (*plan, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
-	f.SetOutput(os.Stderr)
 	var (
 		isQuick  = f.Bool("quick", false, "the main figures in less than three minutes")
 		names    = f.String("systems", "", "`list` of systems, joined by commas (default: all)")
@@ -111,11 +131,8 @@ func parse(args []string) (*plan, error) {
 		lock     = f.String("lock", "", "lock `file` to hold while measuring a system, for machines that several measure on")
 		patience = f.Duration("patience", 0, "how long to wait in all for others to leave the machine alone (default 10m; quick: 20s)")
 	)
-	if err := f.Parse(args); err != nil {
-		return nil, errUsage
-	}
-	if f.NArg() > 0 {
-		return nil, fmt.Errorf("%w: %q", errUsage, f.Arg(0))
+	if err := flags(f, args); err != nil {
+		return nil, err
 	}
 	p := &plan{pace: full, lock: *lock, patience: 10 * time.Minute}
 	choose := func(s, otherwise string) []string {

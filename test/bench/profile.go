@@ -29,13 +29,13 @@ func profile(args []string) error {
 		seconds = f.Int("seconds", 5, "length")
 		out     = f.String("o", "", "`file`; -a.svg (sender) and -b.svg (receiver) are added (default: below results/)")
 	)
-	if err := f.Parse(args); err != nil {
-		return errUsage
+	if err := flags(f, args); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
+		return err
 	}
 	i := slices.IndexFunc(systems, func(s system) bool { return s.ID == *id && strings.HasPrefix(s.ID, report.Missiu) })
 	switch {
-	case f.NArg() > 0:
-		return fmt.Errorf("%w: %q", errUsage, f.Arg(0))
 	case i < 0:
 		return fmt.Errorf("%w: %q is no missiu", errUsage, *id)
 	case !slices.Contains(works[:4], *load):

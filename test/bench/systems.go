@@ -200,10 +200,6 @@ func missiu(o missiuOptions) func(lab.TB, *ends, ...string) []*lab.Proc {
 }
 `, x.Peer, nat), 0o600)
 			x.WriteFile("/etc/missiu/ike.secrets", fmt.Sprintf("{ label \"bench\" key %q }\n", lab.PSK), 0o600)
-			x.StartIKEWith("./ike")
-			procs = append(procs, x.IKE)
-		}
-		for _, x := range e.both() {
 			policy, keys := others(o.others, x)
 			policy += fmt.Sprintf("{ laddr %v raddr %v } ipsec { %s tladdr %v traddr %v }\n", x.inner, x.innerPeer, o.algs, x.Addr, x.Peer)
 			x.LoadConfig(policy)
@@ -211,6 +207,10 @@ func missiu(o missiuOptions) func(lab.TB, *ends, ...string) []*lab.Proc {
 				x.WriteFile("keys", keys, 0o600)
 				x.Must("bin/loadConfig", "-k", "keys")
 			}
+		}
+		for _, x := range e.both() {
+			x.StartIKEWith("./ike")
+			procs = append(procs, x.IKE)
 		}
 		return procs
 	}
