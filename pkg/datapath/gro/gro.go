@@ -31,6 +31,7 @@ package gro
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/tap"
@@ -386,14 +387,26 @@ func (c *Coalescer) move(f *frame) bool {
 // verifyCopy copies the payload of the IP packet b to dst, and reports whether
 // its checksums are right.
 func verifyCopy(dst, b []byte, hl, tl int, v6 bool) bool {
-	if !v6 && packet.Checksum(b[:packet.IPv4Len]) != 0 {
-		return false
-	}
-	proto := b[9]
+	be := binary.BigEndian
+	var acc, c uint64 // the pseudo-header
 	if v6 {
-		proto = b[6]
+		h := b[8:40]
+		acc, c = bits.Add64(be.Uint64(h), be.Uint64(h[8:]), 0)
+		acc, c = bits.Add64(acc, be.Uint64(h[16:]), c)
+		acc, c = bits.Add64(acc, be.Uint64(h[24:]), c)
+		acc, c = bits.Add64(acc, uint64(b[6])+uint64(len(b)-hl), c)
+		acc += c
+	} else {
+		h := b[:20]
+		front, ttl, dst := be.Uint64(h), be.Uint64(h[8:]), uint64(be.Uint32(h[16:]))
+		acc, c = bits.Add64(front, ttl, 0)
+		acc, c = bits.Add64(acc, dst, c)
+		if packet.Fold(acc+c) != 0xffff {
+			return false
+		}
+		acc = ttl&0xffffffff + dst + uint64(h[9]) + uint64(len(b)-hl)
 	}
-	acc := packet.Sum(b[hl:hl+tl], packet.PseudoSum(b, proto, len(b)-hl))
+	acc = packet.Sum(b[hl:hl+tl], acc)
 	return packet.Fold(packet.CopySum(dst, b[hl+tl:], acc)) == 0xffff
 }
 
