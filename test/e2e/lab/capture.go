@@ -352,6 +352,7 @@ func Decrypt(t TB, pcap string, keys []Key, display string, fields ...string) []
 		"tshark", "-n", "-r", pcap, "-Y", display, "-T", "fields", "-E", "separator=/t",
 		"-o", "esp.enable_encryption_decode:TRUE",
 		"-o", "esp.enable_authentication_check:TRUE",
+		"-o", "ip.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE",
 	}
 	for _, k := range keys {
 		family := "IPv4"
