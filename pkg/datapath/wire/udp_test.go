@@ -8,11 +8,14 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/linger"
 )
 
 func openUDP(t testing.TB, w *Wire, o UDPOptions) *UDP {
@@ -432,6 +435,94 @@ func BenchmarkUDPWrite(b *testing.B) {
 					b.Fatal(n, err)
 				}
 			}
+		})
+	}
+}
+
+// From a packet's being sent until an idle reader has it: ring and queue,
+// readers that linger and those that do not.
+func BenchmarkLatency(b *testing.B) {
+	for _, native := range []string{NativeAuto, NativeRaw} {
+		for _, wait := range []string{linger.Adaptive, linger.Poll} {
+			b.Run(native+"/"+wait, func(b *testing.B) {
+				l := newLab(b)
+				w, err := Open("e0", Options{Native: native, Wait: wait})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer w.Close()
+				send := l.rawPeer()
+				p := ipPacket("10.9.0.3", "10.9.0.1", 50, make([]byte, 100))
+				came := make(chan time.Time)
+				go func() {
+					ps := []Packet{{Buf: make([]byte, 2000), Off: 64}}
+					for {
+						if _, err := w.ReadBatch(ps); err != nil {
+							close(came)
+							return
+						}
+						came <- time.Now()
+					}
+				}()
+				var took []time.Duration
+				for range b.N {
+					time.Sleep(2 * time.Millisecond)
+					start := time.Now()
+					send(p)
+					took = append(took, (<-came).Sub(start))
+				}
+				slices.Sort(took)
+				b.ReportMetric(float64(took[len(took)/2].Nanoseconds()), "p50-ns")
+				b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds()), "p99-ns")
+			})
+		}
+	}
+}
+
+// Cost of a datagram received: alone, and as the peer's trains joined by the kernel.
+func BenchmarkUDPRead(b *testing.B) {
+	for _, k := range []struct {
+		name    string
+		segment int
+		plain   bool
+	}{{"joined", 1444, false}, {"train, plain", 1444, true}, {"single", 0, false}} {
+		b.Run(k.name, func(b *testing.B) {
+			l := newLab(b)
+			w := openWire(b)
+			u := openUDP(b, w, UDPOptions{GRO: true, Plain: k.plain})
+			c := l.listenUDP("10.9.0.2:1111")
+			n, per := 1444, 1
+			if k.segment != 0 {
+				per, n = 45, 45*1444
+				raw, _ := c.SyscallConn()
+				raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, k.segment) })
+			}
+			p, to := make([]byte, n), netip.MustParseAddrPort("10.9.0.1:4500")
+			ds := datagrams(8)
+			var in, out time.Duration
+			count := 0
+			for count < b.N {
+				start := time.Now()
+				for range max(1, 45/per) {
+					if _, err := c.WriteToUDPAddrPort(p, to); err != nil {
+						b.Fatal(err)
+					}
+				}
+				sent := time.Now()
+				for got := 0; got < 45*1444; {
+					n, err := u.ReadBatch(ds)
+					if err != nil {
+						b.Fatal(err)
+					}
+					for _, d := range ds[:n] {
+						got += d.Len
+					}
+				}
+				out, in = out+sent.Sub(start), in+time.Since(sent)
+				count += 45
+			}
+			b.ReportMetric(float64(in.Nanoseconds())/float64(count), "ns/received")
+			b.ReportMetric(float64(out.Nanoseconds())/float64(count), "ns/sent")
 		})
 	}
 }
