@@ -172,6 +172,14 @@ func TestNative(t *testing.T) {
 				}
 				in.next()
 			}
+			// Fragments are packets like others, with their sender's identification.
+			in4 := l.listen(4)
+			f := numbered("10.9.0.1", "10.9.0.2", 5, 800)
+			copy(f.Buf[f.Off+4:], []byte{0xab, 0xcd, 0x20, 0x32}) // MF, offset 400
+			w.WriteBatch([]Packet{f})
+			if b := in4.next(); b == nil || !bytes.Equal(b[4:8], f.Buf[f.Off+4:f.Off+8]) || len(b) != 820 || sum16(0, b[:20]) != 0xffff {
+				t.Errorf("fragment: got % x", b)
+			}
 			// DF: the identification means nothing and stays 0.
 			in := l.listen(4)
 			p := numbered("10.9.0.1", "10.9.0.2", 5, 8)

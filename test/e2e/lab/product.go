@@ -154,9 +154,10 @@ type Status struct {
 		Name string `json:"name"`
 		MTU  int    `json:"mtu"`
 	} `json:"tap"`
-	SAs      int            `json:"sas"`
-	Policies int            `json:"policies"`
-	Counters map[string]int `json:"counters"`
+	SAs      int               `json:"sas"`
+	Policies int               `json:"policies"`
+	Paths    map[string]string `json:"paths"`
+	Counters map[string]int    `json:"counters"`
 }
 
 // Status asks missiu.
