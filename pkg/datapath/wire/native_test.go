@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -315,6 +316,70 @@ func until(f func() bool) bool {
 		}
 	}
 	return true
+}
+
+// Without carrier the driver drops what it gets: that is counted, holds nobody
+// up, and ends with the carrier's return. A sender with a slow device tries
+// again by itself.
+func TestNativeDrops(t *testing.T) {
+	l := newLab(t)
+	w := openNative(t, NativeXDP)
+	in := l.listen(4)
+	warm(t, w, in, NativeXDP, "10.9.0.1", "10.9.0.2")
+	sh(t, "ip neigh replace 10.9.0.2 lladdr $(ip neigh show 10.9.0.2 dev e0 | awk '{print $3}') dev e0 nud permanent")
+	l.sh("ip link set e1 down")
+	var ps []Packet
+	for i := range 100 {
+		ps = append(ps, numbered("10.9.0.1", "10.9.0.2", i, 8))
+	}
+	if !until(func() bool {
+		before := w.Stats().SendNoBufs
+		w.WriteBatch(ps)
+		return w.Stats().SendNoBufs-before == 100
+	}) {
+		t.Errorf("100 packets without carrier: %+v", w.Stats())
+	}
+	l.sh("ip link set e1 up")
+	warm(t, w, in, NativeXDP, "10.9.0.1", "10.9.0.2")
+
+	s := &w.sender
+	s.mu.Lock()
+	slow := true
+	s.xdp.wake = func(fd int) syscall.Errno {
+		if slow {
+			return unix.EAGAIN
+		}
+		return wakeXDP(fd)
+	}
+	s.mu.Unlock()
+	if n, err := w.WriteBatch(ps[:7]); n != 7 || err != nil {
+		t.Errorf("slow device: got %d, %v, want 7", n, err)
+	}
+	if got := l.drain(in); got != 0 {
+		t.Errorf("%d packets came from a device that has sent none", got)
+	}
+	s.mu.Lock()
+	slow = false
+	s.mu.Unlock()
+	for i := range 7 {
+		if b := in.next(); b == nil || binary.BigEndian.Uint32(b[20:]) != uint32(i) {
+			t.Fatalf("packet %d: got % x", i, b)
+		}
+	}
+	// More than the ring holds waits for nobody.
+	s.mu.Lock()
+	slow = true
+	s.mu.Unlock()
+	sent := 0
+	for range 2 * xdpFrames / len(ps) {
+		n, err := w.WriteBatch(ps)
+		if sent += n; err != nil && !errors.Is(err, unix.ENOBUFS) {
+			t.Errorf("full ring: %v", err)
+		}
+	}
+	if sent != xdpFrames {
+		t.Errorf("%d packets taken by a ring of %d", sent, xdpFrames)
+	}
 }
 
 // Down and up, another address and another MTU of the interface.

@@ -9,6 +9,10 @@
 //	         |
 //	     kernel's stack ---> everything else; UDP 500 and 4500
 //
+// ESP in UDP comes and goes by a socket of its own (UDP). Other packets leave by
+// AF_XDP or AF_PACKET where the kernel knows the next hop, else by raw sockets:
+// see sender. Each fast path has a switch and another in its place (Fallbacks).
+//
 // Kept from the stack are: ESP, AH and IPComp (RFC 4303, 4302, 3173) for an
 // address of this host, and every packet whose source lies in the divert set.
 // Of the latter, unfragmented UDP to port 500 or 4500 of this host (IKE must

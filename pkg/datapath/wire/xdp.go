@@ -42,6 +42,8 @@ type xdp struct {
 	ready uint32   // tx producer as of the last put; the kernel knows an older one until kick
 
 	dropped uint64 // by the driver, after it had taken them from the ring
+
+	wake func(fd int) syscall.Errno // has the kernel send; wakeXDP but in tests
 }
 
 // xdpRing is one half of struct xdp_ring: indices run freely, slots are index&mask.
@@ -56,7 +58,7 @@ type xdpRing struct {
 // openXDP makes the socket for frames of up to size octets. The error says what
 // the kernel or the device lacks.
 func openXDP(index, size int) (*xdp, error) {
-	x := &xdp{chunk: 2048}
+	x := &xdp{chunk: 2048, wake: wakeXDP}
 	if size > x.chunk {
 		x.chunk = 4096
 	}
@@ -197,7 +199,7 @@ func (x *xdp) kick() error {
 			return nil // the kernel is at it by itself
 		}
 		before, free := x.pending(), len(x.free)
-		_, _, errno := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(x.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
+		errno := x.wake(x.fd)
 		x.reap()
 		switch errno {
 		case 0, unix.EINTR:
@@ -217,6 +219,11 @@ func (x *xdp) kick() error {
 		}
 	}
 	return nil
+}
+
+func wakeXDP(fd int) syscall.Errno {
+	_, _, errno := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), 0, 0, unix.MSG_DONTWAIT, 0, 0)
+	return errno
 }
 
 // reap takes back the frames that have been sent.

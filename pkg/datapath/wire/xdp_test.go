@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"math"
+	"syscall"
 	"testing"
 	"unsafe"
 
@@ -84,6 +85,61 @@ func TestXDPRing(t *testing.T) {
 		x.kernel(1)
 		if _, ok := x.put(&header, nil); !ok {
 			t.Error("no room after the kernel has sent a frame")
+		}
+	}
+}
+
+// A kernel moves 32 packets at a time, may have no room, may lose one, and may
+// lose its device.
+func TestXDPKick(t *testing.T) {
+	for _, k := range []struct {
+		name    string
+		put     int
+		wake    func(x *xdp, call int) syscall.Errno
+		err     error
+		pending int
+		dropped uint64
+		calls   int // at most
+	}{
+		{"all at once", 20, func(x *xdp, _ int) syscall.Errno { x.kernel(xdpFrames); return 0 }, nil, 0, 0, 1},
+		{"32 at a time", 500, func(x *xdp, _ int) syscall.Errno {
+			if x.kernel(32); x.pending() > 0 {
+				return unix.EAGAIN
+			}
+			return 0
+		}, nil, 0, 0, 16},
+		{"no room", 500, func(x *xdp, call int) syscall.Errno {
+			if call == 1 {
+				x.kernel(100)
+			}
+			return unix.EAGAIN
+		}, nil, 400, 0, 1 + xdpPatience},
+		{"no memory for a while", 50, func(x *xdp, call int) syscall.Errno {
+			if call < 5 {
+				return unix.ENOBUFS
+			}
+			x.kernel(xdpFrames)
+			return 0
+		}, nil, 0, 0, 5},
+		{"driver drops", 50, func(x *xdp, call int) syscall.Errno { x.kernel(1); return unix.EBUSY }, nil, 0, 50, 50},
+		{"device down", 50, func(x *xdp, call int) syscall.Errno {
+			if call == 1 {
+				x.kernel(32)
+				return unix.EAGAIN
+			}
+			return unix.ENETDOWN
+		}, unix.ENETDOWN, 18, 0, 2},
+	} {
+		x, calls := fakeXDP(math.MaxUint32-10), 0
+		x.wake = func(int) syscall.Errno { calls++; return k.wake(x, calls) }
+		for i := range k.put {
+			x.put(&[etherLen]byte{}, []byte{byte(i)})
+		}
+		if err := x.kick(); err != k.err || x.pending() != k.pending || x.dropped != k.dropped || calls > k.calls {
+			t.Errorf("%s: got %v, %d pending, %d dropped, %d calls; want %v, %d, %d, %d", k.name, err, x.pending(), x.dropped, calls, k.err, k.pending, k.dropped, k.calls)
+		}
+		if got := len(x.free); got != xdpFrames-k.pending {
+			t.Errorf("%s: %d frames free, want %d", k.name, got, xdpFrames-k.pending)
 		}
 	}
 }
