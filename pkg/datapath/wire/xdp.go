@@ -116,6 +116,8 @@ func (x *xdp) setup(index int) error {
 		return err
 	}
 	sendBuffer(x.fd)
+	budget := uint32(xdpFrames) // for one call; kernels before 6.17 know only 32
+	x.setsockopt(unix.XDP_MAX_TX_SKB_BUDGET, unsafe.Pointer(&budget), unsafe.Sizeof(budget))
 	for q := range uint32(xdpQueues) {
 		err = unix.Bind(x.fd, &unix.SockaddrXDP{Flags: unix.XDP_COPY | unix.XDP_USE_NEED_WAKEUP, Ifindex: uint32(index), QueueID: q})
 		if q > 0 && err == unix.EINVAL { // there are no more queues
