@@ -25,6 +25,7 @@ func TestCommandLine(t *testing.T) {
 	}{
 		{"-h", exitOK, "usage: missiu"},
 		{"--help startRaw", exitOK, "--foreground"},
+		{"--help startRaw", exitOK, "--cpuprofile file"},
 		{"-V", exitOK, "missiu "},
 		{"", exitUsage, "no verb"},
 		{"-i lo", exitUsage, "no verb"},

@@ -80,7 +80,7 @@ type pace struct {
 }
 
 var (
-	full  = pace{rounds: 5, window: 2 * time.Second, trial: 500 * time.Millisecond, trials: 12, step: 1.06, pings: 400}
+	full  = pace{rounds: 3, window: 2 * time.Second, trial: 500 * time.Millisecond, trials: 10, step: 1.06, pings: 400}
 	quick = pace{rounds: 2, window: time.Second, trial: 250 * time.Millisecond, trials: 8, step: 1.15, pings: 150}
 )
 
