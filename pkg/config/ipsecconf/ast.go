@@ -22,7 +22,10 @@ import (
 )
 
 // File is a parsed text.
-type File struct{ Items []Item }
+type File struct {
+	Items []Item
+	long  []breach // lines of more octets than Solaris takes
+}
 
 // Item is one of *Entry, *Constants, *Command.
 type Item interface {
@@ -47,6 +50,7 @@ type Entry struct {
 	Alternatives []Alternative
 	bad          bool // an error in it was reported
 	layout       []breach
+	size         int // octets of its text
 }
 
 // Alternative is an action with its properties.

@@ -1,9 +1,12 @@
 package ipsecconf
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/missiu/missiu/pkg/config/lexer"
 )
 
 // What one dialect alone has.
@@ -24,6 +27,8 @@ var (
 const (
 	solarisActions = 20
 	solarisWords   = 20 // in a pair of braces
+	solarisLine    = 1024
+	solarisEntry   = 8192 // octets from its first brace to its last
 )
 
 // A breach is a place where a text is not what Solaris' layout asks for.
@@ -32,8 +37,25 @@ type breach struct {
 	what string
 }
 
+// longLines finds the lines that Solaris does not take, comments or not.
+func longLines(src string) (l []breach) {
+	for n := 1; src != "" && len(l) <= maxMessages; n++ {
+		line, rest, _ := strings.Cut(src, "\n")
+		if len(line) > solarisLine {
+			l = append(l, breach{Word{Pos: lexer.Pos{Line: n, Col: solarisLine + 1}}, fmt.Sprintf("line of %d octets: Solaris takes %d", len(line), solarisLine)})
+		}
+		src = rest
+	}
+	return l
+}
+
 // strict reports what another dialect than d alone has.
 func (f *File) strict(m *meaning, d Dialect) {
+	if d == Solaris {
+		for _, b := range f.long {
+			m.l.Errorf(b.at.Pos, "%s", b.what)
+		}
+	}
 	for _, i := range f.Items {
 		switch i := i.(type) {
 		case *Constants:
@@ -57,6 +79,9 @@ func (f *File) strict(m *meaning, d Dialect) {
 func (e *Entry) strictSolaris(m *meaning) {
 	for _, b := range e.layout {
 		m.l.Errorf(b.at.Pos, "%s", b.what)
+	}
+	if e.size > solarisEntry {
+		m.l.Errorf(e.Pos, "entry of %d octets: Solaris takes %d", e.size, solarisEntry)
 	}
 	old := false
 	if len(e.Alternatives) > solarisActions {

@@ -51,6 +51,11 @@ func TestManPage(t *testing.T) {
 			t.Errorf("%s is of dialect %q, want N", k, rows[k])
 		}
 	}
+	for k := range foreignSelectors {
+		if !strings.Contains(string(b), k) {
+			t.Errorf("%s is not in the page", k)
+		}
+	}
 	for k, where := range rows {
 		switch where {
 		case "encr_algs":

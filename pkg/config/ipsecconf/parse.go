@@ -26,6 +26,15 @@ var (
 		"encr_algs", "encr_auth_algs", "auth_algs", "sa", "dir", "tladdr", "traddr", "tsrc", "tdst",
 		"keylength", "tag", "lifetime_secs", "lifetime_bytes",
 	}
+	// Of some builds of NanoSec, with what says the same in all.
+	foreignSelectors = map[string]string{
+		"ifid":       "each missiu has one interface: want the entry without it, loaded with -i of that interface",
+		"laddr_list": "want an entry for each address, or laddr with a prefix or a range",
+		"raddr_list": "want an entry for each address, or raddr with a prefix or a range",
+		"laddr_ex":   "want laddr with an address, a prefix or a range",
+		"lport_list": "want an entry for each port, with lport",
+		"port_list":  "want an entry for each port, with lport or rport",
+	}
 	actions  = []string{"ipsec", "apply", "permit", "bypass", "pass", "drop"}
 	commands = []string{"flush", "spdflush", "add"}
 )
@@ -36,9 +45,10 @@ const maxMessages = 100
 const wantAction = "want ipsec, apply, permit, bypass, pass or drop"
 
 type parser struct {
-	lex *lexer.Lexer
-	tok lexer.Token // the next one
-	l   *lexer.List
+	lex  *lexer.Lexer
+	tok  lexer.Token // the next one
+	last lexer.Token // the one before it
+	l    *lexer.List
 
 	consts int // so far
 
@@ -51,7 +61,7 @@ type parser struct {
 func Parse(src string, l *lexer.List) *File {
 	p := &parser{lex: lexer.New(src, lexer.Syntax{Punct: "{}[];"}), l: l}
 	p.next()
-	f := &File{}
+	f := &File{long: longLines(src)}
 	for p.tok.Kind != lexer.EOF {
 		if len(f.Items) == MaxEntries {
 			l.Errorf(p.tok.Pos, "more than %d entries", MaxEntries)
@@ -65,9 +75,9 @@ func Parse(src string, l *lexer.List) *File {
 }
 
 func (p *parser) next() lexer.Token {
-	t := p.tok
+	p.last = p.tok
 	p.tok = p.lex.Next()
-	return t
+	return p.last
 }
 
 func (p *parser) item() Item {
@@ -125,6 +135,7 @@ func (p *parser) recover() {
 
 func (p *parser) entry() Item {
 	e := &Entry{Pos: p.tok.Pos}
+	start := p.tok.Off
 	p.breach(e, !p.tok.First, "an entry of Solaris begins a line")
 	var ok bool
 	if e.Selectors, ok = p.params(e, "selector", selectorKeys, "properties", propertyKeys); !ok {
@@ -169,6 +180,7 @@ func (p *parser) entry() Item {
 		p.breach(e, p.tok.First, "or stands on the line of the brace before it, with Solaris")
 		p.next()
 	}
+	e.size = p.last.Off + 1 - start
 	if p.tok.Is(";") {
 		p.breach(e, true, "a semicolon is NanoSec's")
 		p.next()
@@ -227,6 +239,8 @@ func (p *parser) params(e *Entry, noun string, keys []string, elsewhere string, 
 			switch {
 			case slices.Contains(others, t.Text):
 				p.l.Errorf(t.Pos, "%s belongs in the %s", t.Text, elsewhere)
+			case noun == "selector" && foreignSelectors[t.Text] != "":
+				p.l.Errorf(t.Pos, "%s: only some builds of NanoSec know it; %s", t.Text, foreignSelectors[t.Text])
 			case k != "":
 				p.l.Errorf(t.Pos, "unknown %s %s; did you mean %q?", noun, p.shown(t.Text), k)
 			default:

@@ -41,6 +41,7 @@ type Token struct {
 	First bool // the first of its line
 	Glued bool // no blank between it and the token before
 	Pos   Pos
+	Off   int // of its first octet in the text
 	Text  string
 }
 
@@ -135,7 +136,7 @@ func (l *Lexer) Next() Token {
 			}
 		case l.continuation() > 0:
 			if !l.syntax.Continue {
-				t.Kind, t.Pos, t.Text = Bad, l.pos(), "a line is not continued by a backslash; a newline within braces is a blank"
+				t.Kind, t.Pos, t.Off, t.Text = Bad, l.pos(), l.off, "a line is not continued by a backslash; a newline within braces is a blank"
 				l.off++
 				return t
 			}
@@ -143,7 +144,7 @@ func (l *Lexer) Next() Token {
 			l.newline()
 			t.Glued = false
 		default:
-			t.Pos = l.pos()
+			t.Pos, t.Off = l.pos(), l.off
 			switch {
 			case c == '"':
 				t.Kind, t.Text, t.Pos = l.quoted()
@@ -156,7 +157,7 @@ func (l *Lexer) Next() Token {
 			return t
 		}
 	}
-	t.Pos = l.pos()
+	t.Pos, t.Off = l.pos(), l.off
 	return t
 }
 
