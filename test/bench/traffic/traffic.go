@@ -110,6 +110,7 @@ func (a *Agent) TCPReceived(_ Empty, octets *uint64) error {
 type TCPSend struct {
 	To       netip.Addr
 	Streams  int
+	Octets   int // of each stream at most; 0: as many as go
 	Duration time.Duration
 }
 
@@ -128,7 +129,7 @@ func (a *Agent) TCPSend(r TCPSend, sent *TCPSent) error {
 	ends := make(chan end, r.Streams)
 	for range r.Streams {
 		go func() {
-			info, err := stream(r.To, time.Now().Add(r.Duration))
+			info, err := stream(r.To, r.Octets, time.Now().Add(r.Duration))
 			ends <- end{info, err}
 		}()
 	}
@@ -145,7 +146,8 @@ func (a *Agent) TCPSend(r TCPSend, sent *TCPSent) error {
 	return errors.Join(errs...)
 }
 
-func stream(to netip.Addr, until time.Time) (*unix.TCPInfo, error) {
+// stream sends most octets (0: without limit) at most, until a time.
+func stream(to netip.Addr, most int, until time.Time) (*unix.TCPInfo, error) {
 	d := net.Dialer{Timeout: 5 * time.Second, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if cerr := c.Control(func(fd uintptr) {
@@ -164,12 +166,15 @@ func stream(to netip.Addr, until time.Time) (*unix.TCPInfo, error) {
 	c.SetLinger(0) // what is queued at the end is not wanted any more
 	c.SetWriteDeadline(until)
 	b := bytes.Repeat([]byte(Marker), 256<<10/len(Marker))
-	for {
-		if _, err := c.Write(b); errors.Is(err, os.ErrDeadlineExceeded) {
+	for sent := 0; most == 0 || sent < most; {
+		n, err := c.Write(b)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
-		} else if err != nil {
+		}
+		if err != nil {
 			return nil, err
 		}
+		sent += n
 	}
 	raw, err := c.SyscallConn()
 	if err != nil {
