@@ -247,6 +247,29 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// TestMaxRules: the policies of all entries together have a bound, whatever each
+// is; a spdflush begins again.
+func TestMaxRules(t *testing.T) {
+	const entry = "{ raddr ::1-ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe ulp ipv6-icmp type 0-7 dir out } ipsec { encr_algs gcm }\n"
+	one := len(load(t, entry))
+	for _, tt := range []struct{ src, want string }{
+		{strings.Repeat(entry, 3), ""},
+		{strings.Repeat(entry, 4), fmt.Sprintf("4:1: the file stands for more than %d policies", 3*one)},
+		{strings.Repeat(entry, 2) + "spdflush;\n" + strings.Repeat(entry, 3), ""},
+		{strings.Repeat(entry, 2) + "spdflush;\n" + strings.Repeat(entry, 4), fmt.Sprintf("7:1: the file stands for more than %d policies", 3*one)},
+	} {
+		var l lexer.List
+		c := Parse(tt.src, &l).contents(&l, testOptions(), 3*one)
+		var got string
+		for _, e := range l.Errors() {
+			got += e.String()
+		}
+		if got != tt.want || (len(c.Rules) == 0) != (tt.want != "") {
+			t.Errorf("got %q and %d rules, want %q", got, len(c.Rules), tt.want)
+		}
+	}
+}
+
 // A hundred thousand entries are nothing special.
 func TestMany(t *testing.T) {
 	var b strings.Builder

@@ -65,7 +65,7 @@ func Parse(src string, l *lexer.List) *File {
 	for p.tok.Kind != lexer.EOF {
 		if len(f.Items) == MaxEntries {
 			l.Errorf(p.tok.Pos, "more than %d entries", MaxEntries)
-			return f
+			return &File{} // what is wrong with their meaning need not be told
 		}
 		if i := p.item(); i != nil {
 			f.Items = append(f.Items, i)

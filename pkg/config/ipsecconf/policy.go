@@ -149,7 +149,10 @@ func cause(err error) error {
 }
 
 // Contents gives the meaning of a text. Errors and warnings go to l.
-func (f *File) Contents(l *lexer.List, opt Options) *Contents {
+func (f *File) Contents(l *lexer.List, opt Options) *Contents { return f.contents(l, opt, MaxRules) }
+
+// contents is Contents of a text that may stand for limit policies.
+func (f *File) contents(l *lexer.List, opt Options, limit int) *Contents {
 	m := &meaning{l: l, opt: opt, consts: map[string]constant{}, hosts: map[string]hostResult{}, tunnels: map[string]*tunnelEnds{}}
 	if opt.Dialect != Union {
 		f.strict(m, opt.Dialect)
@@ -170,8 +173,8 @@ func (f *File) Contents(l *lexer.List, opt Options) *Contents {
 			if rs := m.entry(i); len(rs) > 0 {
 				entries = append(entries, rs)
 			}
-			if m.rules > MaxRules {
-				l.Errorf(i.Pos, "the file stands for more than %d policies", MaxRules)
+			if m.rules > limit {
+				l.Errorf(i.Pos, "the file stands for more than %d policies", limit)
 				return &Contents{}
 			}
 		}
