@@ -15,6 +15,12 @@
 // the fast path: packets without SA wait in the hold queue, fragments in a
 // reassembler, both bounded.
 //
+// The way in: datagrams come in trains (UDP_GRO), whose segments are sorted one
+// by one. The ESP packets of up to 64 jobs are opened in runs of one SA, in place
+// where there is room for what is put in front of them, and each is judged by
+// itself; that the last of its flow and SA passed a moment ago spares it the
+// same questions. Package gro joins what passed into super-frames for the TAP.
+//
 // What the kernel segments late (TSO, USO) comes over the TAP as super-frames,
 // which super.go cuts while they are protected. The way out, by what the
 // packet becomes:

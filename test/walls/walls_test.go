@@ -86,7 +86,7 @@ var logs = []string{"pkg/daemon", "pkg/datapath", "pkg/ike", "pkg/keyengine", "c
 //
 // silent: below logs, rooms that do not log all the same.
 var silent = []string{
-	"pkg/datapath/packet", "pkg/datapath/tap", "pkg/datapath/wire", "pkg/datapath/neigh", "pkg/datapath/frag",
+	"pkg/datapath/packet", "pkg/datapath/gro", "pkg/datapath/tap", "pkg/datapath/wire", "pkg/datapath/neigh", "pkg/datapath/frag",
 	"pkg/datapath/replay", "pkg/datapath/esp", "pkg/datapath/ah", "pkg/datapath/sad", "pkg/datapath/spd",
 	"pkg/ike/sa", "pkg/ike/isakmpsa", "pkg/ike/proposal", "pkg/ike/pad", "cmd/loadconfig",
 }
