@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"bytes"
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 
@@ -116,4 +118,31 @@ func FuzzKernelMessages(f *testing.F) {
 			unicast(b, destination(&p))
 		}
 	})
+}
+
+// The checksum is right whatever stood there before.
+func TestFinish4(t *testing.T) {
+	var s sender
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 20000 {
+		b := make([]byte, 20+4*r.IntN(11))
+		for i := range b {
+			b[i] = byte(r.Uint32() >> (8 * r.IntN(4)))
+		}
+		b[0] = 0x40 | byte(len(b)/4)
+		id := [2]byte(b[4:6])
+		s.finish4(b)
+		if sum16(0, b) != 0xffff || id != [2]byte{} && id != [2]byte(b[4:6]) {
+			t.Fatalf("% x: sum %#x", b, sum16(0, b))
+		}
+	}
+	b := ipPacket("10.9.0.1", "10.9.0.2", 50, nil)
+	s.id = 0xffff
+	if s.finish4(b); b[4] == 0 && b[5] == 0 || sum16(0, b) != 0xffff {
+		t.Errorf("without identification: % x", b)
+	}
+	six := ipPacket("fd09::1", "fd09::2", 50, nil)
+	if s.finish4(six); !bytes.Equal(six, ipPacket("fd09::1", "fd09::2", 50, nil)) {
+		t.Errorf("IPv6: % x", six)
+	}
 }

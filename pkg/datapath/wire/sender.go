@@ -369,8 +369,15 @@ func (s *sender) finish4(b []byte) {
 		s.id = max(s.id+1, 1)
 		binary.BigEndian.PutUint16(b[4:], s.id)
 	}
-	b[10], b[11] = 0, 0
-	binary.BigEndian.PutUint16(b[10:], ^sum16(0, b[:int(b[0]&15)*4]))
+	sum := uint64(^binary.BigEndian.Uint16(b[10:])) // takes away what is there (RFC 1624)
+	for h := b[:int(b[0]&15)*4]; len(h) >= 4; h = h[4:] {
+		sum += uint64(binary.BigEndian.Uint32(h))
+	}
+	sum = sum>>32 + sum&0xffffffff
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	binary.BigEndian.PutUint16(b[10:], ^uint16(sum))
 }
 
 // writeFast sends ps[0], which fits, and what follows as far as it fits, too.
@@ -383,11 +390,11 @@ func (s *sender) writeFast(ps []Packet, mtu int) (int, syscall.Errno) {
 	n := 0
 	for n < len(ps) && (n == 0 || s.fits(&ps[n], mtu)) {
 		p := &ps[n]
-		b, ok := s.xdp.put(&s.hop.header, p.Buf[p.Off:p.Off+p.Len])
-		if !ok {
+		b := p.Buf[p.Off : p.Off+p.Len]
+		s.finish4(b)
+		if !s.xdp.put(&s.hop.header, b) {
 			break
 		}
-		s.finish4(b)
 		n++
 	}
 	lost, err := s.kick(n)

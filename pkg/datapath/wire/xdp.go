@@ -168,12 +168,11 @@ func (x *xdp) close() {
 func (x *xdp) fits(n int) bool { return n <= x.chunk }
 
 // put copies a frame, header and packet, into the tx ring. It reports whether
-// there was room, and returns the copied packet then, to be finished before
-// kick.
-func (x *xdp) put(header *[etherLen]byte, packet []byte) ([]byte, bool) {
+// there was room.
+func (x *xdp) put(header *[etherLen]byte, packet []byte) bool {
 	if len(x.free) == 0 {
 		if x.reap(); len(x.free) == 0 {
-			return nil, false
+			return false
 		}
 	}
 	f := x.free[len(x.free)-1]
@@ -185,7 +184,7 @@ func (x *xdp) put(header *[etherLen]byte, packet []byte) ([]byte, bool) {
 	d := (*unix.XDPDesc)(unsafe.Add(x.tx.slots, uintptr(x.ready&x.tx.mask)*unsafe.Sizeof(unix.XDPDesc{})))
 	*d = unix.XDPDesc{Addr: uint64(f) * uint64(x.chunk), Len: uint32(len(b))}
 	x.ready++
-	return b[etherLen:], true
+	return true
 }
 
 // pending is how many frames the kernel has not taken yet.
