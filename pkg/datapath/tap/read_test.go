@@ -224,7 +224,15 @@ func TestReadLimit(t *testing.T) {
 	}
 	fs := frames(64, 64)
 	n, err := d.ReadBatch(fs)
-	if want := readLimit/64042 + 1; err != nil || n != want {
-		t.Errorf("%d frames at once, want %d; %v", n, want, err)
+	if err != nil || n < 2 {
+		t.Fatalf("%d frames; %v", n, err)
+	}
+	// Small frames of the kernel's own may be among them.
+	all := 0
+	for _, f := range fs[:n] {
+		all += f.Len
+	}
+	if last := fs[n-1].Len; all < readLimit || all-last >= readLimit {
+		t.Errorf("%d frames with %d octets at once, the last with %d: want no more after %d", n, all, last, readLimit)
 	}
 }
