@@ -94,3 +94,41 @@ func TestSegmentsOnTheLink(t *testing.T) {
 		}
 	}
 }
+
+// TestOuterHeader: the header in front of ESP is the same by a socket as by our
+// own hand: DSCP and ECN of the inner one (RFC 6040), hop limit 64, DF.
+func TestOuterHeader(t *testing.T) {
+	lab.NeedRoot(t)
+	for _, udp := range []bool{true, false} {
+		for _, v6 := range []bool{false, true} {
+			t.Run(fmt.Sprintf("UDP %v, IPv6 %v", udp, v6), func(t *testing.T) {
+				a, b := newTunnel(t, v6, udp)
+				c := b.Capture("eth0")
+				for _, tos := range []string{"0x00", "0xbb", "0x02"} {
+					if n := a.Ping(1, "-Q", tos, "-t", "17", tunnelEnds[v6][1].String()); n != 1 {
+						t.Errorf("traffic class %s: no answer", tos)
+					}
+				}
+				var got []string
+				for _, p := range lab.Of(c.Stop(), lab.ESP, lab.ESPinUDP) {
+					if p.Src != a.Addr && p.Src != netip.MustParseAddr("fd00:3::118") {
+						continue
+					}
+					ip := p.Frame[14:]
+					if v6 {
+						got = append(got, fmt.Sprintf("%02x %d", ip[0]<<4|ip[1]>>4, ip[7]))
+					} else {
+						got = append(got, fmt.Sprintf("%02x %d df %v", ip[1], ip[8], ip[6] == 0x40))
+					}
+				}
+				want := "00 64 df true, bb 64 df true, 02 64 df true"
+				if v6 {
+					want = strings.ReplaceAll(want, " df true", "")
+				}
+				if s := strings.Join(got, ", "); s != want {
+					t.Errorf("outer headers %q, want %q", s, want)
+				}
+			})
+		}
+	}
+}
