@@ -7,8 +7,9 @@ import (
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
-// maxLint bounds the looks that each lint takes at other rules.
-const maxLint = 1 << 23
+// maxLooks bounds the looks that each lint takes at other rules: so many for
+// each of n, a good many where there are few, and an end to it.
+func maxLooks(n int) int { return min(1<<19+32*n, 1<<23) }
 
 // linter looks at entries in match order.
 type linter struct {
@@ -17,8 +18,9 @@ type linter struct {
 	seen    map[selKey]*Rule
 	lengths map[prefixBits]bool   // of the prefixes in seen
 	classes [maxClass + 1][]*Rule // seen by where Solaris tries them
-	looks   int                   // of cover
-	peeks   int                   // of overtaken
+	most    int
+	looks   int // of cover
+	peeks   int // of overtaken
 }
 
 // prefixBits are the prefix lengths of a selector and the length of its addresses.
@@ -36,7 +38,12 @@ type selKey struct {
 // try before earlier ones (DESIGN: file order and Solaris' differ).
 func lint(l *lexer.List, order Order, entries [][]Rule) []Rule {
 	x := &linter{l: l, order: order, seen: map[selKey]*Rule{}, lengths: map[prefixBits]bool{}}
-	var rules []Rule
+	n := 0
+	for _, rs := range entries {
+		n += len(rs)
+	}
+	x.most = maxLooks(n)
+	rules := make([]Rule, 0, n)
 	for _, rs := range entries {
 		rules = append(rules, x.entry(rs)...)
 	}
@@ -48,7 +55,7 @@ func (x *linter) entry(rs []Rule) []Rule {
 	var total, hidden [ipsec.Fwd + 1]int
 	var by [ipsec.Fwd + 1]*Rule
 	var later *Rule
-	kept := rs[:0:0]
+	kept := make([]Rule, 0, len(rs))
 	for i := range rs {
 		r := &rs[i]
 		dir := r.Policy.Dir
@@ -89,7 +96,7 @@ func (x *linter) entry(rs []Rule) []Rule {
 func (x *linter) cover(r *Rule) (first *Rule) {
 	sel := r.Policy.Sel
 	for b := range x.lengths {
-		if x.looks++; x.looks > maxLint {
+		if x.looks++; x.looks > x.most {
 			break
 		}
 		if b.all != sel.Src.Addr().BitLen() || b.src > sel.Src.Bits() || b.dst > sel.Dst.Bits() {
@@ -98,6 +105,9 @@ func (x *linter) cover(r *Rule) (first *Rule) {
 		s := sel
 		s.Src, s.Dst = netip.PrefixFrom(sel.Src.Addr(), b.src).Masked(), netip.PrefixFrom(sel.Dst.Addr(), b.dst).Masked()
 		for v := range 8 {
+			if v&1 != 0 && s.Proto == 0 || v&2 != 0 && s.SrcPort == 0 || v&4 != 0 && s.DstPort == 0 {
+				continue // any is any already
+			}
 			x.looks++
 			k := s
 			if v&1 != 0 {
@@ -128,7 +138,7 @@ func (x *linter) overtaken(r *Rule) (first *Rule) {
 	}
 	for c := solarisClass(&r.Policy) + 1; c <= maxClass; c++ {
 		for _, p := range x.classes[c] {
-			if x.peeks++; x.peeks > maxLint {
+			if x.peeks++; x.peeks > x.most {
 				return first
 			}
 			if p.Policy.Dir == r.Policy.Dir && overlap(&p.Policy.Sel, &r.Policy.Sel) {

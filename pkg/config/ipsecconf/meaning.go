@@ -368,8 +368,8 @@ func (m *entryMeaning) makeRules(action ipsec.Action, ts []transform) []Rule {
 			made[k] = protection(ts, w.swap)
 		}
 	}
-	seen := map[selKey]bool{} // ranges may overlap
-	var rules []Rule
+	seen := make(map[selKey]bool, len(sels)*len(ways)) // what names stand for may be the same
+	rules := make([]Rule, 0, len(sels)*len(ways))
 	for _, s := range sels {
 		for k, w := range ways {
 			p := ipsec.Policy{Dir: w.dir, Sel: s, Action: action}
