@@ -48,7 +48,7 @@ unit:
 
 # Whole systems in network namespaces, against independent peers; needs root.
 e2e: missiu
-	$(GO) test -count=1 -timeout 20m -p 1 -v ./test/e2e/...
+	$(GO) test -count=1 -timeout 75m -p 1 -v ./test/e2e/...
 
 demo: setup missiu
 	@scripts/demo
