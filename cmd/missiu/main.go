@@ -57,6 +57,7 @@ type options struct {
 	crypto          string
 	native          string
 	udp             string
+	mss             string
 	wait            string
 	defaultRule     string
 	cpuProfile      string
@@ -82,6 +83,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&o.offload, "offload", "auto", "auto, or none: single packets to and from the kernel everywhere")
 	f.StringVar(&o.native, "native", wire.NativeAuto, "how ESP and AH leave: auto, xdp, packet or raw")
 	f.StringVar(&o.udp, "udp", "auto", "auto, or plain: the kernel neither cuts nor joins ESP in UDP")
+	f.StringVar(&o.mss, "mss", "clamp", "clamp, or keep: what TCP connections through tunnels tell of their segment sizes")
 	f.StringVar(&o.wait, "wait", linger.Adaptive, "adaptive, or poll: wake for each packet")
 	f.StringVar(&o.crypto, "crypto", "auto", "auto, or std for the standard library's ciphers only")
 	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
@@ -134,6 +136,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("--native %q: want auto, xdp, packet or raw", o.native)
 	case o.udp != "auto" && o.udp != "plain":
 		return bad("--udp %q: want auto or plain", o.udp)
+	case o.mss != "clamp" && o.mss != "keep":
+		return bad("--mss %q: want clamp or keep", o.mss)
 	case o.wait != linger.Adaptive && o.wait != linger.Poll:
 		return bad("--wait %q: want adaptive or poll", o.wait)
 	case o.crypto != "auto" && o.crypto != "std":

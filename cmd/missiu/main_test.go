@@ -40,6 +40,7 @@ func TestCommandLine(t *testing.T) {
 		{"-i lo --crypto fast start", exitUsage, "want auto or std"},
 		{"-i lo --native fast start", exitUsage, "want auto, xdp, packet or raw"},
 		{"-i lo --udp fast start", exitUsage, "want auto or plain"},
+		{"-i lo --mss 1200 start", exitUsage, "want clamp or keep"},
 		{"-i lo --wait fast start", exitUsage, "want adaptive or poll"},
 		{"-i lo --abstract name start", exitUsage, "want @ and a name"},
 		{"-i lo --abstract @ start", exitUsage, "want @ and a name"},

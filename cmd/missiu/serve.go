@@ -196,7 +196,7 @@ func (in *instance) open(adopted string) (err error) {
 	})
 	in.rec = newRecorder(in.keys)
 	c := datapath.Config{
-		TAP: in.tap, Wire: in.wire, SAD: db, SPD: pol, Default: in.o.defaultAction(),
+		TAP: in.tap, Wire: in.wire, SAD: db, SPD: pol, Default: in.o.defaultAction(), KeepMSS: in.o.mss == "keep",
 		NeedSA: in.keys.NeedSA, LimitReached: in.keys.LimitReached, NewMapping: in.keys.NewMapping,
 		IKE: func(local, remote netip.AddrPort, msg []byte) bool { return in.natt.Deliver(local, remote, msg) },
 		Log: in.log,

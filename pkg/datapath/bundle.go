@@ -88,6 +88,7 @@ func (w *outWorker) bundle(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 
 // transform protects a packet by the SAs of b; dst is where the result goes.
 func (w *outWorker) transform(b *bundle, dst netip.Addr, buf []byte, off, n int, now time.Time, whole bool) {
+	w.e.clampSYN(b, buf[off:off+n], &w.info, dst)
 	packed := w.compress(b, buf, off, n)
 	if packed == unpacked && b.n > 0 && b.sas[0].P.Proto == ipsec.IPComp && b.sas[0].P.Mode != ipsec.Tunnel {
 		copy(b.sas[:], b.sas[1:b.n]) // sent without IPComp header (RFC 3173, 2.2)
@@ -101,11 +102,7 @@ func (w *outWorker) transform(b *bundle, dst netip.Addr, buf []byte, off, n int,
 	fragment := 0
 	if mtu := w.e.c.Wire.PathMTU(dst); total > mtu {
 		// What is told holds for packets that do not compress.
-		inner := min(n, mtu)
-		for inner > 0 && b.length(&w.info, inner, unpacked) > mtu {
-			inner--
-		}
-		if !whole && w.refuse(buf[off:off+n], inner, n) {
+		if !whole && w.refuse(buf[off:off+n], b.innerMTU(&w.info, min(n, mtu), mtu), n) {
 			return
 		}
 		fragment = mtu

@@ -39,6 +39,7 @@ const (
 	DropInReplay                    // sequence number seen or left of the window
 	DropInAuth                      // ICV wrong
 	DropInMalformed                 // too short, bad padding, bad inner packet
+	DropInECN                       // congestion marked on a packet whose transport does not know of it (RFC 6040, 4.2)
 	DropInEncap                     // UDP encapsulation where the SA has none, or the reverse
 	DropInSelector                  // inner packet outside the SA's selectors
 	DropInPolicy                    // inner packet that policy does not expect from this SA
@@ -59,7 +60,7 @@ var counterNames = [numCounters]string{
 	"drop_out_lifetime", "drop_out_seal", "drop_out_send",
 	"in_protected", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_early", "in_ike",
 	"in_coalesced", "in_super_frames",
-	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_encap", "drop_in_selector", "drop_in_policy",
+	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_ecn", "drop_in_encap", "drop_in_selector", "drop_in_policy",
 	"drop_in_clear", "drop_in_discard", "drop_in_no_policy", "drop_in_fragment", "drop_in_lifetime", "drop_in_protocol",
 	"drop_in_ike", "drop_in_tap",
 }

@@ -105,6 +105,9 @@ type Config struct {
 	// IKE hands over a message that came to port 4500 with the non-ESP marker
 	// (already cut off); it reports whether somebody took it.
 	IKE func(local, remote netip.AddrPort, msg []byte) bool
+	// KeepMSS leaves the maximum segment size of TCP connections through
+	// tunnels alone.
+	KeepMSS bool
 	// Flows is how many flows each worker remembers, a power of two; 0: flow.DefaultSize.
 	Flows int
 	Log   *zap.Logger

@@ -41,6 +41,7 @@ type inWorker struct {
 	scratch *esp.Scratch
 	info    packet.Info // outer packet
 	inner   packet.Info
+	about   packet.Info       // what the packet that an ICMP error quotes would be answered with
 	frags   *frag.Reassembler // outer and clear fragments
 	peeler  peeler
 	flows   *flow.Cache
@@ -511,7 +512,10 @@ func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 		return
 	}
 	off, n, ok := w.decapsulate(j, p)
-	if !ok || !packet.Decode(j.out[off:off+n], &w.inner) {
+	if !ok {
+		return // counted
+	}
+	if !packet.Decode(j.out[off:off+n], &w.inner) {
 		w.n.inc(DropInMalformed)
 		return
 	}
@@ -572,24 +576,25 @@ func (w *inWorker) account(sa *sad.SA, packets, size int, now time.Time) bool {
 
 // accept delivers the packet buf[off:off+n], decoded in w.inner, if it is one
 // that the SAs which it came by may carry, and that policy expects from them
-// (RFC 4301, 5.2, step 4).
+// (RFC 4301, 5.2, step 4). An ICMP error may come in the place of the answer to
+// the packet that it is about (6.2), whoever sends it: some router behind the
+// peer whose address no selector has.
 func (w *inWorker) accept(buf []byte, off, n int, l *layers, now time.Time) {
 	i := &w.inner
 	flow, gen := i.Flow(), w.e.generation()
 	whole := i.HasPorts && !i.IsFragment()
 	if v := &w.last; !whole || l.n != 1 || v.sa != l.sa[0] || v.gen != gen || v.flow != flow {
-		for _, sa := range l.sa[:l.n] {
-			if !sa.MatchInbound(i) {
-				w.n.inc(DropInSelector)
-				sa.SelectorErrors.Add(1)
-				return
-			}
+		e, bad, why := w.judge(i, l)
+		if e == nil && packet.Returning(buf[off:off+n], i, &w.about) {
+			e, _, _ = w.judge(&w.about, l)
+			whole = false
 		}
-		e, ambiguous := w.lookup(i)
-		if e == nil || ambiguous || e.P.Action != ipsec.Protect || !l.serve(e) {
-			w.n.inc(DropInPolicy)
+		if e == nil {
+			w.n.inc(why)
 			for _, sa := range l.sa[:l.n] {
-				sa.SelectorErrors.Add(1)
+				if bad == nil || bad == sa {
+					sa.SelectorErrors.Add(1)
+				}
 			}
 			return
 		}
@@ -600,7 +605,23 @@ func (w *inWorker) accept(buf []byte, off, n int, l *layers, now time.Time) {
 		}
 	}
 	w.hits++
+	w.clampSYN(l, buf[off:off+n])
 	w.deliver(buf, off, i, tap.Offload{})
+}
+
+// judge finds the policy by which a packet like i may come by the SAs of l; nil:
+// it may not, and why. bad is the SA whose selectors it is outside of.
+func (w *inWorker) judge(i *packet.Info, l *layers) (e *spd.Entry, bad *sad.SA, why Counter) {
+	for _, sa := range l.sa[:l.n] {
+		if !sa.MatchInbound(i) {
+			return nil, sa, DropInSelector
+		}
+	}
+	e, ambiguous := w.lookup(i)
+	if e == nil || ambiguous || e.P.Action != ipsec.Protect || !l.serve(e) {
+		return nil, nil, DropInPolicy
+	}
+	return e, nil, 0
 }
 
 // settle forgets the last verdict and counts the packets that it was of.
@@ -636,14 +657,11 @@ func serves(sa *sad.SA, e *spd.Entry, r *ipsec.Request) bool {
 }
 
 // decapsulate puts the IP packet together that an opened ESP packet carries:
-// buf[off:off+n].
+// j.out[off:off+n]. What is none is counted.
 func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
 	off, n = j.at, p.N
 	if j.sa.P.Mode == ipsec.Tunnel {
-		if p.Next != protoIPv4 && p.Next != protoIPv6 {
-			return 0, 0, false
-		}
-		return off, n, packet.DecapECN(j.out[off:off+n], j.tos)
+		return off, n, w.fromTunnel(j.out[off:off+n], p.Next, j.tos)
 	}
 	if j.udp {
 		return w.fromUDP(j, p, off, n)
@@ -656,6 +674,20 @@ func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
 	packet.SetLen(ip, len(ip))
 	packet.FixIPv4Checksum(ip)
 	return start, len(ip), true
+}
+
+// fromTunnel judges what an outer header with traffic class tos was around, the
+// packet b if next says so, and combines the ECN fields. false: counted.
+func (w *inWorker) fromTunnel(b []byte, next, tos uint8) bool {
+	switch {
+	case next != protoIPv4 && next != protoIPv6:
+		w.n.inc(DropInMalformed)
+	case !packet.DecapECN(b, tos):
+		w.n.inc(DropInECN)
+	default:
+		return true
+	}
+	return false
 }
 
 // fromUDP gives a transport-mode payload from UDP a new IP header. A NAT has

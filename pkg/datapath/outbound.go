@@ -33,6 +33,7 @@ type outWorker struct {
 	replies []tap.Frame // ARP, ND and ICMP answers to the TAP
 	scratch *esp.Scratch
 	info    packet.Info
+	about   packet.Info // what the packet that an ICMP error quotes would be answered with
 	super   packet.Super
 	frags   *frag.Reassembler
 	ipid    uint16
@@ -149,6 +150,9 @@ func (w *outWorker) ip(buf []byte, off, n int, now time.Time, whole bool) {
 		i.HasPorts = false
 	}
 	p, ambiguous := w.policy(i)
+	if p == nil && !ambiguous && packet.IsICMP(i.Proto) && w.aboutProtected(buf, off, n, now, whole) {
+		return
+	}
 	if i.IsFragment() && (ambiguous || p != nil && needsWhole(p)) {
 		w.fragment(buf[off:off+n], now)
 		return
@@ -338,6 +342,11 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 		dst = sa.P.Dst
 	}
 	p.sizeESP(sa)
+	if p.tunnel && packet.IsSYN(buf[off:off+n], i) {
+		one := bundle{n: 1}
+		one.sas[0] = sa
+		w.e.clampSYN(&one, buf[off:off+n], i, dst)
+	}
 	fragment := 0
 	if mtu := w.e.c.Wire.PathMTU(dst); p.total > mtu {
 		inner := innerMTU(t, mtu-p.fixed, p.payload-off)

@@ -124,7 +124,7 @@ func (w *inWorker) unwrap(buf []byte, off, n int, l layers, now time.Time) {
 				w.n.inc(DropInNoSA)
 				return
 			}
-			if !w.account(sa, 1, n, now) {
+			if !w.account(sa, 1, n, now) || !w.fromTunnel(buf[off+i.HdrLen:off+n], i.Proto, i.TOS) {
 				return
 			}
 			off, n = off+i.HdrLen, n-i.HdrLen
@@ -214,7 +214,6 @@ func (w *inWorker) openESP(buf []byte, off, n int, now time.Time) (*sad.SA, int,
 	off, n, ok = w.decapsulate(j, &p)
 	*j = inJob{}
 	if !ok {
-		w.n.inc(DropInMalformed)
 		return nil, 0, 0
 	}
 	return sa, off, n
@@ -247,8 +246,7 @@ func (w *inWorker) openAH(buf []byte, off, n int, now time.Time) (*sad.SA, int, 
 	}
 	if sa.P.Mode == ipsec.Tunnel {
 		h := i.HdrLen + p.N
-		if p.Next != protoIPv4 && p.Next != protoIPv6 || !packet.DecapECN(buf[off+h:off+n], i.TOS) {
-			w.n.inc(DropInMalformed)
+		if !w.fromTunnel(buf[off+h:off+n], p.Next, i.TOS) {
 			return nil, 0, 0
 		}
 		return sa, off + h, n - h
@@ -310,8 +308,7 @@ func (w *inWorker) expand(buf []byte, off, n int, now time.Time) (*sad.SA, []byt
 	}
 	x = x[:hdr+k]
 	if tunnel {
-		if !packet.DecapECN(x, i.TOS) {
-			w.n.inc(DropInMalformed)
+		if !w.fromTunnel(x, next, i.TOS) {
 			return nil, nil, 0, 0
 		}
 	} else {

@@ -24,7 +24,9 @@ const (
 	icmpRedirect     = 5
 	icmpTimeExceeded = 11
 	icmpParamProblem = 12
+	icmpEcho         = 8
 	icmp6TooBig      = 2
+	icmp6Echo        = 128
 )
 
 // MayTooBig reports whether the sender of a packet may be told that it is too
@@ -91,4 +93,74 @@ func AppendTooBig(b, orig []byte, i *Info, mtu int, src netip.Addr) []byte {
 	binary.BigEndian.PutUint16(m[2:], Checksum(m))
 	FixIPv4Checksum(p)
 	return b
+}
+
+// Returning fills q with what the answer to the packet would look like that the
+// ICMP error b, decoded in i, quotes: addresses and ports the other way round
+// (RFC 4301, 6.2). Selectors compare it; its lengths and offsets mean nothing.
+// It is false if b is no error (RFC 1122, 3.2.2; RFC 4443, 2.1), or the quote
+// shows no packet that the one to whom the error goes has sent.
+func Returning(b []byte, i, q *Info) bool {
+	*q = Info{}
+	if !IsICMP(i.Proto) || i.IsFragment() || i.HdrLen+8 > i.Len {
+		return false
+	}
+	m := b[i.HdrLen:i.Len]
+	p := m[8:]
+	ok := false
+	if i.Version == 4 {
+		switch m[0] {
+		case icmpUnreachable, icmpTimeExceeded, icmpParamProblem:
+			ok = i.Proto == protoICMP && q.quoted4(p)
+		}
+	} else {
+		ok = i.Proto == protoICMPv6 && m[0] < 128 && q.quoted6(p)
+	}
+	if !ok || q.Src != i.Dst {
+		*q = Info{}
+		return false
+	}
+	q.ports(p)
+	q.Src, q.Dst = q.Dst, q.Src
+	switch {
+	case !q.HasPorts:
+	case !IsICMP(q.Proto):
+		q.SrcPort, q.DstPort = q.DstPort, q.SrcPort
+	case q.Proto == protoICMP && q.SrcPort == icmpEcho, q.Proto == protoICMPv6 && q.SrcPort == icmp6Echo:
+		q.SrcPort = echoReply(q.SrcPort)
+	}
+	return true
+}
+
+func echoReply(request uint16) uint16 {
+	if request == icmpEcho {
+		return 0
+	}
+	return request + 1
+}
+
+// quoted4 decodes the front of an IPv4 packet.
+func (i *Info) quoted4(b []byte) bool {
+	if len(b) < IPv4Len || b[0]>>4 != 4 {
+		return false
+	}
+	hl := int(b[0]&15) * 4
+	if hl < IPv4Len || hl > len(b) {
+		return false
+	}
+	i.Version, i.Proto, i.HdrLen, i.ProtoOff = 4, b[9], hl, 9
+	fo := binary.BigEndian.Uint16(b[6:])
+	i.MF, i.FragOff = fo&0x2000 != 0, int(fo&0x1fff)*8
+	i.Src, i.Dst = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
+	return true
+}
+
+// quoted6 decodes the front of an IPv6 packet.
+func (i *Info) quoted6(b []byte) bool {
+	if len(b) < IPv6Len || b[0]>>4 != 6 {
+		return false
+	}
+	i.Version = 6
+	i.Src, i.Dst = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
+	return !i.Src.Is4In6() && !i.Dst.Is4In6() && i.walk(b)
 }

@@ -437,3 +437,66 @@ func BenchmarkChecksum(b *testing.B) {
 		Checksum(p)
 	}
 }
+
+// TestReturning: an ICMP error stands for the answer to what it quotes.
+func TestReturning(t *testing.T) {
+	icmp := func(kind byte, quote []byte) []byte { return append([]byte{kind, 1, 0, 0, 0, 0, 0, 0}, quote...) }
+	from := func(b []byte) []byte { // to the sender of what ip4 and ip6 make
+		if b[0]>>4 == 4 {
+			copy(b[16:20], b[12:16])
+			copy(b[12:16], []byte{203, 0, 113, 9})
+		} else {
+			copy(b[24:40], b[8:24])
+			b[8+15] = 99
+		}
+		return b
+	}
+	q4, q6 := ip4(6, 0, tcp), ip6(6, tcp)
+	later := ip4(6, 0x10, tcp)
+	echo4, echo6 := ip4(1, 0, []byte{8, 0, 0, 0, 0, 1, 0, 1}), ip6(58, []byte{128, 0, 0, 0, 0, 1, 0, 1})
+	long := bytes.Clone(q4)
+	binary.BigEndian.PutUint16(long[2:], 9000)
+	opts6 := ip6(60, append([]byte{6, 0, 1, 4, 0, 0, 0, 0}, tcp...))
+	sp, dp := binary.BigEndian.Uint16(tcp), binary.BigEndian.Uint16(tcp[2:])
+	for _, tt := range []struct {
+		name     string
+		b        []byte
+		ok       bool
+		proto    uint8
+		src, dst uint16
+		ports    bool
+	}{
+		{"unreachable", from(ip4(1, 0, icmp(3, q4))), true, 6, dp, sp, true},
+		{"time exceeded", from(ip4(1, 0, icmp(11, q4[:28]))), true, 6, dp, sp, true},
+		{"of a longer packet", from(ip4(1, 0, icmp(3, long))), true, 6, dp, sp, true},
+		{"header alone", from(ip4(1, 0, icmp(12, q4[:20]))), true, 6, 0, 0, false},
+		{"later fragment", from(ip4(1, 0, icmp(3, later))), true, 6, 0, 0, false},
+		{"of an echo request", from(ip4(1, 0, icmp(3, echo4))), true, 1, 0, 0, true},
+		{"header cut", from(ip4(1, 0, icmp(3, q4[:19]))), false, 0, 0, 0, false},
+		{"no error", from(ip4(1, 0, icmp(8, q4))), false, 0, 0, 0, false},
+		{"redirect", from(ip4(1, 0, icmp(5, q4))), false, 0, 0, 0, false},
+		{"to somebody else", ip4(1, 0, icmp(3, q4)), false, 0, 0, 0, false},
+		{"UDP", from(ip4(17, 0, icmp(3, q4))), false, 0, 0, 0, false},
+		{"a fragment", from(ip4(1, 0x2000, icmp(3, q4))), false, 0, 0, 0, false},
+		{"IPv6 too big", from(ip6(58, icmp(2, q6))), true, 6, dp, sp, true},
+		{"IPv6 with options", from(ip6(58, icmp(1, opts6))), true, 6, dp, sp, true},
+		{"of an IPv6 echo request", from(ip6(58, icmp(3, echo6))), true, 58, 129, 0, true},
+		{"IPv6 header cut", from(ip6(58, icmp(1, q6[:39]))), false, 0, 0, 0, false},
+		{"IPv6 no error", from(ip6(58, icmp(128, q6))), false, 0, 0, 0, false},
+		{"IPv4 in IPv6", from(ip6(58, icmp(1, q4))), false, 0, 0, 0, false},
+	} {
+		var i, q Info
+		if !Decode(tt.b, &i) {
+			t.Fatalf("%s: not a packet", tt.name)
+		}
+		if ok := Returning(tt.b, &i, &q); ok != tt.ok {
+			t.Errorf("%s: %v", tt.name, ok)
+		}
+		if q.Proto != tt.proto || q.SrcPort != tt.src || q.DstPort != tt.dst || q.HasPorts != tt.ports {
+			t.Errorf("%s: got %+v", tt.name, q)
+		}
+		if tt.ok && q.Dst != i.Dst {
+			t.Errorf("%s: the answer goes to %v, want %v", tt.name, q.Dst, i.Dst)
+		}
+	}
+}
