@@ -258,6 +258,12 @@ func TestLinuxAH(t *testing.T) {
 		{"AH tunnel SHA1", net4, false, lab.AH, []xform{sha1(tu)}},
 		{"AH tunnel SHA256", net4, false, lab.AH, []xform{sha256(tu)}},
 		{"AH tunnel SHA512", net4, true, lab.AH, []xform{sha512(tu)}},
+		{"AH tunnel SHA384", net4, false, lab.AH, []xform{ahOf(tu, "hmac(sha384)", 6, 48, 192)}},
+		{"AH tunnel AES-XCBC", net4, false, lab.AH, []xform{ahOf(tu, "xcbc(aes)", 9, 16, 96)}},
+		{"AH tunnel AES-CMAC", net4, false, lab.AH, []xform{ahOf(tu, "cmac(aes)", 248, 16, 96)}},
+		{"AH transport IPv6 SHA384", host6, false, lab.AH, []xform{ahOf(tr, "hmac(sha384)", 6, 48, 192)}},
+		{"AH transport IPv6 AES-XCBC", host6, false, lab.AH, []xform{ahOf(tr, "xcbc(aes)", 9, 16, 96)}},
+		{"AH transport IPv6 AES-CMAC", host6, false, lab.AH, []xform{ahOf(tr, "cmac(aes)", 248, 16, 96)}},
 		{"AH tunnel IPv6", net6, false, lab.AH, []xform{sha256(tu)}},
 		{"AH tunnel IPv6 in IPv4", net6in, false, lab.AH, []xform{sha512(tu)}},
 		{"AH tunnel IPv4 in IPv6", net4in, false, lab.AH, []xform{sha1(tu)}},
@@ -322,6 +328,85 @@ else:
     for i in range(10):
         print(s.recv(100).decode(), flush=True)
 `
+
+// odd is a Python program that sends UDP datagrams whose IP headers are made by
+// hand: with an IPv4 router alert and a source route that is used up, or with an
+// IPv6 routing header whose segments are used up behind hop-by-hop options of
+// which one may change on the way.
+const odd = `
+import socket, struct, sys
+src, dst = sys.argv[1], sys.argv[2]
+family = socket.AF_INET6 if ":" in src else socket.AF_INET
+a, b = socket.inet_pton(family, src), socket.inet_pton(family, dst)
+def sum16(x):
+    x += b"\0" * (len(x) % 2)
+    n = sum(struct.unpack(">%dH" % (len(x) // 2), x))
+    while n >> 16:
+        n = (n & 0xffff) + (n >> 16)
+    return ~n & 0xffff
+s = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for i in range(10):
+    data = b"with options %d" % i
+    udp = struct.pack(">HHHH", 7778, 7777, 8 + len(data), 0) + data
+    pseudo = a + b + (struct.pack(">II", len(udp), 17) if family == socket.AF_INET6 else struct.pack(">HH", 17, len(udp)))
+    udp = udp[:6] + struct.pack(">H", sum16(pseudo + udp)) + udp[8:]
+    if family == socket.AF_INET6:
+        hop = bytes([43, 1, 5, 2, 0, 0, 0x3e, 4, 9, 8, 7, 6, 1, 2, 0, 0])
+        rh = bytes([17, 2, 0, 0, 0, 0, 0, 0]) + socket.inet_pton(family, "2001:db8::77")
+        p = struct.pack(">IHBB", 6 << 28 | 0x2e << 20 | 0x12345, len(hop + rh + udp), 0, 64) + a + b + hop + rh + udp
+    else:
+        opts = bytes([148, 4, 0, 0, 1, 131, 7, 8]) + b
+        opts += bytes(-len(opts) % 4)
+        p = struct.pack(">BBHHHBBH", 0x45 + len(opts) // 4, 0x2e, 20 + len(opts) + len(udp), 4242 + i, 0x4000, 64, 17, 0) + a + b + opts
+        p = p[:10] + struct.pack(">H", sum16(p)) + p[12:] + udp
+    s.sendto(p, (dst, 0))
+`
+
+// receiveOdd waits for ten datagrams of either family and prints them.
+const receiveOdd = `
+import socket
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(("::", 7777))
+s.settimeout(20)
+print("listening", flush=True)
+for i in range(10):
+    print(s.recv(100).decode(), flush=True)
+`
+
+// TestLinuxAHRoutes: router alert, source route and routing header under the ICV
+// of ours are what Linux computes, too.
+func TestLinuxAHRoutes(t *testing.T) {
+	n, l := wireLab(t)
+	n.WriteFile("odd.py", odd, 0o644)
+	l.Sh("cat >/run/odd.py <<'EOF'\n" + receiveOdd + "\nEOF\nfor f in /proc/sys/net/ipv4/conf/*/accept_source_route; do echo 1 >$f; done")
+	for _, tt := range []struct {
+		name string
+		sh   shape
+		hdr  int // octets of the IP headers in front of AH
+	}{{"IPv4", host4, 20 + 12}, {"IPv6", host6, 40 + 16 + 24}} {
+		t.Run(tt.name, func(t *testing.T) {
+			n.StartMissiu()
+			defer n.StopMissiu()
+			connect(t, n, l, tt.sh, false, ahOf("transport", "hmac(sha256)", 5, 32, 128))
+			c := n.CaptureWhole("eth0")
+			l.Sh("rm -f /run/got; nohup python3 /run/odd.py >/run/got 2>&1 & for i in $(seq 200); do grep -q listening /run/got && break; sleep 0.05; done")
+			n.Must("/usr/bin/python3", "odd.py", tt.sh.ourHost, tt.sh.itsHost)
+			if got := l.Sh("for i in $(seq 100); do grep -q 'options 9' /run/got && break; sleep 0.05; done; cat /run/got"); strings.Count(got, "with options") != 10 {
+				t.Errorf("Linux received %q; its counters:\n%s\nours: %v", got, l.Sh("cat /proc/net/xfrm_stat"), n.Status().Counters)
+			}
+			with := 0
+			for _, p := range lab.Of(c.Stop(), lab.AH) {
+				if p.L4 == 14+tt.hdr {
+					with++
+				}
+			}
+			if with != 10 {
+				t.Errorf("%d packets with AH behind %d octets on the link, want 10", with, tt.hdr)
+			}
+			noneDropped(t, n, l)
+		})
+	}
+}
 
 // TestLinuxAHOptions: IPv4 options and IPv6 extension headers under the ICV,
 // made by either side and verified by the other.

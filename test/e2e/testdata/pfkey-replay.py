@@ -2,7 +2,7 @@
 # is and prints what comes back, one JSON object a step: the errno of send(),
 # what the sender hears, and what another socket hears that is registered. What
 # differs from run to run (times, ids, the pid) is replaced by names.
-import errno, json, os, select, socket, struct, sys
+import errno, json, os, select, socket, struct, sys, time
 
 GETSPI, UPDATE, ADD, DELETE, GET, ACQUIRE, REGISTER, EXPIRE, FLUSH, DUMP, PROMISC, PCHANGE = range(1, 13)
 SPDUPDATE, SPDADD, SPDDELETE, SPDGET, SPDACQUIRE, SPDDUMP, SPDFLUSH, SPDSETIDX, SPDEXPIRE, SPDDELETE2, MAPPING, MIGRATE = range(13, 25)
@@ -130,6 +130,8 @@ def show_ext(type, b):
 def show(b):
     version, type, err, satype, words, _, seq, pid = struct.unpack("=BBBBHHII", b[:16])
     m = {"version": version, "type": type, "errno": err, "satype": satype, "seq": seq, "pid": "ours" if pid == os.getpid() else pid}
+    if type == ACQUIRE and pid == 0 and seq:
+        m["seq"] = "fresh"
     if words * 8 != len(b):
         m["length"] = "%d words, %d octets" % (words, len(b))
     at = 16
@@ -169,7 +171,9 @@ me, other = pf(), pf()
 other.send(msg(REGISTER, ESP))
 hear(other)
 
-def step(name, *msgs):
+# hide is a range of SPIs of which any will do; wait are seconds and how many
+# events the other socket hears within them.
+def step(name, *msgs, hide=None, wait=None):
     r = {"step": name, "send": []}
     for m in msgs:
         try:
@@ -177,10 +181,27 @@ def step(name, *msgs):
             r["send"].append("ok")
         except OSError as e:
             r["send"].append(errno.errorcode[e.errno])
-    r["sender"] = sort_dump([show(m) for m in hear(me, 1)])
-    r["other"] = sort_dump([show(m) for m in hear(other)])
+    if wait:
+        # Linux keeps an SA of SPI 0 for each GETSPI that came to nothing.
+        meant = lambda m: m["type"] != EXPIRE or m["ext 1"]["spi"] or m["ext 6"]["addr"] != US
+        end, r["other"] = time.time() + wait[0], []
+        while len(r["other"]) < wait[1] and time.time() < end:
+            if select.select([other], [], [], 0.1)[0]:
+                r["other"] += [m for m in [show(other.recv(65536))] if meant(m)]
+        r["other"].sort(key=lambda m: json.dumps([m["type"], m.get("ext 1", {}).get("spi"), "ext 3" in m]))
+        r["sender"] = sorted(m["type"] for m in [show(b) for b in hear(me, 1)] if meant(m))
+    else:
+        r["sender"] = sort_dump([show(m) for m in hear(me, 1)])
+        r["other"] = sort_dump([show(m) for m in hear(other)])
+    if hide:
+        for m in r["sender"]:
+            if "ext 1" in m:
+                hidden.append(m["ext 1"]["spi"])
+                m["ext 1"]["spi"] = "in range" if hide[0] <= hidden[-1] <= hide[1] else hidden[-1]
     print(json.dumps(r))
     return r
+
+hidden = []
 
 # clean removes what only one of the two may have; nothing is compared.
 def clean(*msgs):
@@ -227,6 +248,7 @@ step("REGISTER 10", msg(REGISTER, 10))
 step("DUMP of nothing", msg(DUMP, 0))
 step("GETSPI", msg(GETSPI, ESP, pair, spirange(0x1000, 0x1000), sa2(TUNNEL, 7)))
 step("GETSPI without X_SA2", msg(GETSPI, ESP, pair, spirange(0x1002, 0x1002)))
+clean(msg(DELETE, ESP, sa(0x1002), pair)) # its 30 seconds would end between steps
 step("GET of a larval SA", msg(GET, ESP, sa(0x1000), pair))
 step("ADD over a larval SA", msg(ADD, ESP, sa(0x1000), pair, keys, sa2(TUNNEL, 7)))
 step("UPDATE of a larval SA", msg(UPDATE, ESP, sa(0x1000, state=0), pair, keys, lives, sa2(TUNNEL, 7)))
@@ -274,6 +296,69 @@ clean(*[msg(DELETE, ESP, sa(spi), out) for spi in (0x2000, 255, 0x2010, 0x2011, 
 clean(msg(DELETE, ESP, sa(0x2017), addr(5, "::ffff:1.2.3.4"), addr(6, "::ffff:1.2.3.5")))
 step("ADD after those", msg(ADD, ESP, keys, lives, sa(0x2000), out, sa2(TUNNEL, 7)))
 
+# Other protocols
+step("ADD AH", msg(ADD, AH, sa(0x2100, encr=0), key(8, 20), out, lives, sa2(TUNNEL, 7)))
+step("GET AH", msg(GET, AH, sa(0x2100), out))
+step("GET AH as ESP", msg(GET, ESP, sa(0x2100), out))
+step("ADD AH without a key", msg(ADD, AH, sa(0x2101, encr=0), out))
+step("ADD AH with a key of encryption", msg(ADD, AH, sa(0x2101, encr=0), key(8, 20), key(9, 16), out))
+step("ADD AH with encryption", msg(ADD, AH, sa(0x2103), keys, out))
+step("ADD AH without an algorithm", msg(ADD, AH, sa(0x2103, auth=0, encr=0), key(8, 20), out))
+step("GETSPI AH", msg(GETSPI, AH, pair, spirange(0x2102, 0x2102)))
+step("UPDATE AH", msg(UPDATE, AH, sa(0x2102, encr=0), key(8, 20), pair, sa2(TRANSPORT, 3)))
+step("DUMP of AH that is there", msg(DUMP, AH))
+step("DELETE AH", msg(DELETE, AH, sa(0x2100), out))
+clean(*[msg(DELETE, AH, sa(spi), out) for spi in (0x2101, 0x2103)])
+step("FLUSH of AH that is there", msg(FLUSH, AH))
+step("GETSPI IPComp", msg(GETSPI, IPCOMP, pair, spirange(0x1234, 0x1234), sa2(TRANSPORT, 0)))
+step("GETSPI IPComp beyond 16 bits", msg(GETSPI, IPCOMP, pair, spirange(0x1000, 0x10000)))
+step("UPDATE IPComp", msg(UPDATE, IPCOMP, sa(0x1234, auth=0, encr=2), pair, sa2(TRANSPORT, 0)))
+step("GET IPComp", msg(GET, IPCOMP, sa(0x1234), pair))
+step("ADD IPComp", msg(ADD, IPCOMP, sa(0x1235, auth=0, encr=2, replay=0), out, sa2(TUNNEL, 7)))
+step("ADD IPComp, LZS", msg(ADD, IPCOMP, sa(0x1236, auth=0, encr=3), out))
+step("ADD IPComp without an algorithm", msg(ADD, IPCOMP, sa(0x1236, auth=0, encr=0), out))
+step("FLUSH of IPComp", msg(FLUSH, IPCOMP))
+
+# SPIs
+step("GETSPI in the default range", msg(GETSPI, ESP, pair, sa2(TUNNEL, 7)), hide=(0x100, 0x0fffffff))
+step("GETSPI in a range", msg(GETSPI, ESP, pair, spirange(0xc0000000, 0xcfffffff)), hide=(0xc0000000, 0xcfffffff))
+step("GETSPI IPv6", msg(GETSPI, ESP, addr(5, PEER6, 255, 0) + addr(6, US6, 255, 0), spirange(0x3000, 0x3000)))
+step("GETSPI with ports, an SA and X_SA2 of any mode", msg(GETSPI, ESP, sa(0x7777), addr(5, PEER, 255, 32, 500), addr(6, US, 255, 32, 4500), sa2(0, 0), spirange(0x3001, 0x3001)))
+step("GETSPI in mode 9", msg(GETSPI, ESP, pair, spirange(0x3002, 0x3002), sa2(9, 0)))
+clean(*[msg(DELETE, ESP, sa(spi), pair) for spi in hidden + [0x3001, 0x3002]])
+clean(msg(DELETE, ESP, sa(0x3000), addr(5, PEER6) + addr(6, US6)))
+
+# Every extension, known or not, of one word in a request that is otherwise good
+for t in list(range(1, 28)) + [0x7fff]:
+    step("GET with one word of extension %d" % t, msg(GET, ESP, sa(0x2000), out, ext(t, bytes(4))))
+step("GET with a security context", msg(GET, ESP, sa(0x2000), out, ext(24, struct.pack("=BBH", 1, 1, 4) + b"ctx\0")))
+step("GET with a security context too long", msg(GET, ESP, sa(0x2000), out, ext(24, struct.pack("=BBH", 1, 1, 99) + b"ctx\0")))
+step("GET with a security context too short", msg(GET, ESP, sa(0x2000), out, ext(24, struct.pack("=BBH", 1, 1, 0) + b"ctx\0")))
+step("GET with PROXY", msg(GET, ESP, sa(0x2000), out, addr(7, OTHER)))
+step("GET with SENSITIVITY", msg(GET, ESP, sa(0x2000), out, ext(12, bytes(12))))
+step("GET with KMPRIVATE", msg(GET, ESP, sa(0x2000), out, ext(17, bytes(4))))
+step("ADD NAT-T without ports", msg(ADD, ESP, keys, sa(0x2020), out, ext(20, struct.pack("=B3x", 2))))
+step("ADD NAT-T with an original address", msg(ADD, ESP, keys, sa(0x2021), out, natt(), addr(23, OTHER)))
+step("GET NAT-T with an original address", msg(GET, ESP, sa(0x2021), out))
+step("ADD NAT-T of AH", msg(ADD, AH, sa(0x2022, encr=0), key(8, 20), out, natt()))
+step("ADD NULL without integrity", msg(ADD, ESP, key(9, 0), sa(0x2023, auth=0, encr=ENCR_NULL), out))
+step("ADD without integrity", msg(ADD, ESP, key(9, 16), sa(0x2024, auth=0), out))
+step("ADD with authentication NULL", msg(ADD, ESP, key(9, 16), key(8, 0), sa(0x2025, auth=251), out))
+clean(*[msg(DELETE, ESP, sa(spi), out) for spi in (0x2020, 0x2021, 0x2023, 0x2024, 0x2025)], msg(DELETE, AH, sa(0x2022), out))
+
+# Lifetimes by time
+def limits(soft, hard):
+    return lifetime(3, 0, 0, hard, 0) + lifetime(4, 0, 0, soft, 0)
+step("EXPIRE soft", msg(ADD, ESP, keys, limits(1, 60), sa(0x2200), out, sa2(TUNNEL, 7)), wait=(5, 2))
+step("GET of a dying SA", msg(GET, ESP, sa(0x2200), out))
+step("DUMP with a dying SA", msg(DUMP, ESP))
+step("UPDATE of a dying SA", msg(UPDATE, ESP, keys, lives, sa(0x2200), out, sa2(TUNNEL, 7)))
+step("GET of what was dying", msg(GET, ESP, sa(0x2200), out))
+step("EXPIRE soft and hard", msg(ADD, ESP, keys, limits(1, 2), sa(0x2201), out, sa2(TUNNEL, 7), natt()), wait=(6, 3))
+step("GET of what expired", msg(GET, ESP, sa(0x2201), out))
+step("EXPIRE hard below soft", msg(ADD, ESP, keys, limits(9, 1), sa(0x2202), out6, sa2(TUNNEL, 7)), wait=(5, 2))
+clean(msg(DELETE, ESP, sa(0x2200), out))
+
 # What no SA is
 for name, satype, parts in (
     ("without SA", ESP, keys + out), ("without source", ESP, keys + sa(0x3000) + addr(6, PEER)),
@@ -311,7 +396,8 @@ step("GETSPI of type 5", msg(GETSPI, 5, pair, spirange(0x1001, 0x1001)))
 step("DELETE", msg(DELETE, ESP, sa(0x1000), pair))
 step("DELETE again", msg(DELETE, ESP, sa(0x1000), pair))
 step("DELETE without SA", msg(DELETE, ESP, pair))
-step("DELETE of a larval SA", msg(DELETE, ESP, sa(0x1002), pair))
+clean(msg(GETSPI, ESP, pair, spirange(0x1003, 0x1003)))
+step("DELETE of a larval SA", msg(DELETE, ESP, sa(0x1003), pair))
 step("FLUSH of AH", msg(FLUSH, AH))
 step("FLUSH of type 5", msg(FLUSH, 5))
 
@@ -356,6 +442,23 @@ step("SPDADD level default", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(lev
 step("SPDADD without a request", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5), addr(5, "10.24.0.0", 255, 16), addr(6, "10.21.0.0", 255, 16)))
 step("SPDADD in mode BEET", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, request(mode=3)), addr(5, "10.25.0.0", 255, 16), addr(6, "10.21.0.0", 255, 16)))
 clean(*[msg(SPDDELETE, 0, policy(0, OUT), addr(5, "10.%d.0.0" % net, 255, 16), addr(6, "10.21.0.0", 255, 16)) for net in range(20, 27)])
+bundle = lambda net, *reqs: msg(SPDADD, 0, policy(IPSEC, OUT, 0, 5, *reqs), addr(5, "10.%d.0.0" % net, 255, 16), addr(6, "10.31.0.0", 255, 16))
+step("SPDADD ESP in AH", bundle(32, request(50, TRANSPORT, REQUIRE, 0, None), request(51, TRANSPORT, REQUIRE, 0, None)))
+step("SPDADD IPComp in ESP", bundle(33, request(108, TUNNEL, REQUIRE, 0), request(50, TRANSPORT, REQUIRE, 0, None)))
+step("SPDADD IPComp at level use in ESP", bundle(34, request(108, TRANSPORT, USE, 0, None), request(50, TUNNEL, REQUIRE, 0)))
+step("SPDADD with two protocols", msg(SPDADD, 0, policy(NONE, OUT, 0, 5), addr(5, "10.35.0.0", 17, 16), addr(6, "10.31.0.0", 6, 16, 80)))
+step("SPDADD ICMP", msg(SPDADD, 0, policy(NONE, OUT, 0, 5), addr(5, "10.36.0.0", 1, 16, 8), addr(6, "10.31.0.0", 1, 16)))
+step("SPDADD of everything", msg(SPDADD, 0, policy(DISCARD, FWD, 0, 0xffffffff), addr(5, "0.0.0.0", 255, 0), addr(6, "0.0.0.0", 255, 0)))
+step("SPDADD with prefix 33", msg(SPDADD, 0, policy(NONE, OUT), addr(5, PEER, 255, 33), addr(6, US)))
+step("SPDADD with a life", msg(SPDADD, 0, policy(NONE, OUT, 0, 5), addr(5, "10.37.0.0", 255, 16), addr(6, "10.31.0.0", 255, 16), lifetime(3, 0, 0, 1, 0), lifetime(4)))
+short = [i for i in ids][-1]
+time.sleep(2.5)
+step("SPDGET of what had a life", msg(SPDGET, 0, policy(0, OUT, short)))
+step("SPDGET of id 7", msg(SPDGET, 0, policy(0, OUT, 7)))
+step("SPDGET of id 0", msg(SPDGET, 0, policy(0, OUT, 0)))
+clean(*[msg(SPDDELETE, 0, policy(0, OUT), addr(5, "10.%d.0.0" % net, p, 16, port), addr(6, "10.31.0.0", p, 16, q))
+        for net, p, port, q in ((32, 255, 0, 0), (33, 255, 0, 0), (34, 255, 0, 0), (35, 6, 0, 80), (36, 1, 8, 0), (37, 255, 0, 0))],
+      msg(SPDDELETE, 0, policy(0, FWD), addr(5, "0.0.0.0", 255, 0), addr(6, "0.0.0.0", 255, 0)))
 step("SPDUPDATE", msg(SPDUPDATE, 0, sa2(TUNNEL, 9), policy(IPSEC, OUT, 0, 2000, request(reqid=9)), sel))
 step("SPDUPDATE of nothing", msg(SPDUPDATE, 0, policy(NONE, OUT, 0, 1), addr(5, "10.5.0.0", 255, 16), addr(6, "10.4.0.0", 255, 16)))
 step("SPDSETIDX", msg(SPDSETIDX, 0, policy(NONE, OUT, 0, 1), addr(5, "10.3.0.0", 255, 16), addr(6, "10.4.0.0", 255, 16)))
@@ -396,9 +499,31 @@ step("MIGRATE to 0.0.0.0", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(), r
 step("MIGRATE without policy", msg(MIGRATE, 0, sel))
 step("MIGRATE without addresses", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(), request(dst=OTHER))))
 step("MIGRATE", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(), request(dst=OTHER)), sel))
+km = ext(25, bytes(4) + sockaddr(US) + sockaddr(OTHER))
+step("MIGRATE with KMADDRESS", msg(MIGRATE, 0, km, policy(IPSEC, OUT, 0, 0, request(dst=OTHER), request(dst=PEER)), sel))
+step("MIGRATE back", msg(MIGRATE, 0, policy(IPSEC, OUT, 0, 0, request(), request(dst=OTHER)), sel))
 step("SPDGET of what migrated", msg(SPDGET, 0, policy(0, OUT, [id for id in ids][-1])))
 step("GET of what migrated", msg(GET, ESP, sa(0x2000), addr(5, US), addr(6, OTHER)))
 step("GET at the old place", msg(GET, ESP, sa(0x2000), out))
+
+# Traffic that wants an SA: the route of 10.99.0.0/16 leads to the policies.
+step("SPDADD for traffic", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 10, request(level=REQUIRE, reqid=0)), addr(5, "0.0.0.0", 255, 0), addr(6, "10.99.0.0", 255, 16)))
+step("SPDADD for traffic, unique", msg(SPDADD, 0, policy(IPSEC, OUT, 0, 9, request(reqid=77, dst=OTHER)), addr(5, "0.0.0.0", 17, 0), addr(6, "10.99.1.0", 17, 24, 9)))
+traffic = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+def packet(dst):
+    try:
+        traffic.sendto(b"x", (dst, 9))
+    except OSError:
+        pass # what there is no SA for yet
+packet("10.99.0.1")
+step("ACQUIRE", wait=(5, 1))
+packet("10.99.0.2")
+step("ACQUIRE of the same SA", wait=(1, 1))
+packet("10.99.1.1")
+step("ACQUIRE, unique", wait=(5, 1))
+step("GETSPI to be forgotten", msg(GETSPI, ESP, pair, spirange(0x5000, 0x5000), sa2(TUNNEL, 7)))
+step("EXPIRE of a larval SA and of two ACQUIREs", wait=(40, 3))
+step("GET of what was forgotten", msg(GET, ESP, sa(0x5000), pair))
 
 # The end
 step("SPDFLUSH", msg(SPDFLUSH))
