@@ -52,6 +52,8 @@ type instance struct {
 	srv   *keysock.Server
 	natt  *natt.Server
 	eng   *datapath.Engine
+
+	undiverted bool // a change of the divert set went wrong: all is to be set
 }
 
 // serve is the daemon: it returns when a signal stopped it, or it failed.
@@ -307,7 +309,17 @@ func tapMTU(link, overhead int) int {
 // divert has the kernel kept from packets of protected sources; from all where
 // the default is to drop, which only we can do.
 func (in *instance) divert(c keyengine.DivertChange) error {
-	return in.wire.SetDivert(diverted(in.o.defaultAction(), c.Set()))
+	if in.o.defaultAction() == ipsec.Discard {
+		return nil // all of them already
+	}
+	var err error
+	if in.undiverted {
+		err = in.wire.SetDivert(diverted(ipsec.Bypass, c.Set()))
+	} else {
+		err = in.wire.ChangeDivert(c.Add, c.Remove)
+	}
+	in.undiverted = err != nil
+	return err
 }
 
 func diverted(byDefault ipsec.Action, remotes []netip.Prefix) (v4, v6 []netip.Prefix) {

@@ -12,7 +12,8 @@ import (
 // filter: `nft flush ruleset`, at the head of many rule files, takes it away
 // with the rest. (A table with an owner would be safe from that, and would go
 // with its owner's death, which must not open the host.) So deletions are
-// listened for, and what is missing is put back at once.
+// listened for, and what is missing is put back at once. So are changes of the
+// sets by others, which ours would build on.
 
 // guardRetry is the pause after an attempt to put the table back failed.
 const guardRetry = time.Second
@@ -47,10 +48,14 @@ func (w *Wire) guard(events *netlink.Conn) {
 			case <-time.After(guardRetry):
 			}
 		}
-		if err == nil && !takes(msgs) {
+		what := rulesGone
+		if err == nil {
+			what = w.chain.harm(msgs)
+		}
+		if what == harmless {
 			continue
 		}
-		for w.mend() != nil {
+		for w.mend(what) != nil {
 			select {
 			case <-w.stop:
 				return
@@ -60,26 +65,42 @@ func (w *Wire) guard(events *netlink.Conn) {
 	}
 }
 
-// takes reports whether one of the events is a deletion from a table of the
-// netdev family. Elements do not count: they are our own changes nearly always.
-func takes(msgs []netlink.Message) bool {
+// harm is what others did to the table.
+type harm uint8
+
+const (
+	harmless  harm = iota
+	rulesGone      // perhaps: it is to be looked at
+	setsChanged
+)
+
+// harm judges events of the netdev family.
+func (h *chain) harm(msgs []netlink.Message) harm {
+	worst := harmless
 	for _, m := range msgs {
-		if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) == 0 || m.Data[0] != unix.NFPROTO_NETDEV {
+		if m.Header.PID == h.pid || m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 || m.Data[0] != unix.NFPROTO_NETDEV {
 			continue
 		}
 		switch m.Header.Type & 0xff {
 		case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET:
-			return true
+			worst = max(worst, rulesGone)
+		case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
+			d, err := netlink.NewAttributeDecoder(m.Data[4:])
+			for err == nil && d.Next() {
+				if d.Type() == unix.NFTA_SET_ELEM_LIST_TABLE && d.String() == tableName(h.ifname) {
+					worst = setsChanged
+				}
+			}
 		}
 	}
-	return false
+	return worst
 }
 
 // mend puts the table back if anything of it is missing.
-func (w *Wire) mend() error {
+func (w *Wire) mend(what harm) error {
 	w.setMu.Lock()
 	defer w.setMu.Unlock()
-	mended, err := w.chain.mend()
+	mended, err := w.chain.mend(what)
 	if _, gone := w.handle.LinkByIndex(w.index); err != nil && gone != nil {
 		return nil // with its interface; follow tells
 	}
@@ -94,18 +115,18 @@ func (w *Wire) mend() error {
 }
 
 // Tampered delivers nil when somebody else had removed packet filter rules of
-// this interface and they are back, or the error that keeps them away; it is
+// this interface, or changed its sets, and all is back, or the error that keeps them away; it is
 // tried again then.
 func (w *Wire) Tampered() <-chan error { return w.tampered }
 
-func (h *chain) mend() (bool, error) {
+func (h *chain) mend(what harm) (bool, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	old, err := findTable(h.c, h.ifname)
 	if err != nil {
 		return false, err
 	}
-	if old != nil && h.intact() {
+	if old != nil && what != setsChanged && h.intact() {
 		return false, nil
 	}
 	return true, h.build(old)

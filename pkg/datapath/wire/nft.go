@@ -5,13 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/gaissmai/bart"
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -48,9 +48,15 @@ type chain struct {
 	table *nftables.Table
 	set   map[string]*nftables.Set
 
-	ifname   string
-	contents map[string][]nftables.SetElement // of the sets, for restore
-	ruled    map[string]int                   // rules of each chain
+	ifname string
+	pid    uint32         // netlink's, of c
+	ruled  map[string]int // rules of each chain
+
+	// Contents of the sets, for changes and for mend. known: those of the
+	// divert sets are what we put there, as far as we know.
+	local            []netip.Addr
+	divert4, divert6 cover
+	known            bool
 }
 
 // tableName makes an identifier of nft's language of an interface name, which
@@ -69,11 +75,26 @@ func tableName(ifname string) string {
 	return b.String()
 }
 
-func dialNft() (*nftables.Conn, error) {
-	return nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+// dialNft returns a connection, and the netlink port by which the kernel tells
+// its changes from those of others.
+func dialNft() (c *nftables.Conn, pid uint32, err error) {
+	c, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
 		// A transaction of 100,000 prefixes is one message.
-		return errors.Join(c.SetWriteBuffer(64<<20), c.SetReadBuffer(8<<20))
+		if err := errors.Join(c.SetWriteBuffer(64<<20), c.SetReadBuffer(8<<20)); err != nil {
+			return err
+		}
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var name unix.Sockaddr
+		e := raw.Control(func(fd uintptr) { name, err = unix.Getsockname(int(fd)) })
+		if a, ok := name.(*unix.SockaddrNetlink); ok {
+			pid = a.Pid
+		}
+		return errors.Join(e, err)
 	}))
+	return c, pid, err
 }
 
 // findTable returns the table of an interface, nil if there is none.
@@ -111,18 +132,16 @@ func missing(err error) error {
 // newChain makes the table. One that a killed instance left is replaced in the
 // same transaction, and its divert sets are carried over.
 func newChain(ifname string, local []netip.Addr) (*chain, error) {
-	c, err := dialNft()
+	c, pid, err := dialNft()
 	if err != nil {
 		return nil, missing(nftError(err))
 	}
-	h := &chain{c: c, ifname: ifname}
+	h := &chain{c: c, ifname: ifname, pid: pid, local: local}
 	old, err := findTable(c, ifname)
-	if err == nil {
-		h.contents, err = h.inherit(old)
+	if err == nil && old != nil {
+		err = h.inherit(old)
 	}
 	if err == nil {
-		v4, v6 := split(local)
-		h.contents["local4"], h.contents["local6"] = single(v4), single(v6)
 		err = h.build(old)
 	}
 	if err != nil {
@@ -133,22 +152,19 @@ func newChain(ifname string, local []netip.Addr) (*chain, error) {
 }
 
 // inherit reads the divert sets of the table that a killed instance left.
-func (h *chain) inherit(old *nftables.Table) (map[string][]nftables.SetElement, error) {
-	inherited := map[string][]nftables.SetElement{}
-	if old != nil {
-		for _, name := range []string{"divert4", "divert6"} {
-			s, err := h.c.GetSetByName(old, name)
-			if err != nil {
-				continue // a table that an earlier version or somebody else made
-			}
-			es, err := h.c.GetSetElements(s)
-			if err != nil {
-				return nil, nftError(err)
-			}
-			inherited[name] = ordered(es)
+func (h *chain) inherit(old *nftables.Table) error {
+	for name, c := range map[string]*cover{"divert4": &h.divert4, "divert6": &h.divert6} {
+		s, err := h.c.GetSetByName(old, name)
+		if err != nil {
+			continue // a table that an earlier version or somebody else made
 		}
+		es, err := h.c.GetSetElements(s)
+		if err != nil {
+			return nftError(err)
+		}
+		*c = ranges(es)
 	}
-	return inherited, nil
+	return nil
 }
 
 // build makes the table with its contents in one transaction, in which old, if
@@ -159,22 +175,24 @@ func (h *chain) build(old *nftables.Table) error {
 	}
 	h.table = h.c.AddTable(&nftables.Table{Family: nftables.TableFamilyNetdev, Name: tableName(h.ifname)})
 	h.set, h.ruled = map[string]*nftables.Set{}, map[string]int{}
+	local4, local6 := split(h.local)
 	for _, s := range []struct {
 		name     string
 		kind     nftables.SetDatatype
 		interval bool
+		contents []nftables.SetElement
 	}{
-		{"divert4", nftables.TypeIPAddr, true},
-		{"divert6", nftables.TypeIP6Addr, true},
-		{"local4", nftables.TypeIPAddr, false},
-		{"local6", nftables.TypeIP6Addr, false},
+		{"divert4", nftables.TypeIPAddr, true, intervals(h.divert4)},
+		{"divert6", nftables.TypeIP6Addr, true, intervals(h.divert6)},
+		{"local4", nftables.TypeIPAddr, false, single(local4)},
+		{"local6", nftables.TypeIP6Addr, false, single(local6)},
 	} {
 		set := &nftables.Set{Table: h.table, Name: s.name, KeyType: s.kind, Interval: s.interval, KeyByteOrder: binaryutil.BigEndian}
 		if err := h.c.AddSet(set, nil); err != nil {
 			return nftError(err)
 		}
 		h.set[s.name] = set
-		if err := h.add(set, h.contents[s.name]); err != nil {
+		if err := inChunks(h.c.SetAddElements, set, s.contents); err != nil {
 			return nftError(err)
 		}
 	}
@@ -185,8 +203,8 @@ func (h *chain) build(old *nftables.Table) error {
 	return nil
 }
 
-// ordered sorts elements of an interval set as the kernel wants them added.
-func ordered(es []nftables.SetElement) []nftables.SetElement {
+// ranges makes of the elements of an interval set, in any order, what they hold.
+func ranges(es []nftables.SetElement) cover {
 	slices.SortFunc(es, func(a, b nftables.SetElement) int {
 		if c := slices.Compare(a.Key, b.Key); c != 0 {
 			return c
@@ -199,15 +217,20 @@ func ordered(es []nftables.SetElement) []nftables.SetElement {
 		}
 		return cmp.Compare(end(a), end(b))
 	})
-	out := es[:0]
+	var c cover
+	open := false // the last range has no end yet
 	for _, e := range es {
-		// A dump may hold the kernel's own element for "nothing below".
-		if e.IntervalEnd && len(out) == 0 {
-			continue
+		a, ok := netip.AddrFromSlice(e.Key)
+		switch {
+		case !ok || e.IntervalEnd != open:
+			// The kernel's own element for "nothing below", or nothing of ours.
+		case open:
+			c[len(c)-1].last, open = a.Prev(), false
+		default:
+			c, open = append(c, span{a, spanOf(netip.PrefixFrom(a, 0)).last}), true
 		}
-		out = append(out, nftables.SetElement{Key: e.Key, IntervalEnd: e.IntervalEnd})
 	}
-	return out
+	return join(c)
 }
 
 func split(as []netip.Addr) (v4, v6 []netip.Addr) {
@@ -230,7 +253,7 @@ func single(as []netip.Addr) []nftables.SetElement {
 }
 
 // intervals turns ranges into set elements: first, and one past the last.
-func intervals(rs []span) []nftables.SetElement {
+func intervals(rs cover) []nftables.SetElement {
 	var es []nftables.SetElement
 	for _, r := range rs {
 		es = append(es, nftables.SetElement{Key: r.first.AsSlice()})
@@ -244,9 +267,9 @@ func intervals(rs []span) []nftables.SetElement {
 // elementsPerMessage keeps an attribute list below its 16-bit length.
 const elementsPerMessage = 1000
 
-func (h *chain) add(s *nftables.Set, es []nftables.SetElement) error {
+func inChunks(f func(*nftables.Set, []nftables.SetElement) error, s *nftables.Set, es []nftables.SetElement) error {
 	for c := range slices.Chunk(es, elementsPerMessage) {
-		if err := h.c.SetAddElements(s, c); err != nil {
+		if err := f(s, c); err != nil {
 			return err
 		}
 	}
@@ -255,28 +278,101 @@ func (h *chain) add(s *nftables.Set, es []nftables.SetElement) error {
 
 // replace exchanges the contents of sets in one transaction.
 func (h *chain) replace(contents map[string][]nftables.SetElement) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	for name, es := range contents {
 		h.c.FlushSet(h.set[name])
-		if err := h.add(h.set[name], es); err != nil {
+		if err := inChunks(h.c.SetAddElements, h.set[name], es); err != nil {
 			return nftError(err)
 		}
 	}
 	if err := h.c.Flush(); err != nil {
 		return nftError(err)
 	}
-	maps.Copy(h.contents, contents)
 	return nil
 }
 
-func (h *chain) setDivert(v4, v6 []netip.Prefix) error {
-	return h.replace(map[string][]nftables.SetElement{"divert4": intervals(spans(v4)), "divert6": intervals(spans(v6))})
+// setDivert puts next in force, which differs from the contents of the divert
+// sets in changed at most; nil means anywhere.
+func (h *chain) setDivert(next *bart.Lite, changed []netip.Prefix) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	// An error is a reason to exchange all: somebody has changed the sets.
+	if changed != nil && h.known && h.patch(next, changed) == nil {
+		return nil
+	}
+	v4, v6 := coverOf(next.All4()), coverOf(next.All6())
+	err := h.replace(map[string][]nftables.SetElement{"divert4": intervals(v4), "divert6": intervals(v6)})
+	if h.known = err == nil; h.known {
+		h.divert4, h.divert6 = v4, v6
+	}
+	return err
+}
+
+// patch is setDivert by the elements that differ. They go and come as whole
+// ranges: half a one is nothing to the kernel.
+func (h *chain) patch(next *bart.Lite, changed []netip.Prefix) error {
+	type step struct {
+		c *cover
+		s splice
+	}
+	var steps []step
+	diff := map[*cover]map[span]int{&h.divert4: {}, &h.divert6: {}}
+	for _, p := range changed {
+		c := &h.divert4
+		if p.Addr().Is6() {
+			c = &h.divert6
+		}
+		inner := cover{spanOf(p)}
+		if !next.LookupPrefix(p) {
+			inner = coverOf(next.Subnets(p))
+		}
+		s := c.set(spanOf(p), inner)
+		for _, r := range s.old {
+			diff[c][r]--
+		}
+		for _, r := range (*c)[s.at : s.at+s.n] {
+			diff[c][r]++
+		}
+		steps = append(steps, step{c, s})
+	}
+	err := errors.Join(h.send(h.set["divert4"], diff[&h.divert4]), h.send(h.set["divert6"], diff[&h.divert6]))
+	if err == nil {
+		err = h.c.Flush()
+	}
+	if err != nil {
+		for _, s := range slices.Backward(steps) {
+			s.c.undo(s.s)
+		}
+	}
+	return err
+}
+
+// send queues what takes the ranges counted below 0 out of a set and puts those
+// above 0 in.
+func (h *chain) send(s *nftables.Set, diff map[span]int) error {
+	var gone, come cover
+	for r, n := range diff {
+		switch {
+		case n < 0:
+			gone = append(gone, r)
+		case n > 0:
+			come = append(come, r)
+		}
+	}
+	for _, c := range []cover{gone, come} {
+		slices.SortFunc(c, func(a, b span) int { return a.first.Compare(b.first) })
+	}
+	return errors.Join(inChunks(h.c.SetDeleteElements, s, intervals(gone)), inChunks(h.c.SetAddElements, s, intervals(come)))
 }
 
 func (h *chain) setLocal(as []netip.Addr) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	v4, v6 := split(as)
-	return h.replace(map[string][]nftables.SetElement{"local4": single(v4), "local6": single(v6)})
+	err := h.replace(map[string][]nftables.SetElement{"local4": single(v4), "local6": single(v6)})
+	if err == nil {
+		h.local = as
+	}
+	return err
 }
 
 // close deletes the table.
@@ -294,7 +390,7 @@ func (h *chain) close() error {
 
 // removeTable deletes what a killed instance left.
 func removeTable(ifname string) (bool, error) {
-	c, err := dialNft()
+	c, _, err := dialNft()
 	if err != nil {
 		return false, nftError(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 
@@ -24,7 +23,6 @@ type Wire struct {
 	sets   atomic.Pointer[sets]
 
 	setMu   sync.Mutex // serialises changes of sets and chain
-	v4, v6  []netip.Prefix
 	options Options
 	name    string
 	index   int
@@ -148,56 +146,6 @@ func (w *Wire) LocalAddrs() []netip.Addr { return keys(w.sets.Load().local) }
 
 // IsLocal reports whether a is an address of this host. It does not allocate.
 func (w *Wire) IsLocal(a netip.Addr) bool { return w.sets.Load().isLocal(a) }
-
-// SetDivert replaces the divert set. While it changes, packets whose source is
-// only in the old or only in the new set may be lost; a packet never goes to
-// the stack and to ReadBatch both.
-func (w *Wire) SetDivert(v4, v6 []netip.Prefix) error {
-	for _, p := range v4 {
-		if !p.IsValid() || !p.Addr().Is4() {
-			return fmt.Errorf("divert %v: not an IPv4 prefix", p)
-		}
-	}
-	for _, p := range v6 {
-		if !p.IsValid() || !p.Addr().Is6() || p.Addr().Is4In6() {
-			return fmt.Errorf("divert %v: not an IPv6 prefix", p)
-		}
-	}
-	next := table(v4, v6)
-	w.setMu.Lock()
-	defer w.setMu.Unlock()
-	old := w.sets.Load()
-	// First the reader takes what both sets hold, then the chain changes, then
-	// the reader takes the new set: at each moment the chain drops all that
-	// the reader takes.
-	w.sets.Store(&sets{divert: old.divert, also: next, local: old.local})
-	if err := w.filter(nil, nil, true); err != nil {
-		w.sets.Store(old)
-		return err
-	}
-	if err := w.chain.setDivert(v4, v6); err != nil {
-		w.sets.Store(old)
-		return errors.Join(err, w.filter(w.v4, w.v6, false))
-	}
-	w.v4, w.v6 = append([]netip.Prefix(nil), v4...), append([]netip.Prefix(nil), v6...)
-	w.sets.Store(&sets{divert: next, local: old.local})
-	return w.filter(w.v4, w.v6, false)
-}
-
-// filter exchanges the reader's socket filter; everything: all IP passes.
-func (w *Wire) filter(v4, v6 []netip.Prefix, everything bool) error {
-	if everything {
-		v4, v6 = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0)}, []netip.Prefix{netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
-	}
-	f, err := socketFilter(v4, v6)
-	if err != nil {
-		return err
-	}
-	if e := w.reader.raw.Control(func(fd uintptr) { err = attachFilter(int(fd), f) }); e != nil {
-		return os.ErrClosed
-	}
-	return err
-}
 
 // setLocal publishes the addresses of this host: the reader stops taking what
 // goes to an address that is gone before the chain lets it pass, and begins

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -186,7 +187,7 @@ func TestSpans(t *testing.T) {
 		{[]string{"2001:db8::/32", "2001:db9::/32"}, "[{2001:db8:: 2001:db9:ffff:ffff:ffff:ffff:ffff:ffff}]"},
 	} {
 		got := "["
-		for i, r := range spans(prefixes(k.in...)) {
+		for i, r := range coverOf(slices.Values(prefixes(k.in...))) {
 			if i > 0 {
 				got += " "
 			}

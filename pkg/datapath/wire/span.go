@@ -1,8 +1,10 @@
 package wire
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
+	"sort"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -11,34 +13,95 @@ import (
 // span is a range of addresses, both ends included.
 type span struct{ first, last netip.Addr }
 
-// spans turns prefixes of one family into ascending ranges that neither
-// overlap nor touch, as interval sets want them.
-func spans(ps []netip.Prefix) []span {
-	var rs []span
-	for _, p := range ps {
-		p = p.Masked()
-		last := p.Addr().AsSlice()
-		for i := p.Bits(); i < len(last)*8; i++ {
-			last[i/8] |= 0x80 >> (i % 8)
-		}
-		a, _ := netip.AddrFromSlice(last)
-		rs = append(rs, span{p.Addr(), a})
+// spanOf is the range of a prefix.
+func spanOf(p netip.Prefix) span {
+	p = p.Masked()
+	last := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(last)*8; i++ {
+		last[i/8] |= 0x80 >> (i % 8)
 	}
-	slices.SortFunc(rs, func(a, b span) int { return a.first.Compare(b.first) })
-	out := rs[:0]
-	for _, r := range rs {
-		if n := len(out); n > 0 {
-			o := &out[n-1]
-			if next := o.last.Next(); !next.IsValid() || r.first.Compare(next) <= 0 {
-				if r.last.Compare(o.last) > 0 {
-					o.last = r.last
-				}
-				continue
+	a, _ := netip.AddrFromSlice(last)
+	return span{p.Addr(), a}
+}
+
+// cover is the addresses that prefixes of one family hold: ascending ranges that
+// neither overlap nor touch, as interval sets want them.
+type cover []span
+
+// coverOf makes the cover of prefixes in any order.
+func coverOf(ps iter.Seq[netip.Prefix]) cover {
+	var c cover
+	for p := range ps {
+		c = append(c, spanOf(p))
+	}
+	slices.SortFunc(c, func(a, b span) int { return a.first.Compare(b.first) })
+	return join(c)
+}
+
+// join merges in place what overlaps or touches in a list in order of first.
+func join(c []span) []span {
+	out := c[:0]
+	for _, r := range c {
+		if n := len(out); n > 0 && reaches(out[n-1].last, r.first) {
+			if o := &out[n-1]; r.last.Compare(o.last) > 0 {
+				o.last = r.last
 			}
+			continue
 		}
 		out = append(out, r)
 	}
 	return out
+}
+
+// reaches: nothing is between the end of a range and the beginning of another.
+func reaches(last, first netip.Addr) bool {
+	next := last.Next()
+	return !next.IsValid() || first.Compare(next) <= 0
+}
+
+// splice is a change of a cover: at an index, old gave way to n ranges.
+type splice struct {
+	at  int
+	old []span
+	n   int
+}
+
+// set makes inner, ascending ranges within r, what c covers of r; outside of r
+// nothing changes.
+func (c *cover) set(r span, inner []span) splice {
+	l := *c
+	i := sort.Search(len(l), func(k int) bool { return reaches(l[k].last, r.first) })
+	j := i + sort.Search(len(l)-i, func(k int) bool { return !reaches(r.last, l[i+k].first) })
+	s := splice{at: i, old: slices.Clone(l[i:j])}
+	var now []span
+	if i < j && l[i].first.Less(r.first) {
+		now = append(now, span{l[i].first, least(l[i].last, r.first.Prev())})
+	}
+	now = append(now, inner...)
+	if i < j && r.last.Less(l[j-1].last) {
+		now = append(now, span{most(l[j-1].first, r.last.Next()), l[j-1].last})
+	}
+	now = join(now)
+	s.n = len(now)
+	*c = slices.Replace(l, i, j, now...)
+	return s
+}
+
+// undo takes the newest splice back.
+func (c *cover) undo(s splice) { *c = slices.Replace(*c, s.at, s.at+s.n, s.old...) }
+
+func least(a, b netip.Addr) netip.Addr {
+	if b.Less(a) {
+		return b
+	}
+	return a
+}
+
+func most(a, b netip.Addr) netip.Addr {
+	if a.Less(b) {
+		return b
+	}
+	return a
 }
 
 // maxFilterSpans bounds the socket filter; beyond it the reader takes all IP.
@@ -48,7 +111,7 @@ const maxFilterSpans = 200
 // pass a superset of what judge keeps, and ICMP for path MTU discovery. Tags of
 // VLANs, which the kernel keeps beside the packet, and frames for other hosts
 // are refused as the chain does. Offsets count from the Ethernet header.
-func socketFilter(v4, v6 []netip.Prefix) ([]unix.SockFilter, error) {
+func socketFilter(v4, v6 cover) ([]unix.SockFilter, error) {
 	const all = 0x40000
 	drop, take := bpf.RetConstant{}, bpf.RetConstant{Val: all}
 	program := []bpf.Instruction{
@@ -62,8 +125,7 @@ func socketFilter(v4, v6 []netip.Prefix) ([]unix.SockFilter, error) {
 		bpf.LoadExtension{Num: bpf.ExtProto},
 	}
 	// words ends a program with a test of the loaded word against ranges.
-	words := func(ps []netip.Prefix) []bpf.Instruction {
-		rs := spans(ps)
+	words := func(rs cover) []bpf.Instruction {
 		if len(rs) > maxFilterSpans {
 			return []bpf.Instruction{take}
 		}
