@@ -57,6 +57,9 @@ func TestOpen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if got := sh(t, "cat /sys/class/net/tap0/tx_queue_len"); got != "2000" {
+			t.Errorf("queue of %s frames, want 2000", got)
+		}
 		if !bytes.Equal(ifi.HardwareAddr, testMAC) || ifi.MTU != 1400 || ifi.Index != d.Index() || !bytes.Equal(d.MAC(), testMAC) {
 			t.Errorf("got %+v, device %v %d", ifi, d.MAC(), d.Index())
 		}
