@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
@@ -374,10 +376,13 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// Kinds that the TAP has come to refuse are no longer made.
+// Kinds that the TAP has come to refuse are no longer made, and the log says so
+// once.
 func TestLessSuper(t *testing.T) {
 	p := gcm(pairs()["udp tunnel 4 in 4"])
 	a, b, _, _ := p.nodes(t)
+	core, logs := observer.New(zap.WarnLevel)
+	b.e.c.Log = zap.New(core)
 	ips := p.stream(1, 20, 100)
 	sent := a.sealed(ips)
 	got := b.receiveBatch(&p, sent[:10])
@@ -387,6 +392,9 @@ func TestLessSuper(t *testing.T) {
 	got = append(got, b.receiveBatch(&p, sent[12:])...)
 	if n := b.wrote - frames; n != 8 {
 		t.Errorf("8 packets in %d frames", n)
+	}
+	if logs.Len() != 1 {
+		t.Errorf("log: %v, want one line", logs.All())
 	}
 	sameFlows(t, got, ips)
 }
