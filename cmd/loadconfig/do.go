@@ -75,7 +75,7 @@ func show(ctx context.Context, c *keysock.Client, o *options, std streams) error
 	}
 	switch {
 	case o.save != "":
-		return apply.SaveSAs(o.save, std.out, sas)
+		return apply.SaveSAs(o.save, std.out, sas, o.paranoid)
 	case o.dump && !o.policies && o.json:
 		return apply.WriteSAsJSON(std.out, sas)
 	case o.dump && !o.policies:
@@ -148,7 +148,7 @@ func doKeys(ctx context.Context, o *options, std streams) (monitor bool, err err
 	if err := private(in, name); err != nil {
 		return false, err
 	}
-	cs, l := ipseckey.Load(name, in, ipseckey.Options{LookupHost: ipsecconf.SystemNames().LookupHost, Unauthenticated: o.unauthenticated})
+	cs, l := ipseckey.Load(name, in, ipseckey.Options{LookupHost: ipsecconf.SystemNames().LookupHost, Unauthenticated: o.unauthenticated, HideKeys: o.paranoid})
 	defer ipseckey.Wipe(cs)
 	if err := tell(l, o, name, std); err != nil {
 		return false, err

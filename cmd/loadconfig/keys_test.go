@@ -204,6 +204,54 @@ func TestSave(t *testing.T) {
 	r.want(exitFailed, "not a regular file", "", "-s", "/dev/null")
 }
 
+// TestParanoid: with -p nothing that is saved has a digit of a key in it.
+func TestParanoid(t *testing.T) {
+	r := newRig(t)
+	name := filepath.Join(t.TempDir(), "saved")
+	r.want(exitOK, "1 added", addLine(0x100, "replay 64")+"save esp "+name+"\n", "-p", "-k", "-")
+	r.want(exitOK, "", "", "-p", "-s", name+"2")
+	r.want(exitOK, "", "", "-p", "-d")
+	for _, f := range []string{name, name + "2"} {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := string(b); strings.Contains(s, keyHex) || strings.Contains(s, macHex) || !strings.Contains(s, " encrkey "+strings.Repeat("X", len(keyHex))+" ") || strings.Contains(s, "read by") {
+			t.Errorf("saved\n%s", s)
+		}
+	}
+	r.want(exitFailed, "hexadecimal", "", "-k", name)
+}
+
+// TestCourse: what a file says of sequence numbers and idle limits gets to the
+// SA, changes by update, and comes back when it is saved.
+func TestCourse(t *testing.T) {
+	r := newRig(t)
+	r.want(exitOK, "1 added", addLine(0x100, "replay 64 replay_value 1000 idle_addtime 60 idle_usetime 30 encap udp nat_rem 10.9.9.9 nat_loc 10.8.8.8 srcidtype fqdn a.example"), "-k", "-")
+	check := func(seq uint64, want ipsec.Idle) {
+		t.Helper()
+		r.look(func(b *backend) {
+			for _, i := range b.sas {
+				if i.LastSeq != seq || i.Idle != want || i.Encap == nil || i.Encap.OA != netip.MustParseAddr("10.9.9.9") {
+					t.Errorf("the SA is %+v", i.SAParams)
+				}
+			}
+			if len(b.sas) != 1 {
+				t.Errorf("%d SAs", len(b.sas))
+			}
+		})
+	}
+	check(1000, ipsec.Idle{AddTime: time.Minute, UseTime: 30 * time.Second})
+	r.want(exitOK, "1 changed", "update esp spi 0x100 dst 192.0.2.1 idle_usetime 5\n", "-k", "-")
+	check(1000, ipsec.Idle{AddTime: time.Minute, UseTime: 5 * time.Second})
+	r.want(exitFailed, "replay_value of SA esp/192.0.2.1/0x00000100 cannot change", "update esp spi 0x100 dst 192.0.2.1 replay_value 5\n", "-k", "-")
+	name := filepath.Join(t.TempDir(), "saved")
+	r.want(exitOK, "", "", "-s", name)
+	r.want(exitOK, "", "", "-F")
+	r.want(exitOK, "1 added", "", "-k", name)
+	check(1000, ipsec.Idle{AddTime: time.Minute, UseTime: 5 * time.Second})
+}
+
 func TestPrivateFiles(t *testing.T) {
 	r := newRig(t)
 	name := file(t, addLine(0x100, ""))

@@ -39,7 +39,7 @@ const usage = `usage: loadConfig [-i INTERFACE] -f FILE | -a FILE | -r FILE | -c
   -d N       remove entry N
   -c FILE    check FILE, change nothing
   -k FILE    carry out the commands of a file of manual keys
-  -s FILE    save the SAs with their keys
+  -s FILE    save the SAs with their keys; with -p an X for each digit of one
   -d, -dP    show SAs, policies
   -l, -L     show policies, what goes out and what comes in apart
   -F, -FP    flush SAs, policies
@@ -60,7 +60,7 @@ type options struct {
 	ifname, order, dialect              string
 	check, dump, flush, policies        bool
 	list, listAll, numeric, json, quiet bool
-	unauthenticated                     bool
+	unauthenticated, paranoid           bool
 	help, version                       bool
 
 	entry   int // of -d N
@@ -96,6 +96,7 @@ func run(ctx context.Context, args []string, std streams) int {
 	f.StringVar(&o.order, "order", "file", "`ORDER` in which entries are tried: file, or solaris (bypass and drop first)")
 	f.StringVar(&o.dialect, "dialect", "", "take no words but those of `DIALECT`: solaris or nanosec")
 	f.BoolVar(&o.unauthenticated, "allow-unauthenticated", false, "take manual SAs with encryption and no integrity")
+	f.BoolVarP(&o.paranoid, "paranoid", "p", false, "with -s, and save in a key file: an X for each digit of a key")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "no warnings")
 	f.BoolVarP(&o.help, "help", "h", false, "this help")
 	f.BoolVarP(&o.version, "version", "V", false, "the version")

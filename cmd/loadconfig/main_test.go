@@ -172,7 +172,7 @@ func (b *backend) Update(p *ipsec.SAParams, _ uint32) (*keysock.SAInfo, error) {
 		if i.SAID == p.SAID {
 			b.calls = append(b.calls, "update SA")
 			n := *i
-			n.Hard, n.Soft = p.Hard, p.Soft
+			n.Hard, n.Soft, n.Idle = p.Hard, p.Soft, p.Idle
 			b.sas[k] = &n
 			return &n, nil
 		}

@@ -113,6 +113,13 @@ type Lifetime struct {
 // IsZero reports whether l limits nothing.
 func (l Lifetime) IsZero() bool { return l == Lifetime{} }
 
+// Idle is how long an SA may go unused; zero fields do not limit. One that does is
+// dying, and works on, until it is used again.
+type Idle struct {
+	AddTime time.Duration // never used since creation; whole seconds on PF_KEY
+	UseTime time.Duration // since last use
+}
+
 // Encap says that ESP travels in UDP (RFC 3948), with the outer ports in the
 // SA's own direction: of an inbound SA SPort is the peer's.
 type Encap struct {
@@ -177,8 +184,12 @@ type SAParams struct {
 	// ReplayWindow is in packets; 0 turns the check off.
 	ReplayWindow uint32
 	ESN          bool
-	Hard, Soft   Lifetime
-	Encap        *Encap // nil: protocol 50 directly over IP
+	// LastSeq is the last sequence number that counts as used: a sender goes on
+	// behind it, a receiver takes none up to it. 0 for a fresh SA.
+	LastSeq    uint64
+	Hard, Soft Lifetime
+	Idle       Idle
+	Encap      *Encap // nil: protocol 50 directly over IP
 	// SrcTS and DstTS restrict inner packets beyond the policy, in the SA's
 	// direction; empty lists do not restrict.
 	SrcTS, DstTS []TrafficSelector

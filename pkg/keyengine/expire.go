@@ -12,13 +12,20 @@ import (
 // SA lifetimes by time (PF_KEY: addtime since creation, usetime since first
 // use). An SA has one timer, for the earliest moment at which something may be
 // due. The data path does not report the first use: while there was none, none
-// of the use limits can be reached before one such time from now.
+// of the use limits can be reached before one such time from now. Nor does it
+// report any other use: an SA that was used meanwhile is idle later than its
+// timer said, and one that is idle is looked at, whether it is used again.
 
 // schedule sets the timer of r.
 func (e *Engine) schedule(r *record, now time.Time) {
 	next := r.limit(r.p.Hard, now)
-	if r.sa.State() == sad.Mature {
+	if mature := r.sa.State() == sad.Mature; mature || r.idle {
 		next = earlier(next, r.limit(r.p.Soft, now))
+		if mature {
+			next = earlier(next, r.idleAt(now))
+		} else {
+			next = earlier(next, now.Add(max(time.Second, max(r.p.Idle.AddTime, r.p.Idle.UseTime)/8)))
+		}
 	}
 	e.timers.set(&r.timer, next)
 }
@@ -38,6 +45,20 @@ func (r *record) limit(l ipsec.Lifetime, now time.Time) (t time.Time) {
 	return t
 }
 
+// idleAt returns when r has not been used for too long, or may have; zero: never.
+func (r *record) idleAt(now time.Time) (t time.Time) {
+	used := r.sa.LastUsed()
+	switch l := r.p.Idle; {
+	case used.IsZero() && l.AddTime > 0:
+		return r.sa.Created().Add(l.AddTime)
+	case used.IsZero() && l.UseTime > 0:
+		return now.Add(l.UseTime)
+	case l.UseTime > 0:
+		return used.Add(l.UseTime)
+	}
+	return t
+}
+
 // expire looks at the limits of r.
 func (e *Engine) expire(r *record, now time.Time) {
 	reached := func(l ipsec.Lifetime) bool {
@@ -50,15 +71,27 @@ func (e *Engine) expire(r *record, now time.Time) {
 		return
 	case reached(r.p.Soft):
 		e.soft(r)
+	case r.sa.State() == sad.Mature:
+		if t := r.idleAt(now); !t.IsZero() && !t.After(now) {
+			e.soft(r)
+			r.idle = true
+		}
+	case r.idle:
+		if t := r.idleAt(now); t.IsZero() || t.After(now) {
+			r.idle = false
+			e.o.SAD.SetState(r.sa, sad.Mature)
+		}
 	}
 	e.schedule(r, now)
 }
 
-// soft: the SA becomes dying, works on, and a key daemon is told once.
+// soft: the SA becomes dying, works on, and a key daemon is told once. One that is
+// dying since it was idle gets here once more.
 func (e *Engine) soft(r *record) {
-	if r.sa.State() != sad.Mature {
+	if r.sa.State() != sad.Mature && !r.idle {
 		return
 	}
+	r.idle = false
 	e.o.SAD.SetState(r.sa, sad.Dying)
 	e.srv.Expire(r.info(), false)
 }

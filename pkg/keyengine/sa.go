@@ -26,6 +26,7 @@ type record struct {
 	seq      uint32         // of the ACQUIRE
 	overhead int
 	timer    timer
+	idle     bool // dying since it is not used
 
 	prev, next *record // in the order of making
 }
@@ -180,7 +181,7 @@ func (e *Engine) change(r *record, p *ipsec.SAParams) (*keysock.SAInfo, error) {
 		}
 		r.sa, q.Encap = n, p.Encap
 	}
-	q.Hard, q.Soft = p.Hard, p.Soft
+	q.Hard, q.Soft, q.Idle, r.idle = p.Hard, p.Soft, p.Idle, false
 	r.sa.SetLimits(p.Soft, p.Hard)
 	e.o.SAD.SetState(r.sa, sad.Mature)
 	e.schedule(r, e.o.Now())
@@ -267,6 +268,9 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 	if old := p.Encr.Info().Old || p.Auth.Info().Old; old && (p.ReplayWindow != 0 || p.ESN) {
 		// There is no sequence number (RFC 1826, RFC 1827).
 		return refuse(syscall.EINVAL, "a replay window for headers without sequence number")
+	}
+	if !sad.CheckLastSeq(p) {
+		return refuse(syscall.EINVAL, "no sequence number behind the last one")
 	}
 	switch p.Proto {
 	case ipsec.AH:
@@ -467,7 +471,7 @@ func (r *record) info() *keysock.SAInfo {
 		Packets: r.sa.Packets(), Bytes: r.sa.Bytes(),
 		Added: r.sa.Created(), FirstUsed: r.sa.FirstUsed(),
 	}
-	i.EncrKey, i.AuthKey = ipsec.Key{}, ipsec.Key{}
+	i.EncrKey, i.AuthKey, i.LastSeq = ipsec.Key{}, ipsec.Key{}, r.sa.LastSeq()
 	return i
 }
 

@@ -475,3 +475,125 @@ func TestChoiceAcquire(t *testing.T) {
 		}
 	})
 }
+
+// TestIdle: an SA that goes unused is dying, which is told each time, works on,
+// and is mature again once it is used.
+func TestIdle(t *testing.T) {
+	const s = time.Second
+	testRig(t, func(r *rig) {
+		p := outSA(0x1000, 0)
+		p.Idle = ipsec.Idle{AddTime: 20 * s, UseTime: 8 * s}
+		sa := r.mustAdd(p)
+		state := func(want sad.State) {
+			r.Helper()
+			if got := sa.State(); got != want {
+				r.Errorf("state %v, want %v", got, want)
+			}
+		}
+		r.after(20*s - 1)
+		state(sad.Mature)
+		r.want()
+		r.after(1)
+		r.want("soft expire 0x00001000 dying")
+		r.after(time.Minute)
+		state(sad.Dying)
+		r.want() // once
+		// Used again, it is mature soon, and idle so long after the last use.
+		sa.Account(1, 1, time.Now())
+		r.after(3 * s)
+		state(sad.Mature)
+		sa.Account(1, 1, time.Now())
+		r.after(8*s - 1)
+		state(sad.Mature)
+		r.want()
+		r.after(1)
+		state(sad.Dying)
+		r.want("soft expire 0x00001000 dying")
+		// A soft limit that it meets while it is idle counts, and stays.
+		q := outSA(0x1000, 0)
+		q.Idle, q.Soft = p.Idle, ipsec.Lifetime{AddTime: time.Since(sa.Created()) + 10*s}
+		if _, err := r.update(q, 0); err != nil {
+			r.Fatal(err)
+		}
+		state(sad.Mature)
+		r.after(0)
+		state(sad.Dying) // idle still
+		r.want("soft expire 0x00001000 dying")
+		r.after(10 * s)
+		r.want("soft expire 0x00001000 dying")
+		sa.Account(1, 1, time.Now())
+		r.after(time.Minute)
+		state(sad.Dying)
+		r.want()
+		// Of limits alone the last counts.
+		q = outSA(0x1000, 0)
+		if _, err := r.update(q, 0); err != nil {
+			r.Fatal(err)
+		}
+		r.after(time.Hour)
+		state(sad.Mature)
+		r.want()
+		if len(r.timers) != 0 {
+			r.Errorf("%d timers left", len(r.timers))
+		}
+	})
+	// Without a limit for use, one packet is enough for ever.
+	testRig(t, func(r *rig) {
+		p := outSA(0x1000, 0)
+		p.Idle = ipsec.Idle{AddTime: 20 * s}
+		sa := r.mustAdd(p)
+		sa.Account(1, 1, time.Now())
+		r.after(time.Hour)
+		if sa.State() != sad.Mature {
+			r.Errorf("state %v", sa.State())
+		}
+		r.want()
+	})
+}
+
+// TestLastSeq: an SA begins behind the number that it is given, and tells the one
+// it has come to.
+func TestLastSeq(t *testing.T) {
+	testRig(t, func(r *rig) {
+		p := outSA(0x1000, 0)
+		p.LastSeq = 1 << 20
+		sa := r.mustAdd(p)
+		if n, ok := sa.NextSeq(3); n != 1<<20+1 || !ok {
+			r.Errorf("first number %d, %v", n, ok)
+		}
+		i, err := r.Get(p.SAID, netip.Addr{})
+		if err != nil || i.LastSeq != 1<<20+3 {
+			r.Errorf("last number %d, %v", i.LastSeq, err)
+		}
+		if _, ok := sa.Window.Check(1 << 20); ok {
+			r.Error("a number that counts as used is taken")
+		}
+		for spi, bad := range map[ipsec.SPI]func(p *ipsec.SAParams){
+			0x2000: func(p *ipsec.SAParams) { p.LastSeq = 1<<32 - 1 },
+			0x2001: func(p *ipsec.SAParams) { p.LastSeq = 1 << 40 },
+			0x2002: func(p *ipsec.SAParams) { p.LastSeq, p.ESN = 1<<64-1, true },
+		} {
+			p := outSA(spi, 0)
+			bad(p)
+			_, err := r.add(p, 0)
+			r.errno(err, syscall.EINVAL)
+		}
+		p = outSA(0x2003, 0)
+		p.LastSeq, p.ESN = 1<<40, true
+		if n, ok := r.mustAdd(p).NextSeq(1); n != 1<<40+1 || !ok {
+			r.Errorf("first number of 64 bits %d, %v", n, ok)
+		}
+		p = outSA(0x2004, 0)
+		p.LastSeq = 1<<32 - 2
+		last := r.mustAdd(p)
+		if n, ok := last.NextSeq(1); n != 1<<32-1 || !ok {
+			r.Errorf("last number %d, %v", n, ok)
+		}
+		if soft, _ := last.Account(1, 1, time.Now()); !soft {
+			r.Error("no soft limit at the end of the numbers")
+		}
+		if _, ok := last.NextSeq(1); ok {
+			r.Error("the counter cycles")
+		}
+	})
+}

@@ -85,7 +85,7 @@ func (e *Engine) StageSA(conn uint64, c keysock.SAChange) (*keysock.SAInfo, erro
 		s := tx.at(id)
 		s.change, s.p = r, c.P
 		i := r.info()
-		i.Hard, i.Soft, i.Encap = c.P.Hard, c.P.Soft, c.P.Encap
+		i.Hard, i.Soft, i.Idle, i.Encap = c.P.Hard, c.P.Soft, c.P.Idle, c.P.Encap
 		return i, nil
 	case keysock.SADelete:
 		if !there {

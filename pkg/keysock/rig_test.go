@@ -246,8 +246,9 @@ func params(spi ipsec.SPI) *ipsec.SAParams {
 		Mode: ipsec.Tunnel, ReqID: 7,
 		Encr: alg.EncrAESCBC, EncrKey: key(16), Auth: alg.IntegHMACSHA256, AuthKey: key(32),
 		ReplayWindow: 4096, ESN: true,
-		Hard:  ipsec.Lifetime{Packets: 1 << 36, Bytes: 1 << 50, AddTime: time.Hour, UseTime: 2 * time.Hour},
-		Soft:  ipsec.Lifetime{Packets: 1 << 35, Bytes: 1 << 49, AddTime: 50 * time.Minute, UseTime: time.Hour},
+		Hard: ipsec.Lifetime{Packets: 1 << 36, Bytes: 1 << 50, AddTime: time.Hour, UseTime: 2 * time.Hour},
+		Soft: ipsec.Lifetime{Packets: 1 << 35, Bytes: 1 << 49, AddTime: 50 * time.Minute, UseTime: time.Hour},
+		Idle: ipsec.Idle{AddTime: 20 * time.Minute, UseTime: 10 * time.Minute}, LastSeq: 1 << 40,
 		Encap: &ipsec.Encap{SPort: 4500, DPort: 1024, OA: addr("10.0.0.9")},
 		SrcTS: []ipsec.TrafficSelector{{Proto: 6, Start: addr("10.1.0.0"), End: addr("10.1.255.255"), PortLo: 80, PortHi: 443}},
 		DstTS: []ipsec.TrafficSelector{

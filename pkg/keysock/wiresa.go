@@ -81,6 +81,12 @@ func putSA(m *pfkey.Message, i *SAInfo, what int) error {
 			Packets: i.Packets, HardPackets: i.Hard.Packets, SoftPackets: i.Soft.Packets,
 		}
 		m.TSSrc, m.TSDst = tsToWire(i.SrcTS), tsToWire(i.DstTS)
+		if i.LastSeq != 0 {
+			m.SASeq = &pfkey.Count{N: i.LastSeq}
+		}
+		if i.Idle != (ipsec.Idle{}) {
+			m.Idle = &pfkey.Lifetime{AddTime: seconds(i.Idle.AddTime), UseTime: seconds(i.Idle.UseTime)}
+		}
 	}
 	return nil
 }
@@ -125,6 +131,15 @@ func takeSA(m *pfkey.Message) (*SAInfo, error) {
 	if more := m.SAMore; more != nil {
 		i.ESN, i.ReplayWindow, i.Seq = more.ESN, more.Replay, more.AcquireSeq
 		i.Packets, i.Hard.Packets, i.Soft.Packets = more.Packets, more.HardPackets, more.SoftPackets
+	}
+	if m.SASeq != nil {
+		i.LastSeq = m.SASeq.N
+	}
+	if l := m.Idle; l != nil {
+		if l.Allocations != 0 || l.Bytes != 0 {
+			return nil, refuse(syscall.EINVAL, "LIFETIME_IDLE of allocations or octets")
+		}
+		i.Idle = ipsec.Idle{AddTime: duration(l.AddTime), UseTime: duration(l.UseTime)}
 	}
 	if i.SrcTS, err = tsFromWire(m.TSSrc); err != nil {
 		return nil, err
@@ -187,6 +202,7 @@ func checkParams(p *ipsec.SAParams) error {
 		// Neither keys nor sequence numbers, whatever clients send of them.
 		p.Wipe()
 		p.EncrKey, p.Auth, p.AuthKey, p.ReplayWindow, p.ESN = ipsec.Key{}, alg.IntegNone, ipsec.Key{}, 0, false
+		p.LastSeq = 0
 	default:
 		return refuse(syscall.EPROTONOSUPPORT, "%v", p.Proto)
 	}

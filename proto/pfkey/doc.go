@@ -111,4 +111,10 @@
 //	                  each: shape (1: 0 ESP, 1 AH, 2 ESP inside AH), integrity
 //	                  algorithm of AH (1, an SADB_AALG, 0 any). auth and encrypt
 //	                  of the combination are ESP's, and zero without ESP
+//	X_SA_SEQ  0x800b  as X_COUNT; the last sequence number that counts as used,
+//	                  of SAs that are shown the one that is
+//	X_LIFETIME_IDLE 0x800c  as LIFETIME; an SA that was not used for addtime
+//	                  since it was made, or for usetime since its last use, is
+//	                  dying until it is used again; EXPIRE says so as of
+//	                  LIFETIME_SOFT
 package pfkey

@@ -53,6 +53,8 @@ type Message struct {
 	Count        *Count
 	PolicyMore   *PolicyMore
 	Shapes       *Shapes
+	SASeq        *Count
+	Idle         *Lifetime
 }
 
 // ParseHeader reads and checks the header of the datagram b: EMSGSIZE for less

@@ -140,6 +140,8 @@ const (
 
 	ExtXPolicyMore ExtType = 0x8009
 	ExtXShapes     ExtType = 0x800a
+	ExtXSASeq      ExtType = 0x800b
+	ExtXIdle       ExtType = 0x800c
 )
 
 var extNames = map[ExtType]string{
@@ -156,6 +158,8 @@ var extNames = map[ExtType]string{
 	ExtXFlow: "X_FLOW", ExtXSADst: "X_SA_DST", ExtXBlob: "X_BLOB", ExtXCount: "X_COUNT",
 	ExtXPolicyMore: "X_POLICY_MORE",
 	ExtXShapes:     "X_SHAPES",
+	ExtXSASeq:      "X_SA_SEQ",
+	ExtXIdle:       "X_LIFETIME_IDLE",
 }
 
 func (t ExtType) String() string { return name(extNames, t, "ExtType") }

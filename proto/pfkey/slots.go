@@ -15,6 +15,7 @@ var order = []ExtType{
 	ExtSPIRange, ExtXKMPrivate, ExtXNATTType, ExtXNATTSPort, ExtXNATTDPort, ExtXNATTOA,
 	ExtXSecCtx, ExtXKMAddress, ExtXFilter,
 	ExtXOptIn, ExtXSAMore, ExtXTSSrc, ExtXTSDst, ExtXFlow, ExtXSADst, ExtXBlob, ExtXCount, ExtXPolicyMore, ExtXShapes,
+	ExtXSASeq, ExtXIdle,
 }
 
 // A body is what one extension does with its octets. decode gets the whole
@@ -134,6 +135,10 @@ func (m *Message) slot(t ExtType, has bool) slot {
 		return at(&m.PolicyMore, 16, has)
 	case ExtXShapes:
 		return at(&m.Shapes, 8, has)
+	case ExtXSASeq:
+		return at(&m.SASeq, 16, has)
+	case ExtXIdle:
+		return at(&m.Idle, 32, has)
 	}
 	return nil
 }

@@ -46,6 +46,8 @@ type jsonSA struct {
 	FirstUsed *time.Time   `json:"first_used,omitempty"`
 	Hard      *jsonLimits  `json:"hard,omitempty"`
 	Soft      *jsonLimits  `json:"soft,omitempty"`
+	Idle      *jsonLimits  `json:"idle,omitempty"`
+	LastSeq   uint64       `json:"last_sequence,omitempty"`
 	Selectors *[2][]string `json:"selectors,omitempty"` // source and destination
 }
 
@@ -126,7 +128,7 @@ func WriteSAsJSON(w io.Writer, sas []*keysock.SAInfo) error {
 			Protocol: i.Proto.String(), SPI: uint32(i.SPI), Src: i.Src.String(), Dst: i.Dst.String(), Mode: i.Mode.String(),
 			ReqID: uint32(i.ReqID), State: stateName(i.State), Replay: i.ReplayWindow, ESN: i.ESN,
 			Packets: i.Packets, Bytes: i.Bytes, Added: jsonTime(i.Added), FirstUsed: jsonTime(i.FirstUsed),
-			Hard: limitsJSON(i.Hard), Soft: limitsJSON(i.Soft),
+			Hard: limitsJSON(i.Hard), Soft: limitsJSON(i.Soft), Idle: limitsJSON(ipsec.Lifetime{AddTime: i.Idle.AddTime, UseTime: i.Idle.UseTime}), LastSeq: i.LastSeq,
 		}
 		if i.State != keysock.Larval {
 			j.Encr, j.Auth = i.Encr.String(), i.Auth.String()

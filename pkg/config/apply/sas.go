@@ -159,7 +159,7 @@ func (p *saPlan) command(c *ipseckey.Command, out io.Writer) error {
 	case ipseckey.Dump:
 		return WriteSAs(out, p.list(c.Proto))
 	case ipseckey.Save:
-		return SaveSAs(c.File, out, p.list(c.Proto))
+		return SaveSAs(c.File, out, p.list(c.Proto), c.HideKeys)
 	}
 	return nil
 }
@@ -337,23 +337,28 @@ func (p *saPlan) place(ctx context.Context) error {
 
 type limits struct {
 	hard, soft ipsec.Lifetime
+	idle       ipsec.Idle
 	encap      *ipsec.Encap
 }
 
-func limitsOf(p *ipsec.SAParams) limits { return limits{p.Hard, p.Soft, p.Encap} }
+func limitsOf(p *ipsec.SAParams) limits { return limits{p.Hard, p.Soft, p.Idle, p.Encap} }
 
 // WriteKeys writes SAs as a key file, with their keys: what cannot be read again
 // as it is, larval SAs and those of counter-mode ciphers that have been used, are
-// comments, of the latter without the keys.
-func WriteKeys(w io.Writer, sas []*keysock.SAInfo) error {
+// comments, of the latter without the keys. With hide each digit of a key is an X.
+func WriteKeys(w io.Writer, sas []*keysock.SAInfo, hide bool) error {
 	b := bufio.NewWriter(w)
-	fmt.Fprintln(b, "# SAs with their keys; read by loadConfig -k")
+	if hide {
+		fmt.Fprintln(b, "# SAs without their keys")
+	} else {
+		fmt.Fprintln(b, "# SAs with their keys; read by loadConfig -k")
+	}
 	for _, i := range sas {
 		if i.State == keysock.Larval {
 			continue
 		}
 		spent := ipsecconf.UsesCounter(&i.SAParams) && i.Packets > 0
-		line, note := ipseckey.Format(&i.SAParams, !spent)
+		line, note := ipseckey.Format(&i.SAParams, !spent && !hide)
 		if spent {
 			note = "used: to begin again with its nonces would give away what it protected"
 		}
@@ -367,9 +372,9 @@ func WriteKeys(w io.Writer, sas []*keysock.SAInfo) error {
 
 // SaveSAs is WriteKeys to a file that only its owner can read, in place of what
 // it was; "" and "-" are out.
-func SaveSAs(name string, out io.Writer, sas []*keysock.SAInfo) error {
+func SaveSAs(name string, out io.Writer, sas []*keysock.SAInfo, hide bool) error {
 	if name == "" || name == "-" {
-		return WriteKeys(out, sas)
+		return WriteKeys(out, sas, hide)
 	}
 	if i, err := os.Lstat(name); err == nil && !i.Mode().IsRegular() {
 		return fmt.Errorf("%s: not a regular file", name)
@@ -378,7 +383,7 @@ func SaveSAs(name string, out io.Writer, sas []*keysock.SAInfo) error {
 	if err != nil {
 		return err
 	}
-	err = WriteKeys(f, sas)
+	err = WriteKeys(f, sas, hide)
 	if err == nil {
 		err = f.Sync()
 	}

@@ -166,6 +166,9 @@ func WriteSAs(w io.Writer, sas []*keysock.SAInfo) error {
 		if s := lifetime(i.Soft); s != "" {
 			fmt.Fprintf(b, "\n    soft limit %s", s)
 		}
+		if s := idle(i.Idle); s != "" {
+			fmt.Fprintf(b, "\n    idle limit %s", s)
+		}
 		if len(i.SrcTS) > 0 || len(i.DstTS) > 0 {
 			fmt.Fprintf(b, "\n    selectors %s -> %s", selectors(i.SrcTS), selectors(i.DstTS))
 		}
@@ -213,6 +216,17 @@ func lifetime(l ipsec.Lifetime) string {
 	}
 	if l.Packets != 0 {
 		s = append(s, fmt.Sprintf("%d packets", l.Packets))
+	}
+	return strings.Join(s, ", ")
+}
+
+func idle(l ipsec.Idle) string {
+	var s []string
+	if l.AddTime != 0 {
+		s = append(s, fmt.Sprintf("%d s unused", l.AddTime/time.Second))
+	}
+	if l.UseTime != 0 {
+		s = append(s, fmt.Sprintf("%d s behind the last use", l.UseTime/time.Second))
 	}
 	return strings.Join(s, ", ")
 }

@@ -53,6 +53,7 @@ func TestWriteSAs(t *testing.T) {
 		{SAParams: ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: z, SPI: 0x1235}, Src: a, Mode: ipsec.Tunnel, ReqID: 9,
 			Encr: alg.EncrAESGCM16, EncrKey: key, ESN: true, ReplayWindow: 1024, Encap: &ipsec.Encap{SPort: 4500, DPort: 1024},
 			Soft:  ipsec.Lifetime{Packets: 3, UseTime: time.Minute},
+			Idle:  ipsec.Idle{AddTime: time.Hour, UseTime: time.Minute},
 			SrcTS: []ipsec.TrafficSelector{{Start: a, End: a, PortHi: 65535}}},
 			State: keysock.Dying, FirstUsed: time.Unix(1700000000, 0)},
 	}
@@ -65,6 +66,7 @@ esp 2001:db8::1 -> 2001:db8::2 spi 0x00001235 tunnel reqid 9 dying
     aes-gcm-16(256), replay window 1024, extended sequence numbers yes, in UDP 4500 -> 1024
     packets 0, bytes 0, first used 2023-11-14T22:13:20Z
     soft limit 60 s of use, 3 packets
+    idle limit 3600 s unused, 60 s behind the last use
     selectors 2001:db8::1 -> any
 `
 	if b.String() != want {

@@ -26,14 +26,15 @@ type extensions struct {
 	ports, iports  [2]uint16       // source, destination
 	proto, iproto  uint8
 	lport, rport   uint16 // of UDP encapsulation
+	rem            netip.Addr
 	encap, in, out bool
+	value          lexer.Token // the second of the extension at hand, if it has two
 }
 
 // extension is what the table says of one.
 type extension struct {
 	values int
 	take   func(x *extensions, v lexer.Token)
-	refuse string // why it is not there
 }
 
 func (x *extensions) errorf(t lexer.Token, format string, a ...any) {
@@ -66,12 +67,9 @@ func bare(set func(x *extensions)) extension {
 	return extension{take: func(x *extensions, _ lexer.Token) { set(x) }}
 }
 
-func refused(values int, why string) extension { return extension{values: values, refuse: why} }
-
 const (
-	notCarried = "not supported: PF_KEY carries no such thing here"
-	u32        = 1<<32 - 1
-	u63        = 1<<63 - 1
+	u32 = 1<<32 - 1
+	u63 = 1<<63 - 1
 )
 
 func seconds(n uint64) time.Duration { return time.Duration(n) * time.Second }
@@ -124,10 +122,18 @@ func init() {
 		"nat_lport": port(func(x *extensions, n uint16) { x.lport = n }),
 		"nat_rport": port(func(x *extensions, n uint16) { x.rport = n }),
 
-		"replay_value": refused(1, notCarried+"; sequence numbers begin at 1"),
-		"idle_addtime": refused(1, notCarried), "idle_usetime": refused(1, notCarried),
-		"nat_loc": refused(1, notCarried), "nat_rem": refused(1, notCarried),
-		"srcidtype": refused(2, notCarried), "dstidtype": refused(2, notCarried),
+		"nat_rem": {values: 1, take: func(x *extensions, v lexer.Token) { x.rem = x.one(v) }},
+		"nat_loc": {values: 1, take: func(x *extensions, v lexer.Token) {
+			if x.one(v).IsValid() {
+				x.p.l.Warnf(x.key.Pos, "nat_loc: not kept; checksums behind a NAT are made anew whatever our address is there")
+			}
+		}},
+
+		"replay_value": num(u63, func(x *extensions, n uint64) { x.c.SA.LastSeq = n }),
+		"idle_addtime": num(u32, func(x *extensions, n uint64) { x.c.SA.Idle.AddTime = seconds(n) }),
+		"idle_usetime": num(u32, func(x *extensions, n uint64) { x.c.SA.Idle.UseTime = seconds(n) }),
+		"srcidtype":    {values: 2, take: (*extensions).identity},
+		"dstidtype":    {values: 2, take: (*extensions).identity},
 	}
 	for _, kind := range []struct {
 		name string
@@ -161,6 +167,42 @@ func (x *extensions) state(v lexer.Token) {
 	if v.Text != "mature" && v.Text != "1" {
 		x.badValue(v, "an SA with keys is mature; no other state can be given")
 	}
+}
+
+// identity checks one and forgets it.
+func (x *extensions) identity(v lexer.Token) {
+	ok := false
+	switch id := x.value.Text; v.Text {
+	case "prefix":
+		_, err1 := netip.ParsePrefix(id)
+		_, err2 := netip.ParseAddr(id)
+		ok = err1 == nil || err2 == nil
+	case "fqdn", "domain":
+		ok = ipsecconf.HostName(id)
+	case "user_fqdn", "mailbox":
+		user, host, at := strings.Cut(id, "@")
+		ok = at && user != "" && ipsecconf.HostName(host)
+	default:
+		x.badValue(v, "want prefix, fqdn, domain, user_fqdn or mailbox, and an identity")
+		return
+	}
+	if !ok {
+		x.badValue(x.value, "want an identity of type %s", v.Text)
+		return
+	}
+	x.p.l.Warnf(x.key.Pos, "%s: not kept; no policy asks for the identities of an SA with manual keys", x.key.Text)
+}
+
+// one reads an address, or a name that has one.
+func (x *extensions) one(v lexer.Token) netip.Addr {
+	as := x.addrs(v)
+	if len(as) > 1 {
+		x.badValue(v, "the name has several addresses")
+	}
+	if x.bad {
+		return netip.Addr{}
+	}
+	return as[0]
 }
 
 func (x *extensions) authAlg(v lexer.Token) {
@@ -210,14 +252,11 @@ func (x *extensions) prefix(v lexer.Token) netip.Prefix {
 	if p, err := netip.ParsePrefix(v.Text); err == nil && !p.Addr().Is4In6() {
 		return p.Masked()
 	}
-	as := x.addrs(v)
-	if len(as) > 1 {
-		x.badValue(v, "the name has several addresses")
-	}
+	a := x.one(v)
 	if x.bad {
 		return netip.Prefix{}
 	}
-	return netip.PrefixFrom(as[0], as[0].BitLen())
+	return netip.PrefixFrom(a, a.BitLen())
 }
 
 // finish makes commands of what was given, one for each pair of addresses.
@@ -306,6 +345,13 @@ func (x *extensions) whole(at lexer.Token) {
 	if err := ipsecconf.CheckSA(&probe, x.p.opt.Unauthenticated); err != nil {
 		x.errorf(at, "%s: %v", x.c.Verb, err)
 	}
+	switch {
+	case sa.LastSeq == 0:
+	case sa.Encr.Info().Old || sa.Auth.Info().Old:
+		x.errorf(lexer.Token{Pos: x.given["replay_value"]}, "replay_value: packets of this algorithm have no sequence number")
+	case !sa.ESN && sa.LastSeq >= u32:
+		x.errorf(lexer.Token{Pos: x.given["replay_value"]}, "replay_value: no sequence number comes behind it; want one below %d, or esn", u32)
+	}
 	if x.c.SA.ESN && x.c.SA.ReplayWindow == 0 {
 		x.errorf(at, "esn without replay") // RFC 4303, 2.2.1 and A2
 	}
@@ -353,8 +399,8 @@ func (x *extensions) settleMode(at lexer.Token) {
 // udp reads the ports of UDP encapsulation, which SAs have in their own direction.
 func (x *extensions) udp(at lexer.Token) {
 	switch {
-	case !x.encap && (x.lport != 0 || x.rport != 0):
-		x.errorf(at, "nat_lport and nat_rport: encap udp missing")
+	case !x.encap && slices.ContainsFunc(natKeys, func(k string) bool { return x.given[k].IsValid() }):
+		x.errorf(at, "nat_lport, nat_rport, nat_loc and nat_rem: encap udp missing")
 	case x.encap && x.c.SA.Proto != ipsec.ESP:
 		x.errorf(at, "encap: only with esp")
 	}
@@ -373,8 +419,13 @@ func (x *extensions) udp(at lexer.Token) {
 		x.c.SA.Encap = &ipsec.Encap{SPort: x.lport, DPort: x.rport}
 	default:
 		x.errorf(at, "nat_lport and nat_rport: say inbound or outbound")
+		return
 	}
+	x.c.SA.Encap.OA = x.rem
 }
+
+// natKeys go with encap.
+var natKeys = []string{"nat_lport", "nat_rport", "nat_loc", "nat_rem"}
 
 // selectors gives the SA what packets it may carry, if that was said.
 func (x *extensions) selectors(c *Command) {

@@ -36,12 +36,16 @@ func Format(p *ipsec.SAParams, secret bool) (command, note string) {
 	if p.ESN {
 		b.WriteString(" esn")
 	}
+	if p.LastSeq != 0 {
+		fmt.Fprintf(&b, " replay_value %d", p.LastSeq)
+	}
 	writeLimits(&b, "hard_", p.Hard)
 	writeLimits(&b, "soft_", p.Soft)
+	writeLimits(&b, "idle_", ipsec.Lifetime{AddTime: p.Idle.AddTime, UseTime: p.Idle.UseTime})
 	if e := p.Encap; e != nil {
 		fmt.Fprintf(&b, " encap udp outbound nat_lport %d nat_rport %d", e.SPort, e.DPort)
 		if e.OA.IsValid() {
-			notes = append(notes, fmt.Sprintf("original address %v", e.OA))
+			fmt.Fprintf(&b, " nat_rem %v", e.OA)
 		}
 	}
 	if len(p.SrcTS) > 0 || len(p.DstTS) > 0 {

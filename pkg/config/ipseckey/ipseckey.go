@@ -5,8 +5,9 @@
 //	add esp spi 0x2112 src 10.1.2.3 dst 10.3.2.1 encr_alg aes encrkey 000102... auth_alg sha1 authkey 0102...
 //	delete esp spi 0x2112 dst 10.3.2.1
 //
-// No message has a key in it, nor any word of a file that could be one. What an
-// extension asks for and PF_KEY does not carry is an error that names it.
+// No message has a key in it, nor any word of a file that could be one. An
+// extension that means nothing here, and does no harm by that, is passed over
+// with a warning.
 // Numbers are decimal, octal behind 0, hexadecimal behind 0x. Further
 // extensions, which Solaris has not: reqid, mode, esn, hard_packets,
 // soft_packets.
@@ -57,6 +58,8 @@ type Command struct {
 	Pair ipsec.SPI
 	// File is where save writes; empty or "-": to standard output.
 	File string
+	// HideKeys is of save: each digit of a key is an X.
+	HideKeys bool
 }
 
 // Options are what the meaning of a file depends on.
@@ -64,6 +67,8 @@ type Options struct {
 	LookupHost func(name string) ([]netip.Addr, error) // nil: no names
 	// Unauthenticated takes SAs with encryption and no integrity.
 	Unauthenticated bool
+	// HideKeys has save write no keys.
+	HideKeys bool
 }
 
 // MaxFile is how long a file may be, in octets.
@@ -124,12 +129,20 @@ func (c *Command) Merge(old *ipsec.SAParams) (p ipsec.SAParams, differs string) 
 			kind.to.UseTime = kind.was.UseTime
 		}
 	}
+	if given("idle_addtime") {
+		p.Idle.AddTime = n.Idle.AddTime
+	}
+	if given("idle_usetime") {
+		p.Idle.UseTime = n.Idle.UseTime
+	}
 	if given("encap") {
 		if old.Encap == nil {
 			return p, "encap"
 		}
 		e := *n.Encap
-		e.OA = old.Encap.OA
+		if !given("nat_rem") {
+			e.OA = old.Encap.OA
+		}
 		p.Encap = &e
 	}
 	for _, x := range []struct {
@@ -137,6 +150,7 @@ func (c *Command) Merge(old *ipsec.SAParams) (p ipsec.SAParams, differs string) 
 		same bool
 	}{
 		{"reqid", n.ReqID == old.ReqID}, {"mode", n.Mode == old.Mode}, {"replay", n.ReplayWindow == old.ReplayWindow}, {"esn", n.ESN == old.ESN},
+		{"replay_value", n.LastSeq == old.LastSeq},
 		{"encr_alg", n.Encr == old.Encr}, {"encrkey", n.EncrKey.Equal(old.EncrKey)},
 		{"auth_alg", n.Auth == old.Auth}, {"authkey", n.AuthKey.Equal(old.AuthKey)},
 	} {

@@ -134,7 +134,13 @@ func TestFormat(t *testing.T) {
 	udp.Encap = &ipsec.Encap{SPort: 4500, DPort: 1024}
 	one := all[0]
 	one.Mode, one.SrcTS, one.DstTS = ipsec.Transport, host(a4, 6, 80), host(b4, 6, 81)
-	all = append(all, ts, udp, one)
+	behind := udp
+	behind.Encap = &ipsec.Encap{SPort: 4500, DPort: 1024, OA: netip.MustParseAddr("10.9.9.9")}
+	old := one
+	old.LastSeq, old.Idle = 1<<32-2, ipsec.Idle{AddTime: time.Minute, UseTime: time.Second}
+	older := old
+	older.LastSeq, older.ESN, older.ReplayWindow = 1<<62, true, 64
+	all = append(all, ts, udp, one, behind, old, older)
 	opt := testOptions
 	opt.Unauthenticated = true
 	for _, p := range all {
@@ -165,7 +171,6 @@ func TestFormat(t *testing.T) {
 			p.SrcTS = []ipsec.TrafficSelector{{Start: a4, End: netip.MustParseAddr("10.0.0.9"), PortHi: 65535}}
 			p.DstTS = host(b4, 0, 0)
 		},
-		"original address 10.0.0.1": func(p *ipsec.SAParams) { p.Encap = &ipsec.Encap{SPort: 1, DPort: 2, OA: a4} },
 	} {
 		p := all[0]
 		mod(&p)
@@ -257,7 +262,7 @@ func TestMerge(t *testing.T) {
 		return &cs[0]
 	}
 	const keys = " encr_alg aes encrkey 000102030405060708090a0b0c0d0e0f auth_alg sha1 authkey a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3"
-	old := read("add esp spi 0x100 src 192.0.2.1 dst 192.0.2.2 replay 64 hard_addtime 100 soft_addtime 90 hard_bytes 5 proto 6 dport 80 encap udp" + keys).SA
+	old := read("add esp spi 0x100 src 192.0.2.1 dst 192.0.2.2 replay 64 hard_addtime 100 soft_addtime 90 hard_bytes 5 proto 6 dport 80 encap udp nat_rem 10.9.9.8 idle_addtime 20 idle_usetime 10 replay_value 77" + keys).SA
 	head := "update esp spi 0x100 dst 192.0.2.2 "
 	for more, want := range map[string]func(p *ipsec.SAParams){
 		"":                            func(*ipsec.SAParams) {},
@@ -266,7 +271,14 @@ func TestMerge(t *testing.T) {
 		"hard_usetime 1 soft_bytes 2 hard_packets 3 soft_addtime 4 soft_usetime 5": func(p *ipsec.SAParams) {
 			p.Hard.UseTime, p.Soft.Bytes, p.Hard.Packets, p.Soft.AddTime, p.Soft.UseTime = time.Second, 2, 3, 4*time.Second, 5*time.Second
 		},
-		"encap udp outbound nat_rport 9":                                 func(p *ipsec.SAParams) { p.Encap = &ipsec.Encap{SPort: 4500, DPort: 9} },
+		"encap udp nat_rem 10.9.9.9": func(p *ipsec.SAParams) {
+			p.Encap = &ipsec.Encap{SPort: 4500, DPort: 4500, OA: netip.MustParseAddr("10.9.9.9")}
+		},
+		"encap udp":                      func(*ipsec.SAParams) {},
+		"idle_addtime 9":                 func(p *ipsec.SAParams) { p.Idle.AddTime = 9 * time.Second },
+		"idle_usetime 0":                 func(p *ipsec.SAParams) { p.Idle.UseTime = 0 },
+		"replay_value 77":                func(*ipsec.SAParams) {},
+		"encap udp outbound nat_rport 9": func(p *ipsec.SAParams) { p.Encap = &ipsec.Encap{SPort: 4500, DPort: 9, OA: old.Encap.OA} },
 		"src 192.0.2.1 proto 6 dport 80 replay 64 mode transport" + keys: func(*ipsec.SAParams) {},
 	} {
 		got, differs := read(head + more).Merge(&old)
@@ -282,7 +294,7 @@ func TestMerge(t *testing.T) {
 		t.Errorf("encap: differs %q", differs)
 	}
 	for more, want := range map[string]string{
-		"mode tunnel": "mode", "replay 32": "replay", "replay 64 esn": "esn", "reqid 1": "reqid", "encr_alg null": "encr_alg", "auth_alg sha256": "auth_alg",
+		"mode tunnel": "mode", "replay_value 76": "replay_value", "replay 32": "replay", "replay 64 esn": "esn", "reqid 1": "reqid", "encr_alg null": "encr_alg", "auth_alg sha256": "auth_alg",
 		"authkey 00": "authkey", "encrkey 00": "encrkey", "src 192.0.2.1 proto 17": "the selector", "src 192.0.2.1 proto 6 dport 81": "the selector",
 	} {
 		if _, differs := read(head + more).Merge(&old); differs != want {

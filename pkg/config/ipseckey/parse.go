@@ -102,8 +102,10 @@ func (p *parser) command() []Command {
 	}
 	if !one {
 		switch {
-		case c.Verb == Save && len(ws) == 1:
-			c.File = ws[0].Text
+		case c.Verb == Save && len(ws) <= 1:
+			if c.HideKeys = p.opt.HideKeys; len(ws) == 1 {
+				c.File = ws[0].Text
+			}
 		case len(ws) > 0:
 			p.l.Errorf(ws[0].Pos, "%s: too many words", c.Verb)
 			return nil
@@ -147,8 +149,6 @@ func (p *parser) sa(c Command, ws []lexer.Token) []Command {
 			} else {
 				x.errorf(key, "unknown extension")
 			}
-		case e.refuse != "":
-			x.errorf(key, "%s: %s", key.Text, e.refuse)
 		case x.given[name] != lexer.Pos{}:
 			x.errorf(key, "%s given twice; first at %v", name, x.given[name])
 		case len(ws) <= e.values:
@@ -160,6 +160,9 @@ func (p *parser) sa(c Command, ws []lexer.Token) []Command {
 				v = ws[1]
 			}
 			x.key = key
+			if e.values > 1 {
+				x.value = ws[2]
+			}
 			e.take(x, v)
 			ws = ws[1+e.values:]
 			continue

@@ -42,6 +42,20 @@ func New(size int, esn bool) *Window {
 	return w
 }
 
+// NewAt is New of a window that takes no number up to top, as if each had been
+// marked.
+func NewAt(size int, esn bool, top uint64) *Window {
+	w := New(size, esn)
+	if w.top = top; w.size == 0 || top == 0 {
+		return w
+	}
+	for i := range w.ring {
+		w.ring[i] = ^uint64(0)
+	}
+	w.ring[top/64&uint64(len(w.ring)-1)] = ^uint64(0) >> (63 - top%64)
+	return w
+}
+
 // Size returns the size in packets, 0 if nothing is checked.
 func (w *Window) Size() int { return int(w.size) }
 

@@ -291,3 +291,34 @@ func TestBatch(t *testing.T) {
 		}
 	}
 }
+
+// TestNewAt: a window that begins at a number is as one in which that and all
+// before it were marked, whatever comes then.
+func TestNewAt(t *testing.T) {
+	for _, size := range []int{0, 1, 32, 64, 100, 1024} {
+		for _, top := range []uint64{0, 1, 63, 64, 65, 127, 128, 1000, 1<<32 - 2, 1<<32 + 63, 1 << 40} {
+			esn := top >= 1<<32
+			w := NewAt(size, esn, top)
+			if w.Top() != top {
+				t.Fatalf("size %d, top %d: top %d", size, top, w.Top())
+			}
+			if size == 0 {
+				continue
+			}
+			for back := range min(top, 3000) {
+				if w.Mark(top - back) {
+					t.Errorf("size %d, top %d: %d is taken", size, top, top-back)
+				}
+			}
+			// Every other one ahead, then the ones between that the window still has.
+			for ahead := uint64(2); ahead < 3000; ahead += 2 {
+				if !w.Mark(top+ahead) || w.Mark(top+ahead) {
+					t.Fatalf("size %d, top %d: %d ahead is not taken once", size, top, ahead)
+				}
+				if size > 1 && (!w.Mark(top+ahead-1) || w.Mark(top+ahead-1)) {
+					t.Fatalf("size %d, top %d: %d ahead, behind the next, is not taken once", size, top, ahead-1)
+				}
+			}
+		}
+	}
+}

@@ -76,6 +76,7 @@ type Counters struct {
 	created time.Time
 	seq     atomic.Uint64 // last number given out
 	maxSeq  uint64
+	start   uint64 // seq as the SA was made
 
 	packets atomic.Uint64
 	bytes   atomic.Uint64
@@ -130,9 +131,10 @@ func NewLarval(p *ipsec.SAParams, now time.Time) *SA { return newSA(p, Larval, n
 func newSA(p *ipsec.SAParams, st State, now time.Time) *SA {
 	s := &SA{
 		P:        *p,
-		Window:   replay.New(int(min(p.ReplayWindow, replay.MaxSize)), p.ESN),
-		Counters: &Counters{created: now, maxSeq: maxSeq32},
+		Window:   replay.NewAt(int(min(p.ReplayWindow, replay.MaxSize)), p.ESN, p.LastSeq),
+		Counters: &Counters{created: now, maxSeq: maxSeq32, start: p.LastSeq},
 	}
+	s.seq.Store(p.LastSeq)
 	if n := p.EncrKey.Len() - p.Encr.Info().SaltLen; n > 0 {
 		s.encrBits = uint16(n * 8)
 	}
@@ -164,8 +166,8 @@ func (s *SA) SetState(st State) { s.state.Store(uint32(st)) }
 // starts afresh (PF_KEY's UPDATE).
 func (s *SA) SetLimits(soft, hard ipsec.Lifetime) {
 	l := &Limits{soft.Packets, hard.Packets, soft.Bytes, hard.Bytes}
-	if s.maxSeq == maxSeq32 && (l.SoftPackets == 0 || l.SoftPackets > seqSoft) {
-		l.SoftPackets = seqSoft
+	if left := max(seqSoft, s.start+1) - s.start; s.maxSeq == maxSeq32 && (l.SoftPackets == 0 || l.SoftPackets > left) {
+		l.SoftPackets = left
 	}
 	s.limits.Store(l)
 	s.soft.Store(false)
@@ -188,6 +190,28 @@ func (s *SA) NextSeq(n int) (first uint64, ok bool) {
 
 // Seq returns the last sequence number that was given out, 0 if none was.
 func (s *SA) Seq() uint64 { return min(s.seq.Load(), s.maxSeq) }
+
+// LastSeq returns the last sequence number that is used up: that was given out,
+// or the highest that came and verified. It is 0 where headers have none.
+func (s *SA) LastSeq() uint64 {
+	if s.P.Encr.Info().Old || s.P.Auth.Info().Old {
+		return 0
+	}
+	return max(s.Seq(), s.Window.Top())
+}
+
+// CheckLastSeq reports whether an SA of p has a sequence number left.
+func CheckLastSeq(p *ipsec.SAParams) bool {
+	switch {
+	case p.LastSeq == 0:
+		return true
+	case p.Proto == ipsec.IPComp || p.Encr.Info().Old || p.Auth.Info().Old:
+		return false // there are none
+	case p.ESN:
+		return p.LastSeq < maxSeqE
+	}
+	return p.LastSeq < maxSeq32
+}
 
 // Account counts packets of n octets in all at now (octets of the IP packet as
 // it enters the transform outbound, as it arrives inbound). soft is true once,
