@@ -90,6 +90,12 @@ var (
 // Fixed waits.
 const (
 	opTimeout     = 5 * time.Second         // a PF_KEY request
+	readTimeout   = 2 * time.Minute         // reading the whole SPD
+	settleWait    = 2 * time.Millisecond    // before it is read anew: changes come in bursts
+	rereadWait    = time.Second             // after it could not be read
+	mirrorWait    = 20 * time.Second        // of a request for what is being read
+	missEvery     = 10 * time.Second        // between readings for requests that find nothing
+	deferMax      = 4096                    // ACQUIREs that wait for it
 	redialWait    = time.Second             // between attempts to reach missiu
 	peerGrace     = 2500 * time.Millisecond // for answers to our Deletes on stopping
 	dropGrace     = 300 * time.Millisecond  // for the removal of SAs then

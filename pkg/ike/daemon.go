@@ -14,15 +14,18 @@ import (
 	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ike/sa"
 	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
 	"go.uber.org/zap"
 )
 
 // Daemon is the key daemon of one host. New makes it, Run runs it.
 type Daemon struct {
-	cfg   Config
-	log   *zap.Logger
-	rules atomic.Pointer[pad.DB]
-	spd   spd
+	cfg     Config
+	log     *zap.Logger
+	rules   atomic.Pointer[pad.DB]
+	spd     spd
+	mirror  mirror            // how true spd is
+	waiting []keysock.Acquire // until it is; of Run
 
 	budget  budget
 	secrets secrets
@@ -152,8 +155,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 func (d *Daemon) loop(ctx context.Context, events <-chan event) error {
 	redial := time.NewTimer(0)
 	redial.Stop()
+	reread, due := time.NewTimer(0), false
+	reread.Stop()
+	again := settleWait
 	start := time.NewTimer(0)
 	defer redial.Stop()
+	defer reread.Stop()
 	defer start.Stop()
 	for {
 		select {
@@ -171,15 +178,24 @@ func (d *Daemon) loop(ctx context.Context, events <-chan event) error {
 			redial.Reset(redialWait)
 		case <-redial.C:
 			var err error
-			if events, err = d.connect(ctx); err != nil {
+			if events, err = d.connect(ctx, ctx); err != nil {
 				d.log.Debug("missiu is not back yet", zap.Error(err))
 				events = nil
 				redial.Reset(redialWait)
 				break
 			}
 			d.log.Info("connected to missiu again")
+		case <-reread.C:
+			due, again = false, settleWait
+			if err := d.refresh(ctx); err != nil {
+				again = rereadWait
+			}
 		case <-d.kick:
 		case <-start.C:
+		}
+		if !due && d.mirror.outdated() {
+			reread.Reset(again)
+			due = true
 		}
 		if wait, ok := d.runStarters(time.Now()); ok {
 			start.Reset(wait)
@@ -190,6 +206,7 @@ func (d *Daemon) loop(ctx context.Context, events <-chan event) error {
 // stop ends every lineage: first in order, then, when peers stay silent, without
 // them. Nothing is left running when it returns.
 func (d *Daemon) stop(cancelOps context.CancelFunc) {
+	d.mirror.end()
 	d.mu.Lock()
 	d.stopping = true
 	ls := d.all()

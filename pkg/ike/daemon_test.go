@@ -172,6 +172,7 @@ func TestAcquireRefused(t *testing.T) {
 		a.acquire(2, netip.MustParseAddr("192.0.2.9"), addrB)
 		a.m.event(keysock.Acquire{Seq: 3, Proto: ipsec.IPComp, Src: addrA, Dst: addrB, PolicyID: 1})
 		a.m.event(keysock.Acquire{Seq: 4, Proto: ipsec.ESP, Src: addrA, Dst: addrB, PolicyID: 99})
+		time.Sleep(time.Second) // the SPD is read once more for that
 		synctest.Wait()
 		for seq, want := range map[uint32]syscall.Errno{1: syscall.EACCES, 2: syscall.EADDRNOTAVAIL, 3: syscall.EPROTONOSUPPORT, 4: syscall.ENOENT} {
 			if got, ok := a.m.failure(seq); !ok || got != want {

@@ -101,7 +101,7 @@ func (d *Daemon) firstConnect(ctx context.Context) (<-chan event, error) {
 	wait, cancel := context.WithTimeout(ctx, d.cfg.Wait)
 	defer cancel()
 	for {
-		events, err := d.connect(wait)
+		events, err := d.connect(wait, ctx)
 		if err == nil {
 			return events, nil
 		}
@@ -116,8 +116,9 @@ func (d *Daemon) firstConnect(ctx context.Context) (<-chan event, error) {
 	}
 }
 
-// connect connects to missiu, registers, and reads the SPD.
-func (d *Daemon) connect(ctx context.Context) (<-chan event, error) {
+// connect connects to missiu, registers, and reads the SPD, which may be a large
+// one and has a context of its own.
+func (d *Daemon) connect(ctx, read context.Context) (<-chan event, error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
 	keys, err := d.cfg.Dial(ctx)
@@ -129,10 +130,13 @@ func (d *Daemon) connect(ctx context.Context) (<-chan event, error) {
 		k.close()
 		return nil, err
 	}
-	if err := d.readPolicies(ctx, keys); err != nil {
+	if err := d.readPolicies(read, keys); err != nil {
 		k.close()
 		return nil, err
 	}
+	cancel()
+	ctx, cancel = context.WithTimeout(read, opTimeout)
+	defer cancel()
 	if d.cfg.DialNATT != nil {
 		d.wg.Go(func() { d.serveNATT(k) })
 	}
@@ -151,7 +155,12 @@ func (d *Daemon) connect(ctx context.Context) (<-chan event, error) {
 	return keys.Events(), nil
 }
 
+// readPolicies makes the mirror true.
 func (d *Daemon) readPolicies(ctx context.Context, k KeySocket) error {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	start := time.Now()
+	d.mirror.reading()
 	infos, err := k.DumpPolicies(ctx)
 	if err != nil {
 		return err
@@ -161,19 +170,28 @@ func (d *Daemon) readPolicies(ctx context.Context, k KeySocket) error {
 		ps[i] = &p.Policy
 	}
 	d.spd.replace(ps)
-	d.learnInit(ps...)
+	d.mu.Lock()
+	before := d.initSeen
+	d.initSeen = map[uint32]bool{}
+	d.mu.Unlock()
+	d.learnInit(before, ps...)
+	d.mirror.read(time.Now())
+	d.log.Debug("policies read", zap.Int("count", len(ps)), zap.Duration("took", time.Since(start)))
 	return nil
 }
 
 // learnInit notes the policies that want SAs at once and were not known before.
-func (d *Daemon) learnInit(ps ...*ipsec.Policy) {
+func (d *Daemon) learnInit(before map[uint32]bool, ps ...*ipsec.Policy) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, p := range ps {
-		if p.Flags&ipsec.PolicyInit != 0 && p.Dir == ipsec.Out && negotiable(p) && !d.initSeen[p.ID] {
-			d.initSeen[p.ID] = true
+		if p.Flags&ipsec.PolicyInit == 0 || p.Dir != ipsec.Out || !negotiable(p) {
+			continue
+		}
+		if !before[p.ID] && !d.initSeen[p.ID] {
 			d.toInit = append(d.toInit, p.ID)
 		}
+		d.initSeen[p.ID] = true
 	}
 }
 
@@ -236,13 +254,24 @@ func (d *Daemon) localTowards(remote netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-func (d *Daemon) refresh() {
-	err := d.keys(func(ctx context.Context, k KeySocket) error { return d.readPolicies(ctx, k) })
-	if err != nil {
+// refresh makes the mirror true again, and does what had to wait for that; after
+// an error by what there is.
+func (d *Daemon) refresh(ctx context.Context) error {
+	k := d.link.Load()
+	if k == nil {
+		return errDown
+	}
+	err := d.readPolicies(ctx, k.keys)
+	if err != nil && ctx.Err() == nil {
 		d.log.Warn("policies not read", zap.Error(err))
-		return
 	}
 	d.initiate()
+	waiting := d.waiting
+	d.waiting = nil
+	for _, a := range waiting {
+		d.acquire(a, true)
+	}
+	return err
 }
 
 // lostMissiu ends what depended on it: a new missiu has none of our SAs, and
@@ -253,6 +282,9 @@ func (d *Daemon) lostMissiu() {
 		k.close()
 	}
 	d.spd.replace(nil)
+	d.mirror.reading()
+	d.mirror.read(time.Time{}) // what a missiu that is gone had is no matter
+	d.waiting = nil
 	d.mu.Lock()
 	clear(d.initSeen)
 	d.mu.Unlock()
@@ -280,7 +312,7 @@ func (d *Daemon) removeSA(i installed) {
 func (d *Daemon) handleEvent(e event) {
 	switch e := e.(type) {
 	case keysock.Acquire:
-		d.acquire(e)
+		d.acquire(e, false)
 	case keysock.Expire:
 		d.toOwner(e.SAID, func(l *lineage, now time.Time) []sa.Output { return l.sa.ChildExpired(now, e.SAID, e.Hard) })
 	case keysock.NewMapping:
@@ -291,17 +323,20 @@ func (d *Daemon) handleEvent(e event) {
 		d.flushed(e.Proto)
 	case keysock.PolicyAdded:
 		d.spd.add(&e.Policy)
-		d.learnInit(&e.Policy)
+		d.learnInit(nil, &e.Policy)
 		d.initiate()
 	case keysock.PolicyDeleted:
 		d.spd.delete(e.Policy.ID)
+		d.mu.Lock()
+		delete(d.initSeen, e.Policy.ID)
+		d.mu.Unlock()
 	case keysock.PoliciesFlushed:
 		d.spd.replace(nil)
 	case keysock.PoliciesChanged:
-		d.refresh()
+		d.mirror.doubt()
 	case keysock.Lost:
 		d.log.Warn("events lost", zap.Uint64("count", e.N))
-		d.refresh()
+		d.mirror.doubt()
 		d.audit()
 	}
 }
@@ -369,8 +404,10 @@ func (d *Daemon) acquireFailed(seq uint32, errno syscall.Errno) {
 	}
 }
 
-// acquire begins the negotiation that missiu asks for, or reports why not.
-func (d *Daemon) acquire(a keysock.Acquire) {
+// acquire begins the negotiation that missiu asks for, or reports why not. One
+// that comes while the mirror is not true, or for a policy that is not in it,
+// waits until the mirror has been read anew, unless it has waited.
+func (d *Daemon) acquire(a keysock.Acquire, waited bool) {
 	fields := []zap.Field{zap.Uint32("seq", a.Seq), zap.Stringer("src", a.Src), zap.Stringer("peer", a.Dst), zap.Uint32("policy", a.PolicyID), zap.Stringer("proto", a.Proto), zap.Stringer("mode", a.Mode)}
 	refuse := func(why string, errno syscall.Errno) {
 		d.log.Warn("ACQUIRE: "+why, fields...)
@@ -391,12 +428,18 @@ func (d *Daemon) acquire(a keysock.Acquire) {
 		return
 	}
 	p, ok := d.spd.outbound(a.PolicyID)
-	if !ok {
-		d.refresh()
-		if p, ok = d.spd.outbound(a.PolicyID); !ok {
-			refuse("no such policy", syscall.ENOENT)
+	if !waited && (!ok || d.mirror.outdated()) {
+		if len(d.waiting) >= deferMax {
+			refuse("too many wait for the policies", syscall.ENOBUFS)
 			return
 		}
+		d.mirror.doubt()
+		d.waiting = append(d.waiting, a)
+		return
+	}
+	if !ok {
+		refuse("no such policy", syscall.ENOENT)
+		return
 	}
 	rule := d.rules.Load().Outbound(a.Src, a.Dst)
 	if rule == nil {
@@ -604,7 +647,7 @@ func (d *Daemon) starterEnded(l *lineage) {
 // runStarters starts what is due, and returns how long until the next. A peer
 // for which no policy is loaded waits for one.
 func (d *Daemon) runStarters(now time.Time) (wait time.Duration, ok bool) {
-	if d.link.Load() == nil {
+	if d.link.Load() == nil || d.mirror.outdated() {
 		return 0, false
 	}
 	d.mu.Lock()
@@ -623,10 +666,13 @@ func (d *Daemon) runStarters(now time.Time) (wait time.Duration, ok bool) {
 	d.mu.Unlock()
 	for _, s := range due {
 		rule := d.rules.Load().Outbound(s.local, s.remote)
+		if rule == nil {
+			continue
+		}
 		ps := slices.DeleteFunc(d.spd.towards(s.local, s.remote), func(p sa.Policy) bool {
 			return p.Out.Flags&ipsec.PolicyPerFlow != 0 // a packet asks for those
 		})
-		if rule == nil || len(ps) == 0 {
+		if len(ps) == 0 {
 			continue
 		}
 		var reqs []sa.ChildRequest

@@ -41,6 +41,7 @@ type lineage struct {
 
 	// Of the goroutine: packets counted by inbound child SAs when last asked.
 	children map[ipsec.SAID]childCount
+	gaveUp   <-chan struct{} // of the goroutine: what of the mirror it waited for in vain
 
 	// Behind d.mu.
 	spis     []sa.SPI
@@ -648,7 +649,38 @@ type host struct {
 	l *lineage
 }
 
-func (h host) Policies(q sa.Query) []sa.Policy { return h.d.spd.policies(q) }
+// Policies waits while the mirror is known not to be true. Where nothing is
+// found there may be something that we have not heard of yet.
+func (h host) Policies(q sa.Query) []sa.Policy {
+	h.awaitMirror()
+	ps := h.d.spd.policies(q)
+	if len(ps) == 0 && h.d.mirror.missed(time.Now()) {
+		h.d.wake()
+		h.awaitMirror()
+		ps = h.d.spd.policies(q)
+	}
+	return ps
+}
+
+// awaitMirror waits until the mirror is true, but not for ever: the peer is
+// answered by what there is then.
+func (h host) awaitMirror() {
+	current := h.d.mirror.current()
+	if current == nil || current == h.l.gaveUp {
+		return
+	}
+	h.l.log.Debug("request waits for the policies", zap.Stringer("peer", h.l.remote))
+	limit := time.NewTimer(mirrorWait)
+	defer limit.Stop()
+	select {
+	case <-current:
+	case <-limit.C:
+		h.l.gaveUp = current
+		h.l.log.Warn("request answered by old policies", zap.Stringer("peer", h.l.remote))
+	case <-h.l.killed:
+	case <-h.d.ops.Done():
+	}
+}
 
 func (h host) Admit(p sa.Peer) (first bool, err error) {
 	h.d.mu.Lock()

@@ -1,6 +1,7 @@
 package ike
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"sort"
@@ -12,11 +13,30 @@ import (
 
 // spd mirrors the policies of missiu's SPD that concern us: for the side that
 // answers a peer, and to know what to ask for. Policies in it do not change.
+// What a request costs depends on how many policies meet it, not on how many
+// there are.
 type spd struct {
-	mu   sync.RWMutex
-	out  []*ipsec.Policy                    // outbound, negotiable; strongest first
-	in   map[ipsec.Selector][]*ipsec.Policy // the same, inbound, by selector; strongest first
-	byID map[uint32]*ipsec.Policy           // both
+	mu sync.RWMutex
+	tables
+}
+
+type tables struct {
+	byID map[uint32]*entry                  // negotiable ones, of both directions
+	in   map[ipsec.Selector][]*ipsec.Policy // inbound by selector; strongest first
+	src  index                              // outbound by source
+	dst  index                              // and by destination
+	to   map[netip.Addr]int                 // how many tunnels lead there
+	seq  uint64
+}
+
+// entry is a policy and its place among those of equal priority.
+type entry struct {
+	p   *ipsec.Policy
+	seq uint64
+}
+
+func byStrength(a, b *entry) int {
+	return cmp.Or(cmp.Compare(a.p.Priority, b.p.Priority), cmp.Compare(a.seq, b.seq))
 }
 
 // negotiable reports whether p is one whose SAs we make: a request of ESP, of AH
@@ -26,7 +46,7 @@ func negotiable(p *ipsec.Policy) bool {
 	if p.Action != ipsec.Protect || len(p.Requests) == 0 || p.Dir != ipsec.In && p.Dir != ipsec.Out {
 		return false
 	}
-	seen := map[ipsec.Protocol]bool{}
+	var seen [256]bool
 	for _, r := range p.Requests {
 		f := p.Requests[0]
 		if r.Proto != ipsec.ESP && r.Proto != ipsec.AH || seen[r.Proto] || r.Mode != f.Mode || r.Src != f.Src || r.Dst != f.Dst {
@@ -39,19 +59,35 @@ func negotiable(p *ipsec.Policy) bool {
 
 // replace makes the mirror that of ps, which are strongest first.
 func (s *spd) replace(ps []*ipsec.Policy) {
+	var t tables
+	var last []ipsec.Proposal
+	for _, p := range ps {
+		if !negotiable(p) {
+			continue
+		}
+		// Neighbours mostly have the same: one copy is enough.
+		if slices.Equal(last, p.Proposals) {
+			p.Proposals = last
+		}
+		last = p.Proposals
+		t.insert(p)
+	}
+	t.src.merge()
+	t.dst.merge()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.out, s.in, s.byID = nil, map[ipsec.Selector][]*ipsec.Policy{}, map[uint32]*ipsec.Policy{}
-	for _, p := range ps {
-		s.insert(p)
-	}
+	s.tables = t
 }
 
 func (s *spd) add(p *ipsec.Policy) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.remove(p.ID)
-	s.insert(p)
+	if negotiable(p) {
+		s.insert(p)
+		s.src.settle()
+		s.dst.settle()
+	}
 }
 
 func (s *spd) delete(id uint32) {
@@ -60,47 +96,57 @@ func (s *spd) delete(id uint32) {
 	s.remove(id)
 }
 
-func (s *spd) insert(p *ipsec.Policy) {
-	if !negotiable(p) {
+func (s *tables) insert(p *ipsec.Policy) {
+	if s.byID == nil {
+		*s = tables{
+			byID: map[uint32]*entry{}, in: map[ipsec.Selector][]*ipsec.Policy{}, to: map[netip.Addr]int{},
+			src: index{of: func(p *ipsec.Policy) netip.Prefix { return p.Sel.Src }},
+			dst: index{of: func(p *ipsec.Policy) netip.Prefix { return p.Sel.Dst }},
+		}
+	}
+	s.seq++
+	e := &entry{p, s.seq}
+	s.byID[p.ID] = e
+	if p.Dir == ipsec.In {
+		l := s.in[p.Sel]
+		i := sort.Search(len(l), func(i int) bool { return l[i].Priority > p.Priority })
+		s.in[p.Sel] = slices.Insert(l, i, p)
 		return
 	}
-	if s.byID == nil {
-		s.byID, s.in = map[uint32]*ipsec.Policy{}, map[ipsec.Selector][]*ipsec.Policy{}
-	}
-	s.byID[p.ID] = p
-	if p.Dir == ipsec.Out {
-		s.out = insertByPriority(s.out, p)
-	} else {
-		s.in[p.Sel] = insertByPriority(s.in[p.Sel], p)
+	s.src.insert(e)
+	s.dst.insert(e)
+	if r := p.Requests[0]; r.Mode == ipsec.Tunnel {
+		s.to[r.Dst]++
 	}
 }
 
-func insertByPriority(l []*ipsec.Policy, p *ipsec.Policy) []*ipsec.Policy {
-	i := sort.Search(len(l), func(i int) bool { return l[i].Priority > p.Priority })
-	return slices.Insert(l, i, p)
-}
-
-func (s *spd) remove(id uint32) {
-	p := s.byID[id]
-	if p == nil {
+func (s *tables) remove(id uint32) {
+	e := s.byID[id]
+	if e == nil {
 		return
 	}
 	delete(s.byID, id)
-	same := func(q *ipsec.Policy) bool { return q == p }
-	if p.Dir == ipsec.Out {
-		s.out = slices.DeleteFunc(s.out, same)
+	p := e.p
+	if p.Dir == ipsec.In {
+		if l := slices.DeleteFunc(s.in[p.Sel], func(q *ipsec.Policy) bool { return q == p }); len(l) > 0 {
+			s.in[p.Sel] = l
+		} else {
+			delete(s.in, p.Sel)
+		}
 		return
 	}
-	if l := slices.DeleteFunc(s.in[p.Sel], same); len(l) > 0 {
-		s.in[p.Sel] = l
-	} else {
-		delete(s.in, p.Sel)
+	s.src.remove(e)
+	s.dst.remove(e)
+	if r := p.Requests[0]; r.Mode == ipsec.Tunnel {
+		if s.to[r.Dst]--; s.to[r.Dst] == 0 {
+			delete(s.to, r.Dst)
+		}
 	}
 }
 
 // pair finds the inbound policy that belongs to out: the reversed selector,
 // the same protocols and mode, the end points exchanged.
-func (s *spd) pair(out *ipsec.Policy) sa.Policy {
+func (s *tables) pair(out *ipsec.Policy) sa.Policy {
 	same := func(o, i ipsec.Request) bool {
 		return i.Proto == o.Proto && i.Mode == o.Mode && i.Src == o.Dst && i.Dst == o.Src
 	}
@@ -116,11 +162,11 @@ func (s *spd) pair(out *ipsec.Policy) sa.Policy {
 func (s *spd) outbound(id uint32) (sa.Policy, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	p := s.byID[id]
-	if p == nil || p.Dir != ipsec.Out {
+	e := s.byID[id]
+	if e == nil || e.p.Dir != ipsec.Out {
 		return sa.Policy{}, false
 	}
-	return s.pair(p), true
+	return s.pair(e.p), true
 }
 
 // Policies is sa.Host's: the policies by which a peer may have what it asks
@@ -130,11 +176,27 @@ func (s *spd) policies(q sa.Query) []sa.Policy {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	local, remote := q.Peer.Local.Addr(), q.Peer.Remote.Addr()
-	var ps []sa.Policy
-	for _, p := range s.out {
+	near := s.src.meeting(q.LocalTS)
+	if far := s.dst.meeting(q.PeerTS); far.n < near.n {
+		near = far
+	}
+	var es []*entry
+	near.each(func(e *entry) {
+		p := e.p
 		if serves(p, q.Mode, local, remote) && meets(p.Sel.Src, p.Sel.Proto, q.LocalTS) && meets(p.Sel.Dst, p.Sel.Proto, q.PeerTS) {
-			ps = append(ps, s.pair(p))
+			es = append(es, e)
 		}
+	})
+	return s.inOrder(es)
+}
+
+// inOrder pairs policies, strongest first; es may have some more than once.
+func (s *tables) inOrder(es []*entry) []sa.Policy {
+	slices.SortFunc(es, byStrength)
+	es = slices.Compact(es)
+	ps := make([]sa.Policy, len(es))
+	for i, e := range es {
+		ps[i] = s.pair(e.p)
 	}
 	return ps
 }
@@ -145,15 +207,22 @@ func (s *spd) policies(q sa.Query) []sa.Policy {
 func (s *spd) towards(local, remote netip.Addr) []sa.Policy {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	var ps []sa.Policy
-	for _, p := range s.out {
-		r := p.Requests[0]
-		exact := r.Mode == ipsec.Tunnel && !r.AnyPeer() || r.Mode != ipsec.Tunnel && p.Sel.Dst.IsSingleIP()
-		if exact && serves(p, r.Mode, local, remote) {
-			ps = append(ps, s.pair(p))
+	var es []*entry
+	take := func(e *entry) {
+		r := e.p.Requests[0]
+		exact := r.Mode == ipsec.Tunnel && !r.AnyPeer() || r.Mode != ipsec.Tunnel && e.p.Sel.Dst.IsSingleIP()
+		if e.p.Dir == ipsec.Out && exact && serves(e.p, r.Mode, local, remote) {
+			es = append(es, e)
 		}
 	}
-	return ps
+	if s.to[remote] > 0 {
+		for _, e := range s.byID {
+			take(e)
+		}
+	} else {
+		s.dst.meeting([]ipsec.TrafficSelector{{Start: remote, End: remote}}).each(take)
+	}
+	return s.inOrder(es)
 }
 
 func serves(p *ipsec.Policy, mode ipsec.Mode, local, remote netip.Addr) bool {

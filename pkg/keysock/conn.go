@@ -76,6 +76,8 @@ type dump struct {
 	ready []entry
 	done  bool
 	sent  uint32
+	held  []byte // an answer that did not fit the last datagram any more
+	buf   []byte // of the last datagram
 }
 
 // dumpBatch is how many entries fetch looks at.
@@ -233,6 +235,7 @@ func (c *conn) write() {
 		defer c.mu.Unlock()
 		if c.dump != nil {
 			wipeAll(c.dump.ready)
+			clear(c.dump.held)
 			c.dump = nil
 		}
 	}()
@@ -332,27 +335,61 @@ func (c *conn) answered(n int) {
 	}
 }
 
-// nextOfDump makes the next datagram of a dump; false: the connection has ended.
-// seq counts 1, 2, ... and the last is 0, so an entry waits until there is
-// another one or no more.
+// nextOfDump makes the next datagram of a dump, with as many answers as may share
+// one; false: the connection has ended.
 func (c *conn) nextOfDump(d *dump) (packet, bool) {
+	p := packet{b: append(d.buf[:0], d.held...), secret: true}
+	clear(d.held)
+	d.held = nil
+	packs := c.isPacked()
+	for !d.over() && (packs || len(p.b) == 0) {
+		b, ok := c.answerOfDump(d)
+		if !ok {
+			p.wipe()
+			return packet{}, false
+		}
+		if len(p.b) > 0 && len(p.b)+len(b) > maxPack {
+			d.held = b
+			break
+		}
+		p.b = append(p.b, b...)
+		clear(b)
+	}
+	d.buf = p.b
+	if d.over() && d.held == nil {
+		// The dump ends before its last answer is out, since who reads that may ask
+		// for another one at once. The answer counts like any other.
+		c.mu.Lock()
+		c.dump = nil
+		c.answers++
+		c.mu.Unlock()
+		p.answers = 1
+	}
+	return p, true
+}
+
+// over reports whether every answer of d was made.
+func (d *dump) over() bool { return d.done && len(d.ready) == 0 && d.sent > 0 }
+
+// answerOfDump makes one answer. seq counts 1, 2, ... and the last is 0, so an
+// entry waits until there is another one or no more.
+func (c *conn) answerOfDump(d *dump) (b []byte, ok bool) {
 	for !d.done && len(d.ready) < 2 {
 		if !c.fetch(d) {
-			return packet{}, false
+			return nil, false
 		}
 	}
 	m := &pfkey.Message{Header: d.h}
-	var b []byte
 	err := refuse(syscall.ENOENT, "nothing there")
+	d.sent++
 	if len(d.ready) > 0 {
 		e := d.ready[0]
 		defer e.wipe()
 		d.ready[0] = entry{}
 		d.ready = d.ready[1:]
-		d.sent++
 		err = e.put(m)
 		m.Header = pfkey.Header{Type: d.h.Type, SAType: m.SAType, Seq: d.sent, Pid: d.h.Pid}
-		if d.done && len(d.ready) == 0 {
+		if d.over() {
 			m.Seq = 0
 		}
 		if err == nil {
@@ -364,20 +401,7 @@ func (c *conn) nextOfDump(d *dump) (packet, bool) {
 		b = m.Header.Append(nil)
 	}
 	c.s.promiscuous(b)
-	last := d.done && len(d.ready) == 0
-	if last {
-		// The dump ends before its last answer is out, since who reads that may ask
-		// for another one at once. The answer counts like any other.
-		c.mu.Lock()
-		c.dump = nil
-		c.answers++
-		c.mu.Unlock()
-	}
-	p := packet{b: b, secret: true}
-	if last {
-		p.answers = 1
-	}
-	return p, true
+	return b, true
 }
 
 // fetch has the goroutine of Serve look for more.

@@ -279,3 +279,71 @@ func TestConcurrentClients(t *testing.T) {
 		t.Errorf("%d SAs left", left)
 	}
 }
+
+// The answers of a dump share datagrams where the client takes that, as many as
+// fit; and events that overflow the queue meanwhile cost none of them, and are
+// told.
+func TestPackedDump(t *testing.T) {
+	const n = 5000
+	r := start(t, ServerOptions{QueueLen: 10})
+	r.fill(n)
+	x := r.stranger()
+	x.send(&pfkey.Message{
+		Header: pfkey.Header{Type: pfkey.Register, SAType: 3, Seq: 1}, OptIn: &pfkey.OptIn{Features: pfkey.FeaturePrivate | pfkey.FeaturePacks},
+	})
+	buf := make([]byte, maxMessage)
+	datagrams, seq, lost, events := 0, uint32(0), uint64(0), uint64(0)
+	read := func() (last bool) {
+		x.nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+		k, err := x.nc.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k > maxPack {
+			t.Errorf("datagram of %d octets", k)
+		}
+		for rest := buf[:k]; rest != nil; {
+			b, more := pfkey.Split(rest)
+			if more == nil {
+				b = rest
+			}
+			rest = more
+			m, err := pfkey.Decode(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch m.Type {
+			case pfkey.Dump:
+				seq++
+				if m.SA.SPI != 0x1000+seq-1 || m.Seq != seq && (m.Seq != 0 || seq != n) {
+					t.Fatalf("answer %d has seq %d, SPI %#x", seq, m.Seq, m.SA.SPI)
+				}
+			case pfkey.Expire:
+				events++
+			case pfkey.XLost:
+				lost += m.Count.N
+			}
+		}
+		datagrams++
+		return seq == n
+	}
+	read()
+	x.send(&pfkey.Message{Header: pfkey.Header{Type: pfkey.Dump, Seq: 2}})
+	read()
+	const flood = 20_000
+	i := &SAInfo{SAParams: *params(0)}
+	for range flood {
+		r.s.Expire(i, true)
+	}
+	for !read() {
+	}
+	for events+lost < flood {
+		read()
+	}
+	if lost == 0 || lost+events != flood {
+		t.Errorf("%d events, %d told as lost, want %d in all", events, lost, flood)
+	}
+	if datagrams > n/10 {
+		t.Errorf("%d answers and %d events in %d datagrams", n, events, datagrams)
+	}
+}
