@@ -36,9 +36,8 @@ func (w *Wire) SetDivert(v4, v6 []netip.Prefix) error {
 // from it. It keeps what SetDivert promises. A prefix that is there already, or
 // not there to be taken, is no error; what an instance before left goes.
 //
-// Its own cost depends on the number of prefixes changed. Recent kernels
-// (6.18.44, for one) walk a whole interval set at each commit all the same:
-// 100,000 ranges cost them 10 ms of processor time.
+// Its cost depends on the number of prefixes changed, and that of prefixes of
+// more than one address a little on how many of them there are: see chain.
 func (w *Wire) ChangeDivert(add, remove []netip.Prefix) error {
 	for _, l := range [][]netip.Prefix{add, remove} {
 		for _, p := range l {
@@ -78,16 +77,16 @@ func (w *Wire) divert(next *bart.Lite, changed []netip.Prefix) error {
 	// the reader takes the new set: at each moment the chain drops all that
 	// the reader takes.
 	w.sets.Store(&sets{divert: old.divert, also: next, local: old.local})
-	if err := w.filter(everything4, everything6); err != nil {
+	if err := w.filter(nil); err != nil {
 		w.sets.Store(old)
 		return err
 	}
 	if err := w.chain.setDivert(next, changed); err != nil {
 		w.sets.Store(old)
-		return errors.Join(err, w.filter(w.chain.divert4, w.chain.divert6))
+		return errors.Join(err, w.filter(old.divert))
 	}
 	w.sets.Store(&sets{divert: next, local: old.local})
-	return w.filter(w.chain.divert4, w.chain.divert6)
+	return w.filter(next)
 }
 
 var (
@@ -95,8 +94,20 @@ var (
 	everything6 = cover{spanOf(netip.PrefixFrom(netip.IPv6Unspecified(), 0))}
 )
 
-// filter exchanges the reader's socket filter.
-func (w *Wire) filter(v4, v6 cover) error {
+// maxFilterPrefixes is how many are looked at, at each change, for the ranges of
+// a socket filter.
+const maxFilterPrefixes = 500
+
+// filter exchanges the reader's socket filter for one that lets pass what is in
+// divert; nil: all IP.
+func (w *Wire) filter(divert *bart.Lite) error {
+	v4, v6 := everything4, everything6
+	if divert != nil && divert.Size4() <= maxFilterPrefixes {
+		v4 = coverOf(divert.All4())
+	}
+	if divert != nil && divert.Size6() <= maxFilterPrefixes {
+		v6 = coverOf(divert.All6())
+	}
 	f, err := socketFilter(v4, v6)
 	if err != nil {
 		return err

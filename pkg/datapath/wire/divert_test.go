@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"net/netip"
 	"os/exec"
@@ -75,30 +76,32 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// inKernel is the divert sets as the kernel has them.
-func inKernel(t *testing.T, w *Wire) (v4, v6 cover) {
+// equal compares the divert sets as the kernel has them with the reader's.
+func equal(t *testing.T, w *Wire, step any) {
 	t.Helper()
 	w.setMu.Lock()
 	defer w.setMu.Unlock()
-	for name, c := range map[string]*cover{"divert4": &v4, "divert6": &v6} {
+	elements := func(name string) []nftables.SetElement {
 		es, err := w.chain.c.GetSetElements(w.chain.set[name])
 		if err != nil {
 			t.Fatal(err)
 		}
-		*c = ranges(es)
+		return es
 	}
-	return v4, v6
-}
-
-func equal(t *testing.T, w *Wire, step any) {
-	t.Helper()
-	v4, v6 := inKernel(t, w)
-	d := w.sets.Load().divert
-	if want := coverOf(d.All4()); !slices.Equal(v4, want) {
-		t.Fatalf("%v: the kernel has %v, want %v", step, v4, want)
-	}
-	if want := coverOf(d.All6()); !slices.Equal(v6, want) {
-		t.Fatalf("%v: the kernel has %v, want %v", step, v6, want)
+	divert := w.sets.Load().divert
+	for family, all := range map[string]iter.Seq[netip.Prefix]{"4": divert.AllSorted4(), "6": divert.AllSorted6()} {
+		if got, want := ranges(elements("divert"+family)), coverOf(nets(all)); !slices.Equal(got, want) {
+			t.Fatalf("%v: the kernel has %v, want %v", step, got, want)
+		}
+		var got []netip.Addr
+		for _, e := range elements("host" + family) {
+			a, _ := netip.AddrFromSlice(e.Key)
+			got = append(got, a)
+		}
+		slices.SortFunc(got, netip.Addr.Compare)
+		if want := hosts(all); !slices.Equal(got, want) {
+			t.Fatalf("%v: the kernel has %v, want %v", step, got, want)
+		}
 	}
 }
 
@@ -148,17 +151,17 @@ func TestChangeDivert(t *testing.T) {
 		}
 	}
 	// More than can go by single elements.
-	if err := w.ChangeDivert(many(maxIncrement+1), nil); err != nil {
+	if err := w.ChangeDivert(many(maxIncrement+1, 32), nil); err != nil {
 		t.Fatal(err)
 	}
 	equal(t, w, "many")
 }
 
-// many makes prefixes that do not touch.
-func many(n int) []netip.Prefix {
+// many makes prefixes of 25 bits or more that do not touch.
+func many(n, bits int) []netip.Prefix {
 	l := make([]netip.Prefix, n)
 	for i := range l {
-		l[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{20 + byte(i>>16), byte(i >> 8), byte(i), 0}), 25)
+		l[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{20 + byte(i>>16), byte(i >> 8), byte(i), 0}), bits)
 	}
 	return l
 }
@@ -167,7 +170,7 @@ func many(n int) []netip.Prefix {
 func TestChangeDivertIsSmall(t *testing.T) {
 	newLab(t)
 	w := openWire(t)
-	if err := w.SetDivert(many(2000), nil); err != nil {
+	if err := w.SetDivert(many(2000, 25), nil); err != nil {
 		t.Fatal(err)
 	}
 	events, err := listenNft()
@@ -198,6 +201,8 @@ func TestChangeDivertIsSmall(t *testing.T) {
 		{nil, prefixes("9.0.0.0/8"), 4},
 		{prefixes("20.0.0.128/25"), nil, 6}, // two ranges become one
 		{nil, prefixes("20.0.0.128/25", "1.2.3.4/32"), 6},
+		{prefixes("20.0.0.128/32", "20.0.1.128/32", "2001:db8::1/128"), nil, 3},
+		{prefixes("20.0.0.128/32"), prefixes("20.0.1.128/32"), 1},
 		{prefixes("2001:db8::/32"), prefixes("9.1.0.0/16"), 4},
 	} {
 		if err := w.ChangeDivert(k.add, k.remove); err != nil {
@@ -215,13 +220,15 @@ func TestChangeDivertIsSmall(t *testing.T) {
 func TestChangeDivertTampered(t *testing.T) {
 	newLab(t)
 	w := openWire(t)
-	if err := w.ChangeDivert(prefixes("10.9.0.2/32", "172.16.0.0/12", "2001:db8::/32"), nil); err != nil {
+	if err := w.ChangeDivert(prefixes("10.9.0.2/32", "172.16.0.0/12", "fd09::2/128", "2001:db8::/32"), nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, line := range []string{
 		"nft flush set netdev missiu-e0 divert4",
 		"nft delete element netdev missiu-e0 divert6 { 2001:db8::/32 }",
 		"nft add element netdev missiu-e0 divert4 { 8.8.8.8 }",
+		"nft flush set netdev missiu-e0 host4",
+		"nft delete element netdev missiu-e0 host6 { fd09::2 }",
 		"nft flush set netdev missiu-e0 local4",
 	} {
 		want := sh(t, "nft list table netdev missiu-e0")
@@ -274,21 +281,22 @@ func TestChangeDivertTampered(t *testing.T) {
 
 // One policy more, and one less, where there are others.
 func BenchmarkChangeDivert(b *testing.B) {
-	for _, n := range []int{1000, 10000, 100000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
+	for _, bm := range []struct{ n, bits int }{{1000, 25}, {10000, 25}, {100000, 25}, {1000, 32}, {100000, 32}} {
+		b.Run(fmt.Sprintf("%d of %d bits", bm.n, bm.bits), func(b *testing.B) {
+			n := bm.n
 			newLab(b)
 			w, err := Open("e0", Options{})
 			if err != nil {
 				b.Fatal(err)
 			}
 			defer w.Close()
-			if err := w.SetDivert(many(n), nil); err != nil {
+			if err := w.SetDivert(many(n, bm.bits), nil); err != nil {
 				b.Fatal(err)
 			}
 			r := rand.New(rand.NewPCG(9, 9))
 			for b.Loop() {
 				i := r.IntN(n)
-				p := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{20 + byte(i>>16), byte(i >> 8), byte(i), 200}), 32)}
+				p := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{20 + byte(i>>16), byte(i >> 8), byte(i), 128}), bm.bits)}
 				if err := errors.Join(w.ChangeDivert(p, nil), w.ChangeDivert(nil, p)); err != nil {
 					b.Fatal(err)
 				}
@@ -299,16 +307,20 @@ func BenchmarkChangeDivert(b *testing.B) {
 
 // All at once: what a transaction of policies does.
 func BenchmarkSetDivert100000(b *testing.B) {
-	newLab(b)
-	w, err := Open("e0", Options{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer w.Close()
-	l := many(100000)
-	for b.Loop() {
-		if err := w.SetDivert(l, nil); err != nil {
-			b.Fatal(err)
-		}
+	for _, bits := range []int{25, 32} {
+		b.Run(fmt.Sprintf("%d bits", bits), func(b *testing.B) {
+			newLab(b)
+			w, err := Open("e0", Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer w.Close()
+			l := many(100000, bits)
+			for b.Loop() {
+				if err := w.SetDivert(l, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
