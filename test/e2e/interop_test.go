@@ -382,12 +382,12 @@ func TestInteropLife(t *testing.T) {
 		d.rule("")
 		d.peer("rekey_time = 2s\nrand_time = 0\nover_time = 20s", "rekey_time = 1s\nrand_time = 0\nlife_time = 20s\nesp_proposals = aes128gcm16-modp4096")
 		d.up()
-		p := d.b.Start("ping", "-n", "-q", "-i", "0.005", "-W", "2", "-c", "800", "-I", "10.2.0.1", "10.1.0.1")
-		r := d.a.Run("ping", "-n", "-q", "-i", "0.005", "-W", "2", "-c", "800", "10.2.0.1")
+		p := d.b.Start(lab.PingArgs(800, 5*time.Millisecond, 5*time.Second, "-I", "10.2.0.1", "10.1.0.1")...)
+		r := d.a.Run(lab.PingArgs(800, 5*time.Millisecond, 5*time.Second, "10.2.0.1")...)
 		p.Wait(30 * time.Second)
 		for _, out := range []string{r.Out, p.Output()} {
-			if !strings.Contains(out, " 800 received") {
-				d.t.Errorf("loss while they rekey: %s", out)
+			if got := lab.Answered(out, 800); got != 800 {
+				d.t.Errorf("%d of 800 pings answered while they rekey", got)
 			}
 		}
 		if n := strings.Count(d.a.IKE.Output(), "child SA established"); n < 3 {

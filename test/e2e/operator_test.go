@@ -69,7 +69,7 @@ func TestPolicyOrder(t *testing.T) {
 	}
 
 	// A new file while traffic runs: what stays in it loses nothing.
-	traffic := a.Start("ping", "-n", "-q", "-i", "0.01", "-c", "300", "-W", "10", b.Addr.String())
+	traffic := a.Start(lab.PingArgs(300, 10*time.Millisecond, 10*time.Second, b.Addr.String())...)
 	stream := make(chan struct{})
 	go func() {
 		defer close(stream)
@@ -82,8 +82,8 @@ func TestPolicyOrder(t *testing.T) {
 	}
 	<-stream
 	traffic.Wait(60 * time.Second)
-	if !strings.Contains(traffic.Output(), "300 received") {
-		t.Errorf("reload lost packets of an entry that did not change:\n%s", traffic.Output())
+	if got := lab.Answered(traffic.Output(), 300); got != 300 {
+		t.Errorf("reload lost packets of an entry that did not change: %d of 300 pings answered", got)
 	}
 	if d := a.Status().Drops() + b.Status().Drops(); d != 0 {
 		t.Errorf("%d inbound packets dropped, want 0: %v %v", d, a.Status().Counters, b.Status().Counters)

@@ -24,8 +24,8 @@
 // overtake each other within a batch.
 //
 // Payloads are copied to where the super-frame grows, in the pass that verifies
-// their checksum: handing them to writev where they lie was measured to cost
-// the kernel more per packet (36 ns) than the copy (5 ns on top of the sum).
+// their checksum: with writev, which takes them where they lie, a super-frame
+// of 44 packets took the kernel no less time than copy and write together.
 package gro
 
 import (

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -391,19 +392,44 @@ func (h *Host) up(ifname string, addrs []netip.Prefix) {
 	h.Must("ip", "link", "set", ifname, "up")
 }
 
-// Ping sends n echo requests with 20 ms between them and returns how many were
-// answered within 10 s, which only a loaded machine needs; "-W" among args says otherwise.
+// Ping sends n echo requests with 20 ms between them and returns how many of
+// them were answered within 10 s, which only a loaded machine needs; "-W" among
+// args says otherwise.
 func (h *Host) Ping(n int, args ...string) int {
 	h.t.Helper()
-	argv := append([]string{"ping", "-n", "-q", "-i", "0.02", "-W", "10", "-c", strconv.Itoa(n)}, args...)
-	r := h.Run(argv...)
-	for _, f := range strings.Split(r.Out, ", ") {
-		if s, ok := strings.CutSuffix(strings.TrimSpace(f), " received"); ok {
-			if got, err := strconv.Atoi(s); err == nil {
-				return got
-			}
+	wait := 10
+	for i, a := range args {
+		if a == "-W" {
+			wait, _ = strconv.Atoi(args[i+1])
 		}
 	}
-	h.t.Fatalf("%s: %v", h.Name, r)
-	return 0
+	r := h.Run(PingArgs(n, 20*time.Millisecond, time.Duration(wait)*time.Second, args...)...)
+	if !strings.Contains(r.Out, " received") {
+		h.t.Fatalf("%s: %v", h.Name, r)
+	}
+	return Answered(r.Out, n)
+}
+
+// PingArgs is the command line of a ping that sends n echo requests, interval
+// apart, and gives the last of them time to be answered. Its output is for
+// Answered. With -c alone ping waits for its last answers no longer than twice
+// what the others took; with -w it goes on until it has n answers, and sends
+// more requests meanwhile.
+func PingArgs(n int, interval, wait time.Duration, args ...string) []string {
+	deadline := (time.Duration(n)*interval + wait + time.Second - 1) / time.Second
+	return append([]string{"ping", "-n", "-i", fmt.Sprint(interval.Seconds()), "-w", fmt.Sprint(int(deadline)), "-c", strconv.Itoa(n)}, args...)
+}
+
+var answer = regexp.MustCompile(`(?m)^\d+ bytes from .* icmp_seq=(\d+) (.*)$`)
+
+// Answered counts which of the first n echo requests of a ping were answered;
+// an answer that came twice, or altered, is none.
+func Answered(out string, n int) int {
+	seen := map[string]bool{}
+	for _, m := range answer.FindAllStringSubmatch(out, -1) {
+		if seq, _ := strconv.Atoi(m[1]); seq <= n && !strings.Contains(m[2], "(") {
+			seen[m[1]] = true
+		}
+	}
+	return len(seen)
 }
