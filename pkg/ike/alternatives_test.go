@@ -183,3 +183,65 @@ func TestNegotiable(t *testing.T) {
 		}
 	}
 }
+
+// TestInitChoice: "sa init" of alternatives that differ in their transforms
+// negotiates all that the peer's choice needs, without a packet.
+func TestInitChoice(t *testing.T) {
+	for _, tt := range []struct {
+		of, by  []ipsec.Proposal
+		esp, ah int
+	}{
+		{[]ipsec.Proposal{altBoth, altGCM}, []ipsec.Proposal{altBoth}, 2, 2},
+		{[]ipsec.Proposal{altGCM, altBoth}, []ipsec.Proposal{altBoth, altGCM}, 2, 2},
+		{[]ipsec.Proposal{altBoth, altGCM}, []ipsec.Proposal{altGCM, altBoth}, 2, 0},
+		{[]ipsec.Proposal{altBoth, altAH}, []ipsec.Proposal{altAH}, 0, 2},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			n := &network{}
+			b := newNode(t, n, addrB, addrA, "k", withPolicy(0, tt.by...))
+			a := newNode(t, n, addrA, addrB, "k", withPolicy(ipsec.PolicyInit, tt.of...))
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			a.wantSAs(t, tt.esp, tt.ah)
+			wantPair(t, a, b, (tt.esp+tt.ah)/2)
+			for _, x := range []*node{a, b} {
+				if x.logs.FilterMessageSnippet("nothing passes").Len() != 0 {
+					t.Error("something is missed")
+					x.dump(t)
+				}
+				x.stop(t)
+			}
+		})
+	}
+}
+
+// TestLoneSA: a peer whose policy is ESP alone makes an SA that ours, ESP inside
+// AH, cannot be served by: one line says so, and what is missing.
+func TestLoneSA(t *testing.T) {
+	esp, _ := altBoth.Part(ipsec.ESP)
+	for _, ours := range [][]ipsec.Proposal{{altBoth}, {altBoth, altGCM}} {
+		synctest.Test(t, func(t *testing.T) {
+			n := &network{}
+			a := newNode(t, n, addrA, addrB, "k", withPolicy(0, esp))
+			b := newNode(t, n, addrB, addrA, "k", withPolicy(0, ours...))
+			a.ask(1, ipsec.ESP, esp)
+			wantPair(t, a, b, 1)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			ls := b.logs.FilterMessageSnippet("nothing passes").All()
+			if len(ls) != 1 {
+				b.dump(t)
+				t.Fatalf("%d lines, want 1", len(ls))
+			}
+			m := ls[0].ContextMap()
+			if m["rule"] != "any" || m["policy"] != uint32(1) || m["lacks"] != "ah" {
+				t.Errorf("got %v", m)
+			}
+			if a.logs.FilterMessageSnippet("nothing passes").Len() != 0 {
+				t.Error("and by the peer, for whom it is enough")
+			}
+			a.stop(t)
+			b.stop(t)
+		})
+	}
+}

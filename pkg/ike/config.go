@@ -102,6 +102,7 @@ const (
 	leftoverGrace = 5 * time.Second         // for the answer of a peer whose SA we take for a leftover
 	startWait     = time.Second             // before start_action start tries again, doubling
 	startMax      = time.Minute             // up to this
+	restWait      = 10 * time.Second        // for the second SA of ESP inside AH, before it is missed
 	rotateEvery   = 2 * time.Minute         // cookie secrets
 	maxMessage    = 65535
 	inboxLen      = 32

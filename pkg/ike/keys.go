@@ -469,7 +469,8 @@ func aboutProto(p sa.Policy, proto ipsec.Protocol) []ipsec.Proposal {
 
 // requestsFor is what to ask for a policy that has no SA yet, and nobody said
 // what it lacks. A packet that needs ESP inside AH needs both. Where it depends
-// on the peer which alternative it will be, the rest is left to the first packet.
+// on the peer which alternative it will be, the rest is asked for when that is
+// known: see lineage.rest.
 func requestsFor(p sa.Policy) (rs []sa.ChildRequest) {
 	if p.Out.Choice() {
 		return []sa.ChildRequest{{Policy: p, Proposals: p.Out.Proposals}}

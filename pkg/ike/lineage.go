@@ -38,6 +38,7 @@ type lineage struct {
 
 	done   bool      // of the goroutine
 	dropAt time.Time // of the goroutine: when to end without the peer; zero: never
+	lone   []lone    // of the goroutine, soonest first
 
 	// Of the goroutine: packets counted by inbound child SAs when last asked.
 	children map[ipsec.SAID]childCount
@@ -63,6 +64,16 @@ type call func(l *lineage, now time.Time) []sa.Output
 type childCount struct {
 	src     netip.Addr
 	packets uint64
+	policy  uint32
+}
+
+// lone is an SA that is not enough for its policy: at is when the other one, of
+// protocol lacks, should have come.
+type lone struct {
+	at     time.Time
+	in     ipsec.SAID
+	policy *ipsec.Policy
+	lacks  ipsec.Protocol
 }
 
 // acquireKey tells wanted child SAs apart: two requests with the same key want
@@ -193,6 +204,9 @@ func (l *lineage) run(first func(time.Time) []sa.Output) {
 		if !l.dropAt.IsZero() && (t.IsZero() || l.dropAt.Before(t)) {
 			t = l.dropAt
 		}
+		if len(l.lone) > 0 && (t.IsZero() || l.lone[0].at.Before(t)) {
+			t = l.lone[0].at
+		}
 		if !t.IsZero() {
 			timer.Reset(max(0, time.Until(t)))
 			due = timer.C
@@ -206,6 +220,9 @@ func (l *lineage) run(first func(time.Time) []sa.Output) {
 			if !l.dropAt.IsZero() && !time.Now().Before(l.dropAt) {
 				l.carryOut(l.sa.Drop(time.Now(), sa.ErrClosed))
 				return
+			}
+			if l.missOthers(time.Now()) {
+				break
 			}
 			l.pollChildren()
 			l.carryOut(l.sa.Tick(time.Now()))
@@ -230,7 +247,8 @@ func (l *lineage) pollChildren() {
 			return err
 		})
 		if err == nil && n != c.packets {
-			l.children[id] = childCount{c.src, n}
+			c.packets = n
+			l.children[id] = c
 			l.sa.Heard(time.Now())
 			return
 		}
@@ -258,9 +276,12 @@ func (l *lineage) carryOut(outs []sa.Output) {
 				l.d.removeSA(installed{ipsec.SAID{Proto: proto, Dst: o.Dst, SPI: o.SPI}, netip.Addr{}})
 			}
 		case sa.InstallChild:
-			if err := l.install(o); err != nil {
+			asked, err := l.install(o)
+			if err != nil {
 				l.log.Error("child SA not installed", zap.Stringer("in", o.In.SAID), zap.Error(err))
 				outs = append(outs, l.sa.ChildLost(time.Now(), o.In.SAID, err)...)
+			} else if r, ok := l.rest(o, asked); ok {
+				outs = append(outs, l.sa.AddChild(time.Now(), r)...)
 			}
 		case sa.InstallOut:
 			if err := l.installOut(o.Out, 0); err != nil {
@@ -340,27 +361,87 @@ func (l *lineage) getSPI(o sa.NeedSPI) (spi ipsec.SPI, err error) {
 }
 
 // install puts both SAs of a child SA in force, or neither; the outbound one
-// perhaps later.
-func (l *lineage) install(o sa.InstallChild) error {
+// perhaps later. asked: it was asked for here.
+func (l *lineage) install(o sa.InstallChild) (asked bool, err error) {
 	defer o.In.Wipe()
 	in := installed{o.In.SAID, o.In.Src}
 	l.register(in)
 	l.d.mu.Lock()
+	was := len(l.pending)
 	l.take(o.Seq, policyID(o.Policy), o.In.Proto)
+	asked = len(l.pending) < was
 	l.d.mu.Unlock()
-	err := l.d.keys(func(ctx context.Context, k KeySocket) error { return k.Update(ctx, o.In, o.Seq) })
+	err = l.d.keys(func(ctx context.Context, k KeySocket) error { return k.Update(ctx, o.In, o.Seq) })
 	if err == nil && o.Out != nil {
 		err = l.installOut(o.Out, o.Seq)
 	}
 	if err != nil {
 		l.drop(in)
-		return err
+		return asked, err
 	}
-	l.children[in.id] = childCount{src: in.src}
+	l.children[in.id] = childCount{src: in.src, policy: policyID(o.Policy)}
 	l.log.Debug("child SA installed", zap.Stringer("proto", o.In.Proto), zap.Stringer("spi_in", o.In.SPI), zap.Bool("out", o.Out != nil),
 		zap.Stringer("peer", o.In.Src), zap.Stringer("mode", o.In.Mode), zap.String("suite", suiteOf(o.In)),
 		zap.Bool("udp", o.In.Encap != nil), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq))
-	return nil
+	return asked, nil
+}
+
+// serves reports whether there is an SA of a policy and protocol.
+func (l *lineage) serves(policy uint32, proto ipsec.Protocol) bool {
+	for id, c := range l.children {
+		if c.policy == policy && id.Proto == proto {
+			return true
+		}
+	}
+	return false
+}
+
+// rest is what to ask for behind an SA that is not enough for its policy. What
+// an ACQUIRE asked for is followed by another one, and where it is clear from the
+// beginning what the policy needs all was asked for at once.
+func (l *lineage) rest(o sa.InstallChild, asked bool) (sa.ChildRequest, bool) {
+	if len(o.Lacks) == 0 || o.Rekeys != 0 {
+		return sa.ChildRequest{}, false
+	}
+	other := ipsec.AH + ipsec.ESP - o.In.Proto
+	if l.serves(o.Policy.Out.ID, other) {
+		return sa.ChildRequest{}, false
+	}
+	l.lone = append(l.lone, lone{time.Now().Add(restWait), o.In.SAID, o.Policy.Out, other})
+	r := sa.ChildRequest{Policy: o.Policy, Proposals: o.Lacks}
+	if !asked || o.Seq != 0 || !o.Policy.Out.Choice() {
+		return r, false
+	}
+	l.d.mu.Lock()
+	defer l.d.mu.Unlock()
+	if l.pending[keyOf(r)] != nil {
+		return r, false
+	}
+	l.pending[keyOf(r)] = &pendingChild{}
+	return r, true
+}
+
+// missOthers tells of SAs without the other one that their policy wants, which
+// should have come by now; false: there was none to look at.
+func (l *lineage) missOthers(now time.Time) (looked bool) {
+	for len(l.lone) > 0 && !l.lone[0].at.After(now) {
+		x := l.lone[0]
+		l.lone = l.lone[1:]
+		looked = true
+		if _, up := l.children[x.in]; !up || l.serves(x.policy.ID, x.lacks) {
+			continue
+		}
+		rule := ""
+		l.d.mu.Lock()
+		if l.peer != nil {
+			rule = l.peer.Rule.Label
+		}
+		l.d.mu.Unlock()
+		l.log.Warn("the peer has made one SA of two that the policy wants: nothing passes", zap.Stringer("peer", l.remote), zap.String("rule", rule),
+			zap.Uint32("policy", x.policy.ID), zap.Stringer("src", x.policy.Sel.Src), zap.Stringer("dst", x.policy.Sel.Dst),
+			zap.Stringer("has", x.in), zap.Stringer("lacks", x.lacks))
+	}
+	return looked
 }
 
 // installOut puts an outbound SA in force.

@@ -140,6 +140,7 @@ func TestReadingFails(t *testing.T) {
 		fail = syscall.EBUSY
 		b.m.mu.Unlock()
 		b.m.commit(keysock.PoliciesChanged{}, ps...)
+		time.Sleep(time.Millisecond) // it has heard of it
 		a.acquire(1, addrA, addrB)
 		time.Sleep(mirrorWait - time.Second)
 		if _, ok := a.m.failure(1); ok {

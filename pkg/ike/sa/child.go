@@ -70,6 +70,21 @@ func (p Policy) alternatives() []ipsec.Proposal {
 	return []ipsec.Proposal{{Shape: ipsec.ShapeAH}}
 }
 
+// lacks is InstallChild's.
+func (p Policy) lacks(suite proposal.ChildSuite) []ipsec.Proposal {
+	var fit []ipsec.Proposal
+	for _, a := range p.alternatives() {
+		switch {
+		case !proposal.Admits(a, suite):
+		case a.Shape != ipsec.ShapeAHESP:
+			return nil
+		default:
+			fit = append(fit, a)
+		}
+	}
+	return ipsec.Parts(fit, ipsec.AH+ipsec.ESP-suite.Proto())
+}
+
 // successors are the alternatives for what is to replace c: of its protocol, and
 // where only whole alternatives count those that c may be part of.
 func (c *child) successors() []ipsec.Proposal {
@@ -449,7 +464,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 		local: slices.Clone(g.local), remote: slices.Clone(g.remote), created: s.now, ni: g.ni, nr: g.nr,
 	}
 	s.children = append(s.children, c)
-	ic := InstallChild{In: &in, Out: &out, Seq: g.seq, Policy: g.policy}
+	ic := InstallChild{In: &in, Out: &out, Seq: g.seq, Policy: g.policy, Lacks: g.policy.lacks(g.suite)}
 	if g.rekeys != nil {
 		ic.Rekeys = g.rekeys.in
 		if responder {

@@ -154,6 +154,9 @@ type InstallChild struct {
 	Seq     uint32 // of the ACQUIRE, or 0
 	Policy  Policy
 	Rekeys  ipsec.SPI
+	// Lacks is what the policy wants besides on each packet: the other parts of
+	// those of its alternatives that this SA fits. None: the SA is enough.
+	Lacks []ipsec.Proposal
 }
 
 // InstallOut adds the outbound SA of the child SA that receives on In, whose
