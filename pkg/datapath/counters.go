@@ -13,7 +13,7 @@ const (
 	OutHeld                         // waits for an SA
 	OutReleased                     // left the hold queue with an SA
 	OutFragments                    // fragments made of results above the path MTU
-	OutTooBig                       // answered with ICMP "fragmentation needed" or "packet too big"
+	OutTooBig                       // answered with ICMP "fragmentation needed" or "packet too big", once for those of a super-frame
 	OutAnswered                     // ARP requests and neighbour solicitations answered
 	OutNoise                        // link-local control traffic of the TAP's own link
 	DropOutDiscard                  // policy: discard

@@ -448,6 +448,7 @@ func batchPath(t testing.TB, p pair, n, size int) func() {
 
 // TestBatchNoAlloc: nor does a batch.
 func TestBatchNoAlloc(t *testing.T) {
+	suites := frugal(t)
 	for name, p := range pairs() {
 		if p.esn {
 			continue // the window that replays need would not be one
