@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/missiu/missiu/pkg/datapath/aggfrag"
 	"github.com/missiu/missiu/pkg/datapath/ah"
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/ipcomp"
@@ -154,6 +155,9 @@ func (b *bundle) length(i *packet.Info, n, packed int) int {
 		case ipsec.AH:
 			payload += sa.AH.HeaderLen(v6)
 		default:
+			if sa.P.AggFrag {
+				payload += aggfrag.HeaderLen
+			}
 			if sa.P.Encap != nil {
 				payload += packet.UDPLen + sa.T.HeaderLen() + sa.T.TrailerLen(payload)
 				break

@@ -12,6 +12,8 @@ const (
 	OutBypassed                     // sent as it was
 	OutHeld                         // waits for an SA
 	OutReleased                     // left the hold queue with an SA
+	OutAggregated                   // of the protected, those that share an ESP packet with others (RFC 9347)
+	OutAggregates                   // ESP packets that hold several packets
 	OutFragments                    // fragments made of results above the path MTU
 	OutTooBig                       // answered with ICMP "fragmentation needed" or "packet too big", once for those of a super-frame
 	OutAnswered                     // ARP requests and neighbour solicitations answered
@@ -35,6 +37,9 @@ const (
 	InIKE                           // IKE messages handed to the key daemon
 	InCoalesced                     // packets delivered within super-frames
 	InSuper                         // super-frames written to the TAP
+	InAggregated                    // packets that shared an ESP packet with others (RFC 9347)
+	InAggregates                    // ESP packets that held several packets
+	InRejoined                      // packets put together from the fragments of several ESP packets (RFC 9347)
 	DropInNoSA                      // no SA for destination, protocol and SPI
 	DropInReplay                    // sequence number seen or left of the window
 	DropInAuth                      // ICV wrong
@@ -55,11 +60,11 @@ const (
 )
 
 var counterNames = [numCounters]string{
-	"out_protected", "out_bypassed", "out_held", "out_released", "out_fragments", "out_too_big", "out_answered", "out_noise",
+	"out_protected", "out_bypassed", "out_held", "out_released", "out_aggregated", "out_aggregates", "out_fragments", "out_too_big", "out_answered", "out_noise",
 	"drop_out_discard", "drop_out_no_policy", "drop_out_malformed", "drop_out_fragment", "drop_out_hold", "drop_out_no_peer", "drop_out_sequence",
 	"drop_out_lifetime", "drop_out_seal", "drop_out_send",
 	"in_protected", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_early", "in_ike",
-	"in_coalesced", "in_super_frames",
+	"in_coalesced", "in_super_frames", "in_aggregated", "in_aggregates", "in_rejoined",
 	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_ecn", "drop_in_encap", "drop_in_selector", "drop_in_policy",
 	"drop_in_clear", "drop_in_discard", "drop_in_no_policy", "drop_in_fragment", "drop_in_lifetime", "drop_in_protocol",
 	"drop_in_ike", "drop_in_tap",

@@ -29,6 +29,8 @@
 //	                      (UDP_SEGMENT); header fields as below, but that the
 //	                      kernel chooses the identification and sums the UDP
 //	native ESP, one SA    by the interface, each with its header
+//	AGGFRAG, one SA       either of these, several packets in each ESP packet
+//	                      (pack.go)
 //	everything else       cut into packets; by the interface
 //
 // "Everything else" is bundles, what is to be fragmented, and transport mode

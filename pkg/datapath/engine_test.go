@@ -298,6 +298,7 @@ type pair struct {
 	in, out  netip.Addr // inner: source and destination
 	encap    *ipsec.Encap
 	esn      bool
+	aggfrag  bool
 	suite    suite
 }
 
@@ -323,7 +324,7 @@ func (p *pair) params() *ipsec.SAParams {
 	return &ipsec.SAParams{
 		SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: p.dst, SPI: 0x1000}, Src: p.src, Mode: p.mode, ReqID: 7,
 		Encr: p.suite.encr, EncrKey: key(kl), Auth: p.suite.auth, AuthKey: key(p.suite.auth.Info().KeyLen),
-		ReplayWindow: 1024, ESN: p.esn, Encap: p.encap,
+		ReplayWindow: 1024, ESN: p.esn, AggFrag: p.aggfrag, Encap: p.encap,
 	}
 }
 
@@ -347,6 +348,8 @@ func pairs() map[string]pair {
 		"tunnel 4 in 6":  {mode: ipsec.Tunnel, src: a6, dst: b6, in: ia4, out: ib4},
 		"tunnel 6 in 6":  {mode: ipsec.Tunnel, src: a6, dst: b6, in: ia6, out: ib6},
 		"esn tunnel 4 4": {mode: ipsec.Tunnel, src: a4, dst: b4, in: ia4, out: ib4, esn: true},
+		"aggfrag 4 in 4": {mode: ipsec.Tunnel, src: a4, dst: b4, in: ia4, out: ib4, aggfrag: true},
+		"aggfrag 6 in 6": {mode: ipsec.Tunnel, src: a6, dst: b6, in: ia6, out: ib6, aggfrag: true, esn: true},
 	}
 	for k, p := range maps.Clone(m) {
 		p.encap = natt

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/missiu/missiu/pkg/datapath/aggfrag"
 	"github.com/missiu/missiu/pkg/datapath/ah"
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/flow"
@@ -45,6 +46,8 @@ type inWorker struct {
 	frags   *frag.Reassembler // outer and clear fragments
 	peeler  peeler
 	flows   *flow.Cache
+	blocks  aggfrag.Unpacker
+	whole   []byte // aggfrag.BufLen octets, from the first fragment on
 }
 
 // inJob is one ESP packet on its way through the batch.
@@ -509,6 +512,10 @@ func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 	}
 	if p.Next == protoNone {
 		w.n.inc(InDummy)
+		return
+	}
+	if sa.P.AggFrag {
+		w.unpack(j, p, now)
 		return
 	}
 	off, n, ok := w.decapsulate(j, p)

@@ -404,8 +404,13 @@ func TestLessSuper(t *testing.T) {
 func batchPath(t testing.TB, p pair, n, size int) func() {
 	a, b, _, in := p.nodes(t)
 	in.Window = replay.New(0, false)
+	return replayPath(t, p, b, a.sealed(p.stream(1, n, size)))
+}
+
+// replayPath returns a function that lets b, which has no window, receive sent
+// as one batch.
+func replayPath(t testing.TB, p pair, b *node, sent [][]byte) func() {
 	b.quiet = true
-	sent := a.sealed(p.stream(1, n, size))
 	now := time.Now()
 	flush := func(w *inWorker) {
 		if err := w.flush(now); err != nil {
@@ -433,7 +438,7 @@ func batchPath(t testing.TB, p pair, n, size int) func() {
 			flush(b.e.in[1])
 		}
 	}
-	bufs := make([][]byte, n)
+	bufs := make([][]byte, len(sent))
 	for k := range bufs {
 		bufs[k] = make([]byte, headroom+etherLen+len(sent[k])+tailroom)
 	}

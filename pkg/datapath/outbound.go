@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/missiu/missiu/pkg/datapath/aggfrag"
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/flow"
 	"github.com/missiu/missiu/pkg/datapath/frag"
@@ -44,6 +45,7 @@ type outWorker struct {
 	flows   *flow.Cache
 	gen     flow.Generation // at which the packet at hand is judged
 	known   *sad.SA         // of its flow, from the cache; may be nil
+	packs   packs
 }
 
 // outJob is one packet on its way through the batch.
@@ -54,6 +56,7 @@ type outJob struct {
 	udpSum   bool    // IPv6 UDP encapsulation: checksum to be completed after sealing
 	tos      uint8   // of a gram
 	fragment int     // path MTU to cut the result to; 0: fits
+	more     int     // packets in it beside the first
 	pkt      wire.Packet
 }
 
@@ -319,7 +322,8 @@ type plan struct {
 	tunnel  bool
 }
 
-// planFor makes the plan of sa for the packet buf[off:off+n], decoded in i.
+// planFor makes the plan of sa for the packet buf[off:off+n], decoded in i. An
+// AGGFRAG header is written at once.
 func planFor(sa *sad.SA, i *packet.Info, buf []byte, off, n int) plan {
 	if sa.P.Mode != ipsec.Tunnel {
 		return plan{hdr: i.TransOff, payload: off + i.TransOff, plen: n - i.TransOff, next: buf[off+i.TransProtoOff]}
@@ -330,6 +334,10 @@ func planFor(sa *sad.SA, i *packet.Info, buf []byte, off, n int) plan {
 	}
 	if i.Version == 6 {
 		p.next = protoIPv6
+	}
+	if sa.P.AggFrag {
+		p.payload, p.plen, p.next = off-aggfrag.HeaderLen, n+aggfrag.HeaderLen, aggfrag.Protocol
+		aggfrag.PutHeader(buf[p.payload:])
 	}
 	return p
 }
@@ -348,6 +356,12 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 		one := bundle{n: 1}
 		one.sas[0] = sa
 		w.e.clampSYN(&one, buf[off:off+n], i, dst)
+	}
+	if sa.P.AggFrag {
+		if b := w.pack(sa, n, now); b != nil {
+			copy(b, buf[off:off+n])
+			return
+		}
 	}
 	fragment := 0
 	if mtu := w.e.c.Wire.PathMTU(dst); p.total > mtu {
@@ -394,7 +408,7 @@ func (w *outWorker) putESP(j *outJob, s *esp.Packet, sa *sad.SA, p *plan, i *pac
 	total := p.total
 	start := p.payload - p.fixed
 	out := buf[start : start+total]
-	w.putIP(out, sa, p, i, buf[off:p.payload], protoESP, fragment)
+	w.putIP(out, sa, p, i, buf[off:max(off, p.payload)], protoESP, fragment)
 	j.sa, j.fragment = sa, fragment
 	if sa.P.Encap != nil {
 		protoOff := i.TransProtoOff
@@ -491,6 +505,7 @@ func (w *outWorker) push(j outJob, s esp.Packet) {
 
 // flush seals the batch in runs of one SA and writes it.
 func (w *outWorker) flush() error {
+	w.closePacks()
 	for a := 0; a < len(w.jobs); {
 		sa := w.jobs[a].sa
 		b := a + 1
@@ -520,10 +535,10 @@ func (w *outWorker) flush() error {
 func (w *outWorker) emit(j *outJob, err error) {
 	switch {
 	case err != nil:
-		w.n.inc(DropOutSeal)
+		w.n.add(DropOutSeal, 1+uint(j.more))
 		return
 	case j.sa != nil || j.sealed:
-		w.sealed++
+		w.sealed += 1 + uint(j.more)
 	}
 	if j.udpSum {
 		packet.PutUDPChecksum(j.pkt.Buf[j.pkt.Off : j.pkt.Off+j.pkt.Len])

@@ -112,6 +112,9 @@ func (w *outWorker) protectSuper(p *spd.Entry, b []byte, now time.Time) bool {
 	if sa == nil {
 		return false
 	}
+	if sa.P.AggFrag {
+		return w.packSuper(p, sa, now)
+	}
 	pl := planFor(sa, i, b, 0, s.Len(0))
 	kept := pl.payload // octets of each segment in front of what is sealed
 	pl.sizeESP(sa)

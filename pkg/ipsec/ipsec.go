@@ -184,6 +184,9 @@ type SAParams struct {
 	// ReplayWindow is in packets; 0 turns the check off.
 	ReplayWindow uint32
 	ESN          bool
+	// AggFrag: the payload is an AGGFRAG_PAYLOAD (RFC 9347), several packets or
+	// parts of packets. ESP in tunnel mode only, and not within other transforms.
+	AggFrag bool
 	// LastSeq is the last sequence number that counts as used: a sender goes on
 	// behind it, a receiver takes none up to it. 0 for a fresh SA.
 	LastSeq    uint64

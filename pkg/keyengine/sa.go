@@ -11,6 +11,7 @@ import (
 	"github.com/missiu/missiu/pkg/crypto/aead"
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/mac"
+	"github.com/missiu/missiu/pkg/datapath/aggfrag"
 	"github.com/missiu/missiu/pkg/datapath/ipcomp"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/replay"
@@ -163,7 +164,7 @@ func sameSA(q, p *ipsec.SAParams) error {
 	switch {
 	case p.Encr != q.Encr || p.Auth != q.Auth || !p.EncrKey.Equal(q.EncrKey) || !p.AuthKey.Equal(q.AuthKey):
 		return refuse(syscall.EINVAL, "keys or algorithms of a mature SA do not change")
-	case p.Mode != q.Mode:
+	case p.Mode != q.Mode || p.AggFrag != q.AggFrag:
 		return refuse(syscall.EINVAL, "the mode of a mature SA does not change")
 	case (p.Encap == nil) != (q.Encap == nil):
 		return refuse(syscall.EINVAL, "an SA with UDP encapsulation does not lose it, nor gain it")
@@ -271,6 +272,9 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 	}
 	if !sad.CheckLastSeq(p) {
 		return refuse(syscall.EINVAL, "no sequence number behind the last one")
+	}
+	if p.AggFrag && (p.Proto != ipsec.ESP || p.Mode != ipsec.Tunnel || p.Encr.Info().Old) {
+		return refuse(syscall.EINVAL, "AGGFRAG for other than ESP in tunnel mode")
 	}
 	switch p.Proto {
 	case ipsec.AH:
@@ -417,6 +421,9 @@ func overhead(sa *sad.SA) int {
 		n = sa.AH.HeaderLen(sa.P.Dst.Is6())
 	case ipsec.ESP:
 		n = sa.T.MaxOverhead()
+		if sa.P.AggFrag {
+			n += aggfrag.HeaderLen
+		}
 	} // IPComp never makes a packet longer
 	if sa.P.Encap != nil {
 		n += packet.UDPLen

@@ -120,6 +120,10 @@ func TestAddRefuses(t *testing.T) {
 		{"reserved SPI", func(p *ipsec.SAParams) { p.SPI = 255 }, syscall.EINVAL},
 		{"families", func(p *ipsec.SAParams) { p.Src = self6 }, syscall.EINVAL},
 		{"mode", func(p *ipsec.SAParams) { p.Mode = ipsec.ModeAny }, syscall.EINVAL},
+		{"AGGFRAG in transport mode", func(p *ipsec.SAParams) { p.AggFrag, p.Mode = true, ipsec.Transport }, syscall.EINVAL},
+		{"AGGFRAG in AH", func(p *ipsec.SAParams) {
+			p.AggFrag, p.Proto, p.Encr, p.EncrKey, p.Auth, p.AuthKey = true, ipsec.AH, 0, ipsec.Key{}, alg.IntegHMACSHA1, key(20)
+		}, syscall.EINVAL},
 		{"no cipher", func(p *ipsec.SAParams) { p.Encr = alg.EncrNone }, syscall.EINVAL},
 		{"key length", func(p *ipsec.SAParams) { p.EncrKey = key(21) }, syscall.EINVAL},
 		{"no integrity", func(p *ipsec.SAParams) { p.Encr, p.EncrKey = alg.EncrAESCBC, key(16) }, syscall.EINVAL},
@@ -209,6 +213,15 @@ func TestFlushAndOverhead(t *testing.T) {
 			"overhead 77", "installed 2001:db8::1->2001:db8::2 reqid 0")
 		r.do(func() { r.Delete(six.SAID, netip.Addr{}) })
 		r.want("overhead 65", "removed 0x00001002")
+		agg := outSA(0x1003, 0)
+		agg.AggFrag, agg.Encap = true, p.Encap
+		r.add(agg, 0)
+		r.want("overhead 69", "installed 192.0.2.1->198.51.100.2 reqid 0")
+		if i, err := r.Get(agg.SAID, agg.Src); err != nil || !i.AggFrag {
+			r.Errorf("GET: %+v, %v", i, err)
+		}
+		r.do(func() { r.Delete(agg.SAID, netip.Addr{}) })
+		r.want("overhead 65", "removed 0x00001003")
 		r.do(func() {
 			if r.Flush(ipsec.AH) {
 				r.Error("AH: removed something")
@@ -255,6 +268,7 @@ func TestUpdateMature(t *testing.T) {
 		for name, edit := range map[string]func(*ipsec.SAParams){
 			"other key":       func(p *ipsec.SAParams) { p.EncrKey.Bytes()[0]++ },
 			"other cipher":    func(p *ipsec.SAParams) { p.Encr = alg.EncrAESGCM8 },
+			"with AGGFRAG":    func(p *ipsec.SAParams) { p.AggFrag = true },
 			"other mode":      func(p *ipsec.SAParams) { p.Mode = ipsec.Transport },
 			"plain for NAT-T": func(p *ipsec.SAParams) { p.Encap = nil },
 		} {

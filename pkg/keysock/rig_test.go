@@ -245,7 +245,7 @@ func params(spi ipsec.SPI) *ipsec.SAParams {
 		SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: addr("198.51.100.2"), SPI: spi}, Src: addr("192.0.2.1"),
 		Mode: ipsec.Tunnel, ReqID: 7,
 		Encr: alg.EncrAESCBC, EncrKey: key(16), Auth: alg.IntegHMACSHA256, AuthKey: key(32),
-		ReplayWindow: 4096, ESN: true,
+		ReplayWindow: 4096, ESN: true, AggFrag: true,
 		Hard: ipsec.Lifetime{Packets: 1 << 36, Bytes: 1 << 50, AddTime: time.Hour, UseTime: 2 * time.Hour},
 		Soft: ipsec.Lifetime{Packets: 1 << 35, Bytes: 1 << 49, AddTime: 50 * time.Minute, UseTime: time.Hour},
 		Idle: ipsec.Idle{AddTime: 20 * time.Minute, UseTime: 10 * time.Minute}, LastSeq: 1 << 40,

@@ -88,10 +88,11 @@
 //	X_OPT_IN  0x8001  8 octets; 4: features (4): 1 private messages, 2 several
 //	                  messages may share a datagram, back to back, in both
 //	                  directions; the answer has those that are granted
-//	X_SA_MORE 0x8002 40 octets; 4: flags (4: 1 ESN), 8: replay window in packets
-//	                  (4, counts instead of SA.replay), 12: seq of the ACQUIRE
-//	                  (4), 16: packets so far, 24: hard, 32: soft limit of
-//	                  packets (8 each, count instead of allocations)
+//	X_SA_MORE 0x8002 40 octets; 4: flags (4: 1 ESN, 2 AGGFRAG_PAYLOAD, RFC
+//	                  9347), 8: replay window in packets (4, counts instead of
+//	                  SA.replay), 12: seq of the ACQUIRE (4), 16: packets so
+//	                  far, 24: hard, 32: soft limit of packets (8 each, count
+//	                  instead of allocations)
 //	X_TS_SRC  0x8003  traffic selectors of an SA (RFC 7296, 3.13.1) in its
 //	X_TS_DST  0x8004  direction; 4: number (2), then 40 octets each: protocol
 //	                  (1), 4 or 6 (1), at 4 low port (2), high port (2), at 8

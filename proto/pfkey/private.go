@@ -21,6 +21,7 @@ func (o *OptIn) append(b []byte) ([]byte, error) { return host.AppendUint32(b, o
 // SAMore is the X_SA_MORE extension: what SA and LIFETIME have no room for.
 type SAMore struct {
 	ESN                               bool
+	AggFrag                           bool   // RFC 9347
 	Replay                            uint32 // packets
 	AcquireSeq                        uint32
 	Packets, HardPackets, SoftPackets uint64
@@ -28,7 +29,7 @@ type SAMore struct {
 
 func (s *SAMore) decode(b []byte) error {
 	*s = SAMore{
-		ESN: host.Uint32(b[4:])&1 != 0, Replay: host.Uint32(b[8:]), AcquireSeq: host.Uint32(b[12:]),
+		ESN: host.Uint32(b[4:])&1 != 0, AggFrag: host.Uint32(b[4:])&2 != 0, Replay: host.Uint32(b[8:]), AcquireSeq: host.Uint32(b[12:]),
 		Packets: host.Uint64(b[16:]), HardPackets: host.Uint64(b[24:]), SoftPackets: host.Uint64(b[32:]),
 	}
 	return nil
@@ -38,6 +39,9 @@ func (s *SAMore) append(b []byte) ([]byte, error) {
 	var flags uint32
 	if s.ESN {
 		flags |= 1
+	}
+	if s.AggFrag {
+		flags |= 2
 	}
 	b = host.AppendUint32(b, flags)
 	b = host.AppendUint32(b, s.Replay)

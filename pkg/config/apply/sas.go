@@ -277,7 +277,7 @@ func (p *saPlan) opposite(a *ipsec.SAParams) (l []*wanted) {
 
 // sameKeying reports whether two SAs are one, apart from limits and UDP ports.
 func sameKeying(a, b *ipsec.SAParams) bool {
-	return a.SAID == b.SAID && a.Src == b.Src && a.Mode == b.Mode && a.ReqID == b.ReqID && a.ESN == b.ESN &&
+	return a.SAID == b.SAID && a.Src == b.Src && a.Mode == b.Mode && a.ReqID == b.ReqID && a.ESN == b.ESN && a.AggFrag == b.AggFrag &&
 		a.Encr == b.Encr && a.EncrKey.Equal(b.EncrKey) && a.Auth == b.Auth && a.AuthKey.Equal(b.AuthKey) &&
 		(a.Encap == nil) == (b.Encap == nil) && slices.Equal(a.SrcTS, b.SrcTS) && slices.Equal(a.DstTS, b.DstTS)
 }

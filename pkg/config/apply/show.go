@@ -155,6 +155,9 @@ func WriteSAs(w io.Writer, sas []*keysock.SAInfo) error {
 			continue
 		}
 		fmt.Fprintf(b, "    %s, replay window %d, extended sequence numbers %s", algorithms(&i.SAParams), i.ReplayWindow, map[bool]string{true: "yes", false: "no"}[i.ESN])
+		if i.AggFrag {
+			fmt.Fprint(b, ", AGGFRAG")
+		}
 		if e := i.Encap; e != nil {
 			fmt.Fprintf(b, ", in UDP %d -> %d", e.SPort, e.DPort)
 		}

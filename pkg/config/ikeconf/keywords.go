@@ -229,6 +229,7 @@ var table = []keyword{
 	{"childsa_pfs", tr, of(pfs, "0, ike or a group such as 14"), "ike, 0", ""},
 	{"childsa_additional_ke", tr, methodK, "none", ""},
 	{"childsa_esn", tr, oneOf("no", "prefer", "require"), "prefer", ""},
+	{"childsa_aggfrag", tr, oneOf("no", "prefer", "require"), "no", ""},
 	{"childsa_replay", tr, of(replay, "0 or a number from 32 to 65536"), "1024", ""},
 	{"ppk", tr, oneOf("no", "prefer", "require"), "", ""},
 	{"ppk_id", tr, name(253), "", ""},

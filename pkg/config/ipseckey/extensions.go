@@ -98,6 +98,7 @@ func init() {
 		"outbound": bare(func(x *extensions) { x.out = true }),
 		"replay":   num(u32, func(x *extensions, n uint64) { x.c.SA.ReplayWindow = uint32(n) }),
 		"esn":      bare(func(x *extensions) { x.c.SA.ESN = true }),
+		"aggfrag":  bare(func(x *extensions) { x.c.SA.AggFrag = true }),
 		"mode":     {values: 1, take: (*extensions).mode},
 		"state":    {values: 1, take: (*extensions).state},
 		"auth_alg": {values: 1, take: (*extensions).authAlg},
@@ -365,6 +366,9 @@ func (x *extensions) whole(at lexer.Token) {
 		x.p.l.Warnf(at.Pos, "%s: %s", x.c.Verb, w)
 	}
 	x.settleMode(at)
+	if sa.AggFrag && (sa.Proto != ipsec.ESP || sa.Mode != ipsec.Tunnel) {
+		x.errorf(at, "aggfrag: want esp in mode tunnel") // RFC 9347
+	}
 	x.udp(at)
 }
 

@@ -39,6 +39,9 @@ func Format(p *ipsec.SAParams, secret bool) (command, note string) {
 	if p.LastSeq != 0 {
 		fmt.Fprintf(&b, " replay_value %d", p.LastSeq)
 	}
+	if p.AggFrag {
+		b.WriteString(" aggfrag")
+	}
 	writeLimits(&b, "hard_", p.Hard)
 	writeLimits(&b, "soft_", p.Soft)
 	writeLimits(&b, "idle_", ipsec.Lifetime{AddTime: p.Idle.AddTime, UseTime: p.Idle.UseTime})

@@ -9,8 +9,8 @@
 // extension that means nothing here, and does no harm by that, is passed over
 // with a warning.
 // Numbers are decimal, octal behind 0, hexadecimal behind 0x. Further
-// extensions, which Solaris has not: reqid, mode, esn, hard_packets,
-// soft_packets.
+// extensions, which Solaris has not: reqid, mode, esn, aggfrag,
+// hard_packets, soft_packets.
 //
 // For loadConfig.
 package ipseckey
@@ -150,7 +150,7 @@ func (c *Command) Merge(old *ipsec.SAParams) (p ipsec.SAParams, differs string) 
 		same bool
 	}{
 		{"reqid", n.ReqID == old.ReqID}, {"mode", n.Mode == old.Mode}, {"replay", n.ReplayWindow == old.ReplayWindow}, {"esn", n.ESN == old.ESN},
-		{"replay_value", n.LastSeq == old.LastSeq},
+		{"replay_value", n.LastSeq == old.LastSeq}, {"aggfrag", n.AggFrag == old.AggFrag},
 		{"encr_alg", n.Encr == old.Encr}, {"encrkey", n.EncrKey.Equal(old.EncrKey)},
 		{"auth_alg", n.Auth == old.Auth}, {"authkey", n.AuthKey.Equal(old.AuthKey)},
 	} {

@@ -109,7 +109,7 @@ func TestFormat(t *testing.T) {
 		}
 		for _, n := range bits {
 			kl, _ := e.KeyLen(n)
-			p := ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: b4, SPI: 0x100}, Src: a4, Mode: ipsec.Tunnel, Encr: e, EncrKey: key(kl)}
+			p := ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: b4, SPI: 0x100}, Src: a4, Mode: ipsec.Tunnel, Encr: e, EncrKey: key(kl), AggFrag: i.AEAD}
 			if !i.AEAD && !i.Old {
 				p.Auth, p.AuthKey = alg.IntegHMACSHA256, key(32)
 			}

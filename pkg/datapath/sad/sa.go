@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/datapath/aggfrag"
 	"github.com/missiu/missiu/pkg/datapath/ah"
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/packet"
@@ -47,7 +48,7 @@ func (s State) String() string {
 	return "State(?)"
 }
 
-// SA is one Security Association. P, T, AH and Window never change once it is
+// SA is one Security Association. P, T, AH, Window and Fragments never change once it is
 // in a DB; what changes is in the Counters, which an SA shares with the one
 // that replaces it (see WithEncap).
 type SA struct {
@@ -55,6 +56,9 @@ type SA struct {
 	T      *esp.Transform // nil: larval, or no ESP
 	AH     *ah.Transform  // nil: larval, or no AH
 	Window *replay.Window // never nil
+	// Fragments puts fragmented packets of an inbound SA together; nil without
+	// P.AggFrag.
+	Fragments *aggfrag.Reassembler
 	*Counters
 
 	encrBits uint16 // of the cipher key, without salt
@@ -135,6 +139,9 @@ func newSA(p *ipsec.SAParams, st State, now time.Time) *SA {
 		Counters: &Counters{created: now, maxSeq: maxSeq32, start: p.LastSeq},
 	}
 	s.seq.Store(p.LastSeq)
+	if p.AggFrag {
+		s.Fragments = new(aggfrag.Reassembler)
+	}
 	if n := p.EncrKey.Len() - p.Encr.Info().SaltLen; n > 0 {
 		s.encrBits = uint16(n * 8)
 	}
@@ -151,7 +158,7 @@ func newSA(p *ipsec.SAParams, st State, now time.Time) *SA {
 // shares everything else, counters and sequence numbers included. It is to
 // replace s in the DB.
 func (s *SA) WithEncap(e *ipsec.Encap) *SA {
-	n := &SA{P: s.P, T: s.T, AH: s.AH, Window: s.Window, Counters: s.Counters, encrBits: s.encrBits}
+	n := &SA{P: s.P, T: s.T, AH: s.AH, Window: s.Window, Fragments: s.Fragments, Counters: s.Counters, encrBits: s.encrBits}
 	n.P.Encap = e
 	return n
 }

@@ -133,6 +133,7 @@ type Rule struct {
 	PFS                  []alg.KE
 	ESN                  proposal.ESN
 	ReplayWindow         uint32
+	AggFrag              AggFrag
 	ChildHard, ChildSoft ipsec.Lifetime
 	RekeyFuzz            int // percent of the lifetime by which soft limits vary
 
@@ -146,6 +147,16 @@ type Rule struct {
 	StartAction    StartAction
 	NonceLen       int
 }
+
+// AggFrag says whether ESP in tunnel mode is to be in AGGFRAG mode (RFC 9347).
+type AggFrag uint8
+
+// AggFrag choices, the zero value first.
+const (
+	AggFragNo AggFrag = iota
+	AggFragPrefer
+	AggFragRequire
+)
 
 // NewRule returns a rule with the built-in defaults: pre-shared keys, any local
 // address, no remote ones.

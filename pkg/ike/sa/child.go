@@ -185,6 +185,7 @@ type offer struct {
 	tsi, tsr  []ipsec.TrafficSelector
 	ni        []byte
 	key       dh.PrivateKey // nil without PFS
+	aggfrag   bool          // USE_AGGFRAG
 	deleted   []peerSPI     // deleted before we knew them
 }
 
@@ -217,6 +218,7 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 	if o.mode, ok = r.Policy.mode(); !ok {
 		return fail("policy without ESP and AH")
 	}
+	o.aggfrag, _ = s.aggregates(r.Policy)
 	alts := r.Proposals
 	switch {
 	case rekeys != nil:
@@ -287,6 +289,9 @@ func (o *offer) payloads(initial bool) []ikev2.Payload {
 	if slices.Contains(o.protos(), ipsec.ESP) {
 		// The data path does not strip TFC padding (RFC 4303, 2.7).
 		ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED))
+	}
+	if o.aggfrag {
+		ps = append(ps, useAggfrag())
 	}
 	ps = append(ps, proposal.OfferChild(o.proposals, o.spi, initial))
 	if !initial {
@@ -393,6 +398,15 @@ func (s *SA) checkAnswer(o *offer, ps []ikev2.Payload, initial bool) (*granted, 
 	if g.mode != o.mode {
 		return nil, fmt.Errorf("peer answers in %v mode, policy wants %v", g.mode, o.mode)
 	}
+	if g.aggfrag, err = peerAggfrag(ps); err != nil {
+		return nil, err
+	}
+	if _, must := s.aggregates(o.req.Policy); must && !g.aggfrag {
+		return nil, errAggfragMissing
+	}
+	if g.aggfrag && !o.aggfrag {
+		return nil, errAggfragUnasked
+	}
 	g.local = fromWire(ikev2.Find[*ikev2.TSi](ps).Selectors)
 	g.remote = fromWire(ikev2.Find[*ikev2.TSr](ps).Selectors)
 	if !allWithin(g.local, o.tsi) || !allWithin(g.remote, o.tsr) {
@@ -415,6 +429,7 @@ type granted struct {
 	initial       bool // by IKE_AUTH
 	policy        Policy
 	mode          ipsec.Mode
+	aggfrag       bool
 	suite         proposal.ChildSuite
 	answer        ikev2.Proposal // responder
 	public        []byte         // responder's KE
@@ -450,7 +465,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	hard, soft := s.childLife(g.suite)
 	base := ipsec.SAParams{
 		Mode: g.mode, Encr: g.suite.Encr, Auth: g.suite.Integ,
-		ReplayWindow: s.rule.ReplayWindow, ESN: g.suite.ESN, Hard: hard, Soft: soft,
+		ReplayWindow: s.rule.ReplayWindow, ESN: g.suite.ESN, AggFrag: g.aggfrag, Hard: hard, Soft: soft,
 	}
 	in, out := base, base
 	in.SAID = ipsec.SAID{Proto: proto, Dst: s.local.Addr(), SPI: spi}
@@ -472,7 +487,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 		}
 	}
 	s.emit(ic)
-	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.String("suite", c.suite.String()),
+	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.Bool("aggfrag", g.aggfrag), slog.String("suite", c.suite.String()),
 		slog.Any("local", c.local), slog.Any("remote", c.remote))
 	if !responder {
 		return c, nil, nil
@@ -484,6 +499,9 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	}
 	if proto == ipsec.ESP {
 		ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED))
+	}
+	if g.aggfrag {
+		ps = append(ps, useAggfrag())
 	}
 	ps = append(ps, &ikev2.SA{Proposals: []ikev2.Proposal{g.answer}})
 	if !g.initial {

@@ -36,6 +36,8 @@ func (s *SA) grant(i *ikeSA, ps []ikev2.Payload, initial bool, rekeys *child) (*
 	if ikev2.FindNotify(ps, ikev2.USE_TRANSPORT_MODE) != nil {
 		w.mode = ipsec.Transport
 	}
+	asked, err := peerAggfrag(ps)
+	w.aggfrag = asked && err == nil // else declined
 	g, rf := s.choosePolicy(i, w, initial, rekeys)
 	if rf != nil && w.mode == ipsec.Transport {
 		// Transport mode is a wish; tunnel mode is the answer to whoever
@@ -72,6 +74,7 @@ type want struct {
 	mode     ipsec.Mode
 	tsi, tsr []ipsec.TrafficSelector
 	sa       *ikev2.SA
+	aggfrag  bool
 }
 
 // choosePolicy finds the first policy that leaves something of the selectors
@@ -128,6 +131,11 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			if len(g.local) == 0 || len(g.remote) == 0 {
 				continue
 			}
+			wants, must := s.aggregates(p)
+			if must && !w.aggfrag {
+				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errAggfragMissing}
+				continue
+			}
 			suite, answer, peer, err := s.choose(i, p, w.sa, initial, rekeys)
 			if err != nil {
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: err}
@@ -137,6 +145,7 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 				return nil, refuseWith(ikev2.NO_ADDITIONAL_SAS, "SPI %v is in use", peer)
 			}
 			g.policy, g.suite, g.answer, g.peerSPI = p, suite, answer, peer
+			g.aggfrag = wants && w.aggfrag
 			g.tsi, g.tsr = s.asAsked(g.remote, g.oa, s.natRemote), s.asAsked(g.local, single(w.tsr), s.natLocal)
 			return g, nil
 		}
