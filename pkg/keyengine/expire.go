@@ -47,14 +47,15 @@ func (r *record) limit(l ipsec.Lifetime, now time.Time) (t time.Time) {
 
 // idleAt returns when r has not been used for too long, or may have; zero: never.
 func (r *record) idleAt(now time.Time) (t time.Time) {
-	used := r.sa.LastUsed()
-	switch l := r.p.Idle; {
-	case used.IsZero() && l.AddTime > 0:
-		return r.sa.Created().Add(l.AddTime)
-	case used.IsZero() && l.UseTime > 0:
-		return now.Add(l.UseTime)
-	case l.UseTime > 0:
-		return used.Add(l.UseTime)
+	used, l := r.sa.LastUsed(), r.p.Idle
+	if used.IsZero() {
+		if l.AddTime > 0 {
+			t = r.sa.Created().Add(l.AddTime)
+		}
+		used = now
+	}
+	if l.UseTime > 0 {
+		t = earlier(t, used.Add(l.UseTime))
 	}
 	return t
 }

@@ -551,6 +551,18 @@ func TestIdle(t *testing.T) {
 			r.Errorf("%d timers left", len(r.timers))
 		}
 	})
+	// The first use begins the time for use, long before the time without.
+	testRig(t, func(r *rig) {
+		p := outSA(0x1000, 0)
+		p.Idle = ipsec.Idle{AddTime: time.Hour, UseTime: 2 * s}
+		sa := r.mustAdd(p)
+		r.after(5 * s)
+		sa.Account(1, 1, time.Now())
+		r.after(2*s - 1)
+		r.want()
+		r.after(1)
+		r.want("soft expire 0x00001000 dying")
+	})
 	// Without a limit for use, one packet is enough for ever.
 	testRig(t, func(r *rig) {
 		p := outSA(0x1000, 0)
