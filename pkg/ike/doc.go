@@ -13,6 +13,9 @@
 // what it becomes by rekeying; Run itself. Shared state is the tables of
 // Daemon, behind one mutex that is never held over I/O or a call of the machine.
 //
+// The SPD is mirrored here: see mirror and spd. A lineage waits for a mirror that
+// is known not to be true, Run never waits for a lineage.
+//
 // Inboxes are bounded. A datagram that finds its lineage's inbox full is
 // dropped and counted: the peer sends it again. The outputs of a lineage are
 // carried out in order and to the end, so that an inbound SA is in place before

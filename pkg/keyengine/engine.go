@@ -40,6 +40,7 @@ type Server interface {
 	Acquire(a keysock.Acquire) bool
 	Expire(i *keysock.SAInfo, hard bool)
 	NewMapping(m keysock.NewMapping)
+	PolicyExpired(i *keysock.PolicyInfo)
 }
 
 // Timing and bounds.

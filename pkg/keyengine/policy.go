@@ -436,8 +436,7 @@ func policyEnd(n *spd.Entry) (t time.Time) {
 	return t
 }
 
-// expirePolicy removes a policy whose life has ended; PF_KEY has no message
-// for it.
+// expirePolicy removes a policy whose life has ended, and tells.
 func (e *Engine) expirePolicy(id uint32, now time.Time) {
 	ed := e.o.SPD.Edit()
 	n := ed.Get(id)
@@ -453,8 +452,8 @@ func (e *Engine) expirePolicy(id uint32, now time.Time) {
 		e.timers.set(e.polTimer[id], now.Add(expireRetry))
 		return
 	}
-	if _, err := ed.DeleteID(id); err == nil {
-		_ = e.commit(ed) // an Edit of this moment has no conflict, and takes nothing into the divert set
+	if _, err := ed.DeleteID(id); err == nil && e.commit(ed) == nil { // an Edit of this moment has no conflict, and takes nothing into the divert set
+		e.srv.PolicyExpired(policyInfo(n))
 	}
 	e.watch(n)
 }

@@ -2,7 +2,9 @@ package keyengine
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -276,6 +278,11 @@ func TestPolicyLifetime(t *testing.T) {
 		if r.o.SPD.Len() != 0 || len(r.polTimer) != 0 {
 			r.Error("unused for 20 s and still there")
 		}
+		r.do(func() {
+			if want := fmt.Sprintf("policy %d expired", i.ID); !slices.Contains(r.log, want) {
+				r.Errorf("%q is not in %q", want, r.log)
+			}
+		})
 		// During a transaction it waits for the end.
 		r.do(func() {
 			r.Begin(1)

@@ -64,6 +64,8 @@ func (r *rig) Expire(i *keysock.SAInfo, hard bool) {
 
 func (r *rig) NewMapping(m keysock.NewMapping) { r.note("mapping %v to %v", m.Old, m.New) }
 
+func (r *rig) PolicyExpired(i *keysock.PolicyInfo) { r.note("policy %d expired", i.ID) }
+
 func testRig(t *testing.T, f func(r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {

@@ -43,7 +43,7 @@ func eventOf(m *pfkey.Message) Event {
 		if p, err := takePolicy(m); err == nil {
 			return PolicyAdded{p.Policy}
 		}
-	case pfkey.XSPDDelete, pfkey.XSPDDelete2:
+	case pfkey.XSPDDelete, pfkey.XSPDDelete2, pfkey.XSPDExpire:
 		if p, err := takePolicy(m); err == nil {
 			return PolicyDeleted{p.Policy}
 		}

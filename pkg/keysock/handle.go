@@ -342,6 +342,12 @@ func (s *Server) NewMapping(n NewMapping) {
 	s.event(func(m *pfkey.Message, what int) error { return putNewMapping(m, &n, what) })
 }
 
+// PolicyExpired tells that a policy is gone since its life has ended. Linux has a
+// number for that and never sends it: opted-in sockets alone hear of it.
+func (s *Server) PolicyExpired(i *PolicyInfo) {
+	s.copyTo(s.policyMessage(&pfkey.Message{Header: pfkey.Header{Type: pfkey.XSPDExpire}}, i), (*conn).isOptedIn)
+}
+
 // event sends what the engine says by itself: pid 0, since clients drop events
 // with another one.
 func (s *Server) event(put func(m *pfkey.Message, what int) error) bool {

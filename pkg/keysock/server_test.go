@@ -480,3 +480,22 @@ func TestTransactionSAs(t *testing.T) {
 		}
 	}
 }
+
+// Who opted in is told of a policy whose life has ended, in full.
+func TestPolicyExpired(t *testing.T) {
+	r := start(t, ServerOptions{})
+	c, x := r.dial(), r.stranger()
+	x.register()
+	p, err := c.AddPolicy(r.ctx(), policy(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := x.recv(); m.Type != pfkey.XSPDAdd {
+		t.Errorf("stranger got %v", m)
+	}
+	r.inServer(func() { r.s.PolicyExpired(&PolicyInfo{Policy: *p}) })
+	if e, ok := nextEvent(t, c).(PolicyDeleted); !ok || e.Policy.ID != p.ID || e.Policy.Sel != p.Sel || e.Policy.Dir != p.Dir {
+		t.Errorf("got %+v", e)
+	}
+	x.quiet()
+}

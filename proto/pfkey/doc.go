@@ -80,6 +80,9 @@
 //	X_ABORT   226  <base>  forgets it, as does the connection's end
 //	X_STATUS  227  <base>; answers <base, blob> until offset+n == total: a JSON
 //	                       document about the engine
+//	X_SPDEXPIRE 21 engine to client, as the answer to X_SPDGET: the life of a
+//	                       policy has ended, and it is gone; Linux has the number
+//	                       and never sends it
 //	X_LOST    228  engine to client <base, count>: so many messages for this
 //	                       socket were dropped here
 //
