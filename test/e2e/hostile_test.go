@@ -84,10 +84,10 @@ func TestClearInbound(t *testing.T) {
 	b.LoadConfig(policyFor(b, "", aesSHA1))
 	was := b.Status().Counters["drop_in_clear"]
 	c := b.Capture("eth0")
-	if got := a.Ping(5, "-W", "1", "192.168.3.119"); got != 0 {
+	if got := a.Silence(5, "192.168.3.119"); got != 0 {
 		t.Errorf("%d of 5 pings in clear answered, want 0", got)
 	}
-	if got := a.Ping(2, "-W", "1", "-s", "4000", "192.168.3.119"); got != 0 {
+	if got := a.Silence(2, "-s", "4000", "192.168.3.119"); got != 0 {
 		t.Errorf("%d of 2 fragmented pings in clear answered, want 0", got)
 	}
 	for _, p := range lab.Of(c.Stop(), lab.Clear) {
@@ -161,10 +161,10 @@ func TestKillMissiu(t *testing.T) {
 			lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) {
 				return a.Run("kill", "-0", fmt.Sprint(pid)).Code != 0, ""
 			})
-			if got := b.Ping(50, "-W", "1", a.Addr.String()); got != 0 {
+			if got := b.Silence(50, a.Addr.String()); got != 0 {
 				t.Errorf("%d of 50 pings of the other side answered without missiu, want 0", got)
 			}
-			if got := a.Ping(3, "-W", "1", b.Addr.String()); got != 0 {
+			if got := a.Silence(3, b.Addr.String()); got != 0 {
 				t.Errorf("%d of 3 pings answered without missiu, want 0", got)
 			}
 			lab.NoClear(t, c.Packets())

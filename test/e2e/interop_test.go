@@ -306,7 +306,7 @@ func TestInteropNegotiation(t *testing.T) {
 	run("narrowed away", func() {
 		d.b.Must("ip", "addr", "add", "10.2.0.65/32", "dev", "lo")
 		d.peer("", "local_ts = 10.2.0.64/28")
-		if got := d.a.Ping(20, "-W", "1", "10.2.0.1"); got != 0 {
+		if got := d.a.Silence(20, "10.2.0.1"); got != 0 {
 			d.t.Errorf("%d pings answered", got)
 		}
 		if got := d.a.Ping(10, "10.2.0.65"); got != 10 {

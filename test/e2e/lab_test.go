@@ -25,7 +25,7 @@ func TestLabHosts(t *testing.T) {
 	if got := a.Ping(5, "fd00:3::119"); got != 5 {
 		t.Errorf("ping6: %d of 5", got)
 	}
-	if got := a.Ping(1, "-W", "1", "192.168.3.77"); got != 0 {
+	if got := a.Silence(1, "192.168.3.77"); got != 0 {
 		t.Errorf("a host that does not exist answered %d times", got)
 	}
 	n := lab.Count(c.Stop())

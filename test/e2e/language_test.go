@@ -55,7 +55,7 @@ func TestManualKeys(t *testing.T) {
 	for _, n := range []*lab.Node{a, b} {
 		loadPrivate(n, "-k", "flush\n"+other.Replace(keys))
 	}
-	if got := a.Ping(2, b.Addr.String()); got != 0 {
+	if got := a.Silence(2, b.Addr.String()); got != 0 {
 		t.Errorf("%d pings by SAs that the policy does not ask for", got)
 	}
 	for _, n := range []*lab.Node{a, b} {

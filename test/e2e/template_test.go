@@ -42,7 +42,7 @@ func TestRoadWarriors(t *testing.T) {
 	}
 	c := r.Capture("eth0")
 	// Without an SA the gateway has nobody to ask, and sends nothing.
-	if got := gw.Ping(2, "-I", "10.1.0.1", "10.9.0.1"); got != 0 {
+	if got := gw.Silence(2, "-I", "10.1.0.1", "10.9.0.1"); got != 0 {
 		t.Errorf("%d answers without any SA", got)
 	}
 	if n := gw.Status().Counters["drop_out_no_peer"]; n != 2 {
@@ -71,7 +71,7 @@ func TestRoadWarriors(t *testing.T) {
 		t.Errorf("gateway has %d SAs, want 4", n)
 	}
 	// An address that nobody has negotiated stays here.
-	if got := gw.Ping(1, "-I", "10.1.0.1", "10.9.0.3"); got != 0 {
+	if got := gw.Silence(1, "-I", "10.1.0.1", "10.9.0.3"); got != 0 {
 		t.Error("an answer from nowhere")
 	}
 	if n := gw.Status().Counters["drop_out_no_peer"]; n != 3 {

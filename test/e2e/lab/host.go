@@ -410,6 +410,13 @@ func (h *Host) Ping(n int, args ...string) int {
 	return Answered(r.Out, n)
 }
 
+// Silence sends exactly n echo requests, to which no answer is expected, and
+// returns how many of them were answered within a second.
+func (h *Host) Silence(n int, args ...string) int {
+	h.t.Helper()
+	return Answered(h.Run(append([]string{"ping", "-n", "-i", "0.02", "-W", "1", "-c", strconv.Itoa(n)}, args...)...).Out, n)
+}
+
 // PingArgs is the command line of a ping that sends n echo requests, interval
 // apart, and gives the last of them time to be answered. Its output is for
 // Answered. With -c alone ping waits for its last answers no longer than twice
