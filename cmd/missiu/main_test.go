@@ -105,11 +105,11 @@ func TestPoliciesFile(t *testing.T) {
 }
 
 func TestTAPMTU(t *testing.T) {
-	for _, tt := range []struct{ link, overhead, want int }{
-		{1500, worstOverhead, 1379}, {1500, 60, 1440}, {1300, 121, 1280}, {576, 60, 516}, {100, 60, 68},
+	for _, tt := range []struct{ link, inner, want int }{
+		{1500, 1379, 1379}, {1500, 1440, 1440}, {1300, 1179, 1280}, {576, 516, 516}, {100, 40, 68},
 	} {
-		if got := tapMTU(tt.link, tt.overhead); got != tt.want {
-			t.Errorf("tapMTU(%d, %d) = %d, want %d", tt.link, tt.overhead, got, tt.want)
+		if got := tapMTU(tt.link, tt.inner); got != tt.want {
+			t.Errorf("tapMTU(%d, %d) = %d, want %d", tt.link, tt.inner, got, tt.want)
 		}
 	}
 }

@@ -167,7 +167,7 @@ func (in *instance) open(adopted string) (err error) {
 	if name == "" {
 		name = adopted
 	}
-	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, worstOverhead), Offload: in.o.offload, ReadOffload: true, Wait: in.o.wait})
+	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, link.MTU-worstOverhead), Offload: in.o.offload, ReadOffload: true, Wait: in.o.wait})
 	if err != nil {
 		return err
 	}
@@ -275,18 +275,20 @@ func (in *instance) follow(ctx context.Context) error {
 				}
 				return nil
 			}
-			in.srv.Do(func() { in.overhead(in.keys.Stats().MaxOverhead) })
+			in.srv.Do(in.overhead)
 			in.log.Info("interface changed", zap.Bool("up", l.Up), zap.Int("mtu", l.MTU), zap.Stringer("mac", l.MAC))
 		}
 	}
 }
 
 // overhead gives the TAP the MTU that the SAs leave (DESIGN, decision 4).
-func (in *instance) overhead(n int) {
-	if n == 0 {
-		n = worstOverhead
+func (in *instance) overhead() {
+	link := in.wire.Link().MTU
+	inner := in.keys.InnerMTU(link)
+	if inner == link { // no SAs yet
+		inner -= worstOverhead
 	}
-	mtu := tapMTU(in.wire.Link().MTU, n)
+	mtu := tapMTU(link, inner)
 	if mtu == in.tap.MTU() {
 		return
 	}
@@ -298,8 +300,7 @@ func (in *instance) overhead(n int) {
 // tapMTU never goes below what IPv6 needs, if the link itself has that much:
 // the kernel would take IPv6 off the TAP. Results that are too long then are
 // cut into fragments.
-func tapMTU(link, overhead int) int {
-	mtu := link - overhead
+func tapMTU(link, mtu int) int {
 	if mtu < packet.MinIPv6MTU && link >= packet.MinIPv6MTU {
 		return packet.MinIPv6MTU
 	}

@@ -365,7 +365,7 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 	}
 	fragment := 0
 	if mtu := w.e.c.Wire.PathMTU(dst); p.total > mtu {
-		inner := innerMTU(t, mtu-p.fixed, p.payload-off)
+		inner := t.Overhead().MaxPayload(mtu-p.fixed+t.HeaderLen()) + p.payload - off
 		if !whole && w.refuse(buf[off:off+n], inner, n) {
 			return
 		}
@@ -443,16 +443,6 @@ func (w *outWorker) putIP(out []byte, sa *sad.SA, p *plan, i *packet.Info, head 
 	if fragment != 0 {
 		packet.ClearDF(out)
 	}
-}
-
-// innerMTU is the length of the largest packet whose protected form fits, when room octets
-// remain for payload and trailer, and kept octets of it are not payload.
-func innerMTU(t *esp.Transform, room, kept int) int {
-	p := room - t.ICVLen() - 2 // the trailer without padding
-	for p > 0 && p+t.TrailerLen(p) > room {
-		p--
-	}
-	return p + kept
 }
 
 // refuse answers a packet that is too long for the path once it is protected,

@@ -77,7 +77,7 @@ func (w *outWorker) openPack(sa *sad.SA, n int, now time.Time) *pack {
 	}
 	k.p.sizeESP(sa)
 	mtu := min(w.e.c.Wire.PathMTU(sa.P.Dst), 65535)
-	if k.room = innerMTU(sa.T, mtu-k.p.fixed, 0); k.n+n > k.room {
+	if k.room = sa.T.Overhead().MaxPayload(mtu - k.p.fixed + sa.T.HeaderLen()); k.n+n > k.room {
 		return nil
 	}
 	if w.packs.open[w.packs.evict].sa != nil {

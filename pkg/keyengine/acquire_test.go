@@ -48,7 +48,7 @@ func TestAcquire(t *testing.T) {
 		if _, err := r.add(outSA(0x1000, 7), a.Seq); err != nil {
 			r.Fatal(err)
 		}
-		r.want("overhead 57", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0")
+		r.want("mtu 1446", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0")
 		if r.Stats().Acquires != 0 || len(r.asked) != 0 || len(r.timers) != 0 {
 			r.Errorf("left: %+v, %d asked, %d timers", r.Stats(), len(r.asked), len(r.timers))
 		}
@@ -58,7 +58,7 @@ func TestAcquire(t *testing.T) {
 		// When it is gone the next packet asks again, with another seq.
 		r.do(func() { r.Flush(0) })
 		r.NeedSA(e, k, flow)
-		r.want("overhead 0", "removed 0x00001000", "acquire 192.0.2.1->198.51.100.2 reqid 7")
+		r.want("mtu 1500", "removed 0x00001000", "acquire 192.0.2.1->198.51.100.2 reqid 7")
 		if r.acquires[1].Seq == a.Seq || r.acquires[1].Seq == 0 {
 			r.Errorf("got seq %d again", a.Seq)
 		}
@@ -264,7 +264,7 @@ func TestAcquireOpenEnd(t *testing.T) {
 		if _, err := r.add(sa, 0); err != nil {
 			r.Fatal(err)
 		}
-		r.want("overhead 57", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0", "installed 0.0.0.0->198.51.100.2 reqid 7")
+		r.want("mtu 1446", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0", "installed 0.0.0.0->198.51.100.2 reqid 7")
 		if r.Stats().Acquires != 0 || len(r.asked) != 0 {
 			r.Errorf("left: %+v, %d asked", r.Stats(), len(r.asked))
 		}

@@ -86,9 +86,8 @@ type Options struct {
 	Failed func(key sad.OutKey)
 	// Removed: sa is out of the SAD.
 	Removed func(sa *sad.SA)
-	// Overhead: the largest number of octets that an SA in the SAD adds to a
-	// packet is now n.
-	Overhead func(n int)
+	// Overhead: InnerMTU may have another answer now.
+	Overhead func()
 	// Divert is told what joins the divert set before the policies that want
 	// it are in force, and what leaves it after they are gone, so that no
 	// packet passes by them in between. An error of the former refuses the
@@ -109,8 +108,7 @@ type Engine struct {
 	first    *record // of a list in the order of making
 	last     *record
 	spis     map[protoSPI]int // SAs with this SPI, whatever the destination
-	overhead map[kind]int     // SAs by what they add to a packet
-	maxOver  int
+	overhead map[overhead]int // SAs by what they add to a packet
 
 	// ACQUIREs
 	pending map[wanted]*pending
@@ -145,7 +143,7 @@ func New(o Options) *Engine {
 		o:        o,
 		recs:     map[ipsec.SAID]*record{},
 		spis:     map[protoSPI]int{},
-		overhead: map[kind]int{},
+		overhead: map[overhead]int{},
 		pending:  map[wanted]*pending{},
 		bySeq:    map[uint32]*pending{},
 		reqid:    freshReqID,
@@ -242,14 +240,13 @@ type Stats struct {
 	SAs, Policies int
 	Acquires      int    // outstanding
 	Refused       uint64 // wanted SAs that were not asked for, too many being outstanding
-	MaxOverhead   int    // octets
 }
 
 // Stats returns the numbers.
 func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return Stats{len(e.recs), e.o.SPD.Len(), len(e.pending), e.refused, e.maxOver}
+	return Stats{len(e.recs), e.o.SPD.Len(), len(e.pending), e.refused}
 }
 
 // refusal is an error with the errno that goes to the client.

@@ -136,11 +136,10 @@ func (e *Engine) relocate(v relocation) {
 	r.sa, r.p.Src, r.p.Dst = v.is, v.src, v.dst
 	e.recs[r.p.SAID] = r
 	e.mu.Unlock()
-	if r.overhead != 0 {
-		was := r.overhead
-		r.overhead = overhead(r.sa)
-		e.addOverhead(r.p.Proto, r.overhead, 1)
-		e.addOverhead(r.p.Proto, was, -1)
+	if was := r.overhead; was != (overhead{}) {
+		r.overhead = overheadOf(r.sa)
+		e.addOverhead(r.overhead, 1)
+		e.addOverhead(was, -1)
 	}
 	if r.sa.State() == sad.Larval {
 		return

@@ -99,16 +99,16 @@ func TestMigrate(t *testing.T) {
 				if seq, _ := sa.NextSeq(1); seq != first+10 || sa.Packets() != 10 {
 					t.Errorf("sequence number %d after %d, %d packets; want %d, 10", seq, first, sa.Packets(), first+10)
 				}
-				if tt.overhead && r.Stats().MaxOverhead < 40 {
-					t.Errorf("overhead %d", r.Stats().MaxOverhead)
+				if tt.overhead && r.InnerMTU(1500) > 1460 {
+					t.Errorf("MTU %d", r.InnerMTU(1500))
 				}
 				// The move back finds everything; the SAs still end.
 				back := move(7, self, peer)
 				back.OldSrc, back.OldDst, back.NewSrc, back.NewDst = tt.src, tt.dst, self, peer
 				r.errno(r.migrate(back), 0)
 				r.do(func() { r.Flush(0) })
-				if r.o.SAD.Len() != 0 || r.first != nil || len(r.spis) != 0 || r.Stats().MaxOverhead != 0 {
-					t.Errorf("after FLUSH: %d SAs, %v, overhead %d", r.o.SAD.Len(), r.spis, r.Stats().MaxOverhead)
+				if r.o.SAD.Len() != 0 || r.first != nil || len(r.spis) != 0 || r.InnerMTU(1500) != 1500 {
+					t.Errorf("after FLUSH: %d SAs, %v, MTU %d", r.o.SAD.Len(), r.spis, r.InnerMTU(1500))
 				}
 			})
 		})

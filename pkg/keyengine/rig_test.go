@@ -33,6 +33,7 @@ type rig struct {
 	registered bool
 	log        []string
 	divertErr  error
+	mtu        int // of the TAP
 	acquires   []keysock.Acquire
 	expires    []*keysock.SAInfo
 }
@@ -69,13 +70,18 @@ func (r *rig) PolicyExpired(i *keysock.PolicyInfo) { r.note("policy %d expired",
 func testRig(t *testing.T, f func(r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{T: t, registered: true}
+		r := &rig{T: t, registered: true, mtu: 1500}
 		r.Engine = New(Options{
 			SAD: sad.NewDB(), SPD: spd.NewDB(),
 			Installed: func(k sad.OutKey) { r.note("installed %v->%v reqid %d", k.Src, k.Dst, k.ReqID) },
 			Failed:    func(k sad.OutKey) { r.note("failed %v->%v reqid %d", k.Src, k.Dst, k.ReqID) },
 			Removed:   func(s *sad.SA) { r.note("removed %v", s.P.SPI) },
-			Overhead:  func(n int) { r.note("overhead %d", n) },
+			Overhead: func() {
+				if was := r.mtu; was != r.InnerMTU(1500) {
+					r.mtu = r.InnerMTU(1500)
+					r.note("mtu %d", r.mtu)
+				}
+			},
 			Divert: func(c DivertChange) error {
 				r.note("divert +%v -%v = %v, %d policies", c.Add, c.Remove, c.Set(), r.o.SPD.Len())
 				return r.divertErr

@@ -12,6 +12,7 @@ import (
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/mac"
 	"github.com/missiu/missiu/pkg/datapath/aggfrag"
+	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/ipcomp"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/replay"
@@ -25,7 +26,7 @@ type record struct {
 	sa       *sad.SA
 	p        ipsec.SAParams // with keys and the limits in force
 	seq      uint32         // of the ACQUIRE
-	overhead int
+	overhead overhead
 	timer    timer
 	idle     bool // dying since it is not used
 
@@ -240,9 +241,8 @@ func (e *Engine) put(p *ipsec.SAParams, sa *sad.SA, seq uint32, larval *record) 
 			r.seq = seq
 		}
 	}
-	if r.overhead = overhead(sa); r.overhead != 0 {
-		e.addOverhead(p.Proto, r.overhead, 1)
-	}
+	r.overhead = overheadOf(sa)
+	e.addOverhead(r.overhead, 1)
 	e.schedule(r, now)
 	e.answered(r, seq)
 	return r.info(), nil
@@ -405,70 +405,86 @@ func (e *Engine) remove(r *record) {
 	}
 	r.p.Wipe()
 	r.p.EncrKey, r.p.AuthKey = ipsec.Key{}, ipsec.Key{}
-	if r.overhead != 0 {
-		e.addOverhead(r.p.Proto, r.overhead, -1)
-	}
+	e.addOverhead(r.overhead, -1)
 	if e.o.Removed != nil {
 		e.o.Removed(r.sa)
 	}
 }
 
-// overhead is how many octets sa adds to a packet at most.
-func overhead(sa *sad.SA) int {
-	n := 0
-	switch sa.P.Proto {
-	case ipsec.AH:
-		n = sa.AH.HeaderLen(sa.P.Dst.Is6())
-	case ipsec.ESP:
-		n = sa.T.MaxOverhead()
-		if sa.P.AggFrag {
-			n += aggfrag.HeaderLen
-		}
-	} // IPComp never makes a packet longer
-	if sa.P.Encap != nil {
-		n += packet.UDPLen
-	}
-	if sa.P.Mode == ipsec.Tunnel {
-		if sa.P.Dst.Is4() {
-			return n + packet.IPv4Len
-		}
-		return n + packet.IPv6Len
-	}
-	return n
-}
-
-// kind of SA: its protocol and what it adds to a packet.
-type kind struct {
+// overhead is what an SA adds to a packet; the zero value is nothing.
+type overhead struct {
 	proto ipsec.Protocol
-	n     int
+	fixed int // octets in front of ESP; AH, or the IP header of a tunnel
+	kept  int // octets of the packet that are not payload of ESP; below 0: payload beside it
+	esp   esp.Overhead
 }
 
-// addOverhead counts SAs by kind. What packets grow by is the sum of the
-// largest of each protocol, since bundles have one of each.
-func (e *Engine) addOverhead(proto ipsec.Protocol, n, d int) {
-	k := kind{proto, n}
-	if e.overhead[k] += d; e.overhead[k] == 0 {
-		delete(e.overhead, k)
+// overheadOf is that of sa. In transport mode packets have an IP header without
+// options.
+func overheadOf(sa *sad.SA) overhead {
+	o := overhead{proto: sa.P.Proto}
+	ip, tunnel := packet.IPv4Len, sa.P.Mode == ipsec.Tunnel
+	if sa.P.Dst.Is6() {
+		ip = packet.IPv6Len
 	}
-	var esp, ah, comp int
-	for k := range e.overhead { // few
-		switch k.proto {
-		case ipsec.ESP:
-			esp = max(esp, k.n)
+	switch {
+	case sa.T != nil:
+		o.fixed, o.esp = ip, sa.T.Overhead()
+		if sa.P.Encap != nil {
+			o.fixed += packet.UDPLen
+		}
+		switch {
+		case sa.P.AggFrag:
+			o.kept = -aggfrag.HeaderLen
+		case !tunnel:
+			o.kept = ip
+		}
+		return o
+	case sa.AH != nil:
+		o.fixed = sa.AH.HeaderLen(sa.P.Dst.Is6())
+	case !tunnel: // IPComp never makes a packet longer
+		return overhead{}
+	}
+	if tunnel {
+		o.fixed += ip
+	}
+	return o
+}
+
+// addOverhead counts SAs by what they add.
+func (e *Engine) addOverhead(o overhead, d int) {
+	if o == (overhead{}) {
+		return
+	}
+	was := len(e.overhead)
+	if e.overhead[o] += d; e.overhead[o] == 0 {
+		delete(e.overhead, o)
+	}
+	if len(e.overhead) != was && e.o.Overhead != nil {
+		e.o.Overhead()
+	}
+}
+
+// InnerMTU is the length in octets of the longest packet that any SA in the SAD
+// makes no more than link octets of; link itself without SAs. Bundles have one
+// SA of each protocol: IPComp in ESP in AH, so the largest of each counts.
+func (e *Engine) InnerMTU(link int) int {
+	var ah, comp int
+	for o := range e.overhead { // few
+		switch o.proto {
 		case ipsec.AH:
-			ah = max(ah, k.n)
-		default:
-			comp = max(comp, k.n)
+			ah = max(ah, o.fixed)
+		case ipsec.IPComp:
+			comp = max(comp, o.fixed)
 		}
 	}
-	top := esp + ah + comp
-	e.mu.Lock()
-	changed := top != e.maxOver
-	e.maxOver = top
-	e.mu.Unlock()
-	if changed && e.o.Overhead != nil {
-		e.o.Overhead(top)
+	mtu := link - ah
+	for o := range e.overhead {
+		if o.proto == ipsec.ESP {
+			mtu = min(mtu, o.esp.MaxPayload(link-ah-o.fixed)+o.kept)
+		}
 	}
+	return mtu - comp
 }
 
 // info describes the SA without keys.

@@ -86,7 +86,7 @@ func TestLarval(t *testing.T) {
 		if u.State != keysock.Mature || u.SPI != 300 || u.ReqID != 7 || u.Mode != ipsec.Tunnel || !u.Added.Equal(time.Now()) || u.EncrKey.Len() != 0 {
 			r.Errorf("got %+v", u)
 		}
-		r.want("overhead 57", "installed 198.51.100.2->192.0.2.1 reqid 7", "installed 198.51.100.2->192.0.2.1 reqid 0")
+		r.want("mtu 1446", "installed 198.51.100.2->192.0.2.1 reqid 7", "installed 198.51.100.2->192.0.2.1 reqid 0")
 		r.after(time.Hour)
 		r.want()
 		sa := r.o.SAD.Lookup(p.SAID)
@@ -193,8 +193,8 @@ func TestAddGetDelete(t *testing.T) {
 		if r.o.SAD.Len() != 0 {
 			r.Error("still in the SAD")
 		}
-		r.want("overhead 57", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0",
-			"overhead 0", "removed 0x00001000")
+		r.want("mtu 1446", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0",
+			"mtu 1500", "removed 0x00001000")
 	})
 }
 
@@ -209,19 +209,19 @@ func TestFlushAndOverhead(t *testing.T) {
 		six := outSA(0x1002, 0)
 		six.Src, six.Dst = self6, peer6
 		r.add(six, 0)
-		r.want("overhead 65", "installed 192.0.2.1->198.51.100.2 reqid 0", "installed 192.0.2.1->198.51.100.2 reqid 0",
-			"overhead 77", "installed 2001:db8::1->2001:db8::2 reqid 0")
+		r.want("mtu 1438", "installed 192.0.2.1->198.51.100.2 reqid 0", "installed 192.0.2.1->198.51.100.2 reqid 0",
+			"mtu 1426", "installed 2001:db8::1->2001:db8::2 reqid 0")
 		r.do(func() { r.Delete(six.SAID, netip.Addr{}) })
-		r.want("overhead 65", "removed 0x00001002")
+		r.want("mtu 1438", "removed 0x00001002")
 		agg := outSA(0x1003, 0)
 		agg.AggFrag, agg.Encap = true, p.Encap
 		r.add(agg, 0)
-		r.want("overhead 69", "installed 192.0.2.1->198.51.100.2 reqid 0")
+		r.want("mtu 1434", "installed 192.0.2.1->198.51.100.2 reqid 0")
 		if i, err := r.Get(agg.SAID, agg.Src); err != nil || !i.AggFrag {
 			r.Errorf("GET: %+v, %v", i, err)
 		}
 		r.do(func() { r.Delete(agg.SAID, netip.Addr{}) })
-		r.want("overhead 65", "removed 0x00001003")
+		r.want("mtu 1438", "removed 0x00001003")
 		r.do(func() {
 			if r.Flush(ipsec.AH) {
 				r.Error("AH: removed something")
@@ -230,7 +230,7 @@ func TestFlushAndOverhead(t *testing.T) {
 				r.Error("flush")
 			}
 		})
-		if r.o.SAD.Len() != 0 || r.Stats().SAs != 0 || r.Stats().MaxOverhead != 0 {
+		if r.o.SAD.Len() != 0 || r.Stats().SAs != 0 || r.InnerMTU(1500) != 1500 {
 			r.Errorf("left: %+v", r.Stats())
 		}
 	})
@@ -283,7 +283,7 @@ func TestUpdateMature(t *testing.T) {
 		}
 		// The soft state stayed, the hard limit too.
 		r.after(time.Hour)
-		r.want("overhead 0", "removed 0x00001000", "hard expire 0x00001000 dead")
+		r.want("mtu 1500", "removed 0x00001000", "hard expire 0x00001000 dead")
 	})
 }
 
@@ -325,7 +325,7 @@ func TestExpireByTime(t *testing.T) {
 					until(c.softAt, "soft expire 0x00001000 dying")
 				}
 				if c.hardAt != 0 {
-					until(c.hardAt, "overhead 0", "removed 0x00001000", "hard expire 0x00001000 dead")
+					until(c.hardAt, "mtu 1500", "removed 0x00001000", "hard expire 0x00001000 dead")
 				}
 				r.after(time.Hour)
 				r.want()
@@ -352,7 +352,7 @@ func TestExpireByTraffic(t *testing.T) {
 				passed++
 			}
 		}
-		r.want("soft expire 0x00001000 dying", "overhead 0", "removed 0x00001000", "hard expire 0x00001000 dead")
+		r.want("soft expire 0x00001000 dying", "mtu 1500", "removed 0x00001000", "hard expire 0x00001000 dead")
 		if passed != 3 {
 			r.Errorf("%d packets passed, want 3", passed)
 		}
@@ -401,11 +401,11 @@ func TestBundleSAs(t *testing.T) {
 				r.Errorf("got %+v", i)
 			}
 			if p == esp {
-				base = r.Stats().MaxOverhead
+				base = r.InnerMTU(1500)
 			}
 		}
-		if got := r.Stats().MaxOverhead; got != base+24 {
-			r.Errorf("overhead %d with AH, %d without, want 24 more", got, base)
+		if got := r.InnerMTU(1500); got != base-24 {
+			r.Errorf("MTU %d with AH, %d without, want 24 less", got, base)
 		}
 		i, err := r.Get(ah.SAID, ah.Src)
 		r.errno(err, 0)
@@ -417,8 +417,8 @@ func TestBundleSAs(t *testing.T) {
 				r.Errorf("no %v to flush", proto)
 			}
 		}
-		if r.o.SAD.Len() != 0 || r.Stats().MaxOverhead != 0 || len(r.overhead) != 0 {
-			r.Errorf("%d SAs, overhead %d are left", r.o.SAD.Len(), r.Stats().MaxOverhead)
+		if r.o.SAD.Len() != 0 || r.InnerMTU(1500) != 1500 || len(r.overhead) != 0 {
+			r.Errorf("%d SAs, MTU %d are left", r.o.SAD.Len(), r.InnerMTU(1500))
 		}
 	})
 }

@@ -135,8 +135,26 @@ func (t *Transform) HeaderLen() int { return t.hdr }
 // length, next header and ICV.
 func (t *Transform) TrailerLen(n int) int { return t.padLen(n) + trailer + t.icv }
 
-// MaxOverhead is the largest HeaderLen + TrailerLen.
-func (t *Transform) MaxOverhead() int { return t.hdr + t.align - 1 + trailer + t.icv }
+// Overhead is what makes an ESP packet longer than its payload, in octets. It
+// is comparable: SAs of one suite have the same.
+type Overhead struct {
+	Header int // ESP header and IV
+	Align  int // of payload, padding, pad length and next header together
+	ICV    int
+}
+
+// MaxPayload is the length of the longest payload whose ESP packet has no more
+// than room octets; below 0 not even an empty one fits.
+func (o Overhead) MaxPayload(room int) int {
+	room -= o.Header + o.ICV
+	if room < 0 {
+		return -trailer
+	}
+	return room/o.Align*o.Align - trailer
+}
+
+// Overhead returns what the transform adds.
+func (t *Transform) Overhead() Overhead { return Overhead{t.hdr, t.align, t.icv} }
 
 // ICVLen is the number of octets of the ICV.
 func (t *Transform) ICVLen() int { return t.icv }

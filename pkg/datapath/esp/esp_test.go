@@ -129,8 +129,11 @@ func TestRoundTrip(t *testing.T) {
 				if want := tr.HeaderLen() + n + tr.TrailerLen(n); len(pkt) != want {
 					t.Fatalf("%v: %d octets make %d, want %d", su, n, len(pkt), want)
 				}
-				if over := len(pkt) - n; over > tr.MaxOverhead() {
-					t.Errorf("%v: overhead %d of %d octets beyond MaxOverhead %d", su, over, n, tr.MaxOverhead())
+				if k := tr.Overhead().MaxPayload(len(pkt)); k < n || tr.HeaderLen()+k+tr.TrailerLen(k) > len(pkt) || tr.HeaderLen()+k+1+tr.TrailerLen(k+1) <= len(pkt) {
+					t.Errorf("%v: MaxPayload(%d) = %d, and %d octets fit", su, len(pkt), k, n)
+				}
+				if k := tr.Overhead().MaxPayload(len(pkt) - 1); k >= n {
+					t.Errorf("%v: MaxPayload(%d) = %d, and %d octets make one more", su, len(pkt)-1, k, n)
 				}
 				if got := binary.BigEndian.Uint64(pkt); got != 0xc0ffee00<<32|seq&0xffffffff {
 					t.Errorf("%v: header %016x", su, got)
@@ -638,8 +641,8 @@ func TestOld(t *testing.T) {
 				payload := pattern(n, 7)
 				seq := uint64(1)<<32 + uint64(n) // beyond what a header could count
 				pkt := sealOne(t, tr, s, payload, 17, seq)
-				if over := len(pkt) - n; over != tr.HeaderLen()+tr.TrailerLen(n) || over > tr.MaxOverhead() {
-					t.Errorf("%v: %d octets more on %d, MaxOverhead %d", su, over, n, tr.MaxOverhead())
+				if over := len(pkt) - n; over != tr.HeaderLen()+tr.TrailerLen(n) || tr.Overhead().MaxPayload(len(pkt)) < n || tr.Overhead().MaxPayload(len(pkt)-1) >= n {
+					t.Errorf("%v: %d octets more on %d, MaxPayload %d", su, over, n, tr.Overhead().MaxPayload(len(pkt)))
 				}
 				if (len(pkt)-tr.HeaderLen())%8 != 0 || binary.BigEndian.Uint32(pkt) != uint32(p.SPI) {
 					t.Errorf("%v: %x", su, pkt)
