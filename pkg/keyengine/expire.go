@@ -24,7 +24,11 @@ func (e *Engine) schedule(r *record, now time.Time) {
 		if mature {
 			next = earlier(next, r.idleAt(now))
 		} else {
-			next = earlier(next, now.Add(max(time.Second, max(r.p.Idle.AddTime, r.p.Idle.UseTime)/8)))
+			every := r.p.Idle.UseTime // what is used is seen before it is idle again
+			if every == 0 {
+				every = r.p.Idle.AddTime
+			}
+			next = earlier(next, now.Add(max(time.Second, every/8)))
 		}
 	}
 	e.timers.set(&r.timer, next)

@@ -562,6 +562,15 @@ func TestIdle(t *testing.T) {
 		r.want()
 		r.after(1)
 		r.want("soft expire 0x00001000 dying")
+		// One use in the middle of a long silence is seen.
+		r.after(time.Minute + s/2)
+		sa.Account(1, 1, time.Now())
+		r.after(s)
+		if sa.State() != sad.Mature {
+			r.Errorf("used, and %v", sa.State())
+		}
+		r.after(s)
+		r.want("soft expire 0x00001000 dying")
 	})
 	// Without a limit for use, one packet is enough for ever.
 	testRig(t, func(r *rig) {

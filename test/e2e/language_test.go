@@ -73,6 +73,68 @@ func TestManualKeys(t *testing.T) {
 	}
 }
 
+// What Solaris' key files say of sequence numbers and idle SAs: they begin behind
+// a number, go on where they were saved when one host alone loads them again,
+// which begun anew would be a replay, and die while nobody uses them.
+func TestManualKeysResumed(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	line := func(src, dst *lab.Node, spi, more string) string {
+		return fmt.Sprintf("add esp spi %s src %v dst %v encr_alg aes encrkey %s auth_alg sha256 authkey %s replay 64 %s\n", spi, src.Addr, dst.Addr, key16, key32, more)
+	}
+	keys := func(more string) string { return line(a, b, "0x1001", more) + line(b, a, "0x1002", more) }
+	for _, n := range []*lab.Node{a, b} {
+		n.StartMissiu()
+		n.Route()
+		loadPrivate(n, "-k", keys("replay_value 1000 idle_addtime 60 idle_usetime 2"))
+		n.LoadConfig(policyFor(n, "", "encr_algs aes encr_auth_algs sha256"))
+	}
+	c := a.CaptureWhole("eth0")
+	pings(t, a, 5)
+	ps := c.Stop()
+	lab.NoClear(t, ps)
+	next := map[uint32]uint32{0x1001: 1001, 0x1002: 1001}
+	for _, p := range ps {
+		if p.Kind != lab.ESP {
+			continue
+		}
+		if p.Seq != next[p.SPI] {
+			t.Errorf("SPI %#x: number %d, want %d", p.SPI, p.Seq, next[p.SPI])
+		}
+		next[p.SPI]++
+	}
+	if next[0x1001] != 1006 || next[0x1002] != 1006 {
+		t.Errorf("on the link %v, want 5 packets each way", next)
+	}
+
+	a.Do("./loadConfig -s saved && ./loadConfig -F && ./loadConfig -k saved")
+	pings(t, a, 5)
+	if out := a.Do("./loadConfig -d --json"); strings.Count(out, `"last_sequence":1010`) != 2 {
+		t.Errorf("behind the second pings\n%s\nwant the numbers 1010", out)
+	}
+
+	state := func(want string) {
+		t.Helper()
+		lab.Until(t, 15*time.Second, "SAs that are "+want, func() (bool, string) {
+			sas := a.Mature()
+			return len(sas) == 2 && sas[0].State == want && sas[1].State == want, fmt.Sprintf("%+v", sas)
+		})
+	}
+	state("dying")
+	pings(t, a, 5)
+	state("mature")
+
+	// Begun anew, what a sends is behind b's window.
+	a.Do("./loadConfig -F")
+	loadPrivate(a, "-k", keys(""))
+	if got := a.Ping(2, b.Addr.String()); got != 0 {
+		t.Errorf("%d pings with numbers that b has seen", got)
+	}
+	for _, n := range []*lab.Node{a, b} {
+		n.Do("./missiu -i eth0 stop")
+	}
+}
+
 // A server with "or pass" serves a client without IPsec, and one that has it in
 // ESP as soon as it negotiates.
 func TestOrPass(t *testing.T) {
