@@ -53,11 +53,11 @@ func newGateways(t *testing.T, outer6 bool) *gateways {
 	return g
 }
 
-// up starts the product on both gateways, with tunnels for both inner families.
-func (g *gateways) up(udp bool) {
+// up starts the product on both gateways, with tunnels for both inner families; options are missiu's.
+func (g *gateways) up(udp bool, options ...string) {
 	lans := map[*lab.Node][2]string{g.ga: {"10.1.0.0/24", "fd0a::/64"}, g.gb: {"10.2.0.0/24", "fd0b::/64"}}
 	for _, n := range []*lab.Node{g.ga, g.gb} {
-		n.StartMissiu()
+		n.StartMissiu(options...)
 	}
 	for _, n := range []*lab.Node{g.ga, g.gb} {
 		other := g.gb

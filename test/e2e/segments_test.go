@@ -24,6 +24,12 @@ func newTunnel(t *testing.T, outer6, udp bool, options ...string) (a, b *lab.Nod
 	if outer6 {
 		wa, wb = netip.MustParseAddr("fd00:3::118"), netip.MustParseAddr("fd00:3::119")
 	}
+	tunnel(a, b, wa, wb, udp, options...)
+	return a, b
+}
+
+// tunnel starts missiu on two hosts and makes the tunnel between wa and wb.
+func tunnel(a, b *lab.Node, wa, wb netip.Addr, udp bool, options ...string) {
 	port := uint16(0)
 	if udp {
 		port = 4500
@@ -46,7 +52,6 @@ func newTunnel(t *testing.T, outer6, udp bool, options ...string) (a, b *lab.Nod
 			n.Sh(fmt.Sprintf("ip link set %[1]s up; ip route add %[2]v dev %[1]s src %[3]v", n.TAP(), host(there), here))
 		}
 	}
-	return a, b
 }
 
 // TestSegmentsOnTheLink: an independent implementation opens every segment and

@@ -528,6 +528,9 @@ func (h *chain) rules(ifname string) {
 
 	toLocal6 := h.member("local6", 24, 16, false)
 	for _, p := range []byte{protoESP, protoAH, protoIPComp} {
+		// The kernel's walk along headers reads nonsense where the packet's front
+		// lies in fragments of the buffer, as of jumbo frames from AF_PACKET.
+		rule(v6, field(network, 6, eq, p), toLocal6, drop)
 		l4 := []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: eq, Register: 1, Data: []byte{p}}}
 		if p == protoAH { // an extension header to the kernel
 			l4 = []expr.Any{

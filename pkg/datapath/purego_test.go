@@ -1,5 +1,0 @@
-//go:build purego
-
-package datapath
-
-const purego = true
