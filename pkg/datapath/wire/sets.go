@@ -133,6 +133,9 @@ func isIPsec(proto byte) bool { return proto == protoESP || proto == protoAH || 
 // ESP, AH or IPComp, as far as the kernel does. Of a later fragment the chain is cut at
 // the fragment header, which still names what follows.
 func isIPsec6(b []byte) bool {
+	if isIPsec(b[6]) {
+		return true // the chain does not need the walk for it either
+	}
 	whole := b[0]>>4 == 6 && 40+int(binary.BigEndian.Uint16(b[4:])) <= len(b)
 	next, off := b[6], 40
 	for {
