@@ -75,7 +75,9 @@ func TestLargeCommit(t *testing.T) {
 			ps := slices.Clone(b.m.policies)
 			b.m.commit(e)
 			time.Sleep(time.Second)
+			b.m.mu.Lock()
 			took = 15 * time.Second
+			b.m.mu.Unlock()
 			b.m.commit(e, ps...)
 			time.Sleep(10 * time.Millisecond)
 			start := time.Now()
