@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -1086,4 +1087,80 @@ func cut(t *testing.T, ip []byte, mtu int) (fs [][]byte) {
 
 func espPacket(dst, src []byte, next uint8, seq uint64) esp.Packet {
 	return esp.Packet{Dst: dst, Src: src, Next: next, Seq: seq}
+}
+
+// TestCountRuns: the packets of a batch share one reservation of sequence
+// numbers and one account, and numbers, limits and the end of numbers are as
+// exact as for packets one by one.
+func TestCountRuns(t *testing.T) {
+	for _, name := range []string{"tunnel 4 in 4", "udp tunnel 4 in 4"} {
+		p := gcm(pairs()[name])
+		one := udpPacket(p.in, p.out, 1, 2, 30)
+		spec := superSpec{udp: true, size: 100, n: 350}
+		many, o := spec.build(p.in, p.out)
+		start := func(q *ipsec.SAParams) (*node, *sad.SA) {
+			a := newNode(t, p.src)
+			a.policy(ipsec.Policy{Dir: ipsec.Out, Sel: ipsec.Selector{Src: prefix(p.in), Dst: prefix(p.out)}, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+			sa := a.sa(q)
+			if p.encap != nil {
+				a.e.c.UDP = memUDP{n: a}
+			}
+			return a, sa
+		}
+		frames := func(n int) (fs []*tap.Frame) {
+			for range n {
+				fs = append(fs, frameOf(one, tap.Offload{}))
+			}
+			return fs
+		}
+		numbers := func(sent [][]byte) (seqs []uint32) {
+			var i packet.Info
+			for _, b := range sent {
+				if !packet.Decode(b, &i) {
+					t.Fatalf("%s: %x", name, b)
+				}
+				off := i.HdrLen + 4
+				if p.encap != nil {
+					off += packet.UDPLen
+				}
+				seqs = append(seqs, binary.BigEndian.Uint32(b[off:]))
+			}
+			return seqs
+		}
+		t.Run(name, func(t *testing.T) {
+			a, sa := start(p.params())
+			sent := a.sendFrames(slices.Concat(frames(5), []*tap.Frame{frameOf(many, o)}, frames(3))...)
+			if got, want := numbers(sent), []uint32{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}; !slices.Equal(got, want) {
+				t.Errorf("numbers %v, want %v", got, want)
+			}
+			if want := uint64(8*len(one) + len(many) + 3*28); sa.Packets() != 12 || sa.Bytes() != want || a.e.out.counted != 0 {
+				t.Errorf("account of %d packets, %d octets, want 12, %d", sa.Packets(), sa.Bytes(), want)
+			}
+			var i packet.Info
+			packet.Decode(one, &i)
+			if e, _ := a.e.c.SPD.Lookup(ipsec.Out, &i); e == nil || e.Packets() != 12 {
+				t.Errorf("policy: %+v, want 12 packets", e)
+			}
+
+			for _, bytes := range []bool{false, true} {
+				q := p.params()
+				q.Soft.Packets, q.Hard.Packets = 2, 4
+				if bytes {
+					q.Soft, q.Hard = ipsec.Lifetime{Bytes: uint64(len(one) + 1)}, ipsec.Lifetime{Bytes: uint64(5*len(one) - 1)}
+				}
+				a, _ = start(q)
+				if sent := a.sendFrames(frames(6)...); !slices.Equal(numbers(sent), []uint32{1, 2, 3, 4}) || len(a.limit) != 2 || a.limit[0] || !a.limit[1] {
+					t.Errorf("limits: sent %v, reports of hard ones %v", numbers(sent), a.limit)
+				}
+				a.wantCount(map[Counter]uint64{OutProtected: 4, DropOutLifetime: 2})
+			}
+
+			a, sa = start(p.params())
+			sa.NextSeq(1<<32 - 1 - 3) // three are left
+			if sent := a.sendFrames(frames(5)...); !slices.Equal(numbers(sent), []uint32{1<<32 - 3, 1<<32 - 2, 1<<32 - 1}) {
+				t.Errorf("end of numbers: sent %v", numbers(sent))
+			}
+			a.wantCount(map[Counter]uint64{OutProtected: 3, DropOutSequence: 2})
+		})
+	}
 }

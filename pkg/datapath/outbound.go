@@ -31,6 +31,10 @@ type outWorker struct {
 	arena   []byte      // segments of super-frames, and datagrams
 	used    int         // of arena
 	sealed  uint        // packets since the batch began
+	counted int         // jobs that have their sequence numbers
+	decided *spd.Entry  // of the last packets, see hit
+	hits    int         // of decided, not yet counted
+	at      time.Time   // of the last packet
 	replies []tap.Frame // ARP, ND and ICMP answers to the TAP
 	scratch *esp.Scratch
 	info    packet.Info
@@ -54,6 +58,8 @@ type outJob struct {
 	udpSum   bool    // IPv6 UDP encapsulation: checksum to be completed after sealing
 	tos      uint8   // of a gram
 	fragment int     // path MTU to cut the result to; 0: fits
+	size     int     // of the packet that waits for count; 0: has its number
+	dropped  bool    // and counted
 	more     int     // packets in it beside the first
 	pkt      wire.Packet
 }
@@ -166,7 +172,7 @@ func (w *outWorker) ip(buf []byte, off, n int, now time.Time, whole bool) {
 	case p == nil:
 		w.pass(buf, off, n, whole)
 	default:
-		p.Hit(now, 1)
+		w.hit(p, now)
 		switch p.P.Action {
 		case ipsec.Bypass:
 			w.pass(buf, off, n, whole)
@@ -373,22 +379,100 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 		w.n.inc(DropOutSeal)
 		return
 	}
+	w.at = now
+	if fragment == 0 && w.bySocket(sa, &p, i) {
+		w.putGram(sa, &p, i.TOS, buf[p.payload:off+n:p.payload+p.total-p.fixed], 0)
+		w.jobs[len(w.jobs)-1].size = n
+		return
+	}
+	w.push(outJob{size: n}, esp.Packet{})
+	k := len(w.jobs) - 1
+	w.putESP(&w.jobs[k], &w.seals[k], sa, &p, i, buf, off, n, fragment)
+}
+
+// hit counts packets by policy, those of a run at once.
+func (w *outWorker) hit(p *spd.Entry, now time.Time) {
+	if p != w.decided {
+		w.countHits()
+		w.decided = p
+	}
+	w.hits++
+	w.at = now
+}
+
+func (w *outWorker) countHits() {
+	if w.hits > 0 {
+		w.decided.Hit(w.at, w.hits)
+	}
+	w.decided, w.hits = nil, 0
+}
+
+// count gives the single packets that were queued since the last call their
+// sequence numbers, and accounts for them, run by run of one SA. Whatever takes
+// numbers by itself calls it first, so that numbers ascend in the order of
+// sending.
+func (w *outWorker) count() {
+	for a := w.counted; a < len(w.jobs); {
+		sa, octets, b := w.jobs[a].sa, 0, a
+		for b < len(w.jobs) && w.jobs[b].sa == sa && w.jobs[b].size != 0 {
+			octets += w.jobs[b].size
+			b++
+		}
+		switch {
+		case a == b: // has its number, or needs none
+			b++
+		case !w.countRun(sa, a, b, octets):
+			for k := a; k < b; k++ {
+				w.countOne(sa, k)
+			}
+		}
+		a = b
+	}
+	w.counted = len(w.jobs)
+}
+
+// countRun does so for jobs a to b of sa at once, unless a limit is near.
+func (w *outWorker) countRun(sa *sad.SA, a, b, octets int) bool {
+	if b-a == 1 || !sa.Far(b-a) {
+		return false
+	}
+	seq, ok := sa.NextSeq(b - a)
+	if !ok {
+		return false // fewer may be left
+	}
+	soft, hard := sa.Account(b-a, octets, w.at)
+	if soft || hard && sa.FirstHard() {
+		w.e.c.LimitReached(sa, hard)
+	}
+	if hard { // set lower since Far
+		w.n.add(DropOutLifetime, uint(b-a))
+	}
+	for k := a; k < b; k++ {
+		w.seals[k].Seq = seq + uint64(k-a)
+		if hard {
+			w.drop(k)
+		}
+	}
+	return true
+}
+
+// countOne does so for one job.
+func (w *outWorker) countOne(sa *sad.SA, k int) {
 	seq, ok := sa.NextSeq(1)
 	if !ok {
 		w.n.inc(DropOutSequence)
-		return
+	} else if ok = w.account(sa, w.jobs[k].size, w.at); ok {
+		w.seals[k].Seq = seq
 	}
-	if !w.account(sa, n, now) {
-		return
+	if !ok {
+		w.drop(k)
 	}
-	if fragment == 0 && w.bySocket(sa, &p, i) {
-		w.putGram(sa, &p, i.TOS, buf[p.payload:off+n:p.payload+p.total-p.fixed], seq)
-		return
-	}
-	w.push(outJob{}, esp.Packet{})
-	k := len(w.jobs) - 1
-	w.putESP(&w.jobs[k], &w.seals[k], sa, &p, i, buf, off, n, fragment)
-	w.seals[k].Seq = seq
+}
+
+// drop takes a job that was counted as dropped out of the batch.
+func (w *outWorker) drop(k int) {
+	w.jobs[k] = outJob{dropped: true}
+	w.seals[k] = esp.Packet{}
 }
 
 // sizeESP sets fixed and total.
@@ -490,6 +574,8 @@ func (w *outWorker) push(j outJob, s esp.Packet) {
 // flush seals the batch in runs of one SA and writes it.
 func (w *outWorker) flush() error {
 	w.closePacks()
+	w.count()
+	w.countHits()
 	for a := 0; a < len(w.jobs); {
 		sa := w.jobs[a].sa
 		b := a + 1
@@ -509,7 +595,7 @@ func (w *outWorker) flush() error {
 	w.failed(w.write())
 	clear(w.jobs)
 	clear(w.seals)
-	w.jobs, w.seals, w.used = w.jobs[:0], w.seals[:0], 0
+	w.jobs, w.seals, w.used, w.counted = w.jobs[:0], w.seals[:0], 0, 0
 	err := w.err
 	w.err = nil
 	return err
@@ -518,6 +604,8 @@ func (w *outWorker) flush() error {
 // emit puts a finished job where it leaves from.
 func (w *outWorker) emit(j *outJob, err error) {
 	switch {
+	case j.dropped:
+		return
 	case err != nil:
 		w.n.add(DropOutSeal, 1+uint(j.more))
 		return

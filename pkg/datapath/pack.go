@@ -116,6 +116,7 @@ func (w *outWorker) closePack(k *pack) {
 	if k.end == w.used {
 		w.used = k.at + p.total - p.fixed // so that messages lie back to back
 	}
+	w.count()
 	seq, ok := sa.NextSeq(1)
 	if !ok {
 		w.n.add(DropOutSequence, uint(k.count))

@@ -124,6 +124,7 @@ func (w *outWorker) protectSuper(p *spd.Entry, b []byte, now time.Time) bool {
 		return false
 	}
 	n := s.Segments()
+	w.count()
 	seq, ok := sa.NextSeq(n)
 	if !ok {
 		return false // fewer may be left
@@ -193,7 +194,7 @@ func (w *outWorker) bySocket(sa *sad.SA, p *plan, i *packet.Info) bool {
 
 // putGram queues the payload src, which has room for the trailer behind it, to
 // become a datagram of its own or part of a message. src may be where it is
-// sealed to.
+// sealed to. seq 0 leaves the number to count.
 func (w *outWorker) putGram(sa *sad.SA, p *plan, tos uint8, src []byte, seq uint64) {
 	n := sa.T.HeaderLen() + p.total - p.fixed
 	w.reserve(n)
