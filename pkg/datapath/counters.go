@@ -15,7 +15,7 @@ const (
 	OutAggregated                   // of the protected, those that share an ESP packet with others (RFC 9347)
 	OutAggregates                   // ESP packets that hold several packets
 	OutFragments                    // fragments made of results above the path MTU
-	OutTooBig                       // answered with ICMP "fragmentation needed" or "packet too big"
+	OutTooBig                       // answered with ICMP "fragmentation needed" or "packet too big", once for those of a super-frame
 	OutAnswered                     // ARP requests and neighbour solicitations answered
 	OutNoise                        // link-local control traffic of the TAP's own link
 	DropOutDiscard                  // policy: discard

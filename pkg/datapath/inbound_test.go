@@ -453,6 +453,7 @@ func replayPath(t testing.TB, p pair, b *node, sent [][]byte) func() {
 
 // TestBatchNoAlloc: nor does a batch.
 func TestBatchNoAlloc(t *testing.T) {
+	suites := frugal(t)
 	for name, p := range pairs() {
 		if p.esn {
 			continue // the window that replays need would not be one

@@ -40,6 +40,8 @@ type outWorker struct {
 	info    packet.Info
 	about   packet.Info // what the packet that an ICMP error quotes would be answered with
 	super   packet.Super
+	cutting bool // its segments go one by one
+	told    bool // and one of them was answered as too big
 	frags   *frag.Reassembler
 	ipid    uint16
 	bundler bundler
@@ -537,11 +539,15 @@ func (w *outWorker) refuse(b []byte, mtu, n int) bool {
 	if mtu >= n { // only alignment of the cipher is in the way
 		mtu = n - 1
 	}
+	w.n.inc(OutTooBig)
+	if w.cutting && w.told {
+		return true // one answer tells the sender of a super-frame
+	}
+	w.told = true
 	// The answer comes in the name of the destination: an address of ours
 	// would be a martian on the TAP.
 	out := make([]byte, headroom, headroom+packet.MaxTooBig)
 	out = packet.AppendTooBig(out, b, i, mtu, i.Dst)
-	w.n.inc(OutTooBig)
 	if len(out) > headroom { // there are packets that no error may answer
 		w.reply(out, i.Version)
 	}

@@ -91,6 +91,8 @@ func gso(o tap.Offload) packet.GSO {
 // segments cuts the super-frame into packets that go the ordinary way.
 func (w *outWorker) segments(now time.Time) {
 	s := &w.super
+	w.cutting, w.told = true, false
+	defer func() { w.cutting = false }()
 	for k := range s.Segments() {
 		n := s.Len(k)
 		slot := headroom + n + tailroom

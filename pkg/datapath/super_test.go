@@ -388,10 +388,10 @@ func TestSuperSlow(t *testing.T) {
 	t.Run("too big", func(t *testing.T) {
 		a, _ := fresh(t)
 		a.mtu = 1000
-		if got := a.sendFrames(frameOf(ip, o)); len(got) != 1 || len(a.tap) != len(want)-1 {
-			t.Errorf("%d left, %d answers; want the short last one, and an answer to each other", len(got), len(a.tap))
+		if got := a.sendFrames(frameOf(ip, o), frameOf(ip, o), frameOf(want[0], tap.Offload{}), frameOf(want[0], tap.Offload{})); len(got) != 2 || len(a.tap) != 4 {
+			t.Errorf("%d left, %d answers; want the short last ones, and one answer for each frame", len(got), len(a.tap))
 		}
-		a.wantCount(map[Counter]uint64{OutTooBig: uint64(len(want) - 1), OutProtected: 1})
+		a.wantCount(map[Counter]uint64{OutTooBig: uint64(2*(len(want)-1) + 2), OutProtected: 2})
 	})
 	t.Run("sequence numbers end", func(t *testing.T) {
 		a, b, out, _ := p.nodes(t)
@@ -669,6 +669,7 @@ func superPath(t testing.TB, p pair, socket bool, spec superSpec) (out func(), s
 // TestSuperNoAlloc: super-frames, and single packets by the socket, allocate
 // nothing in any suite, mode or family.
 func TestSuperNoAlloc(t *testing.T) {
+	suites := frugal(t)
 	for name, p := range pairs() {
 		for _, s := range suites {
 			p.suite = s

@@ -1,0 +1,5 @@
+//go:build purego
+
+package datapath
+
+const purego = true
