@@ -648,7 +648,7 @@ func (w *inWorker) fromPeer(j *inJob) bool {
 	if j.sa.P.Mode != ipsec.Transport {
 		return true
 	}
-	return j.src.Addr() == j.sa.P.Src
+	return j.src.Addr() == j.sa.P.Src || j.sa.AnySource()
 }
 
 // serves: the SA is one that the request of policy e asks for.

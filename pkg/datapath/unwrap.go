@@ -166,7 +166,7 @@ func (w *inWorker) find(proto ipsec.Protocol, dst netip.Addr, spi uint32) *sad.S
 		w.peeler.larval = id
 	case sa.P.Encap != nil:
 		w.n.inc(DropInEncap)
-	case sa.P.Mode != ipsec.Tunnel && w.inner.Src != sa.P.Src:
+	case sa.P.Mode != ipsec.Tunnel && w.inner.Src != sa.P.Src && !sa.AnySource():
 		w.n.inc(DropInSelector)
 		sa.SelectorErrors.Add(1)
 	default:

@@ -260,6 +260,9 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 		return refuse(syscall.EINVAL, "addresses")
 	case p.Mode != ipsec.Transport && p.Mode != ipsec.Tunnel:
 		return refuse(syscall.EINVAL, "mode")
+	case ipsec.Open(p.Dst) || ipsec.Open(p.Src) && (p.Mode == ipsec.Tunnel || p.Encap != nil):
+		// Any source is for transport mode; elsewhere it is what we write.
+		return refuse(syscall.EINVAL, "addresses")
 	case (p.Encr.Legacy() || p.Auth.Legacy()) && !e.o.AllowLegacy:
 		if e.o.LegacyRefused != nil {
 			e.o.LegacyRefused(p.SAID, p.Encr, p.Auth)

@@ -120,6 +120,11 @@ func TestAddRefuses(t *testing.T) {
 		{"reserved SPI", func(p *ipsec.SAParams) { p.SPI = 255 }, syscall.EINVAL},
 		{"families", func(p *ipsec.SAParams) { p.Src = self6 }, syscall.EINVAL},
 		{"mode", func(p *ipsec.SAParams) { p.Mode = ipsec.ModeAny }, syscall.EINVAL},
+		{"tunnel mode from any source", func(p *ipsec.SAParams) { p.Mode, p.Src = ipsec.Tunnel, netip.IPv4Unspecified() }, syscall.EINVAL},
+		{"UDP from any source", func(p *ipsec.SAParams) {
+			p.Mode, p.Src, p.Encap = ipsec.Transport, netip.IPv4Unspecified(), &ipsec.Encap{SPort: 4500, DPort: 4500}
+		}, syscall.EINVAL},
+		{"to anywhere", func(p *ipsec.SAParams) { p.Mode, p.Dst = ipsec.Transport, netip.IPv4Unspecified() }, syscall.EINVAL},
 		{"AGGFRAG in transport mode", func(p *ipsec.SAParams) { p.AggFrag, p.Mode = true, ipsec.Transport }, syscall.EINVAL},
 		{"AGGFRAG in AH", func(p *ipsec.SAParams) {
 			p.AggFrag, p.Proto, p.Encr, p.EncrKey, p.Auth, p.AuthKey = true, ipsec.AH, 0, ipsec.Key{}, alg.IntegHMACSHA1, key(20)

@@ -68,6 +68,21 @@ func TestManualKeys(t *testing.T) {
 		n.Do("./loadConfig -s saved && ./loadConfig -F && ./loadConfig -k saved")
 	}
 	pings(t, a, 5)
+
+	// An SA that names no source is for any.
+	open := strings.NewReplacer(fmt.Sprintf("src %v ", a.Addr), "", fmt.Sprintf("src %v ", b.Addr), "").Replace(keys)
+	for _, n := range []*lab.Node{a, b} {
+		loadPrivate(n, "-k", "flush\n"+open)
+		n.Do("./loadConfig -s saved && grep -c 'src 0.0.0.0' saved && ./loadConfig -F && ./loadConfig -k saved")
+	}
+	c = a.CaptureWhole("eth0")
+	pings(t, a, 5)
+	pings(t, b, 5)
+	ps = c.Stop()
+	lab.NoClear(t, ps)
+	if n := lab.Count(ps); n[lab.ESP] != 20 {
+		t.Errorf("on the link by SAs for any source: %v, want 20 ESP", n)
+	}
 	for _, n := range []*lab.Node{a, b} {
 		n.Do("./missiu -i eth0 stop")
 	}

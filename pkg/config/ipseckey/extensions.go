@@ -164,10 +164,24 @@ func (x *extensions) mode(v lexer.Token) {
 	}
 }
 
+// state takes what an SA with keys can be in; how near its end is tell its
+// lifetimes.
 func (x *extensions) state(v lexer.Token) {
-	if v.Text != "mature" && v.Text != "1" {
-		x.badValue(v, "an SA with keys is mature; no other state can be given")
+	switch v.Text {
+	case "mature", "1":
+	case "dying", "2":
+		x.p.l.Warnf(v.Pos, "state %s: the SA begins as mature", v.Text)
+	default:
+		x.badValue(v, "want mature; an SA that is larval or dead has no keys")
 	}
+}
+
+// anySource is the source of an SA for packets from anywhere to dst.
+func anySource(dst netip.Addr) netip.Addr {
+	if dst.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 // identity checks one and forgets it.
@@ -291,8 +305,10 @@ func (x *extensions) finish() []Command {
 			}
 			src = x.src[k]
 		} else if c.Verb == Add {
-			x.errorf(at, "%s: src missing; an SA here has one", c.Verb)
-			break
+			if src = anySource(dst); c.SA.Mode == ipsec.Tunnel || c.SA.Encap != nil {
+				x.errorf(at, "%s: src missing; an SA in tunnel mode or in UDP has one", c.Verb)
+				break
+			}
 		}
 		d := x.c
 		d.SA.Dst, d.SA.Src = dst, src

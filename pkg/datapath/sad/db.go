@@ -28,6 +28,7 @@ type DB struct {
 	bySPI *table[SA]
 	out   *table[bucket]
 	flows atomic.Int64 // SAs for single flows
+	wild  atomic.Int64 // SAs in transport mode for any source
 	dests [2]lengths   // of IPv4, IPv6: see templates
 	gen   atomic.Uint64
 	n     atomic.Int64
@@ -107,7 +108,7 @@ func (d *DB) LookupSPI(proto ipsec.Protocol, spi ipsec.SPI, dst netip.Addr) *SA 
 
 // Out finds the SA for an outbound packet: of those that k describes and whose
 // traffic selectors hold the packet, the newest mature one, else the newest
-// dying one, else nil. i may be nil to ask for any
+// dying one, else nil. SAs for any source come after those for the packet's own. i may be nil to ask for any
 // but those for single flows.
 func (d *DB) Out(k OutKey, i *packet.Info) *SA { return d.newest(k, i, false, nil) }
 
@@ -126,6 +127,21 @@ func (d *DB) newest(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal
 	if k.Open() {
 		return d.open(k, i, byHand, alts)
 	}
+	sa := d.newestOf(k, i, byHand, alts)
+	if k.Mode == ipsec.Transport && d.wild.Load() > 0 && (sa == nil || sa.State() != Mature) {
+		k.Src = anyAddr[family(k.Dst)]
+		if s := d.newestOf(k, i, byHand, alts); s != nil && (sa == nil || s.State() == Mature) {
+			return s
+		}
+	}
+	return sa
+}
+
+// anyAddr are the unspecified addresses of IPv4 and IPv6.
+var anyAddr = [2]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+
+// newestOf is newest between two addresses.
+func (d *DB) newestOf(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
 	var dying *SA
 	if d.flows.Load() > 0 {
 		if f, ok := flowOf(i); ok {
@@ -274,6 +290,9 @@ func (d *DB) link(s *SA) {
 		return
 	}
 	k := place{OutKey: OutKey{s.P.Proto, s.P.Mode, 0, s.P.Src, s.P.Dst}}
+	if s.AnySource() {
+		d.wild.Add(1)
+	}
 	if f, ok := s.flow(); ok {
 		k.flow = f
 		d.flows.Add(1)
@@ -316,6 +335,9 @@ func (d *DB) push(k place, s *SA) *link {
 func (d *DB) unlink(s *SA) {
 	if _, ok := s.flow(); ok && s.links[0] != nil {
 		d.flows.Add(-1)
+	}
+	if s.AnySource() && s.links[0] != nil {
+		d.wild.Add(-1)
 	}
 	if l := s.links[2]; l != nil {
 		f := l.in.key.flow

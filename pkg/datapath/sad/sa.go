@@ -307,6 +307,12 @@ func (s *SA) fits(a *ipsec.Proposal) bool {
 	return s.encrBits >= a.EncrMinBits && (a.EncrMaxBits == 0 || s.encrBits <= a.EncrMaxBits)
 }
 
+// AnySource reports whether s is for packets of any source: transport mode, with
+// the unspecified address in the place of the source. Such an SA is keyed by hand
+// for several senders, or for a host with several addresses; whatever shows the
+// source is up to its selectors and to policy.
+func (s *SA) AnySource() bool { return s.P.Mode == ipsec.Transport && ipsec.Open(s.P.Src) }
+
 // MatchInbound reports whether a packet that came out of s lies within its
 // traffic selectors (RFC 4301, 5.2, step 4).
 func (s *SA) MatchInbound(i *packet.Info) bool { return s.match(i) }

@@ -163,6 +163,57 @@ func TestOut(t *testing.T) {
 	}
 }
 
+// TestAnySource: an SA in transport mode for any source serves whoever has none of
+// his own.
+func TestAnySource(t *testing.T) {
+	for _, f := range []struct{ src, dst, any netip.Addr }{{src, dst, netip.IPv4Unspecified()}, {src6, dst6, netip.IPv6Unspecified()}} {
+		d := NewDB()
+		make := func(spi ipsec.SPI, src netip.Addr, reqid ipsec.ReqID, mode ipsec.Mode) *SA {
+			p := params(spi, reqid)
+			p.Src, p.Dst, p.Mode = src, f.dst, mode
+			s := mustNew(t, p)
+			if !d.Insert(s) {
+				t.Fatal("not inserted")
+			}
+			return s
+		}
+		k := OutKey{Proto: ipsec.ESP, Mode: ipsec.Transport, Src: f.src, Dst: f.dst}
+		want := func(what string, k OutKey, want *SA) {
+			t.Helper()
+			if got := d.Out(k, nil); got != want {
+				t.Errorf("%s: got %v, want %v", what, got, want)
+			}
+		}
+		anyone := make(256, f.any, 0, ipsec.Transport)
+		want("only that for any", k, anyone)
+		if got := d.OutManual(k, nil, nil); got != anyone {
+			t.Errorf("by hand: got %v", got)
+		}
+		unique := k
+		unique.ReqID = 7
+		want("reqid 7", unique, nil)
+		far := k
+		far.Dst = f.src
+		want("to elsewhere", far, nil)
+		tunnel := k
+		tunnel.Mode = ipsec.Tunnel
+		want("in tunnel mode", tunnel, nil)
+
+		own := make(257, f.src, 0, ipsec.Transport)
+		want("its own first", k, own)
+		d.SetState(own, Dying)
+		want("its own is dying", k, anyone)
+		d.SetState(anyone, Dying)
+		want("both are", k, own)
+		d.Remove(anyone)
+		d.Remove(own)
+		want("none left", k, nil)
+		if n := d.wild.Load(); n != 0 {
+			t.Errorf("%d SAs for any source counted, want 0", n)
+		}
+	}
+}
+
 func TestSelectorsICMPAndFragments(t *testing.T) {
 	s := mustNew(t, params(256, 0))
 	any := ipsec.TrafficSelector{Start: netip.MustParseAddr("10.0.0.0"), End: netip.MustParseAddr("10.255.255.255"), PortHi: 65535}
