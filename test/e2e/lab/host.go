@@ -434,7 +434,7 @@ var answer = regexp.MustCompile(`(?m)^\d+ bytes from .* icmp_seq=(\d+) (.*)$`)
 func Answered(out string, n int) int {
 	seen := map[string]bool{}
 	for _, m := range answer.FindAllStringSubmatch(out, -1) {
-		if seq, _ := strconv.Atoi(m[1]); seq <= n && !strings.Contains(m[2], "(") {
+		if seq, _ := strconv.Atoi(m[1]); seq <= n && !strings.Contains(m[2], "!)") && !strings.Contains(m[2], "(truncated)") {
 			seen[m[1]] = true
 		}
 	}
