@@ -107,7 +107,7 @@ func (g *gateways) traffic(t *testing.T, b string, udp bool) {
 	}
 	ping(3)
 	// The first large ones teach the gateways the path.
-	g.ha.Ping(4, "-i", "0.3", "-W", "1", "-s", "1400", "-M", "want", b)
+	g.ha.Run("ping", "-n", "-q", "-c", "4", "-i", "0.3", "-W", "1", "-s", "1400", "-M", "want", b)
 	for _, size := range []string{"1200", "1400", "2000", "4000", "9000"} {
 		ping(3, "-s", size, "-M", "dont")
 	}

@@ -420,8 +420,8 @@ func (h *Host) Silence(n int, args ...string) int {
 // PingArgs is the command line of a ping that sends n echo requests, interval
 // apart, and gives the last of them time to be answered. Its output is for
 // Answered. With -c alone ping waits for its last answers no longer than twice
-// what the others took; with -w it goes on until it has n answers, and sends
-// more requests meanwhile.
+// what the others took; with -w it goes on until it has n answers, or an ICMP
+// error, and sends more requests meanwhile.
 func PingArgs(n int, interval, wait time.Duration, args ...string) []string {
 	deadline := (time.Duration(n)*interval + wait + time.Second - 1) / time.Second
 	return append([]string{"ping", "-n", "-i", fmt.Sprint(interval.Seconds()), "-w", fmt.Sprint(int(deadline)), "-c", strconv.Itoa(n)}, args...)
