@@ -91,7 +91,7 @@ func TestSegmentsOnTheLink(t *testing.T) {
 					}
 					for k, r := range rows {
 						if r[0] != "1" || strings.ContainsAny(strings.Join(r[1:], ""), "02") {
-							t.Fatalf("packet %d: checksums of TCP and IP %q, want 1 (good)", k, r)
+							t.Fatalf("packet %d, %v: checksums of TCP and IP %q, want 1 (good); counters %v and %v", k, esp[k], r, nonzero(a), nonzero(b))
 						}
 					}
 				})
