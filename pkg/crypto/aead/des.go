@@ -3,18 +3,15 @@ package aead
 import (
 	"crypto/cipher"
 	"crypto/des"
-	"crypto/subtle"
 
 	"github.com/missiu/missiu/pkg/crypto/mac"
 )
 
 // desCBC is DES or triple DES in CBC mode for old peers: with integrity or bare
 // (RFC 2405, RFC 2451), and as the ESP of RFC 1827 has it, where an IV of four
-// octets stands for itself and its complement (RFC 1829, 2; RFC 1851, 2).
-type desCBC struct {
-	b cipher.Block
-	m *mac.MAC // nil: bare
-}
+// octets stands for itself and its complement (RFC 1829, 2; RFC 1851, 2). Those
+// with such an IV are bare, so that no MAC covers what it stands for.
+type desCBC struct{ cbc }
 
 // newDES takes a key of one, two or three DES keys; of two the first is the
 // third as well.
@@ -32,7 +29,7 @@ func newDES(key []byte, m *mac.MAC) (core, error) {
 	default:
 		b, err = des.NewTripleDESCipher(key)
 	}
-	return &desCBC{b, m}, err
+	return &desCBC{cbc{b, m}}, err
 }
 
 // first puts the IV of the chain into s.block, whose second half stays free.
@@ -46,36 +43,9 @@ func (c *desCBC) first(s *Scratch, iv []byte) []byte {
 }
 
 func (c *desCBC) seal(s *Scratch, dst, aad, iv, plain, tail []byte) {
-	const bs = des.BlockSize
-	n := len(plain)
-	prev := c.first(s, iv)
-	for i := 0; i < n; i += bs {
-		out := dst[i : i+bs : i+bs]
-		subtle.XORBytes(out, plain[i:i+bs], prev)
-		c.b.Encrypt(out, out)
-		prev = out
-	}
-	if c.m != nil {
-		c.m.Sum(&s.mac, dst[n:], aad, iv, dst[:n], tail)
-	}
+	c.cbc.seal(s, dst, aad, c.first(s, iv), plain, tail)
 }
 
 func (c *desCBC) open(s *Scratch, dst, aad, iv, ct, tail []byte) bool {
-	const bs = des.BlockSize
-	n := len(dst)
-	if c.m != nil && !c.m.Verify(&s.mac, ct[n:], aad, iv, ct[:n], tail) {
-		return false
-	}
-	first := c.first(s, iv)
-	// From the end, so that in place a block's predecessor is still there.
-	for i := n - bs; i >= 0; i -= bs {
-		prev := first
-		if i > 0 {
-			prev = ct[i-bs : i]
-		}
-		out := s.block[bs:]
-		c.b.Decrypt(out, ct[i:i+bs])
-		subtle.XORBytes(dst[i:i+bs], out, prev)
-	}
-	return true
+	return c.cbc.open(s, dst, aad, c.first(s, iv), ct, tail)
 }

@@ -42,8 +42,7 @@ func newCBC(key []byte, m *mac.MAC) (core, error) {
 }
 
 func (c *cbc) seal(s *Scratch, dst, aad, iv, plain, tail []byte) {
-	const bs = aes.BlockSize
-	n := len(plain)
+	bs, n := c.b.BlockSize(), len(plain)
 	prev := iv
 	for i := 0; i < n; i += bs {
 		out := dst[i : i+bs : i+bs]
@@ -57,19 +56,19 @@ func (c *cbc) seal(s *Scratch, dst, aad, iv, plain, tail []byte) {
 }
 
 func (c *cbc) open(s *Scratch, dst, aad, iv, ct, tail []byte) bool {
-	const bs = aes.BlockSize
-	n := len(dst)
+	bs, n := c.b.BlockSize(), len(dst)
 	if c.m != nil && !c.m.Verify(&s.mac, ct[n:], aad, iv, ct[:n], tail) {
 		return false
 	}
+	out := s.block[len(s.block)-bs:]
 	// From the end, so that in place a block's predecessor is still there.
 	for i := n - bs; i >= 0; i -= bs {
 		prev := iv
 		if i > 0 {
 			prev = ct[i-bs : i]
 		}
-		c.b.Decrypt(s.block[:], ct[i:i+bs])
-		subtle.XORBytes(dst[i:i+bs], s.block[:], prev)
+		c.b.Decrypt(out, ct[i:i+bs])
+		subtle.XORBytes(dst[i:i+bs], out, prev)
 	}
 	return true
 }
