@@ -427,10 +427,17 @@ func (h *Host) Silence(n int, args ...string) int {
 // apart, and gives the last of them time to be answered. Its output is for
 // Answered. With -c alone ping waits for its last answers no longer than twice
 // what the others took; with -w it goes on until it has n answers, or an ICMP
-// error, and sends more requests meanwhile.
+// error, and sends more requests meanwhile: a few go at once and the others
+// slowly, or those would push the first out of the queue for an SA that is being
+// negotiated (64 packets).
 func PingArgs(n int, interval, wait time.Duration, args ...string) []string {
 	deadline := (time.Duration(n)*interval + wait + time.Second - 1) / time.Second
-	return append([]string{"ping", "-n", "-i", fmt.Sprint(interval.Seconds()), "-w", fmt.Sprint(int(deadline)), "-c", strconv.Itoa(n)}, args...)
+	cmd := []string{"ping", "-n"}
+	if n <= 10 && wait > time.Duration(64-n)*interval {
+		cmd = append(cmd, "-l", strconv.Itoa(n))
+		interval = 250 * time.Millisecond
+	}
+	return append(append(cmd, "-i", fmt.Sprint(interval.Seconds()), "-w", fmt.Sprint(int(deadline)), "-c", strconv.Itoa(n)), args...)
 }
 
 var answer = regexp.MustCompile(`(?m)^\d+ bytes from .* icmp_seq=(\d+) (.*)$`)
