@@ -30,7 +30,8 @@ type Daemon struct {
 	budget  budget
 	secrets secrets
 	answers bucket // unauthenticated ones
-	noise   bucket // log lines that strangers can cause
+	lines   lines  // of the log, that strangers can cause
+	near    bucket // searches for the log
 
 	conns map[netip.Addr]Conn // IKE port, by our address; fixed once Run began
 	link  atomic.Pointer[link]

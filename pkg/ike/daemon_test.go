@@ -575,7 +575,7 @@ func TestLogLines(t *testing.T) {
 		for _, e := range a.logs.All() {
 			if strings.HasPrefix(e.Message, "sent ") || strings.HasPrefix(e.Message, "received ") {
 				got = append(got, e.Message)
-				for _, k := range []string{"msgid", "spi_i", "spi_r", "peer", "bytes"} {
+				for _, k := range []string{"msgid", "spi_i", "spi_r", "peer", "bytes", "rule"} {
 					if _, ok := e.ContextMap()[k]; !ok {
 						t.Errorf("%s: no %s", e.Message, k)
 					}

@@ -59,17 +59,17 @@ func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
 	candidates := d.rules.Load().Inbound(dg.Local.Addr(), dg.Remote.Addr())
 	if len(candidates) == 0 {
 		d.counters.refused.Add(1)
-		if d.noise.allow(time.Now()) {
-			d.logMessage(d.log, "received", h, dg.Remote, len(dg.Data))
-			d.log.Info("no rule for this peer", zap.Stringer("peer", dg.Remote), zap.Stringer("local", dg.Local))
+		if log := d.about(dg.Remote.Addr()); log != nil {
+			d.logMessage(log, "received", h, dg.Remote, len(dg.Data), "")
+			log.Info("no rule for this peer", zap.Stringer("peer", dg.Remote), zap.Stringer("local", dg.Local))
 		}
 		d.answer(dg, h, ikev2.NO_PROPOSAL_CHOSEN, nil)
 		return
 	}
 	if !d.budget.take(from) {
 		d.counters.refused.Add(1)
-		if d.noise.allow(time.Now()) {
-			d.log.Warn("too many half-open IKE SAs", zap.Stringer("peer", dg.Remote), zap.Int("half_open", d.budget.halfOpen()))
+		if log := d.about(dg.Remote.Addr()); log != nil {
+			log.Warn("too many half-open IKE SAs", zap.Stringer("peer", dg.Remote), zap.Int("half_open", d.budget.halfOpen()))
 		}
 		return
 	}
@@ -151,21 +151,35 @@ func (d *Daemon) answer(dg sa.Datagram, h ikev2.Header, n ikev2.NotifyType, data
 	if err != nil {
 		return
 	}
-	d.logMessage(d.log, "sent", h, dg.Remote, len(b), zap.Stringer("notify", n))
+	if log := d.about(dg.Remote.Addr()); log != nil {
+		d.logMessage(log, "sent", h, dg.Remote, len(b), "", zap.Stringer("notify", n))
+	}
 	if err := d.send(b, dg.Local, dg.Remote); err != nil {
 		d.log.Debug("send", zap.Error(err))
 	}
 }
 
+// about gives the log for lines about a stranger; nil: there are too many.
+func (d *Daemon) about(source netip.Addr) *zap.Logger {
+	left, ok := d.lines.allow(source, time.Now())
+	switch {
+	case !ok:
+		return nil
+	case left > 0:
+		d.log.Warn("lines were left out of the log", zap.Uint64("count", left))
+	}
+	return d.log
+}
+
 // logMessage writes the line of a message that no machine sees. The keys are
 // those of the machine's own lines.
-func (d *Daemon) logMessage(log *zap.Logger, dir string, h ikev2.Header, peer netip.AddrPort, n int, more ...zap.Field) {
+func (d *Daemon) logMessage(log *zap.Logger, dir string, h ikev2.Header, peer netip.AddrPort, n int, rule string, more ...zap.Field) {
 	kind := "request"
 	if h.IsResponse() {
 		kind = "response"
 	}
 	log.Info(dir+" "+h.Exchange.String()+" "+kind, append([]zap.Field{
 		zap.Stringer("peer", peer), zap.Stringer("spi_i", h.InitiatorSPI), zap.Stringer("spi_r", h.ResponderSPI),
-		zap.Uint32("msgid", h.MessageID), zap.Int("bytes", n),
+		zap.Uint32("msgid", h.MessageID), zap.Int("bytes", n), zap.String("rule", rule),
 	}, more...)...)
 }

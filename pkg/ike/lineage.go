@@ -36,6 +36,8 @@ type lineage struct {
 	killOnce sync.Once
 	ended    chan struct{}
 
+	known  bool      // of the goroutine: the peer is authenticated
+	lines  rate      // of the goroutine
 	done   bool      // of the goroutine
 	dropAt time.Time // of the goroutine: when to end without the peer; zero: never
 	lone   []lone    // of the goroutine, soonest first
@@ -317,8 +319,8 @@ func (l *lineage) carryOut(outs []sa.Output) {
 
 func (l *lineage) send(o sa.Send) {
 	// The machine logs what is in a message once; what it repeats is told here.
-	if h, _, err := ikev2.ParseHeader(o.Data); err == nil && o.Again {
-		l.d.logMessage(l.log, "sent again", h, o.Remote, len(o.Data))
+	if h, _, err := ikev2.ParseHeader(o.Data); err == nil && o.Again && l.mayLog() {
+		l.d.logMessage(l.log, "sent again", h, o.Remote, len(o.Data), l.rule())
 	}
 	if err := l.d.send(o.Data, o.Local, o.Remote); err != nil {
 		l.log.Warn("send", zap.Stringer("peer", o.Remote), zap.Error(err))
@@ -431,13 +433,7 @@ func (l *lineage) missOthers(now time.Time) (looked bool) {
 		if _, up := l.children[x.in]; !up || l.serves(x.policy.ID, x.lacks) {
 			continue
 		}
-		rule := ""
-		l.d.mu.Lock()
-		if l.peer != nil {
-			rule = l.peer.Rule.Label
-		}
-		l.d.mu.Unlock()
-		l.log.Warn("the peer has made one SA of two that the policy wants: nothing passes", zap.Stringer("peer", l.remote), zap.String("rule", rule),
+		l.log.Warn("the peer has made one SA of two that the policy wants: nothing passes", zap.Stringer("peer", l.remote), zap.String("rule", l.rule()),
 			zap.Uint32("policy", x.policy.ID), zap.Stringer("src", x.policy.Sel.Src), zap.Stringer("dst", x.policy.Sel.Dst),
 			zap.Stringer("has", x.in), zap.Stringer("lacks", x.lacks))
 	}
@@ -560,6 +556,7 @@ func (l *lineage) newIKESA(o sa.NewIKESA) {
 
 func (l *lineage) established(o sa.Established) {
 	d := l.d
+	l.known = true
 	l.log.Info("peer authenticated", zap.Stringer("peer", o.Peer.Remote), zap.Stringer("id", o.Peer.RemoteID), zap.Stringer("local_id", o.Peer.LocalID),
 		zap.String("rule", o.Peer.Rule.Label), zap.Stringer("spi_local", o.Local), zap.Stringer("spi_remote", o.Remote),
 		zap.Bool("initiator", o.Initiator), zap.Bool("nat_local", o.NATLocal), zap.Bool("nat_remote", o.NATRemote))
@@ -668,6 +665,28 @@ func (l *lineage) forget() {
 	d.wake()
 }
 
+// mayLog asks whether there may be one more line about this peer. Of one that is
+// not authenticated nothing else bounds how many there are.
+func (l *lineage) mayLog() bool {
+	now := time.Now()
+	if !l.initiator && !l.known {
+		return l.d.about(l.remote.Addr()) != nil
+	}
+	ok := l.lines.allow(now, peerRate, peerDepth)
+	if !ok {
+		l.d.lines.leaveOut()
+	}
+	return ok
+}
+
+// rule is the label of the rule, as far as it is known.
+func (l *lineage) rule() string {
+	if r := l.sa.Rule(); r != nil {
+		return r.Label
+	}
+	return ""
+}
+
 func (l *lineage) logLine(o sa.Log) {
 	level := zapcore.DebugLevel
 	switch {
@@ -682,10 +701,7 @@ func (l *lineage) logLine(o sa.Log) {
 	if c == nil {
 		return
 	}
-	// A request that is refused at once leaves no state, so nothing else bounds
-	// how many there are.
-	if !l.initiator && len(l.spis) == 0 && !l.d.noise.allow(time.Now()) {
-		l.d.counters.refused.Add(1)
+	if !l.mayLog() {
 		return
 	}
 	fields := make([]zap.Field, len(o.Attrs))
@@ -761,6 +777,15 @@ func (h host) awaitMirror() {
 	case <-h.l.killed:
 	case <-h.d.ops.Done():
 	}
+}
+
+// Near is sa.Explainer's. It looks through the whole mirror, so it is not to be
+// had as often as a peer likes.
+func (h host) Near(q sa.Query) (ps []sa.Policy, looked bool) {
+	if !h.d.near.allow(time.Now()) {
+		return nil, false
+	}
+	return h.d.spd.near(q.Peer.Local.Addr(), q.Peer.Remote.Addr()), true
 }
 
 func (h host) Admit(p sa.Peer) (first bool, err error) {

@@ -225,6 +225,24 @@ func (s *spd) towards(local, remote netip.Addr) []sa.Policy {
 	return s.inOrder(es)
 }
 
+// maxNear bounds what near returns.
+const maxNear = 16
+
+// near returns outbound policies whose end points are these, whatever they are
+// for, the strongest of them.
+func (s *spd) near(local, remote netip.Addr) []sa.Policy {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var es []*entry
+	for _, e := range s.byID {
+		if e.p.Dir == ipsec.Out && serves(e.p, e.p.Requests[0].Mode, local, remote) {
+			es = append(es, e)
+		}
+	}
+	slices.SortFunc(es, byStrength)
+	return s.inOrder(es[:min(len(es), maxNear)])
+}
+
 func serves(p *ipsec.Policy, mode ipsec.Mode, local, remote netip.Addr) bool {
 	r := p.Requests[0]
 	if r.Mode != mode && r.Mode != ipsec.ModeAny {

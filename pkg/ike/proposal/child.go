@@ -242,7 +242,7 @@ func ChooseChild(ours []Child, offered *ikev2.SA, spi ipsec.SPI, initial bool) (
 			}
 		}
 	}
-	return ChildSuite{}, ikev2.Proposal{}, 0, &Mismatch{OfferChild(ours, 0, initial).Proposals, offered.Proposals}
+	return ChildSuite{}, ikev2.Proposal{}, 0, &Mismatch{Ours: OfferChild(ours, 0, initial).Proposals, Theirs: offered.Proposals}
 }
 
 // CheckChild checks the responder's choice against what OfferChild(ours, …)

@@ -59,7 +59,7 @@ func ChooseIKE(ours []IKE, offered *ikev2.SA, spiLen int) (s IKESuite, answer, p
 			}
 		}
 	}
-	return IKESuite{}, ikev2.Proposal{}, ikev2.Proposal{}, &Mismatch{OfferIKE(ours, nil).Proposals, offered.Proposals}
+	return IKESuite{}, ikev2.Proposal{}, ikev2.Proposal{}, &Mismatch{Ours: OfferIKE(ours, nil).Proposals, Theirs: offered.Proposals}
 }
 
 // CheckIKE checks the responder's choice against what OfferIKE(ours, …) offered.

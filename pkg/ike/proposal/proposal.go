@@ -131,22 +131,38 @@ var (
 	ErrChoice = errors.New("peer chose what was not offered")
 )
 
-// Mismatch is the error when nothing fits; it tells both sides' offers for the log.
+// Mismatch is the error when nothing fits; it tells both sides' offers for the
+// log, and first where they part.
 type Mismatch struct {
+	Who          string // whose ours are, "" for "we": a rule
 	Ours, Theirs []ikev2.Proposal
 }
 
 func (e *Mismatch) Error() string {
-	return fmt.Sprintf("%v: ours %v, theirs %v", ErrNone, list(e.Ours), list(e.Theirs))
+	who := e.Who
+	if who == "" {
+		who = "our side"
+	}
+	return fmt.Sprintf("%v: %s; ours %v, theirs %v", ErrNone, Difference(who, e.Ours, e.Theirs), list(e.Ours), list(e.Theirs))
 }
 
 // Unwrap gives ErrNone.
 func (e *Mismatch) Unwrap() error { return ErrNone }
 
+// maxListed bounds what a peer can put into a line of the log, in octets.
+const maxListed = 2000
+
 func list(ps []ikev2.Proposal) string {
-	s := make([]string, len(ps))
-	for i, p := range ps {
-		s[i] = p.String()
+	var s []string
+	n := 0
+	for _, p := range ps {
+		if n > maxListed {
+			s = append(s, "…")
+			break
+		}
+		p.Transforms = p.Transforms[:min(len(p.Transforms), maxLooked)]
+		s = append(s, p.String())
+		n += len(s[len(s)-1])
 	}
 	return "[" + strings.Join(s, ", ") + "]"
 }

@@ -136,7 +136,7 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 	idr, auth := ikev2.Find[*ikev2.IDr](ps), ikev2.Find[*ikev2.Auth](ps)
 	if idr == nil || auth == nil {
 		err := &PeerError{ikev2.IKE_AUTH, refusal(ps).Type} // the shape wants one or the other
-		attrs := []slog.Attr{attrNotify(err.Notify), slog.String("rule", s.rule.Label), slog.String("local_id", s.peer.LocalID.String())}
+		attrs := []slog.Attr{attrNotify(err.Notify), slog.String("local_id", s.peer.LocalID.String()), slog.String("auth", s.rule.LocalAuth.String())}
 		if id, exact := s.rule.ExpectedID(); exact {
 			attrs = append(attrs, slog.String("asked_for", id.String()))
 		}
@@ -219,24 +219,6 @@ func (s *SA) endHandshake(i *ikeSA) {
 	}
 }
 
-// candidateIDs lists the rules that cover the addresses, each with who we are
-// and who the peer may be.
-func (s *SA) candidateIDs() []string {
-	var l []string
-	for i, r := range s.candidate {
-		if i == 8 {
-			l = append(l, "…")
-			break
-		}
-		peers := "any address"
-		if len(r.RemoteIDs) > 0 {
-			peers = fmt.Sprint(r.RemoteIDs)
-		}
-		l = append(l, fmt.Sprintf("%q: %v with %s", r.Label, r.Identity(s.local.Addr()), peers))
-	}
-	return l
-}
-
 // authRequest is the responder's side: who is it, may it, can it prove it; then
 // the child SA.
 func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
@@ -264,7 +246,7 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	r := pad.Authorize(s.candidate, claim)
 	if r == nil {
-		deny(fmt.Errorf("no rule for identity %v by %v, asking for %v; rules %v", claim.IDi, auth.Method, claim.IDr, s.candidateIDs()))
+		deny(fmt.Errorf("no rule for identity %v by %v, asking for %v: %s", claim.IDi, auth.Method, claim.IDr, pad.WhyNot(s.candidate, claim)))
 		return
 	}
 	s.rule, s.peer.Rule, s.peer.LocalID = r, r, r.Identity(s.local.Addr())

@@ -102,7 +102,7 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 	} else {
 		policies = s.cfg.Host.Policies(Query{Peer: s.peer, Mode: w.mode, LocalTS: local, PeerTS: remote})
 	}
-	rf := refuseWith(ikev2.TS_UNACCEPTABLE, "no policy for %v mode, local %v, remote %v", w.mode, local, remote)
+	var rf *refused
 	for pass := range 2 {
 		for _, p := range policies {
 			if m, ok := p.mode(); !ok || m != w.mode {
@@ -138,7 +138,7 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			}
 			suite, answer, peer, err := s.choose(i, p, w.sa, initial, rekeys)
 			if err != nil {
-				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: err}
+				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: ofPolicy(err)}
 				continue
 			}
 			if s.childOut(suite.Proto(), peer) != nil {
@@ -149,6 +149,9 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			g.tsi, g.tsr = s.asAsked(g.remote, g.oa, s.natRemote), s.asAsked(g.local, single(w.tsr), s.natLocal)
 			return g, nil
 		}
+	}
+	if rf == nil {
+		rf = &refused{n: notify(ikev2.TS_UNACCEPTABLE), err: s.noPolicy(Query{Peer: s.peer, Mode: w.mode, LocalTS: local, PeerTS: remote})}
 	}
 	return nil, rf
 }

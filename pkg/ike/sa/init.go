@@ -86,7 +86,7 @@ func (s *SA) sendInit(i *ikeSA) {
 	i.nextID = 1
 	h.request, h.refused = data, nil
 	s.transmit(i, 0, ikev2.IKE_SA_INIT, data)
-	s.logMessage("sent", i, m.Header, ps, len(data))
+	s.logMessage("sent", m.Header, ps, len(data))
 }
 
 // receiveInitResponse is the initiator's side of the answer.
@@ -102,7 +102,7 @@ func (s *SA) receiveInitResponse(i *ikeSA, d Datagram, hd ikev2.Header) {
 			s.counters.Unexpected++ // the same once more: a duplicate
 			return
 		}
-		s.logMessage("received", i, hd, m.Payloads, len(d.Data))
+		s.logMessage("received", hd, m.Payloads, len(d.Data))
 		h.cookies++
 		h.cookie = n.Data
 		s.sendInit(i)
@@ -113,7 +113,7 @@ func (s *SA) receiveInitResponse(i *ikeSA, d Datagram, hd ikev2.Header) {
 		s.counters.Malformed++
 		return
 	}
-	s.logMessage("received", i, hd, m.Payloads, len(d.Data))
+	s.logMessage("received", hd, m.Payloads, len(d.Data))
 	if n := refusal(ps); n != nil {
 		if n.Type == ikev2.INVALID_KE_PAYLOAD && len(n.Data) == 2 {
 			ke := alg.KE(binary.BigEndian.Uint16(n.Data))
@@ -221,11 +221,15 @@ func (s *SA) receiveInitRequest(d Datagram, hd ikev2.Header) {
 			m.Flags = ikev2.FlagResponse
 			if data, err := m.Append(nil); err == nil {
 				s.send(d.Local, d.Remote, data, false)
+				s.logMessage("sent", m.Header, m.Payloads, len(data))
 			}
 		}
 		s.fail(le, false)
 	}
 	m, err := ikev2.Parse(d.Data)
+	if err == nil {
+		s.logMessage("received", hd, m.Payloads, len(d.Data))
+	}
 	switch {
 	case err != nil:
 		s.counters.Malformed++
@@ -248,11 +252,13 @@ func (s *SA) receiveInitRequest(d Datagram, hd ikev2.Header) {
 	}
 	// The first rule that accepts an offer fixes the suite; which rule it is
 	// in the end, IKE_AUTH tells.
-	err = fmt.Errorf("no rule")
+	var first error // the one of the rule that stands first
 	for _, r := range s.candidate {
 		suite, answer, _, cerr := proposal.ChooseIKE(r.Proposals, ikev2.Find[*ikev2.SA](ps), 0)
 		if cerr != nil {
-			err = cerr
+			if first == nil {
+				first = ofRule(cerr, r)
+			}
 			continue
 		}
 		s.rule = r
@@ -261,7 +267,14 @@ func (s *SA) receiveInitRequest(d Datagram, hd ikev2.Header) {
 		}
 		return
 	}
-	fail(notify(ikev2.NO_PROPOSAL_CHOSEN), err)
+	switch n := len(s.candidate); n {
+	case 0:
+		first = errors.New("no rule")
+	case 1:
+	default:
+		first = fmt.Errorf("none of %d rules fits; %w", n, first)
+	}
+	fail(notify(ikev2.NO_PROPOSAL_CHOSEN), first)
 }
 
 // acceptInit makes the half-open IKE SA and answers.
@@ -289,7 +302,6 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	s.peer.Local, s.peer.Remote = d.Local, d.Remote
 	s.ikes, s.cur = append(s.ikes, i), i
 	s.emit(NewIKESA{Local: i.local, Remote: i.remote})
-	s.logMessage("received", i, hd, ps, len(d.Data))
 	s.detectNAT(i, ps, d.Local, d.Remote)
 
 	out := []ikev2.Payload{&ikev2.SA{Proposals: []ikev2.Proposal{answer}},
@@ -305,6 +317,6 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	i.dropAt = s.now.Add(s.cfg.HalfOpen)
 	i.to(StateHalfOpen)
 	s.send(d.Local, d.Remote, data, false)
-	s.logMessage("sent", i, m.Header, out, len(data))
+	s.logMessage("sent", m.Header, out, len(data))
 	return nil, nil
 }

@@ -86,6 +86,7 @@ type node struct {
 	larval  map[ipsec.SAID]bool
 	spis    map[SPI]bool
 	queries []Query
+	near    []Policy
 	cookie  []byte // secret; nil: none demanded
 }
 
@@ -93,6 +94,8 @@ func (n *node) Policies(q Query) []Policy {
 	n.queries = append(n.queries, q)
 	return n.policies
 }
+
+func (n *node) Near(Query) ([]Policy, bool) { return n.near, true }
 
 func (n *node) Admit(Peer) (bool, error) { return n.first, n.admit }
 

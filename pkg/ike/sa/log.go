@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 
+	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/proto/ikev2"
 )
@@ -23,6 +24,7 @@ func (s *SA) log(l slog.Level, msg string, attrs ...slog.Attr) {
 		ini, res := s.cur.spis()
 		a = append(a, slog.String("spi_i", ini.String()), slog.String("spi_r", res.String()))
 	}
+	a = append(a, s.attrRule())
 	s.emit(Log{l, msg, append(a, attrs...)})
 }
 
@@ -32,7 +34,7 @@ func attrNotify(t ikev2.NotifyType) slog.Attr { return slog.String("notify", t.S
 
 // attrOffer tells what we asked for: who is refused must see both sides.
 func attrOffer(o *offer) slog.Attr {
-	return slog.String("offered", fmt.Sprintf("%v mode, %v to %v, %v", o.mode, o.tsi, o.tsr, proposal.OfferChild(o.proposals, 0, false).Proposals))
+	return slog.String("offered", fmt.Sprintf("%v mode, %v to %v, %v", o.mode, showTS(o.tsi), showTS(o.tsr), proposal.OfferChild(o.proposals, 0, false).Proposals))
 }
 
 func attrChild(c *child) slog.Attr { return slog.String("child", c.String()) }
@@ -46,8 +48,26 @@ func levelOf(err error) slog.Level {
 	return levelWarn
 }
 
+// attrRule names the rule, which a responder's peer may still turn out not to
+// be of until it is authenticated.
+func (s *SA) attrRule() slog.Attr {
+	if s.rule == nil {
+		return slog.String("rule", "")
+	}
+	return slog.String("rule", s.rule.Label)
+}
+
+// ofRule lets an error say by which rule our side wants what it wants.
+func ofRule(err error, r *pad.Rule) error {
+	var m *proposal.Mismatch
+	if errors.As(err, &m) {
+		m.Who = fmt.Sprintf("rule %q", r.Label)
+	}
+	return err
+}
+
 // logMessage is the one line that every message gets.
-func (s *SA) logMessage(dir string, i *ikeSA, h ikev2.Header, ps []ikev2.Payload, n int) {
+func (s *SA) logMessage(dir string, h ikev2.Header, ps []ikev2.Payload, n int) {
 	kind := "request"
 	if h.IsResponse() {
 		kind = "response"
@@ -56,14 +76,21 @@ func (s *SA) logMessage(dir string, i *ikeSA, h ikev2.Header, ps []ikev2.Payload
 		slog.String("peer", s.remote.String()),
 		slog.String("spi_i", h.InitiatorSPI.String()), slog.String("spi_r", h.ResponderSPI.String()),
 		slog.Uint64("msgid", uint64(h.MessageID)), slog.Int("bytes", n),
-		slog.String("payloads", names(ps)),
+		s.attrRule(), slog.String("payloads", names(ps)),
 	}})
 }
+
+// maxNames bounds what a peer can put into a line.
+const maxNames = 32
 
 // names lists payloads as RFC 7296 writes them; notifies with their type.
 func names(ps []ikev2.Payload) string {
 	var l []string
-	for _, p := range ps {
+	for k, p := range ps {
+		if k == maxNames {
+			l = append(l, "…")
+			break
+		}
 		if n, ok := p.(*ikev2.Notify); ok {
 			l = append(l, "N("+n.Type.String()+")")
 		} else {

@@ -232,7 +232,7 @@ func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	suite, answer, offered, err := proposal.ChooseIKE(s.rule.Proposals, ikev2.Find[*ikev2.SA](ps), 8)
 	if err != nil {
-		s.refuse(i, notify(ikev2.NO_PROPOSAL_CHOSEN), err)
+		s.refuse(i, notify(ikev2.NO_PROPOSAL_CHOSEN), ofRule(err, s.rule))
 		return
 	}
 	ke := ikev2.Find[*ikev2.KE](ps)

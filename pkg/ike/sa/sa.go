@@ -260,6 +260,10 @@ func (s *SA) Drop(now time.Time, reason error) []Output {
 	})
 }
 
+// Rule returns the rule: a responder's, until the peer is authenticated, is the
+// first that accepts the offer, or nil before that.
+func (s *SA) Rule() *pad.Rule { return s.rule }
+
 // Status describes the SA.
 func (s *SA) Status() Status {
 	st := Status{Peer: s.peer, Counters: s.counters}

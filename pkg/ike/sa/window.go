@@ -30,7 +30,7 @@ func (s *SA) request(i *ikeSA, t task, x ikev2.ExchangeType, ps ...ikev2.Payload
 	i.nextID++
 	i.active = t
 	s.transmit(i, id, x, data)
-	s.logMessage("sent", i, m.Header, ps, len(data))
+	s.logMessage("sent", m.Header, ps, len(data))
 }
 
 // transmit puts a new request on its way.
@@ -93,7 +93,7 @@ func (s *SA) respond(i *ikeSA, ps ...ikev2.Payload) {
 	}
 	i.lastResp, i.busy = data, false
 	s.send(i.from.Local, i.from.Remote, data, false)
-	s.logMessage("sent", i, m.Header, ps, len(data))
+	s.logMessage("sent", m.Header, ps, len(data))
 }
 
 // refuse answers the request in work with one error notify.
@@ -112,7 +112,7 @@ func (s *SA) farewell(i *ikeSA, ps ...ikev2.Payload) {
 	if data, err := m.AppendSealed(nil, i.seal); err == nil {
 		i.nextID++
 		s.send(s.local, s.remote, data, false)
-		s.logMessage("sent", i, m.Header, ps, len(data))
+		s.logMessage("sent", m.Header, ps, len(data))
 	}
 }
 
@@ -208,7 +208,7 @@ func (s *SA) receiveRequest(i *ikeSA, d Datagram, h ikev2.Header) {
 	i.expect++
 	i.busy, i.lastReq, i.lastResp, i.from = true, sha256.Sum256(d.Data), nil, d
 	s.alive(i, d)
-	s.logMessage("received", i, h, ps, len(d.Data))
+	s.logMessage("received", h, ps, len(d.Data))
 	s.handleRequest(i, h, ps, err)
 }
 
@@ -232,7 +232,7 @@ func (s *SA) receiveResponse(i *ikeSA, d Datagram, h ikev2.Header) {
 		return
 	}
 	s.alive(i, d)
-	s.logMessage("received", i, h, ps, len(d.Data))
+	s.logMessage("received", h, ps, len(d.Data))
 	t := i.active
 	i.req, i.active = nil, nil
 	if n := critical(ps); err == nil && n != nil {

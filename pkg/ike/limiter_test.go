@@ -1,0 +1,51 @@
+package ike
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// A source has its lines, all together have theirs, and what is left out is told.
+func TestLines(t *testing.T) {
+	var l lines
+	now := time.Unix(0, 0)
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	count := func(from netip.Addr, n int) (ok int) {
+		for range n {
+			if _, yes := l.allow(from, now); yes {
+				ok++
+			}
+		}
+		return ok
+	}
+	if got := count(a, 1000); got != sourceDepth {
+		t.Errorf("%d lines at once, want %v", got, sourceDepth)
+	}
+	if left, ok := l.allow(b, now); !ok || left != 1000-sourceDepth {
+		t.Errorf("another source: %v, %d left out before; want %v", ok, left, 1000-sourceDepth)
+	}
+	now = now.Add(time.Second)
+	if got := count(a, 1000); got != sourceRate {
+		t.Errorf("%d lines a second later, want %v", got, sourceRate)
+	}
+	// Sources without number: bounded in lines and in memory.
+	from := netip.MustParseAddr("10.0.0.0")
+	n := 0
+	for range 100000 {
+		from = from.Next()
+		n += count(from, 1)
+	}
+	if n > allDepth || len(l.by) > maxSources+1 {
+		t.Errorf("%d lines, %d sources kept; want at most %v and %d", n, len(l.by), allDepth, maxSources+1)
+	}
+	if got := l.leftOut(); got < 97000 {
+		t.Errorf("%d counted", got)
+	}
+	// Old sources make room.
+	now = now.Add(time.Minute)
+	count(netip.MustParseAddr("198.51.100.1"), 1)
+	if len(l.by) > 10 {
+		t.Errorf("%d sources kept after a minute", len(l.by))
+	}
+}
