@@ -39,6 +39,7 @@ type device struct {
 	mac   net.HardwareAddr
 	mtu   atomic.Int32
 	vnet  bool // frames carry a virtio_net_hdr
+	bare  int  // octets of a frame's front that the kernel does not see: of a TUN, etherLen
 	reads Super
 	done  atomic.Bool
 
@@ -60,6 +61,9 @@ func newDevice(f *os.File, name string, o Options) (*device, error) {
 		return nil, err
 	}
 	d := &device{file: f, raw: raw, name: name, vnet: o.Offload == OffloadAuto}
+	if o.TUN {
+		d.bare = etherLen
+	}
 	d.r.fn, d.r.wait = d.readLoop, linger.New(o.Wait)
 	if !d.vnet {
 		return d, nil
@@ -178,11 +182,11 @@ func (d *device) readLoop(fd uintptr) bool {
 	r := &d.r
 	for r.n < len(r.fs) && r.size < readLimit {
 		f := &r.fs[r.n]
-		if f.Off < HeadroomMin || f.Off >= len(f.Buf) {
+		if f.Off < HeadroomMin || f.Off+d.bare >= len(f.Buf) {
 			r.err = errHeadroom
 			return true
 		}
-		start := f.Off
+		start := f.Off + d.bare
 		if d.vnet {
 			start -= vnetHdrLen
 		}
@@ -208,14 +212,38 @@ func (d *device) readLoop(fd uintptr) bool {
 			if n -= vnetHdrLen; n < 0 {
 				continue
 			}
-			f.Offload.decode(f.Buf[start:f.Off])
+			f.Offload.decode(f.Buf[start : start+vnetHdrLen])
 		}
-		f.Len = n
+		if d.bare != 0 && !dress(f, n) {
+			continue
+		}
+		f.Len = n + d.bare
 		r.size += n
 		if r.n == 0 {
 			r.wait.Got()
 		}
 		r.n++
+	}
+	return true
+}
+
+// dress puts the Ethernet header in front of the n octets from a TUN, to the
+// kernel from itself. What has no such header is no packet.
+func dress(f *Frame, n int) bool {
+	b := f.Buf[f.Off:]
+	clear(b[:etherLen-2])
+	b[12], b[13] = 0x08, 0x00
+	switch {
+	case n < 20:
+		return false
+	case b[etherLen]>>4 == 6:
+		b[12], b[13] = 0x86, 0xdd
+	}
+	if f.Offload.NeedsCsum {
+		f.Offload.CsumStart += etherLen
+	}
+	if f.Offload.HdrLen != 0 {
+		f.Offload.HdrLen += etherLen
 	}
 	return true
 }

@@ -20,7 +20,7 @@ const aliasPrefix = "missiu:"
 // vnetHdrLen is the length of struct virtio_net_hdr without the buffer count.
 const vnetHdrLen = HeadroomMin
 
-// Open makes a TAP, or adopts the one that a killed instance left: that called
+// Open makes a TAP or TUN, or adopts the one that a killed instance left: that called
 // o.Name, or without a name that of the interface o.For. It has one queue,
 // which the kernel gives to one process only: with IFF_MULTI_QUEUE a second
 // process could attach unnoticed and take frames away.
@@ -34,7 +34,7 @@ func Open(o Options) (Device, error) {
 	}
 	what := o.Name
 	if what == "" {
-		what = "new tap"
+		what = "new " + kindName(o.TUN)
 	}
 	d, err := open(o)
 	if err != nil {
@@ -88,11 +88,14 @@ func adoptable(o Options) (bool, error) {
 		}
 		return false, err
 	}
-	t, ok := link.(*netlink.Tuntap)
-	if !ok || t.Mode != netlink.TUNTAP_MODE_TAP {
+	a := link.Attrs().Alias
+	if t, ok := link.(*netlink.Tuntap); !ok || t.Mode != o.mode() {
+		if ok && o.For != "" && a == aliasPrefix+o.For {
+			return false, fmt.Errorf("%w: an instance that was killed left it, a %s; stop, or start as before", ErrNotTAP, kindName(!o.TUN))
+		}
 		return false, ErrNotTAP
 	}
-	if a := link.Attrs().Alias; o.For != "" && strings.HasPrefix(a, aliasPrefix) && a != aliasPrefix+o.For {
+	if o.For != "" && strings.HasPrefix(a, aliasPrefix) && a != aliasPrefix+o.For {
 		return false, fmt.Errorf("%w: it belongs to interface %s", ErrInUse, strings.TrimPrefix(a, aliasPrefix))
 	}
 	return true, nil
@@ -101,8 +104,11 @@ func adoptable(o Options) (bool, error) {
 // attach opens the device and makes it persistent.
 func attach(o Options) (*os.File, string, error) {
 	if o.Offload == OffloadNone {
-		p := water.PlatformSpecificParams{Name: o.Name, Persist: true}
-		i, err := water.New(water.Config{DeviceType: water.TAP, PlatformSpecificParams: p})
+		c := water.Config{DeviceType: water.TAP, PlatformSpecificParams: water.PlatformSpecificParams{Name: o.Name, Persist: true}}
+		if o.TUN {
+			c.DeviceType = water.TUN
+		}
+		i, err := water.New(c)
 		if err != nil {
 			return nil, "", err
 		}
@@ -115,7 +121,7 @@ func attach(o Options) (*os.File, string, error) {
 	}
 	t := &netlink.Tuntap{
 		LinkAttrs: netlink.LinkAttrs{Name: o.Name},
-		Mode:      netlink.TUNTAP_MODE_TAP,
+		Mode:      o.mode(),
 		Flags:     netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR,
 		Queues:    1,
 	}
@@ -123,6 +129,20 @@ func attach(o Options) (*os.File, string, error) {
 		return nil, "", err
 	}
 	return t.Fds[0], t.Name, nil
+}
+
+func (o *Options) mode() netlink.TuntapMode {
+	if o.TUN {
+		return netlink.TUNTAP_MODE_TUN
+	}
+	return netlink.TUNTAP_MODE_TAP
+}
+
+func kindName(tun bool) string {
+	if tun {
+		return "tun"
+	}
+	return "tap"
 }
 
 // explain says what an operator can do about the errors of opening. The
@@ -139,7 +159,7 @@ func explain(err error) error {
 	case is(unix.EBUSY):
 		return ErrInUse
 	case is(unix.EINVAL):
-		return fmt.Errorf("%w as a TAP with one queue", unix.EINVAL)
+		return fmt.Errorf("%w as a device with one queue", unix.EINVAL)
 	}
 	return err
 }
@@ -164,7 +184,12 @@ func (d *device) configure(o Options) error {
 			return fmt.Errorf("alias: %w", err)
 		}
 	}
-	if len(o.MAC) != 0 {
+	if o.TUN {
+		d.mac = append(d.mac, o.MAC...)
+		if err := noLinkLocal(d.name); err != nil {
+			return err
+		}
+	} else if len(o.MAC) != 0 {
 		if err := netlink.LinkSetHardwareAddr(link, o.MAC); err != nil {
 			return fmt.Errorf("address %v: %w", o.MAC, err)
 		}
@@ -209,7 +234,17 @@ func loosenReversePath(name string) error {
 	return errors.Join(err, os.WriteFile(filepath.Join(dir, name, "rp_filter"), []byte(v), 0))
 }
 
-// ours returns the TAPs that were made for the interface ifname.
+// noLinkLocal keeps the kernel from making an IPv6 address for the TUN, and from
+// looking for routers with it: there is no link on which it could mean anything.
+func noLinkLocal(name string) error {
+	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "addr_gen_mode"), []byte("1"), 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // no IPv6
+	}
+	return err
+}
+
+// ours returns the devices that were made for the interface ifname.
 func ours(ifname string) ([]netlink.Link, error) {
 	var links []netlink.Link
 	var err error
@@ -223,14 +258,14 @@ func ours(ifname string) ([]netlink.Link, error) {
 	}
 	var out []netlink.Link
 	for _, l := range links {
-		if t, ok := l.(*netlink.Tuntap); ok && t.Mode == netlink.TUNTAP_MODE_TAP && l.Attrs().Alias == aliasPrefix+ifname {
+		if t, ok := l.(*netlink.Tuntap); ok && (t.Mode == netlink.TUNTAP_MODE_TAP || t.Mode == netlink.TUNTAP_MODE_TUN) && l.Attrs().Alias == aliasPrefix+ifname {
 			out = append(out, l)
 		}
 	}
 	return out, nil
 }
 
-// Find returns the name of the TAP that an earlier instance made for the
+// Find returns the name of the device that an earlier instance made for the
 // interface ifname, "" if there is none.
 func Find(ifname string) (string, error) {
 	links, err := ours(ifname)
@@ -240,7 +275,7 @@ func Find(ifname string) (string, error) {
 	return links[0].Attrs().Name, nil
 }
 
-// Remove deletes the TAP that an earlier instance made for the interface
+// Remove deletes the device that an earlier instance made for the interface
 // ifname; it reports whether there was one.
 func Remove(ifname string) (bool, error) {
 	links, err := ours(ifname)

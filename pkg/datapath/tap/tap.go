@@ -3,6 +3,15 @@
 // and checksum offload in front of /dev/net/tun. Only pkg/datapath, wire and
 // the main of missiu call it; netlink and water stay behind it.
 //
+// It may be a TUN as well, which has neither link nor neighbours. Its packets
+// wear an Ethernet header here that the kernel never sees, put on and taken off
+// in place, so that callers and offsets are those of a TAP:
+//
+//	            Off                Off+14
+//	in memory   | Ethernet         | IP ...
+//	TAP   | vnet| Ethernet         | IP ...       vnet: struct virtio_net_hdr
+//	TUN              | vnet        | IP ...
+//
 // The device is persistent: when missiu dies, routes into it stay and swallow
 // what policy protects. An orderly stop calls Persist(false) before Close.
 package tap
@@ -67,11 +76,11 @@ func (s Super) String() string {
 	return strings.Join(kinds, " ")
 }
 
-// Device is a TAP. It is safe for concurrent use.
+// Device is a TAP or a TUN. It is safe for concurrent use.
 type Device interface {
 	Name() string
 	Index() int
-	MAC() net.HardwareAddr
+	MAC() net.HardwareAddr // of a TUN, what Options said
 	// ReadBatch waits for a frame and takes what else is there, up to
 	// len(fs) frames or a MiB, each into Buf[Off:] with Off as the caller set
 	// it (at least HeadroomMin). Frames that do not fit are cut by the kernel.
@@ -109,7 +118,8 @@ const (
 
 // Options of Open.
 type Options struct {
-	Name    string // "": the kernel chooses the next tapN
+	TUN     bool   // a TUN instead of a TAP
+	Name    string // "": the kernel chooses the next tapN or tunN
 	For     string // the physical interface; kept in the device's alias for Find
 	MAC     net.HardwareAddr
 	MTU     int    // 0: as the kernel makes it
@@ -125,7 +135,7 @@ type Options struct {
 // Errors that callers branch on; they come wrapped.
 var (
 	ErrInUse  = errors.New("another process has it open")
-	ErrNotTAP = errors.New("exists and is not a TAP")
+	ErrNotTAP = errors.New("exists and is another kind of device")
 )
 
 // GoneError says that somebody has deleted the device. errors.Is(err,

@@ -236,51 +236,53 @@ func pseudo(b []byte) {
 }
 
 func TestWriteOffload(t *testing.T) {
-	eachMode(t, func(t *testing.T, mode string) {
-		d := openTest(t, Options{MAC: testMAC, Offload: mode})
-		sh(t, "ip addr add 192.0.2.254/24 dev "+d.Name())
-		c, err := net.ListenPacket("udp4", "192.0.2.254:7000")
-		if err != nil {
-			t.Fatal(err)
+	eachMode(t, func(t *testing.T, mode string) { testWriteOffload(t, Options{MAC: testMAC, Offload: mode}) })
+}
+
+func testWriteOffload(t *testing.T, o Options) {
+	d := openTest(t, o)
+	sh(t, "ip addr add 192.0.2.254/24 dev "+d.Name())
+	c, err := net.ListenPacket("udp4", "192.0.2.254:7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	plain := ipv4UDP(100) // UDP checksum zero: none
+	csum := ipv4UDP(200)
+	pseudo(csum)
+	super := ipv4UDP(2500)
+	pseudo(super)
+	var fs []Frame
+	for _, f := range []struct {
+		b []byte
+		o Offload
+	}{
+		{plain, Offload{}},
+		{csum, Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 6}},
+		{super, Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 6, GSOType: GSOUDPL4, GSOSize: 1000, HdrLen: 42}},
+	} {
+		fs = append(fs, Frame{Buf: append(make([]byte, 32), f.b...), Off: 32, Len: len(f.b), Offload: f.o})
+	}
+	if n, err := d.WriteBatch(fs); n != 3 || err != nil {
+		t.Fatalf("got %d, %v, want 3", n, err)
+	}
+	buf := make([]byte, 4000)
+	for _, want := range []int{100, 200, 1000, 1000, 500} {
+		n, _, err := c.ReadFrom(buf)
+		if err != nil || n != want {
+			t.Fatalf("got %d octets, %v, want %d", n, err, want)
 		}
-		defer c.Close()
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
-		plain := ipv4UDP(100) // UDP checksum zero: none
-		csum := ipv4UDP(200)
-		pseudo(csum)
-		super := ipv4UDP(2500)
-		pseudo(super)
-		var fs []Frame
-		for _, f := range []struct {
-			b []byte
-			o Offload
-		}{
-			{plain, Offload{}},
-			{csum, Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 6}},
-			{super, Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 6, GSOType: GSOUDPL4, GSOSize: 1000, HdrLen: 42}},
-		} {
-			fs = append(fs, Frame{Buf: append(make([]byte, 32), f.b...), Off: 32, Len: len(f.b), Offload: f.o})
-		}
-		if n, err := d.WriteBatch(fs); n != 3 || err != nil {
-			t.Fatalf("got %d, %v, want 3", n, err)
-		}
-		buf := make([]byte, 4000)
-		for _, want := range []int{100, 200, 1000, 1000, 500} {
-			n, _, err := c.ReadFrom(buf)
-			if err != nil || n != want {
-				t.Fatalf("got %d octets, %v, want %d", n, err, want)
-			}
-		}
-		bad := []Frame{fs[0], {Buf: make([]byte, 32), Off: 16, Len: 3}, fs[0]}
-		bad[2].Buf = append([]byte(nil), bad[0].Buf...)
-		if n, err := d.WriteBatch(bad); n != 1 || !errors.Is(err, unix.EINVAL) {
-			t.Errorf("a cut frame: got %d, %v, want 1, EINVAL", n, err)
-		}
-		sh(t, "ip link set "+d.Name()+" down")
-		if n, err := d.WriteBatch(fs[:1]); n != 0 || !errors.Is(err, unix.EIO) {
-			t.Errorf("device down: got %d, %v, want 0, EIO", n, err)
-		}
-	})
+	}
+	bad := []Frame{fs[0], {Buf: make([]byte, 32), Off: 16, Len: 3}, fs[0]}
+	bad[2].Buf = append([]byte(nil), bad[0].Buf...)
+	if n, err := d.WriteBatch(bad); n != 1 || !errors.Is(err, unix.EINVAL) {
+		t.Errorf("a cut frame: got %d, %v, want 1, EINVAL", n, err)
+	}
+	sh(t, "ip link set "+d.Name()+" down")
+	if n, err := d.WriteBatch(fs[:1]); n != 0 || !errors.Is(err, unix.EIO) {
+		t.Errorf("device down: got %d, %v, want 0, EIO", n, err)
+	}
 }
 
 // Super-frames of TCP are cut with correct numbers, flags and checksums.

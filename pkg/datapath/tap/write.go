@@ -120,18 +120,18 @@ func (w *writer) loop(fd uintptr) bool {
 }
 
 func (w *writer) write(fd uintptr, f *Frame) syscall.Errno {
-	if f.Off < HeadroomMin || f.Len <= 0 || f.Off+f.Len > len(f.Buf) {
+	d := w.d
+	if f.Off < HeadroomMin || f.Len <= d.bare || f.Off+f.Len > len(f.Buf) {
 		return unix.EINVAL
 	}
 	b := f.Buf[f.Off : f.Off+f.Len]
-	d := w.d
 	kind := f.Offload.kind()
 	switch {
 	case !d.vnet && kind == noKind:
 		if !FinishChecksum(b, f.Offload) {
 			return unix.EINVAL
 		}
-		_, errno := rawIO(unix.SYS_WRITE, fd, b)
+		_, errno := rawIO(unix.SYS_WRITE, fd, b[d.bare:])
 		return errno
 	case d.vnet && (kind == noKind || d.writers.super[kind].Load()):
 		errno := w.whole(fd, f)
@@ -150,8 +150,12 @@ func (w *writer) write(fd uintptr, f *Frame) syscall.Errno {
 
 // whole writes a frame with its metadata.
 func (w *writer) whole(fd uintptr, f *Frame) syscall.Errno {
-	start := f.Off - vnetHdrLen
-	f.Offload.encode(f.Buf[start:f.Off])
+	start, o := f.Off+w.d.bare-vnetHdrLen, f.Offload
+	if w.d.bare != 0 {
+		o.CsumStart -= min(o.CsumStart, etherLen)
+		o.HdrLen -= min(o.HdrLen, etherLen)
+	}
+	o.encode(f.Buf[start : start+vnetHdrLen])
 	_, errno := rawIO(unix.SYS_WRITE, fd, f.Buf[start:f.Off+f.Len])
 	return errno
 }
@@ -161,12 +165,16 @@ func (w *writer) cut(fd uintptr, b []byte, o Offload) syscall.Errno {
 	if w.seg == nil {
 		w.seg = new(segmenter)
 	}
-	start := vnetHdrLen
+	end := vnetHdrLen
+	start := end + w.d.bare
 	if w.d.vnet {
-		start = 0 // zero: nothing is left to do
+		start -= vnetHdrLen
 	}
 	return w.seg.each(b, o, func(seg []byte) syscall.Errno {
-		_, errno := rawIO(unix.SYS_WRITE, fd, w.seg.buf[start:vnetHdrLen+len(seg)])
+		if w.d.vnet {
+			clear(w.seg.buf[start : start+vnetHdrLen]) // nothing is left to do
+		}
+		_, errno := rawIO(unix.SYS_WRITE, fd, w.seg.buf[start:end+len(seg)])
 		return errno
 	})
 }
@@ -174,7 +182,8 @@ func (w *writer) cut(fd uintptr, b []byte, o Offload) syscall.Errno {
 // probe finds out which super-frames the kernel takes. Linux 6.6.44 and its
 // contemporaries refuse some valid ones by their lengths, and before 6.2 there
 // are none of UDP. The frames go to a MAC address that nobody has, from and to
-// addresses for documentation; a device that is down takes none, but says
+// addresses for documentation; those to a TUN are from and to loopback addresses,
+// which the stack drops. A device that is down takes none, but says
 // EIO only after it has looked at the metadata.
 func (d *device) probe() {
 	if !d.vnet {
@@ -185,7 +194,7 @@ func (d *device) probe() {
 	for kind := range d.writers.super {
 		ok := true
 		for _, n := range []int{2 * probeSize, 3*probeSize - 1, probeSize + 1, 45 * probeSize} {
-			f := probeFrame(kind, n)
+			f := probeFrame(kind, n, d.bare != 0)
 			errno := unix.EINVAL
 			d.raw.Control(func(fd uintptr) { errno = w.whole(fd, &f) })
 			ok = ok && (errno == 0 || errno == unix.EIO)
@@ -198,7 +207,7 @@ func (d *device) probe() {
 const probeSize = 1398
 
 // probeFrame makes a super-frame with n octets of payload.
-func probeFrame(kind, n int) Frame {
+func probeFrame(kind, n int, martian bool) Frame {
 	be := binary.BigEndian
 	ip, l4, proto, field := 20, 20, byte(6), 16
 	o := Offload{NeedsCsum: true, GSOSize: probeSize, GSOType: GSOTCPv4}
@@ -217,12 +226,20 @@ func probeFrame(kind, n int) Frame {
 		h[0], h[6], h[8], h[9] = 0x45, 0x40, 1, proto
 		be.PutUint16(h[2:], uint16(len(h)))
 		copy(h[12:], []byte{192, 0, 2, 1, 192, 0, 2, 2})
+		if martian {
+			h[12], h[16] = 127, 127
+		}
 		be.PutUint16(h[10:], ^fold(add(0, h[:20])))
 	} else {
 		e[12], e[13] = 0x86, 0xdd
 		h[0], h[6], h[7] = 0x60, proto, 1
 		be.PutUint16(h[4:], uint16(len(h)-ip))
 		copy(h[8:], []byte{0x20, 1, 0xd, 0xb8, 15: 1, 16: 0x20, 1, 0xd, 0xb8, 31: 2})
+		if martian { // ::1
+			clear(h[8:20])
+			clear(h[24:39])
+			h[39] = 1
+		}
 	}
 	t := h[ip:]
 	be.PutUint16(t, 9) // discard

@@ -1,0 +1,76 @@
+package tap
+
+import (
+	"errors"
+	"net"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/packet"
+)
+
+// A TUN is a TAP to the caller: super-frames and unfinished checksums both ways,
+// an Ethernet header with the right type on everything read.
+func TestTUN(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode string) {
+		t.Run("write", func(t *testing.T) { testWriteOffload(t, Options{TUN: true, MAC: testMAC, Offload: mode}) })
+		d := openTest(t, Options{TUN: true, MAC: testMAC, MTU: 1400, Offload: mode, ReadOffload: true})
+		if d.Name() != "tun0" {
+			t.Errorf("name: got %q, want tun0", d.Name())
+		}
+		if ifi, err := net.InterfaceByName(d.Name()); err != nil || ifi.Flags&net.FlagPointToPoint == 0 || len(ifi.HardwareAddr) != 0 {
+			t.Errorf("got %+v, %v: no TUN", ifi, err)
+		}
+		sh(t, "ip addr add 198.51.100.1/24 dev "+d.Name())
+		readUDPTrain(t, d, d.ReadSuper().UDP)
+		readTCPStream(t, d, d.ReadSuper().TCP4)
+		sh(t, "echo 0 >/proc/sys/net/ipv6/conf/"+d.Name()+"/disable_ipv6 && ip addr add 2001:db8::1/64 nodad dev "+d.Name())
+		if got := sh(t, "ip -6 -br addr show scope link dev "+d.Name()); got != "" {
+			t.Errorf("link-local address %s, want none", got)
+		}
+		c, err := net.Dial("udp6", "[2001:db8::2]:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Write(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		collect(t, d, func(f *Frame, i *packet.Info) bool {
+			if i.Proto != unix.IPPROTO_UDP {
+				return false
+			}
+			if b := f.Buf[f.Off:]; f.Len != etherLen+40+8+100 || b[12] != 0x86 || b[13] != 0xdd {
+				t.Errorf("frame of %d octets, type %x", f.Len, b[12:14])
+			}
+			return true
+		})
+	})
+}
+
+// What a killed instance left is taken over by its like only.
+func TestAdoptTUN(t *testing.T) {
+	needRoot(t)
+	for _, tun := range []bool{false, true} {
+		d, err := Open(Options{TUN: tun, For: "mi-phys", Up: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+		if _, err := Open(Options{TUN: !tun, For: "mi-phys"}); !errors.Is(err, ErrNotTAP) {
+			t.Errorf("tun %v, then %v: got %v, want ErrNotTAP", tun, !tun, err)
+		}
+		e, err := Open(Options{TUN: tun, For: "mi-phys"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Name() != d.Name() || e.Super() != d.Super() {
+			t.Errorf("adopted %s with %v, want %s with %v", e.Name(), e.Super(), d.Name(), d.Super())
+		}
+		e.Close()
+		if ok, err := Remove("mi-phys"); !ok || err != nil {
+			t.Errorf("Remove: got %v, %v", ok, err)
+		}
+	}
+}
