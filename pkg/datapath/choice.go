@@ -47,15 +47,14 @@ func (w *outWorker) choose(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 		w.n.inc(DropOutNoPeer)
 		return
 	}
-	w.n.inc(OutHeld)
 	keys := []sad.OutKey{lacks}
 	for i := range p.P.Requests {
 		if key := outKey(&p.P.Requests[i], w.info.Src, w.info.Dst); key != lacks {
 			keys = append(keys, key)
 		}
 	}
-	ask, dropped := w.e.hold.put(p.P.ID, keys, true, buf[off:off+n], whole, now)
-	w.n.add(DropOutHold, dropped)
+	ask, ok, full := w.e.hold.put(p.P.ID, keys, true, buf[off:off+n], whole, now)
+	w.held(ok, full)
 	if len(ask) > 0 || p.P.Flags&ipsec.PolicyPerFlow != 0 {
 		w.e.c.NeedSA(p, lacks, w.info.Flow())
 	}

@@ -80,15 +80,36 @@ func (c Counter) String() string {
 // counters belong to one worker, so that no cache line is shared by two
 // writers; readers add the workers up.
 type counters struct {
-	v [numCounters]atomic.Uint64
-	_ [64]byte
+	v    [numCounters]atomic.Uint64
+	last Counter // the writer's own: what it counted last
+	_    [64]byte
 }
 
-func (c *counters) inc(k Counter)         { c.v[k].Add(1) }
-func (c *counters) add(k Counter, n uint) { c.v[k].Add(uint64(n)) }
+func (c *counters) inc(k Counter) {
+	c.v[k].Add(1)
+	c.last = k
+}
+
+func (c *counters) add(k Counter, n uint) {
+	if n != 0 {
+		c.v[k].Add(uint64(n))
+		c.last = k
+	}
+}
+
+// drop reports whether packets counted under c end here.
+func (c Counter) drop() bool {
+	return c >= DropOutDiscard && c <= DropOutSend || c >= DropInNoSA && c < numCounters
+}
 
 // Stats is a sum of counters over all workers, by Counter.
 type Stats [numCounters]uint64
+
+func (s *Stats) add(c *counters) {
+	for i := range c.v {
+		s[i] += c.v[i].Load()
+	}
+}
 
 // Map gives the counters their names.
 func (s *Stats) Map() map[string]uint64 {

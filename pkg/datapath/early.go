@@ -100,19 +100,29 @@ func (e *earlyQueue) take(ready func(ipsec.SAID) bool, now time.Time) (out []ear
 
 // receiveEarly opens what waited for keys that have come.
 func (w *inWorker) receiveEarly(now time.Time) error {
+	ps := w.ready(now)
+	for k := range ps {
+		w.resume(&ps[k], now)
+	}
+	return w.flush(now)
+}
+
+// ready takes the packets out of the early queue whose keys have come.
+func (w *inWorker) ready(now time.Time) []earlyPacket {
 	ps, old := w.e.early.take(func(id ipsec.SAID) bool {
 		sa := w.e.c.SAD.Lookup(id)
 		return sa == nil || sa.State() != sad.Larval
 	}, now)
 	w.n.add(DropInNoSA, old)
-	for k := range ps {
-		p := &ps[k]
-		switch {
-		case !p.peel:
-			w.esp(&p.j, p.b, now)
-		case packet.Decode(p.b, &w.inner):
-			w.unwrap(p.j.buf, p.j.outOff, len(p.b), p.l, now)
-		}
+	return ps
+}
+
+// resume carries on with a packet that waited.
+func (w *inWorker) resume(p *earlyPacket, now time.Time) {
+	switch {
+	case !p.peel:
+		w.esp(&p.j, p.b, now)
+	case packet.Decode(p.b, &w.inner):
+		w.unwrap(p.j.buf, p.j.outOff, len(p.b), p.l, now)
 	}
-	return w.flush(now)
 }

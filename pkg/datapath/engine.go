@@ -35,6 +35,9 @@
 //
 // "Everything else" is bundles, what is to be fragmented, and transport mode
 // whose header a socket would not make: options, another TTL, no DF.
+//
+// Programs that own their packets use a Plane: the same workers, driven packet
+// by packet.
 package datapath
 
 import (
@@ -42,6 +45,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -124,10 +128,12 @@ type Engine struct {
 	late    *inWorker // of the same goroutine: packets that came before their keys
 	hold    holdQueue
 	early   earlyQueue
+	failed  atomic.Uint64 // DropOutHold of no worker
 	kick    chan struct{} // wakes the release worker
 	super0  tap.Super     // what the TAP took at first
 	relMu   sync.Mutex
 	relKeys []sad.OutKey
+	inPlace bool // see Plane
 
 	superOnce sync.Once // the log's line about less
 }
@@ -199,34 +205,34 @@ func (e *Engine) wake() {
 func (e *Engine) Failed(key sad.OutKey) {
 	for _, p := range e.hold.failed(key) {
 		clear(p.data)
-		e.release.n.inc(DropOutHold)
+		e.failed.Add(1)
 	}
 }
 
 // Stats adds the workers' counters up.
 func (e *Engine) Stats() Stats {
 	var s Stats
-	sum := func(c *counters) {
-		for i := range c.v {
-			s[i] += c.v[i].Load()
-		}
-	}
-	sum(&e.out.n)
-	sum(&e.release.n)
-	sum(&e.late.n)
+	s.add(&e.out.n)
+	s.add(&e.release.n)
+	s.add(&e.late.n)
 	for _, w := range e.in {
-		sum(&w.n)
+		s.add(&w.n)
 	}
+	s[DropOutHold] += e.failed.Load()
 	return s
 }
 
 // FragmentDrops adds up why fragments were dropped, by the names of frag.Reason.
 func (e *Engine) FragmentDrops() map[string]uint64 {
-	m := map[string]uint64{}
 	rs := []*frag.Reassembler{e.out.frags, e.release.frags}
 	for _, w := range e.in {
 		rs = append(rs, w.frags)
 	}
+	return fragmentDrops(rs...)
+}
+
+func fragmentDrops(rs ...*frag.Reassembler) map[string]uint64 {
+	m := map[string]uint64{}
 	for _, r := range rs {
 		for _, why := range frag.Reasons() {
 			m[why.String()] += r.Count(why)
@@ -289,14 +295,19 @@ func (w *outWorker) runRelease(ctx context.Context) error {
 	}
 }
 
-// sendHeld sends the packets whose SAs were installed since it was last called.
-func (w *outWorker) sendHeld(buf []byte) error {
-	e := w.e
+// released takes the packets out of the hold queue whose SAs were installed
+// since it was last called.
+func (e *Engine) released() []heldPacket {
 	e.relMu.Lock()
 	keys := e.relKeys
 	e.relKeys = nil
 	e.relMu.Unlock()
-	for _, p := range e.hold.installed(keys) {
+	return e.hold.installed(keys)
+}
+
+// sendHeld sends the packets whose SAs were installed since it was last called.
+func (w *outWorker) sendHeld(buf []byte) error {
+	for _, p := range w.e.released() {
 		w.n.inc(OutReleased)
 		n := copy(buf[headroom:], p.data)
 		w.ip(buf, headroom, n, time.Now(), p.whole)

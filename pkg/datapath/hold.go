@@ -40,14 +40,14 @@ type heldPacket struct {
 
 // put copies data into the queue of the policy, to wait until there is an SA
 // for each of keys, or if any is set for one; then keys[0] is asked for. It returns the SAs that the key engine is to be asked for,
-// and how many packets were dropped for it.
-func (h *holdQueue) put(policy uint32, keys []sad.OutKey, any bool, data []byte, whole bool, now time.Time) (ask []sad.OutKey, dropped uint) {
+// whether data is held, and whether an older packet was dropped for it.
+func (h *holdQueue) put(policy uint32, keys []sad.OutKey, any bool, data []byte, whole bool, now time.Time) (ask []sad.OutKey, ok, full bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	q := h.policies[policy]
 	if q == nil {
 		if len(h.policies) >= maxHoldPolicies {
-			return keys, 1
+			return keys, false, false
 		}
 		q = &held{asked: map[sad.OutKey]time.Time{}}
 		if h.policies == nil {
@@ -59,7 +59,7 @@ func (h *holdQueue) put(policy uint32, keys []sad.OutKey, any bool, data []byte,
 		clear(q.packets[0].data)
 		copy(q.packets, q.packets[1:])
 		q.packets = q.packets[:HoldLimit-1]
-		dropped = 1
+		full = true
 	}
 	q.packets = append(q.packets, heldPacket{slices.Clone(keys), any, bytes.Clone(data), whole})
 	if any {
@@ -75,7 +75,7 @@ func (h *holdQueue) put(policy uint32, keys []sad.OutKey, any bool, data []byte,
 		q.asked[k] = now
 		ask = append(ask, k)
 	}
-	return ask, dropped
+	return ask, true, full
 }
 
 // installed removes and returns the packets that wait for nothing any more

@@ -35,10 +35,11 @@ type inWorker struct {
 	seqs    []uint64
 	news    []bool
 	last    verdict
-	hits    int            // packets of last.policy that it does not know of
-	gro     *gro.Coalescer // what is to be written
-	arena   gro.Arena      // of the batch
-	err     error          // of writing in its middle
+	hits    int                          // packets of last.policy that it does not know of
+	gro     *gro.Coalescer               // what is to be written
+	take    func(buf []byte, off, n int) // instead of gro, if not nil
+	arena   gro.Arena                    // of the batch
+	err     error                        // of writing in its middle
 	scratch *esp.Scratch
 	info    packet.Info // outer packet
 	inner   packet.Info
@@ -211,13 +212,9 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 		return
 	}
 	n = i.Len
-	if i.IsFragment() {
-		w.n.inc(InFragments)
-		whole, err := w.frags.Add(now, buf[off:off+n], i)
-		if err != nil {
-			w.n.inc(DropInFragment)
-			return
-		}
+	joined := i.IsFragment()
+	if joined {
+		whole := w.join(buf[off:off+n], now)
 		if whole == nil {
 			return
 		}
@@ -228,10 +225,10 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 			w.n.inc(DropInMalformed)
 			return
 		}
-		if w.e.c.UDP != nil && i.DstPort == portNATT && w.e.exemptIKE(i, i.Dst, i.DstPort) {
-			w.fragmented(buf, off, n, now)
-			return
-		}
+	}
+	if i.DstPort == portNATT && w.e.exemptIKE(i, i.Dst, i.DstPort) && (joined && w.e.c.UDP != nil || w.e.inPlace && espInUDP(buf[off:off+n], i)) {
+		w.inUDP(buf, off, n, now)
+		return
 	}
 	switch {
 	case i.Proto == protoESP && w.e.c.Wire.IsLocal(i.Dst):
@@ -245,9 +242,28 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 	}
 }
 
-// fragmented serves a datagram for UDP 4500 that came in fragments: the TAP
-// would not lead it to our socket, which is bound to the interface.
-func (w *inWorker) fragmented(buf []byte, off, n int, now time.Time) {
+// join takes the fragment b, decoded in w.info, and returns the datagram that it
+// completes, valid until the next call; nil: none.
+func (w *inWorker) join(b []byte, now time.Time) []byte {
+	w.n.inc(InFragments)
+	whole, err := w.frags.Add(now, b, &w.info)
+	if err != nil {
+		w.n.inc(DropInFragment)
+	}
+	return whole
+}
+
+// espInUDP: the datagram b for port 4500 is ESP (RFC 3948, 2.1), neither IKE
+// nor a keepalive.
+func espInUDP(b []byte, i *packet.Info) bool {
+	p := b[min(i.HdrLen+packet.UDPLen, len(b)):]
+	return len(p) >= 8 && binary.BigEndian.Uint32(p) != 0
+}
+
+// inUDP serves a datagram for UDP 4500 that does not come by our socket: one in
+// fragments, which the TAP would not lead to it, since it is bound to the
+// interface, or one in the place of the packet at hand.
+func (w *inWorker) inUDP(buf []byte, off, n int, now time.Time) {
 	i := &w.info
 	p := off + i.HdrLen + packet.UDPLen
 	if p > off+n {
@@ -715,6 +731,10 @@ func (w *inWorker) fromUDP(j *inJob, p *esp.Packet, off, n int) (int, int, bool)
 
 // deliver queues the IP packet at buf[off:], decoded in i, for the TAP.
 func (w *inWorker) deliver(buf []byte, off int, i *packet.Info, o tap.Offload) {
+	if w.take != nil {
+		w.take(buf, off, i.Len)
+		return
+	}
 	if !w.gro.Add(buf, off, i, o) {
 		w.write()
 		w.gro.Add(buf, off, i, o)

@@ -147,7 +147,7 @@ func (w *outWorker) ip(buf []byte, off, n int, now time.Time, whole bool) {
 		return
 	}
 	n = i.Len // what lies behind is Ethernet padding
-	if isND(i) && i.DstIsLinkScope() {
+	if isND(i) && i.DstIsLinkScope() && !w.e.inPlace {
 		w.n.inc(OutNoise)
 		return
 	}
@@ -298,9 +298,8 @@ func outKey(r *ipsec.Request, src, dst netip.Addr) sad.OutKey {
 
 // wait holds the packet b and asks for the SAs that it lacks.
 func (w *outWorker) wait(p *spd.Entry, keys []sad.OutKey, b []byte, now time.Time, whole bool) {
-	w.n.inc(OutHeld)
-	ask, dropped := w.e.hold.put(p.P.ID, keys, false, b, whole, now)
-	w.n.add(DropOutHold, dropped)
+	ask, ok, full := w.e.hold.put(p.P.ID, keys, false, b, whole, now)
+	w.held(ok, full)
 	if p.P.Flags&ipsec.PolicyPerFlow != 0 {
 		ask = keys // one that was asked for may be another flow's
 	}
@@ -313,6 +312,16 @@ func (w *outWorker) wait(p *spd.Entry, keys []sad.OutKey, b []byte, now time.Tim
 		if w.find(p, key) != nil {
 			w.e.Installed(key)
 		}
+	}
+}
+
+// held counts what became of a packet that was to wait.
+func (w *outWorker) held(ok, full bool) {
+	if full || !ok {
+		w.n.inc(DropOutHold)
+	}
+	if ok {
+		w.n.inc(OutHeld)
 	}
 }
 
