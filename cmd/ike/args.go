@@ -14,9 +14,12 @@ import (
 const defaultConf = "/etc/missiu/ike.conf"
 
 const usage = `usage: ike [options] local_ip_addr ...
+       ike status [--json]
+       ike up|down|rekey [--timeout TIME] RULE
 
 The key daemon of missiu: IKEv2 on UDP ports 500 and 4500 of the given local
-addresses. It stays in the foreground.
+addresses. It stays in the foreground. With a word in place of the address: a
+command for the ike that runs, see ike COMMAND --help.
 
   -f FILE   configuration file (default ` + defaultConf + `)
   -n        check the configuration, report, exit

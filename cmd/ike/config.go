@@ -1,13 +1,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -18,9 +15,6 @@ import (
 	"github.com/missiu/missiu/pkg/ipsec"
 	"go.uber.org/zap/zapcore"
 )
-
-// resolveWait bounds the resolution of the host names of a configuration.
-const resolveWait = 5 * time.Second
 
 // configuration is what the command line and the files come to.
 type configuration struct {
@@ -70,9 +64,6 @@ func (l *loader) load() (*configuration, error) {
 		return nil, fmt.Errorf("ike: %w", err)
 	}
 	c.rules = db
-	if !l.o.check {
-		c.rules = l.resolve(db)
-	}
 	return c, nil
 }
 
@@ -185,25 +176,4 @@ func (l *loader) readKey() (key ipsec.Key, err error) {
 		l.psk, l.have = key, true
 	}
 	return key, err
-}
-
-// resolve finds the addresses of the host names in db. What cannot be resolved
-// is a warning: the rule is then not for that host.
-func (l *loader) resolve(db *pad.DB) *pad.DB {
-	ctx, cancel := context.WithTimeout(context.Background(), resolveWait)
-	defer cancel()
-	addrs := map[string][]netip.Addr{}
-	for _, r := range db.Rules() {
-		for _, h := range r.RemoteHosts {
-			if _, done := addrs[h]; done {
-				continue
-			}
-			as, err := net.DefaultResolver.LookupNetIP(ctx, "ip", h)
-			if err != nil {
-				l.warn(fmt.Sprintf("ike: warning: rule %q: %v", r.Label, err))
-			}
-			addrs[h] = as
-		}
-	}
-	return db.WithHosts(addrs)
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/missiu/missiu/pkg/daemon"
 	"github.com/missiu/missiu/pkg/ike"
+	"github.com/missiu/missiu/pkg/ike/control"
 	"github.com/missiu/missiu/pkg/keysock"
 	"github.com/missiu/missiu/pkg/natt"
 	"go.uber.org/zap"
@@ -39,6 +40,9 @@ func main() {
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(args) > 0 && verbs[args[0]] != nil {
+		return verbs[args[0]](args, stdout, stderr)
+	}
 	o, err := parseArgs(args)
 	switch {
 	case err != nil:
@@ -89,6 +93,9 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 		Local: o.local, Rules: conf.rules, Connect: o.connect, Limits: conf.limits,
 		IKEPort: conf.ikePort, NATTPort: conf.nattPort,
 		Listen: ike.ListenUDP, Dial: inst.dial, DialNATT: inst.dialNATT,
+		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		},
 		Ready: daemon.NewReadiness(false).Ready, Log: log,
 	})
 	if err != nil {
@@ -106,6 +113,11 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 	signal.Notify(usr1, syscall.SIGUSR1)
 	defer signal.Stop(usr1)
 
+	if ctl, err := control.Listen(o.local[0], d.Control); err != nil {
+		log.Error("no control socket: ike status, up, down and rekey do not reach this daemon", zap.Error(err))
+	} else {
+		defer ctl.Close()
+	}
 	result := make(chan error, 1)
 	go func() { result <- d.Run(ctx) }()
 	for {
@@ -130,7 +142,7 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 				break
 			}
 			level.SetLevel(conf.level)
-			d.Reload(conf.rules)
+			d.Reload(ctx, conf.rules)
 			log.Info("configuration read again")
 		}
 	}

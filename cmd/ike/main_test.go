@@ -8,11 +8,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/missiu/missiu/pkg/ike/control"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
 func TestRunExits(t *testing.T) {
 	dir := t.TempDir()
+	control.Dir = t.TempDir()
 	write := func(name, text string, mode os.FileMode) string {
 		p := filepath.Join(dir, name)
 		if err := os.WriteFile(p, []byte(text), mode); err != nil {
@@ -37,6 +39,15 @@ func TestRunExits(t *testing.T) {
 		{[]string{"?"}, 0, "usage: ike", ""},
 		{[]string{"-V"}, 0, "ike ", ""},
 		{nil, 2, "", "no local address"},
+		{[]string{"status", "--help"}, 0, "usage: ike status", ""},
+		{[]string{"status", "10.0.0.1"}, 2, "", `ike status: "10.0.0.1": nothing may follow`},
+		{[]string{"status", "-a", "here"}, 2, "", "want an IP address"},
+		{[]string{"up"}, 2, "", "ike up: want the label of one rule"},
+		{[]string{"down", "a", "b"}, 2, "", "ike down: want the label of one rule"},
+		{[]string{"rekey", "--timeout", "-1s", "a"}, 2, "", "want a time above 0"},
+		{[]string{"rekey", "--tmieout", "1s", "a"}, 2, "", "unknown flag"},
+		{[]string{"status"}, 1, "", "ike status: no ike is running"},
+		{[]string{"up", "a"}, 1, "", "ike up: no ike is running"},
 		{[]string{"-p", "@" + good}, 2, "", "no local address"},
 		{[]string{"-x", "10.0.0.1"}, 2, "", "-x"},
 		{[]string{"-v", "1", "10.0.0.1"}, 2, "", "IKEv1 is not supported; use -v 2"},

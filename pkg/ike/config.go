@@ -29,6 +29,8 @@ type Config struct {
 	Listen func(netip.AddrPort) (Conn, error)
 	// Dial connects to missiu.
 	Dial func(context.Context) (KeySocket, error)
+	// Resolve finds the addresses of a host name. May be nil.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	// DialNATT connects to missiu's UDP port 4500. May be nil.
 	DialNATT func(context.Context) (Conn, error)
 	// Wait is how long the first connection to missiu may take; 0 means 10 s.
@@ -85,6 +87,7 @@ var (
 	ErrNoMissiu = errors.New("missiu does not answer")
 	errDown     = errors.New("no connection to missiu")
 	errFull     = errors.New("inbox full")
+	errStopping = errors.New("ike is stopping")
 )
 
 // Fixed waits.

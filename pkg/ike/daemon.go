@@ -22,11 +22,13 @@ import (
 type Daemon struct {
 	cfg     Config
 	log     *zap.Logger
-	rules   atomic.Pointer[pad.DB]
+	rules   atomic.Pointer[pad.DB] // with the addresses of host names
+	names   names
 	spd     spd
 	mirror  mirror            // how true spd is
 	waiting []keysock.Acquire // until it is; of Run
 
+	since   time.Time
 	budget  budget
 	secrets secrets
 	answers bucket // unauthenticated ones
@@ -52,6 +54,8 @@ type Daemon struct {
 	initSeen map[uint32]bool // policies that want SAs at once and were asked for
 	toInit   []uint32        // those that are still to be asked for
 	stale    []installed     // SAs that could not be removed while missiu was away
+	heldDown map[string]bool // labels of rules that an operator wants down
+	failures map[string]failure
 
 	counters counters
 }
@@ -103,8 +107,12 @@ func New(c Config) (*Daemon, error) {
 		byInit:   map[initKey]*lineage{},
 		bySA:     map[ipsec.SAID]*lineage{},
 		initSeen: map[uint32]bool{},
+		heldDown: map[string]bool{},
+		failures: map[string]failure{},
+		since:    time.Now(),
 	}
 	d.rules.Store(c.Rules)
+	d.names.base, d.names.inForce = c.Rules, c.Rules
 	return d, nil
 }
 
@@ -128,6 +136,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 		d.conns[a] = c
 	}
+	d.setRules(ctx, d.cfg.Rules)
 	events, err := d.firstConnect(ctx)
 	if err != nil || events == nil { // nil: told to stop before missiu was there
 		return err
@@ -309,9 +318,16 @@ func (d *Daemon) send(b []byte, local, remote netip.AddrPort) error {
 // Reload puts a new rule database in force. IKE SAs whose rule is gone, or no
 // longer permits their peer or its key, are deleted; all others keep the rule
 // they have until they are made anew.
-func (d *Daemon) Reload(db *pad.DB) {
-	d.rules.Store(db)
+func (d *Daemon) Reload(ctx context.Context, db *pad.DB) {
+	d.setRules(ctx, db)
+	db = d.rules.Load()
 	d.mu.Lock()
+	clear(d.heldDown)
+	for label := range d.failures {
+		if db.Rule(label) == nil {
+			delete(d.failures, label)
+		}
+	}
 	var gone []*lineage
 	for l := range d.lineages {
 		if l.peer != nil && !stillPermits(db.Rule(l.peer.Rule.Label), l.peer) {

@@ -239,7 +239,7 @@ func (d *Daemon) initiate() {
 			continue
 		}
 		d.log.Info("negotiation at load", zap.Stringer("peer", e.remote), zap.Int("policies", len(reqs[e])))
-		d.ask(e.local, e.remote, rule, nil, reqs[e]...)
+		d.ask(e.local, e.remote, rule, nil, nil, reqs[e]...)
 	}
 }
 
@@ -443,11 +443,12 @@ func (d *Daemon) acquire(a keysock.Acquire, waited bool) {
 	}
 	rule := d.rules.Load().Outbound(a.Src, a.Dst)
 	if rule == nil {
+		d.resolveSoon() // perhaps its name has another address by now
 		refuse("no rule for this peer", syscall.EACCES)
 		return
 	}
 	d.log.Info("ACQUIRE", fields...)
-	d.ask(a.Src, a.Dst, rule, nil, sa.ChildRequest{Seq: a.Seq, Policy: p, Proposals: wantedOf(a, p), Flow: a.Flow})
+	d.ask(a.Src, a.Dst, rule, nil, nil, sa.ChildRequest{Seq: a.Seq, Policy: p, Proposals: wantedOf(a, p), Flow: a.Flow})
 }
 
 // wantedOf are the alternatives that an ACQUIRE is about: its own, else what the
@@ -495,10 +496,14 @@ func keyOf(r sa.ChildRequest) acquireKey {
 }
 
 // ask asks for child SAs with a peer: of the IKE SA that is there, or of a new
-// one, which is s's if s is not nil.
-func (d *Daemon) ask(local, remote netip.Addr, rule *pad.Rule, s *starter, reqs ...sa.ChildRequest) {
+// one, which is s's if s is not nil. t waits for them, and for the IKE SA.
+func (d *Daemon) ask(local, remote netip.Addr, rule *pad.Rule, s *starter, t *ticket, reqs ...sa.ChildRequest) {
 	d.mu.Lock()
-	if l := d.serving(local, remote); l != nil && d.askOf(l, reqs) {
+	if l := d.serving(local, remote); l != nil && d.askOf(l, t, reqs) {
+		if t != nil && l.peer == nil {
+			t.add()
+			l.ups = append(l.ups, t)
+		}
 		d.mu.Unlock()
 		return
 	}
@@ -507,8 +512,13 @@ func (d *Daemon) ask(local, remote netip.Addr, rule *pad.Rule, s *starter, reqs 
 		first = first && (l.remote.Addr() != remote || l.over)
 	}
 	l := d.newLineage(netip.AddrPortFrom(local, d.cfg.IKEPort), netip.AddrPortFrom(remote, rule.RemotePort), true)
+	l.label = rule.Label
+	if t != nil {
+		t.add()
+		l.ups = append(l.ups, t)
+	}
 	for _, r := range reqs {
-		l.pending[keyOf(r)] = &pendingChild{seq: r.Seq}
+		l.pending[keyOf(r)] = waitFor(r, t)
 	}
 	if s != nil {
 		l.starter, s.lineage = s, l
@@ -516,10 +526,21 @@ func (d *Daemon) ask(local, remote netip.Addr, rule *pad.Rule, s *starter, reqs 
 	d.mu.Unlock()
 	l.sa = sa.NewInitiator(l.config(first && rule.InitialContact), rule)
 	if !d.start(l, func(now time.Time) []sa.Output { return l.sa.Start(now, reqs...) }) {
+		endAll(l.ups, errStopping)
 		for _, p := range l.pending {
-			p.fail(d, syscall.ESHUTDOWN)
+			p.fail(d, errStopping)
 		}
 	}
+}
+
+// waitFor makes the record of a request that t, if any, waits for.
+func waitFor(r sa.ChildRequest, t *ticket) *pendingChild {
+	p := &pendingChild{seq: r.Seq}
+	if t != nil {
+		t.add()
+		p.tickets = []*ticket{t}
+	}
+	return p
 }
 
 // serving returns an IKE SA between these addresses that can take a child SA:
@@ -544,11 +565,15 @@ func (d *Daemon) serving(local, remote netip.Addr) *lineage {
 
 // askOf posts requests to l, except those that it already works on; d.mu is
 // held. It returns false when l takes no more.
-func (d *Daemon) askOf(l *lineage, reqs []sa.ChildRequest) bool {
+func (d *Daemon) askOf(l *lineage, t *ticket, reqs []sa.ChildRequest) bool {
 	var fresh []sa.ChildRequest
 	for _, r := range reqs {
 		if p := l.pending[keyOf(r)]; p != nil {
 			p.later = append(p.later, r.Seq)
+			if t != nil {
+				t.add()
+				p.tickets = append(p.tickets, t)
+			}
 			l.log.Debug("already being negotiated", zap.Uint32("policy", r.Policy.Out.ID))
 			continue
 		}
@@ -567,7 +592,7 @@ func (d *Daemon) askOf(l *lineage, reqs []sa.ChildRequest) bool {
 		return false
 	}
 	for _, r := range fresh {
-		l.pending[keyOf(r)] = &pendingChild{seq: r.Seq}
+		l.pending[keyOf(r)] = waitFor(r, t)
 	}
 	return true
 }
@@ -667,8 +692,11 @@ func (d *Daemon) runStarters(now time.Time) (wait time.Duration, ok bool) {
 	d.mu.Unlock()
 	for _, s := range due {
 		rule := d.rules.Load().Outbound(s.local, s.remote)
-		if rule == nil {
+		if rule == nil || d.isHeldDown(rule.Label) {
 			continue
+		}
+		if len(rule.RemoteHosts) > 0 {
+			d.resolveSoon()
 		}
 		ps := slices.DeleteFunc(d.spd.towards(s.local, s.remote), func(p sa.Policy) bool {
 			return p.Out.Flags&ipsec.PolicyPerFlow != 0 // a packet asks for those
@@ -681,7 +709,7 @@ func (d *Daemon) runStarters(now time.Time) (wait time.Duration, ok bool) {
 			reqs = append(reqs, requestsFor(p)...)
 		}
 		d.log.Info("negotiation at start", zap.Stringer("peer", s.remote), zap.Int("policies", len(ps)))
-		d.ask(s.local, s.remote, rule, s, reqs...)
+		d.ask(s.local, s.remote, rule, s, nil, reqs...)
 	}
 	return wait, ok
 }

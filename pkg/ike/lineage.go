@@ -36,11 +36,12 @@ type lineage struct {
 	killOnce sync.Once
 	ended    chan struct{}
 
-	known  bool      // of the goroutine: the peer is authenticated
-	lines  rate      // of the goroutine
-	done   bool      // of the goroutine
-	dropAt time.Time // of the goroutine: when to end without the peer; zero: never
-	lone   []lone    // of the goroutine, soonest first
+	rekeys map[rekeyKey][]*ticket // of the goroutine
+	known  bool                   // of the goroutine: the peer is authenticated
+	lines  rate                   // of the goroutine
+	done   bool                   // of the goroutine
+	dropAt time.Time              // of the goroutine: when to end without the peer; zero: never
+	lone   []lone                 // of the goroutine, soonest first
 
 	// Of the goroutine: packets counted by inbound child SAs when last asked.
 	children map[ipsec.SAID]childCount
@@ -57,7 +58,10 @@ type lineage struct {
 	// When it began and when it was established, by d.clock.
 	began, proven uint64
 	pending       map[acquireKey]*pendingChild // child SAs in work
+	has           map[acquireKey]int           // child SAs by policy and protocol
 	starter       *starter
+	label         string    // of the rule, once there is one for certain
+	ups, ends     []*ticket // wait for it to be established, and to end
 }
 
 // call is an input of the machine other than a datagram.
@@ -89,8 +93,9 @@ type acquireKey struct {
 // pendingChild is a child SA in work: the number it was asked for with, and
 // those of ACQUIREs that came for it since.
 type pendingChild struct {
-	seq   uint32
-	later []uint32
+	seq     uint32
+	later   []uint32
+	tickets []*ticket // who waits besides
 }
 
 // take removes what is pending for a child SA that came, or failed, and
@@ -112,7 +117,9 @@ func (l *lineage) take(seq uint32, policy uint32, proto ipsec.Protocol) *pending
 }
 
 // fail reports every ACQUIRE of p as failed.
-func (p *pendingChild) fail(d *Daemon, errno syscall.Errno) {
+func (p *pendingChild) fail(d *Daemon, err error) {
+	endAll(p.tickets, err)
+	errno := errnoOf(err)
 	for _, seq := range append(p.later, p.seq) {
 		if seq != 0 {
 			d.acquireFailed(seq, errno)
@@ -131,6 +138,8 @@ func (d *Daemon) newLineage(local, remote netip.AddrPort, initiator bool) *linea
 		children: map[ipsec.SAID]childCount{},
 		sas:      map[ipsec.SAID]netip.Addr{},
 		pending:  map[acquireKey]*pendingChild{},
+		has:      map[acquireKey]int{},
+		rekeys:   map[rekeyKey][]*ticket{},
 	}
 }
 
@@ -302,7 +311,10 @@ func (l *lineage) carryOut(outs []sa.Output) {
 			l.d.mu.Unlock()
 		case sa.Established:
 			l.established(o)
+		case sa.RekeyFailed:
+			l.rekeyed(rekeyKey(o.Old), o.Err)
 		case sa.Rekeyed:
+			l.rekeyed(rekeyKey(o.Old), nil)
 			l.log.Debug("rekeyed", zap.Stringer("old_child", o.Old), zap.Stringer("new_child", o.New), zap.Stringer("old", o.OldIKE), zap.Stringer("new", o.NewIKE))
 		case sa.PeerMoved:
 			l.log.Info("peer moved", zap.Stringer("old", o.Old), zap.Stringer("new", o.New))
@@ -370,9 +382,10 @@ func (l *lineage) install(o sa.InstallChild) (asked bool, err error) {
 	l.register(in)
 	l.d.mu.Lock()
 	was := len(l.pending)
-	l.take(o.Seq, policyID(o.Policy), o.In.Proto)
+	waits := l.take(o.Seq, policyID(o.Policy), o.In.Proto)
 	asked = len(l.pending) < was
 	l.d.mu.Unlock()
+	defer func() { endAll(waits.tickets, err) }()
 	err = l.d.keys(func(ctx context.Context, k KeySocket) error { return k.Update(ctx, o.In, o.Seq) })
 	if err == nil && o.Out != nil {
 		err = l.installOut(o.Out, o.Seq)
@@ -382,6 +395,9 @@ func (l *lineage) install(o sa.InstallChild) (asked bool, err error) {
 		return asked, err
 	}
 	l.children[in.id] = childCount{src: in.src, policy: policyID(o.Policy)}
+	l.d.mu.Lock()
+	l.has[acquireKey{policy: policyID(o.Policy), proto: o.In.Proto}]++
+	l.d.mu.Unlock()
 	l.log.Debug("child SA installed", zap.Stringer("proto", o.In.Proto), zap.Stringer("spi_in", o.In.SPI), zap.Bool("out", o.Out != nil),
 		zap.Stringer("peer", o.In.Src), zap.Stringer("mode", o.In.Mode), zap.String("suite", suiteOf(o.In)),
 		zap.Bool("udp", o.In.Encap != nil), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq))
@@ -487,12 +503,18 @@ func (l *lineage) drop(i installed) {
 		delete(l.d.bySA, i.id)
 	}
 	delete(l.sas, i.id)
+	if c, ok := l.children[i.id]; ok {
+		l.has[acquireKey{policy: c.policy, proto: i.id.Proto}]--
+	}
 	l.d.mu.Unlock()
 	delete(l.children, i.id)
 	l.d.removeSA(i)
 }
 
 func (l *lineage) remove(o sa.RemoveChild) {
+	if o.In.SPI != 0 {
+		l.rekeyed(rekeyKey(o.In.SPI), o.Reason)
+	}
 	for _, i := range []installed{{o.Out, o.OutSrc}, {o.In, o.InSrc}} {
 		if i.id.SPI != 0 {
 			l.drop(i)
@@ -543,8 +565,9 @@ func (l *lineage) childFailed(o sa.ChildFailed) {
 	l.log.Debug("child SA failed", zap.Stringer("peer", l.remote), zap.Uint32("policy", policyID(o.Policy)), zap.Uint32("seq", o.Seq), zap.Error(o.Err))
 	l.d.mu.Lock()
 	p := l.take(o.Seq, policyID(o.Policy), ipsec.ESP)
+	l.d.noteFailure(l.label, o.Err)
 	l.d.mu.Unlock()
-	p.fail(l.d, errnoOf(o.Err))
+	p.fail(l.d, o.Err)
 }
 
 func (l *lineage) newIKESA(o sa.NewIKESA) {
@@ -565,6 +588,10 @@ func (l *lineage) established(o sa.Established) {
 	l.peer = &peer
 	d.clock++
 	l.proven = d.clock
+	l.label = peer.Rule.Label
+	delete(d.failures, l.label)
+	endAll(l.ups, nil)
+	l.ups = nil
 	wasHalfOpen := l.settle()
 	if l.starter != nil {
 		l.starter.wait = 0
@@ -619,6 +646,14 @@ func (l *lineage) failed(err error) {
 	d := l.d
 	d.mu.Lock()
 	l.over = true
+	var refused *sa.LocalError
+	if r := l.rule(); l.label == "" && errors.As(err, &refused) && refused.Notify == ikev2.AUTHENTICATION_FAILED {
+		d.noteFailure(r, err) // a peer's own doing, but worth to be seen
+	}
+	d.noteFailure(l.label, err)
+	endAll(l.ups, err)
+	endAll(l.ends, nil)
+	l.ups, l.ends = nil, nil
 	peer, s := l.peer, l.starter
 	d.starterEnded(l)
 	if d.stopping {
@@ -654,12 +689,16 @@ func (l *lineage) forget() {
 		l.drop(i)
 	}
 	d.mu.Lock()
-	pending := l.pending
-	l.pending = nil
+	pending, waits := l.pending, append(l.ups, l.ends...)
+	l.pending, l.ups, l.ends = nil, nil, nil
 	d.starterEnded(l)
 	d.mu.Unlock()
+	endAll(waits, sa.ErrClosed)
 	for _, p := range pending {
-		p.fail(d, syscall.ECANCELED)
+		p.fail(d, sa.ErrClosed)
+	}
+	for k := range l.rekeys {
+		l.rekeyed(k, sa.ErrClosed)
 	}
 	close(l.ended)
 	d.wake()
@@ -725,6 +764,8 @@ func errnoOf(err error) syscall.Errno {
 	switch {
 	case errors.Is(err, sa.ErrTimeout):
 		return syscall.ETIMEDOUT
+	case errors.Is(err, errStopping):
+		return syscall.ESHUTDOWN
 	case errors.As(err, &peer):
 		return syscall.ECONNREFUSED
 	case errors.As(err, &local):

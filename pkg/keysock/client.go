@@ -87,7 +87,7 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 	}
 	// Anybody may listen at an abstract name that is free; files lie in a directory
 	// of root's.
-	if strings.HasPrefix(path, "@") && !entitled(nc.(*net.UnixConn)) {
+	if strings.HasPrefix(path, "@") && !Entitled(nc.(*net.UnixConn)) {
 		nc.Close()
 		return nil, &os.PathError{Op: "connect", Path: path, Err: syscall.EACCES}
 	}

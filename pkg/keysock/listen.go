@@ -17,7 +17,7 @@ import (
 // another server holds path + ".lock", the error is EADDRINUSE.
 func NewServer(path string, b Backend, opt ServerOptions) (*Server, error) {
 	opt.setDefaults()
-	if err := makeDir(filepath.Dir(path)); err != nil {
+	if err := MakeDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	lock, err := takeLock(path + ".lock")
@@ -47,7 +47,9 @@ func NewServer(path string, b Backend, opt ServerOptions) (*Server, error) {
 	}, nil
 }
 
-func makeDir(dir string) error {
+// MakeDir makes the directory of sockets if it is not there, and checks that only
+// its owner, root or the caller, can write to it.
+func MakeDir(dir string) error {
 	err := os.Mkdir(dir, 0o755)
 	if err == nil {
 		return os.Chmod(dir, 0o755) // whatever the umask is
@@ -126,9 +128,9 @@ func (s *Server) removeSocket() {
 	s.lock.Close()
 }
 
-// entitled reports whether the process at the other end, which connected or
+// Entitled reports whether the process at the other end, which connected or
 // listens, is root's or our own user's.
-func entitled(nc *net.UnixConn) bool {
+func Entitled(nc *net.UnixConn) bool {
 	ok := false
 	control(nc, func(fd int) {
 		cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)

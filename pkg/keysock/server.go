@@ -188,7 +188,7 @@ func (s *Server) accept(ln *net.UnixListener) error {
 			}
 			continue
 		}
-		if !entitled(nc) || !s.admit(nc) {
+		if !Entitled(nc) || !s.admit(nc) {
 			s.count(func(st *Stats) { st.Refused++ })
 			nc.Close()
 		}

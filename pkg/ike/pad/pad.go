@@ -45,6 +45,18 @@ const (
 	StartNone
 )
 
+func (a StartAction) String() string {
+	switch a {
+	case StartTrap:
+		return "trap"
+	case StartNow:
+		return "start"
+	case StartNone:
+		return "none"
+	}
+	return fmt.Sprintf("StartAction(%d)", uint8(a))
+}
+
 // NATT is the handling of NATs (RFC 7296, 2.23).
 type NATT uint8
 

@@ -26,6 +26,8 @@ type child struct {
 	policy        Policy
 	local, remote []ipsec.TrafficSelector
 	created       time.Time
+	// By age, as missiu will tell; zero: never.
+	rekeyAt, expireAt time.Time
 
 	// Nonces of the exchange that made it, for RFC 7296, 2.8.1.
 	ni, nr []byte
@@ -319,6 +321,7 @@ func (s *SA) abandon(o *offer, err error) {
 		s.emit(ChildFailed{o.req.Seq, o.req.Policy, err})
 	} else {
 		s.log(levelWarn, "child SA not rekeyed", attrChild(o.rekeys), attrErr(err), attrOffer(o))
+		s.emit(RekeyFailed{Old: o.rekeys.in, Err: err})
 	}
 }
 
@@ -477,6 +480,12 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	c := &child{
 		proto: proto, in: spi, outSPI: g.peerSPI, inDst: s.local.Addr(), outDst: s.remote.Addr(), mode: g.mode, suite: g.suite, policy: g.policy,
 		local: slices.Clone(g.local), remote: slices.Clone(g.remote), created: s.now, ni: g.ni, nr: g.nr,
+	}
+	if hard.AddTime > 0 {
+		c.expireAt = s.now.Add(hard.AddTime)
+	}
+	if soft.AddTime > 0 {
+		c.rekeyAt = s.now.Add(soft.AddTime)
 	}
 	s.children = append(s.children, c)
 	ic := InstallChild{In: &in, Out: &out, Seq: g.seq, Policy: g.policy, Lacks: g.policy.lacks(g.suite)}

@@ -71,7 +71,7 @@ func (t *rekeyIKE) send(s *SA, i *ikeSA) {
 	t.cancel(s, nil)
 	var err error
 	if t.key, err = dh.Generate(ke, s.rand); err != nil {
-		s.log(levelWarn, "IKE SA not rekeyed", attrErr(err))
+		s.notRekeyed(i, err)
 		return
 	}
 	t.ni = s.newNonce()
@@ -174,8 +174,13 @@ func (t *rekeyIKE) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 		s.fail(err, false)
 		return
 	}
-	// It lives on until its hard limit.
+	s.notRekeyed(i, err)
+}
+
+// notRekeyed: i lives on until its hard limit.
+func (s *SA) notRekeyed(i *ikeSA, err error) {
 	s.log(levelWarn, "IKE SA not rekeyed", attrErr(err))
+	s.emit(RekeyFailed{OldIKE: i.local, Err: err})
 }
 
 // made makes the new IKE SA of a good answer.

@@ -48,6 +48,7 @@ type SA struct {
 	childless bool // peer can do without a first child SA
 	out       []Output
 	counters  Counters
+	resent    uint64 // requests sent again
 	rand      io.Reader
 	newNonce  func() []byte // tests choose nonces
 }
@@ -230,6 +231,19 @@ func (s *SA) Rekey(now time.Time) []Output {
 	return s.input(now, func() { s.wantRekey() })
 }
 
+// RekeyChildren rekeys every child SA now, and returns their inbound SPIs.
+func (s *SA) RekeyChildren(now time.Time) (spis []ipsec.SPI, outs []Output) {
+	outs = s.input(now, func() {
+		for _, c := range s.children {
+			if !c.deleting && c.replaced == nil {
+				spis = append(spis, c.in)
+				s.wantRekeyChild(c)
+			}
+		}
+	})
+	return spis, outs
+}
+
 // Delete ends the lineage in order: the peer is told. Failed with ErrClosed
 // comes with the peer's answer, or when it does not come.
 func (s *SA) Delete(now time.Time) []Output {
@@ -271,11 +285,15 @@ func (s *SA) Status() Status {
 	if i := s.cur; i != nil {
 		st.State, st.Local, st.Remote, st.Initiator, st.Suite = i.state, i.local, i.remote, i.initiator, i.suite
 		st.Created, st.RekeyAt, st.ExpireAt = i.created, i.rekeyAt, i.expireAt
+		if i.req != nil {
+			st.Waiting = i.req.sent
+		}
 	}
+	st.NATLocal, st.NATRemote, st.Resent = s.natLocal, s.natRemote, s.resent
 	for _, c := range s.children {
 		st.Children = append(st.Children, ChildInfo{
 			In: c.in, Out: c.outSPI, Mode: c.mode, Suite: c.suite, ReqID: c.policy.reqIDs(c.proto).out,
-			LocalTS: c.local, PeerTS: c.remote, Created: c.created, Deleting: c.deleting,
+			LocalTS: c.local, PeerTS: c.remote, Policy: c.policy, Created: c.created, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt, Deleting: c.deleting,
 		})
 	}
 	return st

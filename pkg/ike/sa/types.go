@@ -216,6 +216,14 @@ type Rekeyed struct {
 	OldIKE, NewIKE SPI
 }
 
+// RekeyFailed says that a child SA (Old: its inbound SPI) or the IKE SA (OldIKE:
+// our SPI) that we wanted to replace goes on as it is, and why.
+type RekeyFailed struct {
+	Old    ipsec.SPI
+	OldIKE SPI
+	Err    error
+}
+
 // PeerMoved says that the peer's address or port, as its NAT shows it, has
 // changed (RFC 7296, 2.23). IKE already uses the new one. Of a new port the SAs
 // are to be told; for a new address the machine replaces all child SAs.
@@ -248,6 +256,7 @@ func (NewIKESA) output()     {}
 func (GoneIKESA) output()    {}
 func (Established) output()  {}
 func (Rekeyed) output()      {}
+func (RekeyFailed) output()  {}
 func (PeerMoved) output()    {}
 func (Failed) output()       {}
 func (Done) output()         {}
@@ -270,7 +279,10 @@ type ChildInfo struct {
 	ReqID    ipsec.ReqID
 	LocalTS  []ipsec.TrafficSelector
 	PeerTS   []ipsec.TrafficSelector
+	Policy   Policy
 	Created  time.Time
+	RekeyAt  time.Time // zero: not by age, or never by us
+	ExpireAt time.Time // zero: not by age
 	Deleting bool
 }
 
@@ -284,6 +296,12 @@ type Status struct {
 	Created       time.Time // of the present IKE SA
 	RekeyAt       time.Time // zero: never by us
 	ExpireAt      time.Time
-	Children      []ChildInfo
-	Counters      Counters
+	// NATLocal: we are behind a NAT; NATRemote: the peer is.
+	NATLocal, NATRemote bool
+	// Resent counts requests of ours that were sent again, Waiting those
+	// transmissions of the one that has no answer yet; 0: none is on its way.
+	Resent   uint64
+	Waiting  int
+	Children []ChildInfo
+	Counters Counters
 }

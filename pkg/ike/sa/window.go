@@ -50,7 +50,9 @@ func (s *SA) transmission(r *request) {
 	r.due = s.now.Add(r.wait - s.jitter(r.wait/10))
 	r.local, r.remote = s.local, s.remote // where the peer is now
 	s.send(r.local, r.remote, r.data, r.sent > 0)
-	r.sent++
+	if r.sent++; r.sent > 1 {
+		s.resent++
+	}
 }
 
 // retransmit sends i's request again, or gives up.
