@@ -59,6 +59,8 @@ var walls = []struct {
 	{from: "pkg/config/lexer", why: "tokens know no meaning", onlyOurs: []string{"pkg/config/lexer"}},
 	{from: "pkg/config/ipsecconf", why: "as loadConfig", onlyOurs: []string{"pkg/config/ipsecconf", "pkg/config/lexer", "pkg/ipsec", "pkg/crypto/alg"}},
 	{from: "pkg/keysock", why: "PF_KEY in our nouns, and no more", onlyOurs: []string{"pkg/keysock", "proto/pfkey", "pkg/ipsec", "pkg/crypto/alg"}},
+	{from: "pkg/attach", why: "sockets know no packets", onlyOurs: []string{"pkg/attach"}},
+	{from: "pkg/capture", why: "who looks at frames does not move them", onlyOurs: []string{"pkg/capture", "pkg/attach", "pkg/datapath/packet", "pkg/ipsec", "pkg/crypto/alg"}},
 	{from: "pkg/ike/sa", why: "the state machine does no I/O and does not log", never: []string{"pkg/keysock", "pkg/natt", "go.uber.org/zap"}},
 }
 
