@@ -72,7 +72,7 @@ var importers = []struct {
 	allowed []string
 }{
 	{"github.com/songgao/water", []string{"pkg/datapath/tap"}},
-	{"github.com/vishvananda/netlink", []string{"pkg/datapath/tap", "pkg/datapath/wire"}},
+	{"github.com/vishvananda/netlink", []string{"pkg/datapath/tap", "pkg/datapath/wire", "pkg/datapath/bump"}},
 	{"github.com/google/nftables", []string{"pkg/datapath/wire"}},
 	{"github.com/gaissmai/bart", []string{"pkg/datapath/spd", "pkg/datapath/wire"}}, // prefixes of policies, and of the divert set
 	{"github.com/spf13/pflag", []string{"cmd"}},
@@ -88,7 +88,7 @@ var logs = []string{"pkg/daemon", "pkg/datapath", "pkg/ike", "pkg/keyengine", "c
 //
 // silent: below logs, rooms that do not log all the same.
 var silent = []string{
-	"pkg/datapath/packet", "pkg/datapath/gro", "pkg/datapath/tap", "pkg/datapath/wire", "pkg/datapath/neigh", "pkg/datapath/frag",
+	"pkg/datapath/packet", "pkg/datapath/gro", "pkg/datapath/tap", "pkg/datapath/wire", "pkg/datapath/bump", "pkg/datapath/neigh", "pkg/datapath/frag",
 	"pkg/datapath/replay", "pkg/datapath/esp", "pkg/datapath/ah", "pkg/datapath/sad", "pkg/datapath/spd",
 	"pkg/ike/sa", "pkg/ike/isakmpsa", "pkg/ike/proposal", "pkg/ike/pad", "cmd/loadconfig",
 }

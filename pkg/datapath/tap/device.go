@@ -285,3 +285,6 @@ func DecodeOffload(b []byte) Offload {
 	o.decode(b[:vnetHdrLen])
 	return o
 }
+
+// EncodeOffload writes the metadata of a frame as the kernel's header: b[:HeadroomMin].
+func EncodeOffload(b []byte, o *Offload) { o.encode(b[:vnetHdrLen]) }

@@ -1,0 +1,445 @@
+// Package bump severs an interface from the kernel's stack, with no address and no
+// route changed (the x-kernel's ETHTAP): whole Ethernet frames of all types go
+// through this process, or their copies come to it.
+//
+//	            high: the kernel's side          low: the interface's side
+//	stack ----> ReadBatch                        WriteBatch ----> NIC
+//	stack <---- WriteBatch                       ReadBatch  <---- NIC
+//
+// Each side has a state of its own, which says what becomes of frames that come
+// from there, and of what is written to it:
+//
+//	Closed   go on as if we were not there; writing is silent
+//	Passive  go on, and who is attached gets copies; writing is silent
+//	Active   go to ReadBatch or to who takes them, and nowhere else; writing
+//	         sends to the stack or out of the interface
+//
+// Frames are taken by chains of the packet filter (see table) and come back by
+// marked sockets and a redirection (see pair); all of it is set up by netlink. A
+// frame is taken or passes, never both, so changes of state neither lose frames nor
+// double them: what was taken before a change is still written within a second
+// after it.
+//
+// When the process dies the kernel keeps the chains, and with them every active
+// side cut off, until the next Open adopts them with their states or Cleanup
+// opens the way; or, with FailOpen, removes the chains at once. The kernel gives them an
+// owner, so that nobody else can take them away while the process lives.
+//
+// What is lost on the way of a frame through the process is what the kernel keeps beside
+// frames: marks and priorities of sockets, the pacing of transmit queues, hardware
+// timestamps. Loopback, and traffic between addresses of the host, never reaches
+// the interface and is not seen.
+//
+// Callers are cmd/missiu, which gives both sides to the engine of pkg/datapath,
+// and programs that attach. It does not log: see Events.
+package bump
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	nl "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Dir is where state lies that outlives a killed instance. Tests change it.
+var Dir = "/run/missiu"
+
+// Side of the bump.
+type Side uint8
+
+// Sides.
+const (
+	High Side = iota // the kernel's
+	Low              // the interface's
+)
+
+func (s Side) String() string {
+	if s == High {
+		return "high"
+	}
+	return "low"
+}
+
+// State of a side.
+type State uint8
+
+// States.
+const (
+	Closed State = iota
+	Passive
+	Active
+)
+
+var stateNames = [...]string{"closed", "passive", "active"}
+
+func (s State) String() string {
+	if int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return "State(?)"
+}
+
+// ParseState reads the name of a state.
+func ParseState(name string) (State, error) {
+	for i, n := range stateNames {
+		if n == name {
+			return State(i), nil
+		}
+	}
+	return 0, fmt.Errorf("state %q: want closed, passive or active", name)
+}
+
+// Options of Open.
+type Options struct {
+	// FailOpen has the kernel open the way when the process dies.
+	FailOpen bool
+	Wait     string // as in tap.Options
+}
+
+// Link is the interface at one moment.
+type Link struct {
+	Name  string
+	Index int // 0: there is none at present
+	MAC   net.HardwareAddr
+	MTU   int
+}
+
+// Event is something that happened to the bump and is not its callers' doing.
+type Event struct {
+	What  string // "renamed", "deleted", "back", "mac changed", "helper interfaces repaired", "rules repaired"
+	Link  Link
+	Moved bool  // the interface has another name or index than before
+	Err   error // what keeps a repair from being done; it is tried again
+}
+
+// ErrNoEgress: the kernel cannot take what leaves (NETFILTER_EGRESS, Linux 5.16).
+// There is no other way that does not leak: programs with AF_PACKET sockets get
+// past tc's egress hook.
+var ErrNoEgress = errors.New("the kernel has no egress hook of the packet filter (NETFILTER_EGRESS, since Linux 5.16), without which an interface cannot be severed")
+
+// Bump is a severed interface. It is safe for concurrent use.
+type Bump struct {
+	o      Options
+	ifname string // as Open was given it
+	handle *netlink.Handle
+
+	mu     sync.Mutex // serialises changes of what follows
+	table  *table
+	pair   *pair
+	lro    string // the interface whose LRO is to be switched on again; "": none
+	failed error  // of the last repair
+	closed atomic.Bool
+
+	link   atomic.Pointer[Link]
+	sides  [2]side
+	events chan Event
+
+	adopted bool
+	watches []*nl.Conn
+	retry   *time.Timer
+	watched sync.WaitGroup
+}
+
+// saved is the state file.
+type saved struct {
+	High, Low State
+	LRO       string
+}
+
+func statePath(ifname string) string { return filepath.Join(Dir, ifname+".bump") }
+
+// Open makes what severing needs. Both sides are closed then, or as a killed
+// instance left them, which goes on without a gap. It fails if the kernel lacks
+// something, and leaves nothing behind then.
+func Open(ifname string, o Options) (*Bump, error) {
+	b := &Bump{o: o, ifname: ifname, events: make(chan Event, 16)}
+	for i := range b.sides {
+		b.sides[i].init(b, Side(i))
+	}
+	if err := b.open(); err != nil {
+		b.end()
+		if !b.adopted {
+			b.undo()
+		}
+		b.hangUp()
+		return nil, fmt.Errorf("%s: %w", ifname, err)
+	}
+	return b, nil
+}
+
+func (b *Bump) open() error {
+	var err error
+	if b.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	l, err := b.handle.LinkByName(b.ifname)
+	if err != nil {
+		return err
+	}
+	if t := l.Attrs().EncapType; t != "ether" {
+		return fmt.Errorf("link type %q, want ether", t)
+	}
+	b.link.Store(linkOf(l))
+	if b.table, err = openTable(b.ifname, b.o.FailOpen); err != nil {
+		return err
+	}
+	high, low := Closed, Closed
+	if b.adopted, err = b.table.exists(); err != nil {
+		return err
+	}
+	if b.adopted {
+		// A predecessor that has not saved them cannot have been less than active.
+		high, low = Active, Active
+		if s, err := loadState(b.ifname); err == nil {
+			high, low, b.lro = s.High, s.Low, s.LRO
+		}
+	} else if err := b.table.probe(b.ifname); err != nil {
+		return err
+	}
+	// Listening comes first, so that no change is missed.
+	if err := b.listen(); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.pair, err = openPair(b.handle, b.ifname, b.link.Load().MAC); err != nil {
+		return err
+	}
+	if err := b.attachLink(); err != nil {
+		return err
+	}
+	return b.set(high, low)
+}
+
+// Adopted reports whether Open took over from an instance that was killed.
+func (b *Bump) Adopted() bool { return b.adopted }
+
+func linkOf(l netlink.Link) *Link {
+	a := l.Attrs()
+	return &Link{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr, MTU: a.MTU}
+}
+
+// attachLink opens the sockets and the redirection for the present interface and pair.
+func (b *Bump) attachLink() error {
+	link := b.link.Load()
+	if err := b.pair.redirect(b.handle, link.Index); err != nil {
+		return err
+	}
+	if was, err := lroOff(link.Name); err != nil {
+		return fmt.Errorf("large receive offload: %w", err)
+	} else if was {
+		b.lro = link.Name
+	}
+	reader := func(mark uint32) (*socket, error) {
+		return packetSocket(socketOptions{index: b.pair.ku, filter: marked(mark), wait: b.o.Wait})
+	}
+	fromKernel, err := reader(markFromKernel)
+	fromNIC, err2 := reader(markFromNIC)
+	toKernel, err3 := packetSocket(socketOptions{index: b.pair.ku, mark: b.table.in})
+	toNIC, err4 := packetSocket(socketOptions{index: link.Index, mark: b.table.out})
+	if err := errors.Join(err, err2, err3, err4); err != nil {
+		for _, s := range []*socket{fromKernel, fromNIC, toKernel, toNIC} {
+			s.close()
+		}
+		return err
+	}
+	b.sides[High].replace(fromKernel, toKernel)
+	b.sides[Low].replace(fromNIC, toNIC)
+	return nil
+}
+
+// set puts states in force.
+func (b *Bump) set(high, low State) error {
+	link := b.link.Load()
+	if err := saveState(b.ifname, saved{high, low, b.lro}); err != nil {
+		return err
+	}
+	if link.Index != 0 { // else the chains stay as they are, and check makes them
+		kx, ku := pairNames(b.ifname)
+		if err := b.table.apply(&plan{device: link.Name, kx: kx, ku: ku, kxIndex: b.pair.kx, high: high, low: low}); err != nil {
+			return err
+		}
+	}
+	b.sides[High].enter(high)
+	b.sides[Low].enter(low)
+	return b.copiers()
+}
+
+// SetState puts both sides into states at once.
+func (b *Bump) SetState(high, low State) error {
+	if high > Active || low > Active {
+		return fmt.Errorf("state %v, %v: want closed, passive or active", high, low)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed.Load() {
+		return os.ErrClosed
+	}
+	oldHigh, oldLow := b.State(High), b.State(Low)
+	if err := b.set(high, low); err != nil {
+		return errors.Join(err, saveState(b.ifname, saved{oldHigh, oldLow, b.lro}))
+	}
+	return nil
+}
+
+// State returns the state of a side.
+func (b *Bump) State(s Side) State { return State(b.sides[s].state.Load()) }
+
+// Link returns the interface as it is at present.
+func (b *Bump) Link() Link { return *b.link.Load() }
+
+// OutMark is what sockets set (SO_MARK) whose packets leave by the interface
+// though the high side is active: those of the process itself.
+func (b *Bump) OutMark() uint32 { return b.table.out }
+
+// Owned reports whether the kernel keeps others from our rules while we live. On
+// kernels before 6.9 it does not where what is active is to stay so after our death;
+// what somebody flushes is then put back at once.
+func (b *Bump) Owned() bool { return b.table.owned() }
+
+// Events tells what happened. Of events that nobody takes the oldest are forgotten.
+func (b *Bump) Events() <-chan Event { return b.events }
+
+func (b *Bump) tell(e Event) {
+	e.Link = *b.link.Load()
+	for {
+		select {
+		case b.events <- e:
+			return
+		default:
+		}
+		select {
+		case <-b.events:
+		default:
+		}
+	}
+}
+
+func saveState(ifname string, s saved) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	path := statePath(ifname)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", append(data, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+func loadState(ifname string) (s saved, err error) {
+	data, err := os.ReadFile(statePath(ifname))
+	if err == nil {
+		err = json.Unmarshal(data, &s)
+	}
+	if err == nil && (s.High > Active || s.Low > Active) {
+		err = fmt.Errorf("%s: no such state", statePath(ifname))
+	}
+	return s, err
+}
+
+// Close opens the way and removes all that Open made.
+func (b *Bump) Close() error {
+	if b.closed.Swap(true) {
+		return nil
+	}
+	b.end()
+	err := b.undo()
+	b.hangUp()
+	return err
+}
+
+// end stops everything that runs.
+func (b *Bump) end() {
+	b.closed.Store(true)
+	for _, w := range b.watches {
+		w.Close()
+	}
+	b.mu.Lock()
+	if b.retry != nil {
+		b.retry.Stop()
+	}
+	b.mu.Unlock()
+	b.watched.Wait()
+	b.mu.Lock()
+	for i := range b.sides {
+		b.sides[i].shut()
+	}
+	b.mu.Unlock()
+}
+
+// undo opens the way, first of all.
+func (b *Bump) undo() error {
+	var err error
+	if b.table != nil {
+		err = b.table.remove()
+	}
+	if b.handle != nil {
+		_, err2 := removePair(b.handle, b.ifname)
+		err = errors.Join(err, err2)
+	}
+	if b.lro != "" {
+		err = errors.Join(err, lroOn(b.lro))
+	}
+	os.Remove(statePath(b.ifname))
+	return err
+}
+
+func (b *Bump) hangUp() {
+	if b.table != nil {
+		b.table.c.Close()
+	}
+	if b.handle != nil {
+		b.handle.Close()
+	}
+}
+
+// Cleanup opens the way that a killed instance keeps closed, and removes what it
+// left. It reports whether there was anything. The interface need not exist.
+func Cleanup(ifname string) (bool, error) {
+	t, err := openTable(ifname, false)
+	if err != nil {
+		return false, err
+	}
+	b := &Bump{ifname: ifname, table: t}
+	defer b.hangUp()
+	any, err := t.exists()
+	if err != nil {
+		return false, err
+	}
+	if b.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return any, errors.Join(err, t.remove())
+	}
+	s, err := loadState(ifname)
+	if err == nil {
+		any, b.lro = true, s.LRO
+	}
+	kx, _ := pairNames(ifname)
+	if _, err := b.handle.LinkByName(kx); err == nil {
+		any = true
+	}
+	return any, b.undo()
+}
+
+// Left reports whether a killed instance keeps an interface severed.
+func Left(ifname string) bool {
+	t, err := openTable(ifname, false)
+	if err != nil {
+		return false
+	}
+	defer t.c.Close()
+	is, err := t.exists()
+	return is && err == nil
+}

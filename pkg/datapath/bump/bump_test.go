@@ -1,0 +1,113 @@
+package bump
+
+import (
+	"sync/atomic"
+	"testing"
+
+	"github.com/missiu/missiu/pkg/datapath/tap"
+)
+
+// pump forwards frames of both sides, as the simplest process does, and stamps
+// IPv4 packets with a TOS of its own.
+type pump struct {
+	stamp byte
+	hold  atomic.Bool // swallows all
+	done  [2]chan struct{}
+}
+
+func startPump(t testing.TB, b *Bump, stamp byte) *pump {
+	p := &pump{stamp: stamp}
+	for from := range p.done {
+		p.done[from] = make(chan struct{})
+		go p.run(t, b, Side(from), Side(1-from), p.done[from])
+	}
+	return p
+}
+
+func (p *pump) run(t testing.TB, b *Bump, from, to Side, done chan struct{}) {
+	defer close(done)
+	fs := make([]tap.Frame, 64)
+	for i := range fs {
+		fs[i].Buf = make([]byte, 70000)
+	}
+	for {
+		for i := range fs {
+			fs[i].Off = 64
+		}
+		n, err := b.ReadBatch(from, fs)
+		if err != nil {
+			return
+		}
+		for i := range fs[:n] {
+			f := &fs[i]
+			if ip := f.Buf[f.Off+etherLen:]; p.stamp != 0 && f.Buf[f.Off+12] == 8 && f.Buf[f.Off+13] == 0 {
+				old := uint32(ip[0])<<8 | uint32(ip[1])
+				ip[1] = p.stamp
+				sum := uint32(^(uint16(ip[10])<<8 | uint16(ip[11])))
+				sum += ^old&0xffff + uint32(ip[0])<<8 + uint32(ip[1])
+				sum = sum>>16 + sum&0xffff
+				sum = sum>>16 + sum&0xffff
+				ip[10], ip[11] = ^byte(sum>>8), ^byte(sum)
+			}
+		}
+		if p.hold.Load() {
+			continue
+		}
+		for out := fs[:n]; len(out) > 0; {
+			k, err := b.WriteBatch(to, out)
+			if err != nil {
+				t.Logf("%v: %v", to, err)
+				k++
+			}
+			out = out[min(k, len(out)):]
+		}
+	}
+}
+
+func open(t testing.TB, o Options) *Bump {
+	t.Helper()
+	b, err := Open("e0", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+func set(t testing.TB, b *Bump, high, low State) {
+	t.Helper()
+	if err := b.SetState(high, low); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStates(t *testing.T) {
+	newLab(t)
+	b := open(t, Options{})
+	p := startPump(t, b, 0)
+	pings := func(want int) {
+		t.Helper()
+		for _, to := range []string{"10.9.0.2", "fd09::2", "-s 8000 10.9.0.2"} {
+			if got := answered(t, 5, to); got != want {
+				t.Errorf("high %v, low %v, ping %s: got %d of 5 answers, want %d", b.State(High), b.State(Low), to, got, want)
+			}
+		}
+	}
+	pings(5)
+	set(t, b, Active, Active)
+	pings(5)
+	if b.Stats(High).Read < 15 || b.Stats(Low).Read < 15 {
+		t.Errorf("%+v, %+v: too few read", b.Stats(High), b.Stats(Low))
+	}
+	p.hold.Store(true)
+	pings(0)
+	p.hold.Store(false)
+	set(t, b, Passive, Passive)
+	pings(5)
+	set(t, b, Closed, Closed)
+	pings(5)
+}

@@ -1,0 +1,408 @@
+package bump
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nlenc"
+	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/tap"
+)
+
+// The table of an interface, made of raw messages: the library that package wire
+// uses knows neither flags of tables nor the statement fwd.
+//
+//	table netdev missiu-bump-<if> {
+//	    flags owner, persist                 # owner alone with FailOpen
+//	    chain rx { type filter hook ingress device <if> priority -500
+//	        meta mark IN meta mark set 0 accept
+//	        meta mark set 1 fwd to KX }      # low Active
+//	    chain tx { type filter hook egress device <if> priority -500
+//	        meta mark OUT meta mark set 0 accept
+//	        meta mark set 2 fwd to KX }      # high Active
+//	    chain ux { type filter hook ingress device KU priority -500; drop }
+//	    chain kx { type filter hook ingress device KX priority -500; drop }
+//	}
+//
+// fwd takes a frame away from its way: what a side's reader gets nobody else
+// does, so a change of state, which is one transaction, neither loses frames nor
+// doubles them. Chains have the policy accept, because a base chain is in the path a
+// moment before its rules are.
+//
+// Chain kx gets what somebody's deletion of the redirection leaves there.
+type table struct {
+	c     *netlink.Conn // the owner; the kernel acts when it is closed
+	pid   uint32        // netlink's, of c
+	name  string
+	fate  []uint32 // flags of the table, the best first
+	flag  uint32   // those in use, once fated
+	fated bool
+
+	in, out uint32 // marks
+}
+
+// Flags of tables. persist is of Linux 6.9, owner of 5.12.
+const (
+	tableOwner   = 2
+	tablePersist = 4
+)
+
+// Marks that tell the readers at KU where a frame was taken. Chains set them
+// always before the frame gets there, and nothing else does.
+const (
+	markFromNIC    = 1
+	markFromKernel = 2
+)
+
+// tableName makes an identifier of nft's language of an interface name;
+// different names stay different.
+func tableName(ifname string) string {
+	var b strings.Builder
+	b.WriteString("missiu-bump-")
+	for _, c := range []byte(ifname) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.':
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "_%02x", c)
+		}
+	}
+	return b.String()
+}
+
+func openTable(ifname string, failOpen bool) (*table, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, nftError(err)
+	}
+	t := &table{c: c, name: tableName(ifname), fate: []uint32{tableOwner | tablePersist, 0}}
+	if failOpen {
+		t.fate = []uint32{tableOwner}
+	}
+	for t.in == t.out || t.in <= markFromKernel || t.out <= markFromKernel {
+		var b [8]byte
+		rand.Read(b[:])
+		t.in, t.out = binary.NativeEndian.Uint32(b[:4]), binary.NativeEndian.Uint32(b[4:])
+	}
+	raw, err := c.SyscallConn()
+	if err == nil {
+		var name unix.Sockaddr
+		e := raw.Control(func(fd uintptr) { name, err = unix.Getsockname(int(fd)) })
+		if a, ok := name.(*unix.SockaddrNetlink); ok {
+			t.pid = a.Pid
+		}
+		err = errors.Join(e, err)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func nftError(err error) error {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, os.ErrPermission) {
+		return &tap.PrivilegeError{Op: "nftables", Capability: "CAP_NET_ADMIN", Err: unix.EPERM}
+	}
+	return fmt.Errorf("nftables: %w", err)
+}
+
+// plan is what the table is to hold.
+type plan struct {
+	device    string // the interface
+	kx, ku    string
+	kxIndex   int
+	high, low State
+}
+
+// apply makes the table what p says, whatever it was, in one transaction.
+func (t *table) apply(p *plan) error {
+	if t.fated {
+		return t.commit(t.messages(p, t.flag))
+	}
+	var err error
+	for _, f := range t.fate {
+		if err = t.commit(t.messages(p, f)); err == nil {
+			t.flag, t.fated = f, true
+			return nil
+		}
+		if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) {
+			break
+		}
+	}
+	return err
+}
+
+// owned: nobody else can take the table away while we live.
+func (t *table) owned() bool { return t.flag&tableOwner != 0 }
+
+func (t *table) messages(p *plan, flags uint32) *batch {
+	b := &batch{table: t.name}
+	// So the table may exist or not.
+	b.newTable(nil)
+	b.delTable()
+	b.newTable(&flags)
+	if p.high != Active && p.low != Active {
+		return b
+	}
+	b.chain("ux", unix.NF_NETDEV_INGRESS, p.ku)
+	b.chain("kx", unix.NF_NETDEV_INGRESS, p.kx)
+	b.chain("rx", unix.NF_NETDEV_INGRESS, p.device)
+	b.chain("tx", unix.NF_NETDEV_EGRESS, p.device)
+	b.rule("ux", drop)
+	b.rule("kx", drop)
+	b.rule("rx", markIs(t.in), setMark(0), accept)
+	b.rule("tx", markIs(t.out), setMark(0), accept)
+	if p.low == Active {
+		b.rule("rx", setMark(markFromNIC), fwd(p.kxIndex))
+	}
+	if p.high == Active {
+		b.rule("tx", setMark(markFromKernel), fwd(p.kxIndex))
+	}
+	return b
+}
+
+// batch is a transaction in the making.
+type batch struct {
+	table string
+	msgs  []netlink.Message
+	err   error
+}
+
+func (b *batch) add(kind int, flags netlink.HeaderFlags, attrs func(*netlink.AttributeEncoder)) {
+	e := netlink.NewAttributeEncoder()
+	e.ByteOrder = binary.BigEndian
+	attrs(e)
+	data, err := e.Encode()
+	b.err = errors.Join(b.err, err)
+	b.msgs = append(b.msgs, netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: netlink.Request | netlink.Acknowledge | flags},
+		Data:   append([]byte{unix.NFPROTO_NETDEV, unix.NFNETLINK_V0, 0, 0}, data...),
+	})
+}
+
+func (b *batch) chain(name string, hook uint32, device string) {
+	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_CHAIN_TABLE, b.table)
+		e.String(unix.NFTA_CHAIN_NAME, name)
+		e.Nested(unix.NFTA_CHAIN_HOOK, func(e *netlink.AttributeEncoder) error {
+			e.ByteOrder = binary.BigEndian
+			e.Uint32(unix.NFTA_HOOK_HOOKNUM, hook)
+			e.Int32(unix.NFTA_HOOK_PRIORITY, -500)
+			e.String(unix.NFTA_HOOK_DEV, device)
+			return nil
+		})
+		e.Uint32(unix.NFTA_CHAIN_POLICY, 1) // accept
+		e.String(unix.NFTA_CHAIN_TYPE, "filter")
+	})
+}
+
+// newTable adds the table, or lets one that is there be if flags is nil.
+func (b *batch) newTable(flags *uint32) {
+	b.add(unix.NFT_MSG_NEWTABLE, netlink.Create, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_TABLE_NAME, b.table)
+		if flags != nil {
+			e.Uint32(unix.NFTA_TABLE_FLAGS, *flags)
+		}
+	})
+}
+
+func (b *batch) delTable() {
+	b.add(unix.NFT_MSG_DELTABLE, 0, func(e *netlink.AttributeEncoder) { e.String(unix.NFTA_TABLE_NAME, b.table) })
+}
+
+// exprs of a rule, in order.
+type exprs func(*netlink.AttributeEncoder)
+
+func (b *batch) rule(chain string, parts ...exprs) {
+	b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_RULE_TABLE, b.table)
+		e.String(unix.NFTA_RULE_CHAIN, chain)
+		e.Nested(unix.NFTA_RULE_EXPRESSIONS, func(e *netlink.AttributeEncoder) error {
+			for _, p := range parts {
+				p(e)
+			}
+			return nil
+		})
+	})
+}
+
+// expression appends one to a list.
+func expression(e *netlink.AttributeEncoder, name string, data func(*netlink.AttributeEncoder)) {
+	e.Nested(unix.NFTA_LIST_ELEM, func(e *netlink.AttributeEncoder) error {
+		e.String(unix.NFTA_EXPR_NAME, name)
+		e.Nested(unix.NFTA_EXPR_DATA, func(e *netlink.AttributeEncoder) error {
+			e.ByteOrder = binary.BigEndian
+			data(e)
+			return nil
+		})
+		return nil
+	})
+}
+
+const reg = unix.NFT_REG_1
+
+// immediate loads a number as the kernel holds it, in the byte order of the machine.
+func immediate(e *netlink.AttributeEncoder, v uint32) {
+	expression(e, "immediate", func(e *netlink.AttributeEncoder) {
+		e.Uint32(unix.NFTA_IMMEDIATE_DREG, reg)
+		e.Nested(unix.NFTA_IMMEDIATE_DATA, func(e *netlink.AttributeEncoder) error {
+			e.Bytes(unix.NFTA_DATA_VALUE, nlenc.Uint32Bytes(v))
+			return nil
+		})
+	})
+}
+
+func markIs(v uint32) exprs {
+	return func(e *netlink.AttributeEncoder) {
+		expression(e, "meta", func(e *netlink.AttributeEncoder) {
+			e.Uint32(unix.NFTA_META_KEY, unix.NFT_META_MARK)
+			e.Uint32(unix.NFTA_META_DREG, reg)
+		})
+		expression(e, "cmp", func(e *netlink.AttributeEncoder) {
+			e.Uint32(unix.NFTA_CMP_SREG, reg)
+			e.Uint32(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ)
+			e.Nested(unix.NFTA_CMP_DATA, func(e *netlink.AttributeEncoder) error {
+				e.Bytes(unix.NFTA_DATA_VALUE, nlenc.Uint32Bytes(v))
+				return nil
+			})
+		})
+	}
+}
+
+func setMark(v uint32) exprs {
+	return func(e *netlink.AttributeEncoder) {
+		immediate(e, v)
+		expression(e, "meta", func(e *netlink.AttributeEncoder) {
+			e.Uint32(unix.NFTA_META_KEY, unix.NFT_META_MARK)
+			e.Uint32(unix.NFTA_META_SREG, reg)
+		})
+	}
+}
+
+func fwd(index int) exprs {
+	return func(e *netlink.AttributeEncoder) {
+		immediate(e, uint32(index))
+		expression(e, "fwd", func(e *netlink.AttributeEncoder) { e.Uint32(unix.NFTA_FWD_SREG_DEV, reg) })
+	}
+}
+
+func verdict(v uint32) exprs {
+	return func(e *netlink.AttributeEncoder) {
+		expression(e, "immediate", func(e *netlink.AttributeEncoder) {
+			e.Uint32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT)
+			e.Nested(unix.NFTA_IMMEDIATE_DATA, func(e *netlink.AttributeEncoder) error {
+				e.Nested(unix.NFTA_DATA_VERDICT, func(e *netlink.AttributeEncoder) error {
+					e.ByteOrder = binary.BigEndian
+					e.Uint32(unix.NFTA_VERDICT_CODE, v)
+					return nil
+				})
+				return nil
+			})
+		})
+	}
+}
+
+var (
+	drop   = verdict(0)
+	accept = verdict(1)
+)
+
+// replyTimeout is how long the kernel's answers to a transaction may take; it
+// gives them before it returns from the send.
+const replyTimeout = 5 * time.Second
+
+// commit sends a transaction. An error means that nothing of it is in force.
+func (t *table) commit(b *batch) error {
+	if b.err != nil {
+		return b.err
+	}
+	frame := func(kind int) netlink.Message {
+		return netlink.Message{
+			Header: netlink.Header{Type: netlink.HeaderType(kind), Flags: netlink.Request},
+			Data:   []byte{unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES},
+		}
+	}
+	msgs := append([]netlink.Message{frame(unix.NFNL_MSG_BATCH_BEGIN)}, b.msgs...)
+	msgs = append(msgs, frame(unix.NFNL_MSG_BATCH_END))
+	sent, err := t.c.SendMessages(msgs)
+	if err != nil {
+		return nftError(err)
+	}
+	last := sent[len(sent)-2].Header.Sequence
+	t.c.SetReadDeadline(time.Now().Add(replyTimeout))
+	defer t.c.SetReadDeadline(time.Time{})
+	var first error
+	for {
+		replies, err := t.c.Receive()
+		switch {
+		case err == nil:
+			for _, m := range replies {
+				if m.Header.Sequence == last {
+					return first
+				}
+			}
+		case first != nil && errors.Is(err, os.ErrDeadlineExceeded):
+			return first
+		case first == nil:
+			first = nftError(err)
+			// Answers to the rest, if there are any, are here already.
+			t.c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		}
+		if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+			return first
+		}
+	}
+}
+
+// exists tells whether there is a table of this name.
+func (t *table) exists() (bool, error) {
+	e := netlink.NewAttributeEncoder()
+	e.String(unix.NFTA_TABLE_NAME, t.name)
+	data, err := e.Encode()
+	if err != nil {
+		return false, err
+	}
+	_, err = t.c.Execute(netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETTABLE), Flags: netlink.Request | netlink.Acknowledge},
+		Data:   append([]byte{unix.NFPROTO_NETDEV, unix.NFNETLINK_V0, 0, 0}, data...),
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		err = nftError(err)
+	}
+	return err == nil, err
+}
+
+// remove deletes the table; one that is not there is no error.
+func (t *table) remove() error {
+	b := &batch{table: t.name}
+	b.delTable()
+	if err := t.commit(b); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// probe finds out whether the kernel can take what leaves an interface. It
+// makes nothing.
+func (t *table) probe(device string) error {
+	b := &batch{table: t.name + "-probe"}
+	b.newTable(nil)
+	b.chain("tx", unix.NF_NETDEV_EGRESS, device)
+	b.delTable()
+	err := t.commit(b)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%w: %w", ErrNoEgress, err)
+	}
+	return err
+}

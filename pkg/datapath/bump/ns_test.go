@@ -1,0 +1,119 @@
+package bump
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const nsEnv = "MISSIU_TEST_NETNS"
+
+// TestMain runs the tests in a network namespace of their own when it may.
+func TestMain(m *testing.M) {
+	if os.Getenv(nsEnv) != "" || os.Geteuid() != 0 || exec.Command("ip", "netns", "list").Run() != nil {
+		os.Exit(m.Run())
+	}
+	os.Exit(runInNetns(fmt.Sprintf("mi-%d-bump", os.Getpid())))
+}
+
+func runInNetns(ns string) int {
+	exe, err := os.Executable()
+	if err == nil {
+		err = exec.Command("ip", "netns", "add", ns).Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer exec.Command("ip", "netns", "del", ns).Run()
+	c := exec.Command("ip", append([]string{"netns", "exec", ns, exe}, os.Args[1:]...)...)
+	c.Env = append(os.Environ(), nsEnv+"="+ns)
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := c.Run(); err != nil {
+		return 1
+	}
+	return 0
+}
+
+func sh(t testing.TB, line string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-ec", line).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// labs numbers the peers' namespaces: one that is being deleted keeps its name for a while.
+var labs int
+
+// lab is a veth pair: e0 here, e1 in the peer's namespace.
+//
+//	10.9.0.1/24  fd09::1/64  e0 ---- e1  10.9.0.2/24  fd09::2/64
+type lab struct {
+	t    testing.TB
+	peer string
+}
+
+func newLab(t testing.TB) *lab {
+	t.Helper()
+	if os.Getenv(nsEnv) == "" {
+		t.Skip("needs root and ip(8): makes interfaces in a network namespace")
+	}
+	for _, tool := range []string{"nft", "tc", "ping", "sysctl"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("needs %s", tool)
+		}
+	}
+	labs++
+	l := &lab{t, fmt.Sprintf("%s-%d", os.Getenv(nsEnv), labs)}
+	Dir = t.TempDir()
+	sh(t, "ip netns add "+l.peer)
+	t.Cleanup(func() {
+		exec.Command("ip", "link", "del", "e0").Run()
+		exec.Command("ip", "netns", "del", l.peer).Run()
+	})
+	sh(t, `sysctl -qw net.ipv6.conf.default.accept_dad=0; ip netns exec `+l.peer+` sysctl -qw net.ipv6.conf.default.accept_dad=0; ip link set lo up`)
+	l.cable()
+	return l
+}
+
+// cable makes e0 and e1.
+func (l *lab) cable() {
+	l.t.Helper()
+	sh(l.t, `ip link add e0 type veth peer name e1 netns `+l.peer)
+	l.sh("ip link set lo up; ip addr add 10.9.0.2/24 dev e1; ip -6 addr add fd09::2/64 dev e1 nodad; ip link set e1 up")
+	l.address("e0")
+}
+
+func (l *lab) address(name string) {
+	l.t.Helper()
+	sh(l.t, "ip addr add 10.9.0.1/24 dev "+name+"; ip -6 addr add fd09::1/64 dev "+name+" nodad; ip link set "+name+" up")
+}
+
+// sh runs a command line at the peer.
+func (l *lab) sh(line string) string {
+	l.t.Helper()
+	return sh(l.t, "ip netns exec "+l.peer+" sh -ec '"+line+"'")
+}
+
+// answered is how many of n pings were answered.
+func answered(t testing.TB, n int, args string) int {
+	t.Helper()
+	out, _ := exec.Command("sh", "-c", fmt.Sprintf("ping -n -i 0.01 -W 1 -c %d %s", n, args)).CombinedOutput()
+	got := -1
+	for _, line := range strings.Split(string(out), "\n") {
+		if i := strings.Index(line, " packets transmitted, "); i >= 0 {
+			fmt.Sscan(line[i+len(" packets transmitted, "):], &got)
+		}
+	}
+	if got < 0 {
+		t.Fatalf("ping %s: %s", args, out)
+	}
+	if strings.Contains(string(out), "DUP!") {
+		t.Errorf("ping %s: duplicates\n%s", args, out)
+	}
+	return got
+}

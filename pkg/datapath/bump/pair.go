@@ -1,0 +1,198 @@
+package bump
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The helper pair of an interface: what is sent on KX arrives at KU.
+//
+//	NIC  --rx, fwd--> KX ==> KU --AF_PACKET--> process     frames from the NIC
+//	stack --tx, fwd--> KX ==> KU --AF_PACKET--> process    frames from the kernel
+//	NIC  <--mirred-- KX <== KU <--AF_PACKET-- process      frames for the kernel
+//	NIC  <--AF_PACKET-- process                            frames for the NIC
+//
+// KX has the MAC of the interface, or unicast frames that come over it would be
+// "other host" to the stack, which drops them silently. Its offloads are off, so
+// that the kernel segments and sums what it forwards there, whatever the
+// interface does.
+
+// alias marks our devices for the operator, and keeps others from ours.
+const aliasPrefix = "missiu:"
+
+// pairNames are the names of KX and KU.
+func pairNames(ifname string) (kx, ku string) {
+	h := fnv.New32a()
+	h.Write([]byte(ifname))
+	id := fmt.Sprintf("%08x", h.Sum32())
+	return "mik" + id, "miu" + id
+}
+
+// bigMTU is the MTU of the pair: above every interface's, since it limits what
+// may be written too.
+const bigMTU = 65535
+
+type pair struct {
+	kx, ku int // indexes
+}
+
+// openPair finds or makes the pair, and makes it what it has to be.
+func openPair(h *netlink.Handle, ifname string, mac net.HardwareAddr) (*pair, error) {
+	kxName, kuName := pairNames(ifname)
+	kx, err := h.LinkByName(kxName)
+	ku, err2 := h.LinkByName(kuName)
+	if err != nil || err2 != nil || kx.Type() != "veth" || ku.Type() != "veth" {
+		for _, l := range []netlink.Link{kx, ku} {
+			if l != nil {
+				h.LinkDel(l) // the other is gone with it
+			}
+		}
+		v := netlink.NewVeth(netlink.LinkAttrs{Name: kxName, HardwareAddr: mac, MTU: bigMTU, TxQLen: 1000})
+		v.PeerName, v.PeerMTU = kuName, bigMTU
+		if err := h.LinkAdd(v); err != nil {
+			if errors.Is(err, unix.EOPNOTSUPP) {
+				return nil, fmt.Errorf("veth: %w (load the kernel module veth)", err)
+			}
+			return nil, fmt.Errorf("%s: %w", kxName, err)
+		}
+		if kx, err = h.LinkByName(kxName); err != nil {
+			return nil, err
+		}
+		if ku, err = h.LinkByName(kuName); err != nil {
+			return nil, err
+		}
+	}
+	for _, l := range []netlink.Link{kx, ku} {
+		if err := prepare(h, l, ifname); err != nil {
+			return nil, fmt.Errorf("%s: %w", l.Attrs().Name, err)
+		}
+	}
+	if err := ethtool(kxName, unix.ETHTOOL_STXCSUM, 0); err != nil {
+		return nil, fmt.Errorf("%s: offloads: %w", kxName, err)
+	}
+	if err := h.LinkSetHardwareAddr(kx, mac); err != nil {
+		return nil, fmt.Errorf("%s: %w", kxName, err)
+	}
+	return &pair{kx.Attrs().Index, ku.Attrs().Index}, nil
+}
+
+// prepare has nothing of the host take an interest in a device.
+func prepare(h *netlink.Handle, l netlink.Link, ifname string) error {
+	name := l.Attrs().Name
+	err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, "disable_ipv6"), []byte("1"), 0)
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil // the kernel has no IPv6
+	}
+	return errors.Join(err, h.LinkSetAlias(l, aliasPrefix+ifname), h.LinkSetARPOff(l), h.LinkSetMTU(l, bigMTU), h.LinkSetUp(l))
+}
+
+// redirect has what arrives at KX received by the interface.
+func (p *pair) redirect(h *netlink.Handle, nic int) error {
+	q := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: p.kx, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
+	if err := h.QdiscAdd(q); err != nil && !errors.Is(err, unix.EEXIST) {
+		return kernelLacks("NET_SCH_INGRESS", err)
+	}
+	f := &netlink.U32{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: p.kx, Parent: q.Handle, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Actions:     []netlink.Action{&netlink.MirredAction{ActionAttrs: netlink.ActionAttrs{Action: netlink.TC_ACT_STOLEN}, MirredAction: netlink.TCA_INGRESS_REDIR, Ifindex: nic}},
+	}
+	old, err := h.FilterList(mustLink(h, p.kx), q.Handle)
+	if err != nil {
+		return err
+	}
+	for _, o := range old {
+		if u, ok := o.(*netlink.U32); ok && len(u.Actions) == 1 {
+			if m, ok := u.Actions[0].(*netlink.MirredAction); ok && m.Ifindex == nic && m.MirredAction == netlink.TCA_INGRESS_REDIR {
+				return nil
+			}
+		}
+	}
+	for _, o := range old {
+		if err := h.FilterDel(o); err != nil {
+			return err
+		}
+	}
+	if err := h.FilterAdd(f); err != nil {
+		return kernelLacks("NET_CLS_U32, NET_ACT_MIRRED", err)
+	}
+	return nil
+}
+
+func mustLink(h *netlink.Handle, index int) netlink.Link {
+	return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
+}
+
+func kernelLacks(what string, err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("the kernel lacks %s: %w", what, err)
+	}
+	return err
+}
+
+// remove deletes the pair; it reports whether there was one.
+func removePair(h *netlink.Handle, ifname string) (bool, error) {
+	kx, _ := pairNames(ifname)
+	l, err := h.LinkByName(kx)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return false, nil
+	}
+	if err == nil {
+		err = h.LinkDel(l)
+	}
+	return true, err
+}
+
+// ethtool does one of the requests that carry a number.
+func ethtool(ifname string, request, v uint32) error {
+	_, err := ethtoolValue(ifname, request, v)
+	return err
+}
+
+func ethtoolValue(ifname string, request, v uint32) (uint32, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	value := [2]uint32{request, v}
+	var req struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(req.name[:unix.IFNAMSIZ-1], ifname)
+	req.data = unsafe.Pointer(&value)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); errno != 0 {
+		return 0, errno
+	}
+	return value[1], nil
+}
+
+// flagLRO is ETH_FLAG_LRO.
+const flagLRO = 1 << 15
+
+// lroOff switches large receive offload off, which joins packets beyond repair
+// (GRO does not), and reports whether it was on.
+func lroOff(ifname string) (was bool, err error) {
+	flags, err := ethtoolValue(ifname, unix.ETHTOOL_GFLAGS, 0)
+	if err != nil || flags&flagLRO == 0 {
+		return false, nil // nothing to switch
+	}
+	return true, ethtool(ifname, unix.ETHTOOL_SFLAGS, flags&^flagLRO)
+}
+
+func lroOn(ifname string) error {
+	flags, err := ethtoolValue(ifname, unix.ETHTOOL_GFLAGS, 0)
+	if err != nil {
+		return err
+	}
+	return ethtool(ifname, unix.ETHTOOL_SFLAGS, flags|flagLRO)
+}

@@ -1,0 +1,305 @@
+package bump
+
+import (
+	"errors"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/tap"
+)
+
+// drain is how long after it was active a side still writes: what was taken then
+// is nowhere else.
+const drain = time.Second
+
+// side is one of the two. in is read by one goroutine at a time, out written by any.
+type side struct {
+	b     *Bump
+	which Side
+	state atomic.Uint32
+	until atomic.Int64 // end of drain, in nanoseconds since started
+
+	in, out  atomic.Pointer[socket]
+	mu       sync.Mutex
+	replaced chan struct{} // closed when in is another
+	stopped  chan struct{}
+
+	attached atomic.Pointer[[]*attachment]
+	copies   *copier // of b.mu
+
+	read, written, silent, refused atomic.Uint64
+}
+
+// attachment is a program that gets frames.
+type attachment struct {
+	take bool
+	f    func([]tap.Frame)
+}
+
+var started = time.Now()
+
+func (s *side) init(b *Bump, which Side) {
+	s.b, s.which = b, which
+	s.replaced, s.stopped = make(chan struct{}), make(chan struct{})
+	s.attached.Store(new([]*attachment))
+}
+
+// enter notes a new state.
+func (s *side) enter(to State) {
+	if State(s.state.Load()) == Active && to != Active {
+		s.until.Store(int64(time.Since(started) + drain))
+	}
+	s.state.Store(uint32(to))
+}
+
+// writes tells whether frames may be written.
+func (s *side) writes() bool {
+	return State(s.state.Load()) == Active || int64(time.Since(started)) < s.until.Load()
+}
+
+// replace exchanges the sockets; nil closes one.
+func (s *side) replace(in, out *socket) {
+	oldIn, oldOut := s.in.Swap(in), s.out.Swap(out)
+	s.mu.Lock()
+	close(s.replaced)
+	s.replaced = make(chan struct{})
+	s.mu.Unlock()
+	oldIn.close()
+	oldOut.close()
+}
+
+func (s *side) shut() {
+	select {
+	case <-s.stopped:
+		return
+	default:
+	}
+	close(s.stopped)
+	if s.copies != nil {
+		s.copies.close()
+		s.copies = nil
+	}
+	s.replace(nil, nil)
+}
+
+// ReadBatch waits for frames that were taken at a side, and puts up to 64 of
+// them into the Bufs, each from Off on, which is at least Room and the same for
+// all; the Off of a frame with a VLAN tag is lowered by 4. It may exchange Bufs
+// within fs. Frames from the kernel are finished; those from the interface may be
+// super-frames if the interface makes them. The error of a closed Bump is
+// os.ErrClosed; there is no other that ends.
+func (b *Bump) ReadBatch(which Side, fs []tap.Frame) (int, error) {
+	s := &b.sides[which]
+	off := fs[0].Off
+	for {
+		s.mu.Lock()
+		replaced := s.replaced
+		s.mu.Unlock()
+		if in := s.in.Load(); in != nil {
+			n, err := in.read(fs)
+			if n > 0 {
+				s.read.Add(uint64(n))
+				if !s.hand(fs[:n]) {
+					return n, nil
+				}
+				for i := range fs {
+					fs[i].Off = off
+				}
+				continue
+			}
+			if errors.Is(err, errRoom) {
+				return 0, err
+			}
+		}
+		select {
+		case <-s.stopped:
+			return 0, os.ErrClosed
+		case <-replaced:
+		case <-time.After(10 * time.Millisecond): // an error that is told once: the device was down
+		}
+	}
+}
+
+// hand gives frames to who is attached; true: somebody takes them.
+func (s *side) hand(fs []tap.Frame) (taken bool) {
+	for _, a := range *s.attached.Load() {
+		a.f(fs)
+		taken = taken || a.take
+	}
+	return taken
+}
+
+// WriteBatch sends whole frames to a side: to the kernel, which receives them as from
+// the interface, or out of the interface. If the side is not active they are
+// silently dropped. It stops at the first that is refused, fs[n], and returns n
+// and why (EMSGSIZE, ENOBUFS, ENETDOWN, EINVAL); the caller goes on with fs[n+1:]
+// or not. The 10 octets before a frame are overwritten.
+func (b *Bump) WriteBatch(which Side, fs []tap.Frame) (int, error) {
+	s := &b.sides[which]
+	if !s.writes() {
+		s.silent.Add(uint64(len(fs)))
+		return len(fs), nil
+	}
+	out := s.out.Load()
+	if out == nil {
+		s.refused.Add(1)
+		return 0, s.down()
+	}
+	n, err := out.write(fs)
+	s.written.Add(uint64(n))
+	if err != nil {
+		s.refused.Add(1)
+		if !errors.Is(err, errRoom) && !errors.Is(err, unix.EMSGSIZE) && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINVAL) {
+			err = s.down()
+		}
+	}
+	return n, err
+}
+
+// down is the error of an interface that is not there at the moment.
+func (s *side) down() error {
+	if s.b.closed.Load() {
+		return os.ErrClosed
+	}
+	return unix.ENETDOWN
+}
+
+// Attach calls f with the frames that come from a side, from one goroutine at
+// a time: copies while it is passive; while it is active the frames themselves,
+// before ReadBatch returns them, or instead if take is set. The frames are f's
+// until it returns; it must not block, and without take not change them. detach
+// may be called from f.
+func (b *Bump) Attach(which Side, take bool, f func(fs []tap.Frame)) (detach func(), err error) {
+	s := &b.sides[which]
+	a := &attachment{take, f}
+	change := func(next func([]*attachment) []*attachment) error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		l := next(slices.Clone(*s.attached.Load()))
+		s.attached.Store(&l)
+		if b.closed.Load() {
+			return os.ErrClosed
+		}
+		return b.copiers()
+	}
+	remove := func(l []*attachment) []*attachment {
+		return slices.DeleteFunc(l, func(x *attachment) bool { return x == a })
+	}
+	if err := change(func(l []*attachment) []*attachment { return append(l, a) }); err != nil {
+		change(remove)
+		return nil, err
+	}
+	return func() { go change(remove) }, nil
+}
+
+// copier reads what passes a passive side.
+type copier struct {
+	s    *side
+	sock *socket
+	done chan struct{}
+}
+
+// copiers starts and ends those that are wanted. b.mu is held.
+func (b *Bump) copiers() error {
+	var errs []error
+	link := b.link.Load()
+	for i := range b.sides {
+		s := &b.sides[i]
+		want := link.Index != 0 && b.State(s.which) == Passive && len(*s.attached.Load()) > 0
+		switch {
+		case want && s.copies == nil:
+			sock, err := packetSocket(socketOptions{index: link.Index, filter: passing(s.which == High, b.table.in), both: s.which == High, wait: b.o.Wait})
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			s.copies = &copier{s, sock, make(chan struct{})}
+			go s.copies.run()
+		case !want && s.copies != nil:
+			s.copies.close()
+			s.copies = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+const copyLen = 65535 + etherLen + tagLen
+
+func (c *copier) run() {
+	defer close(c.done)
+	fs := make([]tap.Frame, maxBatch)
+	for i := range fs {
+		fs[i].Buf = make([]byte, Room+copyLen)
+	}
+	for {
+		for i := range fs {
+			fs[i].Off = Room
+		}
+		n, err := c.sock.read(fs)
+		switch {
+		case n > 0:
+			c.s.read.Add(uint64(n))
+			c.s.hand(fs[:n])
+		case errors.Is(err, unix.ENETDOWN): // told once
+		default:
+			return
+		}
+	}
+}
+
+func (c *copier) close() {
+	c.sock.close()
+	<-c.done
+}
+
+// Stats are counters of a side since Open.
+type Stats struct {
+	Read    uint64 // frames taken or copied
+	Written uint64
+	Silent  uint64 // not written because the side was not active
+	Refused uint64 // by the kernel
+	Dropped uint64 // for want of room in the socket
+}
+
+// Stats returns the counters of a side.
+func (b *Bump) Stats(which Side) Stats {
+	s := &b.sides[which]
+	return Stats{s.read.Load(), s.written.Load(), s.silent.Load(), s.refused.Load(), s.in.Load().kernelDrops()}
+}
+
+// Device is the high side as the engine wants its TAP: frames go to and come
+// from the kernel.
+func (b *Bump) Device() tap.Device { return device{b} }
+
+type device struct{ b *Bump }
+
+func (d device) Name() string                           { return d.b.ifname }
+func (d device) Index() int                             { return d.b.Link().Index }
+func (d device) MAC() net.HardwareAddr                  { return d.b.link.Load().MAC }
+func (d device) MTU() int                               { return d.b.link.Load().MTU }
+func (d device) ReadBatch(fs []tap.Frame) (int, error)  { return d.b.ReadBatch(High, fs) }
+func (d device) WriteBatch(fs []tap.Frame) (int, error) { return d.b.WriteBatch(High, fs) }
+func (d device) ReadSuper() tap.Super                   { return tap.Super{} }
+func (d device) Super() tap.Super                       { return tap.Super{TCP4: true, TCP6: true} }
+func (d device) Cut() uint64                            { return 0 }
+func (d device) SetMTU(int) error                       { return nil }
+func (d device) Persist(bool) error                     { return nil }
+func (d device) Close() error                           { return nil }
+
+// LowSide is the low side for the engine.
+type LowSide struct{ b *Bump }
+
+// LowSide returns the low side for the engine: frames come from and go to the interface.
+func (b *Bump) LowSide() *LowSide { return &LowSide{b} }
+
+// ReadBatch is Bump.ReadBatch.
+func (l *LowSide) ReadBatch(fs []tap.Frame) (int, error) { return l.b.ReadBatch(Low, fs) }
+
+// WriteBatch is Bump.WriteBatch.
+func (l *LowSide) WriteBatch(fs []tap.Frame) (int, error) { return l.b.WriteBatch(Low, fs) }

@@ -1,0 +1,364 @@
+package bump
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/linger"
+	"github.com/missiu/missiu/pkg/datapath/tap"
+)
+
+const (
+	vnetLen  = tap.HeadroomMin
+	etherLen = 14
+	tagLen   = 4
+
+	// maxBatch is how many frames one system call moves.
+	maxBatch = 64
+	// socketBuffer is for bursts: about 4000 full frames.
+	socketBuffer = 8 << 20
+)
+
+// Room is the least Frame.Off for ReadBatch, in octets: for the kernel's metadata
+// and for a VLAN tag, which is put back to where it was in the frame.
+const Room = vnetLen + tagLen
+
+var errRoom = errors.New("bump: frame with too little room before it")
+
+// mmsghdr is struct mmsghdr.
+type mmsghdr struct {
+	hdr unix.Msghdr
+	n   uint32
+}
+
+// mmsg is the argument of recvmmsg or sendmmsg, made once.
+type mmsg struct {
+	hdrs [maxBatch]mmsghdr
+	iovs [maxBatch]unix.Iovec
+	oobs [maxBatch][64]byte // PACKET_AUXDATA
+}
+
+func (m *mmsg) set(i int, b []byte) {
+	m.iovs[i].Base = unsafe.SliceData(b)
+	m.iovs[i].SetLen(len(b))
+	m.hdrs[i] = mmsghdr{}
+	h := &m.hdrs[i].hdr
+	h.Iov = &m.iovs[i]
+	h.SetIovlen(1)
+}
+
+func (m *mmsg) release() {
+	for i := range m.iovs {
+		m.iovs[i].Base = nil
+	}
+}
+
+// call never blocks, so the scheduler need not know of it.
+func (m *mmsg) call(trap, fd uintptr, from, to, flags int) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall6(trap, fd, uintptr(unsafe.Pointer(&m.hdrs[from])), uintptr(to-from), uintptr(flags), 0, 0)
+		if errno != unix.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+// socket is an AF_PACKET socket that reads or writes whole frames with the
+// metadata of offloads.
+type socket struct {
+	file *os.File
+	raw  syscall.RawConn
+	fn   func(uintptr) bool
+
+	mu   sync.Mutex // arguments and results of fn
+	m    mmsg
+	fs   []tap.Frame
+	n    int
+	err  syscall.Errno
+	bad  bool
+	wait linger.Wait
+	cut  uint64 // frames that did not fit
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+// Options of packetSocket.
+type socketOptions struct {
+	index  int
+	filter []bpf.Instruction // nil: it writes only
+	mark   uint32            // of what is written
+	wait   string
+	both   bool // reads what leaves the interface, too
+}
+
+func packetSocket(o socketOptions) (*socket, error) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return nil, &tap.PrivilegeError{Op: "AF_PACKET socket", Capability: "CAP_NET_RAW", Err: err}
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	s := &socket{file: os.NewFile(uintptr(fd), "packet"), wait: linger.New(o.wait)}
+	set := func(level, opt, v int) {
+		if err == nil {
+			err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, level, opt, v))
+		}
+	}
+	set(unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1)
+	a := &unix.SockaddrLinklayer{Ifindex: o.index}
+	if o.filter == nil {
+		s.fn = s.writeLoop
+		set(unix.SOL_SOCKET, unix.SO_MARK, int(o.mark))
+		buffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
+	} else {
+		s.fn = s.readLoop
+		a.Protocol = htons(unix.ETH_P_ALL)
+		set(unix.SOL_PACKET, unix.PACKET_AUXDATA, 1)
+		if !o.both {
+			set(unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+		}
+		buffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+		if err == nil {
+			err = attach(fd, o.filter)
+		}
+	}
+	if err == nil {
+		err = os.NewSyscallError("bind", unix.Bind(fd, a))
+	}
+	if err == nil {
+		s.raw, err = s.file.SyscallConn()
+	}
+	if err != nil {
+		s.file.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// buffer asks for a large one, beyond the limit where we may.
+func buffer(fd, force, polite int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, socketBuffer) != nil {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, polite, socketBuffer)
+	}
+}
+
+func attach(fd int, program []bpf.Instruction) error {
+	raw, err := bpf.Assemble(program)
+	if err != nil {
+		return err
+	}
+	f := make([]unix.SockFilter, len(raw))
+	for i, r := range raw {
+		f[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+	}
+	p := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
+	return os.NewSyscallError("SO_ATTACH_FILTER", unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &p))
+}
+
+const whole = 0x40000
+
+// extMark is SKF_AD_MARK, which package bpf does not know.
+const extMark = 0xfffff000 + 20
+
+// marked takes frames that carry a mark.
+func marked(v uint32) []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: extMark, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipFalse: 1},
+		bpf.RetConstant{Val: whole}, bpf.RetConstant{},
+	}
+}
+
+// passing takes what comes in over the interface, or what leaves, but for frames
+// that we inject, which are seen as coming in a second time.
+func passing(leaving bool, injected uint32) []bpf.Instruction {
+	cond := bpf.JumpNotEqual
+	if leaving {
+		cond = bpf.JumpEqual
+	}
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: extMark, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: injected, SkipTrue: 3},
+		bpf.LoadExtension{Num: bpf.ExtType},
+		bpf.JumpIf{Cond: cond, Val: unix.PACKET_OUTGOING, SkipFalse: 1},
+		bpf.RetConstant{Val: whole}, bpf.RetConstant{},
+	}
+}
+
+// read waits for frames and takes what is there.
+func (s *socket) read(fs []tap.Frame) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fs, s.n, s.err, s.bad = fs[:min(len(fs), maxBatch)], 0, 0, false
+	err := s.raw.Read(s.fn)
+	s.fs = nil
+	s.m.release()
+	switch {
+	case err != nil:
+		return 0, err
+	case s.bad:
+		return 0, errRoom
+	case s.n == 0 && s.err != 0:
+		return 0, s.err
+	}
+	return s.n, nil
+}
+
+func (s *socket) readLoop(fd uintptr) bool {
+	for i := range s.fs {
+		f := &s.fs[i]
+		if f.Off < Room || f.Off >= len(f.Buf) {
+			s.bad = true
+			return true
+		}
+		s.m.set(i, f.Buf[f.Off-vnetLen:])
+		h := &s.m.hdrs[i].hdr
+		h.Control = &s.m.oobs[i][0]
+		h.SetControllen(len(s.m.oobs[i]))
+	}
+	for s.n == 0 {
+		n, errno := s.m.call(unix.SYS_RECVMMSG, fd, 0, len(s.fs), unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		switch errno {
+		case 0:
+			s.wait.Got()
+		case unix.EAGAIN:
+			if s.wait.Again() {
+				continue
+			}
+			return false
+		default:
+			s.err = errno
+			return true
+		}
+		for i := range n {
+			f, h := &s.fs[i], &s.m.hdrs[i]
+			if h.hdr.Flags&unix.MSG_TRUNC != 0 || int(h.n) < vnetLen+etherLen {
+				s.cut++
+				continue
+			}
+			f.Len = int(h.n) - vnetLen
+			f.Offload = tap.DecodeOffload(f.Buf[f.Off-vnetLen:])
+			if tag := auxTag(s.m.oobs[i][:h.hdr.Controllen]); tag != 0 {
+				putTag(f, tag)
+			}
+			s.fs[s.n], *f = *f, s.fs[s.n]
+			s.n++
+		}
+		if s.n == 0 { // the buffers have changed places
+			s.m.release()
+			return s.readLoop(fd)
+		}
+	}
+	return true
+}
+
+// auxTag is the VLAN tag that the kernel keeps beside a frame: its type and its
+// control information; 0: none.
+func auxTag(b []byte) uint32 {
+	if len(b) < unix.CmsgLen(int(unsafe.Sizeof(unix.TpacketAuxdata{}))) {
+		return 0
+	}
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	if h.Level != unix.SOL_PACKET || h.Type != unix.PACKET_AUXDATA {
+		return 0
+	}
+	a := (*unix.TpacketAuxdata)(unsafe.Pointer(&b[unix.CmsgLen(0)]))
+	switch {
+	case a.Status&unix.TP_STATUS_VLAN_VALID == 0:
+		return 0
+	case a.Status&unix.TP_STATUS_VLAN_TPID_VALID == 0:
+		return unix.ETH_P_8021Q<<16 | uint32(a.Vlan_tci)
+	}
+	return uint32(a.Vlan_tpid)<<16 | uint32(a.Vlan_tci)
+}
+
+// putTag puts a tag behind the addresses.
+func putTag(f *tap.Frame, tag uint32) {
+	to := f.Off - tagLen
+	copy(f.Buf[to:], f.Buf[f.Off:f.Off+12])
+	binary.BigEndian.PutUint32(f.Buf[to+12:], tag)
+	f.Off, f.Len = to, f.Len+tagLen
+	if f.Offload.NeedsCsum {
+		f.Offload.CsumStart += tagLen
+	}
+	if f.Offload.HdrLen != 0 {
+		f.Offload.HdrLen += tagLen
+	}
+}
+
+// write sends frames in order until one is refused, fs[n], and says why.
+func (s *socket) write(fs []tap.Frame) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	done := 0
+	for done < len(fs) {
+		s.fs, s.n, s.err, s.bad = fs[done:min(len(fs), done+maxBatch)], 0, 0, false
+		err := s.raw.Write(s.fn)
+		s.fs = nil
+		s.m.release()
+		done += s.n
+		switch {
+		case err != nil:
+			return done, err
+		case s.bad:
+			return done, errRoom
+		case s.err == unix.EAGAIN:
+			return done, unix.ENOBUFS
+		case s.err != 0:
+			return done, s.err
+		}
+	}
+	return done, nil
+}
+
+func (s *socket) writeLoop(fd uintptr) bool {
+	n := 0
+	for n < len(s.fs) {
+		f := &s.fs[n]
+		if f.Off < vnetLen || f.Len < etherLen || f.Off+f.Len > len(f.Buf) {
+			s.bad = true
+			break
+		}
+		b := f.Buf[f.Off-vnetLen : f.Off+f.Len]
+		tap.EncodeOffload(b, &f.Offload)
+		s.m.set(n, b)
+		n++
+	}
+	for s.n < n {
+		k, errno := s.m.call(unix.SYS_SENDMMSG, fd, s.n, n, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if errno != 0 {
+			s.err, s.bad = errno, false
+			return true
+		}
+		s.n += k
+	}
+	return true
+}
+
+func (s *socket) close() {
+	if s != nil {
+		s.file.Close()
+	}
+}
+
+// kernelDrops is how many frames the socket had no room for.
+func (s *socket) kernelDrops() uint64 {
+	const memDrops = 8 // SK_MEMINFO_DROPS
+	var mem [9]uint32
+	if s == nil {
+		return 0
+	}
+	s.raw.Control(func(fd uintptr) {
+		n := uint32(unsafe.Sizeof(mem))
+		syscall.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO, uintptr(unsafe.Pointer(&mem)), uintptr(unsafe.Pointer(&n)), 0)
+	})
+	return uint64(mem[memDrops])
+}
