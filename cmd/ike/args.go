@@ -32,6 +32,8 @@ command for the ike that runs, see ike COMMAND --help.
   -L TIME   lifetime of child SAs
   -d TIME   dead peer interval     (minutes, or with a unit; 0 is never)
   -i IF     instance of missiu, if several run
+  --keylog FILE
+            write the keys of every SA to FILE (mode 0600), for Wireshark
   -o FILE   append the log to FILE instead of standard error
   -h        this help
   -V        version
@@ -55,6 +57,7 @@ type options struct {
 	dpdSet    bool
 	ifname    string
 	logFile   string
+	keyLog    string
 	help      bool
 	version   bool
 }
@@ -106,6 +109,7 @@ func parseArgs(args []string) (*options, error) {
 	})
 	fs.Func("i", "", func(s string) error { o.ifname = s; return nonEmpty(s) })
 	fs.Func("o", "", func(s string) error { o.logFile = s; return nonEmpty(s) })
+	fs.Func("keylog", "", func(s string) error { o.keyLog = s; return nonEmpty(s) })
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		o.help = true

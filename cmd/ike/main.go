@@ -88,11 +88,20 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 	log := daemon.NewLogger(out, level).Named("ike")
 	l.warn = func(s string) { log.Warn(s) }
 
+	var keyLog *ike.KeyLog
+	if o.keyLog != "" {
+		var err error
+		if keyLog, err = ike.OpenKeyLog(o.keyLog); err != nil {
+			return fmt.Errorf("--keylog: %w", err)
+		}
+		defer keyLog.Close()
+		log.Warn("every key goes to --keylog", zap.String("file", o.keyLog))
+	}
 	inst := &instance{ifname: o.ifname, local: o.local[0]}
 	d, err := ike.New(ike.Config{
 		Local: o.local, Rules: conf.rules, Connect: o.connect, Limits: conf.limits,
 		IKEPort: conf.ikePort, NATTPort: conf.nattPort,
-		Listen: ike.ListenUDP, Dial: inst.dial, DialNATT: inst.dialNATT,
+		Listen: ike.ListenUDP, Dial: inst.dial, DialNATT: inst.dialNATT, KeyLog: keyLog,
 		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		},

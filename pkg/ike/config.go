@@ -38,7 +38,9 @@ type Config struct {
 	// Ready is called once sockets are open and missiu has answered. May be nil.
 	Ready func()
 	Log   *zap.Logger
-	Rand  io.Reader // nil means crypto/rand
+	// KeyLog takes the keys of every SA; nil, as it should be: nobody does.
+	KeyLog *KeyLog
+	Rand   io.Reader // nil means crypto/rand
 }
 
 // Limits protect against floods; zero fields take the defaults. NoCookies

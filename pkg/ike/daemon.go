@@ -35,6 +35,8 @@ type Daemon struct {
 	lines   lines  // of the log, that strangers can cause
 	near    bucket // searches for the log
 
+	keyLogFailed atomic.Bool
+
 	conns map[netip.Addr]Conn // IKE port, by our address; fixed once Run began
 	link  atomic.Pointer[link]
 

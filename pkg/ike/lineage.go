@@ -146,7 +146,7 @@ func (d *Daemon) newLineage(local, remote netip.AddrPort, initiator bool) *linea
 func (l *lineage) config(initialContact bool) sa.Config {
 	return sa.Config{
 		Local: l.local, Remote: l.remote, IKEPort: l.d.cfg.IKEPort, NATTPort: l.d.cfg.NATTPort,
-		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.cfg.Limits.Expire, Rand: l.d.cfg.Rand,
+		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.cfg.Limits.Expire, TellKeys: l.d.cfg.KeyLog != nil, Rand: l.d.cfg.Rand,
 	}
 }
 
@@ -311,6 +311,8 @@ func (l *lineage) carryOut(outs []sa.Output) {
 			l.d.mu.Unlock()
 		case sa.Established:
 			l.established(o)
+		case sa.IKEKeys:
+			l.d.tellIKE(o)
 		case sa.RekeyFailed:
 			l.rekeyed(rekeyKey(o.Old), o.Err)
 		case sa.Rekeyed:
@@ -378,6 +380,7 @@ func (l *lineage) getSPI(o sa.NeedSPI) (spi ipsec.SPI, err error) {
 // perhaps later. asked: it was asked for here.
 func (l *lineage) install(o sa.InstallChild) (asked bool, err error) {
 	defer o.In.Wipe()
+	l.d.tellESP(o.In)
 	in := installed{o.In.SAID, o.In.Src}
 	l.register(in)
 	l.d.mu.Lock()
@@ -459,6 +462,7 @@ func (l *lineage) missOthers(now time.Time) (looked bool) {
 // installOut puts an outbound SA in force.
 func (l *lineage) installOut(p *ipsec.SAParams, seq uint32) error {
 	defer p.Wipe()
+	l.d.tellESP(p)
 	out := installed{p.SAID, p.Src}
 	l.register(out)
 	err := l.d.keys(func(ctx context.Context, k KeySocket) error { return k.Add(ctx, p, seq) })

@@ -203,9 +203,16 @@ func (s *SA) derive(i *ikeSA, seed ipsec.Key, ni, nr []byte) error {
 	if err != nil {
 		return err
 	}
+	var told *IKEKeys
+	if s.cfg.TellKeys { // setKeys wipes them
+		told = &IKEKeys{a, b, i.suite, k.EI.Clone(), k.ER.Clone(), k.AI.Clone(), k.AR.Clone()}
+	}
 	if err := i.setKeys(k); err != nil {
 		k.Wipe()
 		return err
+	}
+	if told != nil {
+		s.emit(*told)
 	}
 	return nil
 }

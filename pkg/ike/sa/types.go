@@ -32,6 +32,8 @@ type Config struct {
 	InitialContact bool
 	// HalfOpen is how long a responder waits for IKE_AUTH; 0 means 60 s.
 	HalfOpen time.Duration
+	// TellKeys has the keys of IKE SAs told by IKEKeys.
+	TellKeys bool
 	// Rand gives SPIs, nonces, private values and the fuzz of timers; nil
 	// means crypto/rand.
 	Rand io.Reader
@@ -233,6 +235,21 @@ type PeerMoved struct{ Old, New netip.AddrPort }
 // one of the sentinels.
 type Failed struct{ Err error }
 
+// IKEKeys are the keys that protect the messages of an IKE SA, for whoever wants
+// to look inside a capture; only with TellKeys. They are the receiver's to wipe.
+type IKEKeys struct {
+	InitiatorSPI, ResponderSPI SPI
+	Suite                      proposal.IKESuite
+	EI, ER, AI, AR             ipsec.Key
+}
+
+// Wipe overwrites the keys.
+func (k IKEKeys) Wipe() {
+	for _, x := range []ipsec.Key{k.EI, k.ER, k.AI, k.AR} {
+		x.Wipe()
+	}
+}
+
 // Done is the last output of an SA.
 type Done struct{}
 
@@ -259,6 +276,7 @@ func (Rekeyed) output()      {}
 func (RekeyFailed) output()  {}
 func (PeerMoved) output()    {}
 func (Failed) output()       {}
+func (IKEKeys) output()      {}
 func (Done) output()         {}
 func (Log) output()          {}
 
