@@ -470,6 +470,29 @@ var authMethodNames = map[AuthMethod]string{
 
 func (v AuthMethod) String() string { return name(authMethodNames, v, "AuthMethod") }
 
+// HashID is a hash algorithm of digital signatures, as SIGNATURE_HASH_ALGORITHMS
+// announces it: two octets each.
+type HashID uint16
+
+// Hash algorithms (RFC 7427; RFC 8420).
+const (
+	HashSHA1     HashID = 1
+	HashSHA256   HashID = 2
+	HashSHA384   HashID = 3
+	HashSHA512   HashID = 4
+	HashIdentity HashID = 5
+)
+
+var hashNames = map[HashID]string{
+	HashSHA1:     "SHA1",
+	HashSHA256:   "SHA2_256",
+	HashSHA384:   "SHA2_384",
+	HashSHA512:   "SHA2_512",
+	HashIdentity: "IDENTITY",
+}
+
+func (v HashID) String() string { return name(hashNames, v, "HashID") }
+
 // TSType is the type of a traffic selector.
 type TSType uint8
 

@@ -61,6 +61,8 @@ var walls = []struct {
 	{from: "pkg/keysock", why: "PF_KEY in our nouns, and no more", onlyOurs: []string{"pkg/keysock", "proto/pfkey", "pkg/ipsec", "pkg/crypto/alg"}},
 	{from: "pkg/attach", why: "sockets know no packets", onlyOurs: []string{"pkg/attach"}},
 	{from: "pkg/capture", why: "who looks at frames does not move them", onlyOurs: []string{"pkg/capture", "pkg/attach", "pkg/datapath/packet", "pkg/ipsec", "pkg/crypto/alg"}},
+	{from: "pkg/ike/dn", why: "names know nothing of certificates", onlyOurs: []string{"pkg/ike/dn"}},
+	{from: "pkg/ike/cred", why: "certificates know nothing of rules", onlyOurs: []string{"pkg/ike/cred", "pkg/ike/dn", "proto"}},
 	{from: "pkg/ike/sa", why: "the state machine does no I/O and does not log", never: []string{"pkg/keysock", "pkg/natt", "go.uber.org/zap"}},
 }
 
@@ -76,6 +78,7 @@ var importers = []struct {
 	{"github.com/google/nftables", []string{"pkg/datapath/wire"}},
 	{"github.com/gaissmai/bart", []string{"pkg/datapath/spd", "pkg/datapath/wire"}}, // prefixes of policies, and of the divert set
 	{"github.com/spf13/pflag", []string{"cmd"}},
+	{"github.com/youmark/pkcs8", []string{"pkg/ike/cred"}},
 }
 
 // Do not change this data to fix a build.
@@ -90,7 +93,7 @@ var logs = []string{"pkg/daemon", "pkg/datapath", "pkg/ike", "pkg/keyengine", "c
 var silent = []string{
 	"pkg/datapath/packet", "pkg/datapath/gro", "pkg/datapath/tap", "pkg/datapath/wire", "pkg/datapath/bump", "pkg/datapath/neigh", "pkg/datapath/frag",
 	"pkg/datapath/replay", "pkg/datapath/esp", "pkg/datapath/ah", "pkg/datapath/sad", "pkg/datapath/spd",
-	"pkg/ike/sa", "pkg/ike/isakmpsa", "pkg/ike/proposal", "pkg/ike/pad", "cmd/loadconfig",
+	"pkg/ike/sa", "pkg/ike/isakmpsa", "pkg/ike/proposal", "pkg/ike/pad", "pkg/ike/cred", "pkg/ike/dn", "cmd/loadconfig",
 }
 
 func TestWalls(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/missiu/missiu/pkg/ike/cred"
+	"github.com/missiu/missiu/pkg/ike/dn"
 	"github.com/missiu/missiu/proto/ikev2"
 )
 
@@ -42,7 +44,8 @@ func (id ID) addr() netip.Addr {
 	return a
 }
 
-func (id ID) String() string { return id.Wire().String() }
+// String writes a distinguished name as ike.conf does.
+func (id ID) String() string { return cred.IDString(id.Wire()) }
 
 // Pattern matches identities. The zero Pattern matches every one.
 //
@@ -50,17 +53,23 @@ func (id ID) String() string { return id.Wire().String() }
 //	addresses From to To                an address between them
 //	FQDN "*.example.com"                names with at least one label in front
 //	RFC822 "*@example.com"              mailboxes of that domain
-//	else                                that identity; FQDN and RFC822 ignore case
+//	DN                                  names that it matches (dn.Name.Match)
+//	else                                that identity; FQDN and RFC822 ignore case,
+//	                                    DNs compare by their parts
 //
 // Not makes it an exclusion.
 type Pattern struct {
 	Not      bool
 	ID       ID
 	From, To netip.Addr // for ID.Type IPv4 or IPv6 with empty Data
+	DN       *dn.Name   // for ID.Type DN with empty Data
 }
 
 // AnyID is the pattern of every identity.
 var AnyID = Pattern{}
+
+// DNPattern matches the distinguished names that n describes.
+func DNPattern(n dn.Name) Pattern { return Pattern{ID: ID{Type: ikev2.IDDERASN1DN}, DN: &n} }
 
 // AddrPattern matches the addresses of a range.
 func AddrPattern(r Range) Pattern {
@@ -77,6 +86,8 @@ func (p Pattern) String() string {
 		return s + "ANY"
 	case p.From.IsValid():
 		return s + Range{p.From, p.To}.String()
+	case p.DN != nil:
+		return s + p.DN.String()
 	}
 	return s + p.ID.String()
 }
@@ -105,14 +116,23 @@ func (p Pattern) Match(id ID) bool {
 			i := strings.LastIndexByte(got, '@')
 			return i > 0 && got[i+1:] == domain
 		}
+	case ikev2.IDDERASN1DN:
+		name, err := dn.Parse([]byte(got))
+		if p.DN != nil {
+			return err == nil && p.DN.Match(name)
+		}
+		if own, err2 := dn.Parse([]byte(want)); err == nil && err2 == nil {
+			return own.Equal(name)
+		}
 	}
 	return want == got
 }
 
-// Exact returns the only identity that p matches, if there is only one.
+// Exact returns the only identity that p matches, if there is only one. A
+// distinguished name that is given as text may be encoded in several ways.
 func (p Pattern) Exact() (ID, bool) {
 	switch {
-	case p.Not || p.ID.Type == 0:
+	case p.Not || p.ID.Type == 0 || p.DN != nil:
 		return ID{}, false
 	case p.From.IsValid():
 		return AddrID(p.From), p.From == p.To

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ike/cred"
 	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
@@ -22,14 +23,20 @@ import (
 // AuthMethod is how a side proves its identity.
 type AuthMethod uint8
 
-// Methods. Preshared is the only one so far.
+// Methods: a pre-shared key; a signature by the key of a certificate.
 const (
-	Preshared AuthMethod = 1
+	Preshared AuthMethod = 1 + iota
+	Cert
 )
 
+func (m AuthMethod) valid() bool { return m == Preshared || m == Cert }
+
 func (m AuthMethod) String() string {
-	if m == Preshared {
+	switch m {
+	case Preshared:
 		return "preshared"
+	case Cert:
+		return "cert"
 	}
 	return fmt.Sprintf("AuthMethod(%d)", uint8(m))
 }
@@ -88,6 +95,17 @@ const (
 	UniqueNever
 )
 
+// SendCert says when we send our certificate.
+type SendCert uint8
+
+// Choices: when the peer asks for one (CERTREQ); in any case; never, since the
+// peer has it.
+const (
+	SendCertIfAsked SendCert = iota
+	SendCertAlways
+	SendCertNever
+)
+
 // Lifetime is the life of an IKE SA.
 type Lifetime struct {
 	Hard time.Duration // then it ends
@@ -135,6 +153,12 @@ type Rule struct {
 	// matches both identities serves.
 	PSK   Keys
 	Pairs []PairKeys
+	// Own is what LocalAuth Cert signs with, Trust whose certificates RemoteAuth
+	// Cert believes.
+	Own         *cred.Own
+	Trust       *cred.Trust
+	SendCert    SendCert
+	SendCertReq bool
 
 	Proposals []proposal.IKE // best first
 	IKE       Lifetime
@@ -184,6 +208,7 @@ func NewRule(label string) *Rule {
 		DPD:            time.Minute,
 		Keepalive:      20 * time.Second,
 		InitialContact: true,
+		SendCertReq:    true,
 		NonceLen:       32,
 	}
 	r.SetIKELife(4 * time.Hour)
@@ -240,7 +265,7 @@ func (r *Rule) PermitsPeer(id ID) bool {
 // Keys returns the pre-shared keys between these identities. The caller does
 // not wipe them: they are the rule's.
 func (r *Rule) Keys(local, remote ID) (Keys, bool) {
-	if r.PSK.Local.Len() > 0 {
+	if r.PSK.Local.Len()+r.PSK.Remote.Len() > 0 {
 		return r.PSK, true
 	}
 	for _, p := range r.Pairs {
@@ -280,11 +305,14 @@ func (r *Rule) check() error {
 	switch {
 	case len(r.Remote) == 0 && len(r.RemoteHosts) == 0:
 		return fmt.Errorf("no remote address")
-	case r.LocalAuth != Preshared || r.RemoteAuth != Preshared:
+	case !r.LocalAuth.valid() || !r.RemoteAuth.valid():
 		return fmt.Errorf("authentication %v, %v: not supported", r.LocalAuth, r.RemoteAuth)
-	case (r.PSK.Local.Len() == 0) != (r.PSK.Remote.Len() == 0):
-		return fmt.Errorf("a key for one side only")
-	case r.PSK.Local.Len() == 0 && len(r.Pairs) == 0:
+	case r.LocalAuth == Cert && (r.Own == nil || r.LocalID.IsZero()):
+		return fmt.Errorf("no certificate, or no identity, of our own")
+	case r.RemoteAuth == Cert && r.Trust == nil:
+		return fmt.Errorf("no trusted certificate")
+	case len(r.Pairs) > 0:
+	case r.LocalAuth == Preshared && r.PSK.Local.Len() == 0, r.RemoteAuth == Preshared && r.PSK.Remote.Len() == 0:
 		return fmt.Errorf("no key")
 	case len(r.Proposals) == 0:
 		return fmt.Errorf("no proposals")
@@ -344,6 +372,7 @@ type Claim struct {
 	IDi    ID
 	IDr    ID // whom the peer asked for; zero: nobody
 	Method AuthMethod
+	Key    cred.KeyType // of its certificate; 0: not known
 	Suite  proposal.IKESuite
 }
 
@@ -351,7 +380,7 @@ type Claim struct {
 // the identities and the method. The peer still has to prove them.
 func Authorize(candidates []*Rule, c Claim) *Rule {
 	for _, r := range candidates {
-		if r.RemoteAuth == c.Method && proposal.ContainsIKE(r.Proposals, c.Suite) &&
+		if r.RemoteAuth == c.Method && (c.Method != Cert || r.Trust.Takes(c.Key)) && proposal.ContainsIKE(r.Proposals, c.Suite) &&
 			r.PermitsPeer(c.IDi) && r.answersTo(c.IDr) {
 			return r
 		}

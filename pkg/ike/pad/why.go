@@ -20,6 +20,8 @@ func WhyNot(candidates []*Rule, c Claim) string {
 		switch {
 		case r.RemoteAuth != c.Method:
 			l = append(l, fmt.Sprintf("%s wants proof by %v, not %v", who, r.RemoteAuth, c.Method))
+		case c.Method == Cert && !r.Trust.Takes(c.Key):
+			l = append(l, fmt.Sprintf("peer has an %v key; %s wants another", c.Key, who))
 		case !proposal.ContainsIKE(r.Proposals, c.Suite):
 			l = append(l, fmt.Sprintf("%s has no %v", who, c.Suite))
 		case !r.PermitsPeer(c.IDi):

@@ -15,9 +15,9 @@ import (
 
 // IKE_AUTH (RFC 7296, 1.2):
 //
-//	HDR, SK {IDi, [IDr,] AUTH, N(INITIAL_CONTACT), SAi2, TSi, TSr}  -->
-//	                          <--  HDR, SK {IDr, AUTH, SAr2, TSi, TSr}
-//	                          or   HDR, SK {IDr, AUTH, N(child refused)}
+//	HDR, SK {IDi, [CERT,] N(INITIAL_CONTACT), [CERTREQ,] [IDr,] AUTH, SAi2, TSi, TSr}  -->
+//	                          <--  HDR, SK {IDr, [CERT,] AUTH, SAr2, TSi, TSr}
+//	                          or   HDR, SK {IDr, [CERT,] AUTH, N(child refused)}
 //	                          or   HDR, SK {N(AUTHENTICATION_FAILED)}
 
 // authTask is the initiator's side. Its offer is nil for a childless IKE SA.
@@ -83,14 +83,20 @@ func idBody(id pad.ID) []byte {
 	return b
 }
 
-// authData computes the AUTH data of the initiator or the responder.
-func (s *SA) authData(i *ikeSA, psk ipsec.Key, ofInitiator bool, id []byte) ([]byte, error) {
+// authOctets is what AUTH of the initiator or the responder covers.
+func (s *SA) authOctets(i *ikeSA, ofInitiator bool, id []byte) ([]byte, error) {
 	h := i.hs
 	msg, nonce, skp := h.request, h.nr, i.keys.PI
 	if !ofInitiator {
 		msg, nonce, skp = h.response, h.ni, i.keys.PR
 	}
-	octets, err := keymat.SignedOctets(i.suite.PRF, msg, nonce, skp, id)
+	return keymat.SignedOctets(i.suite.PRF, msg, nonce, skp, id)
+}
+
+// authData computes the AUTH data of the initiator or the responder by a
+// pre-shared key.
+func (s *SA) authData(i *ikeSA, psk ipsec.Key, ofInitiator bool, id []byte) ([]byte, error) {
+	octets, err := s.authOctets(i, ofInitiator, id)
 	if err != nil {
 		return nil, err
 	}
@@ -106,24 +112,20 @@ func (s *SA) sendAuth(i *ikeSA, t *authTask) {
 	if !exact {
 		expected = pad.AddrID(s.cfg.Remote.Addr()) // a guess, to find a key by
 	}
-	keys, ok := s.rule.Keys(local, expected)
-	if !ok {
-		s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: errNoKey}, false)
-		return
-	}
-	auth, err := s.authData(i, keys.Local, true, idBody(local))
+	certs, auth, err := s.prove(i, expected)
 	if err != nil {
 		s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: err}, false)
 		return
 	}
-	ps := []ikev2.Payload{&ikev2.IDi{ID: local.Wire()}}
+	ps := append([]ikev2.Payload{&ikev2.IDi{ID: local.Wire()}}, certs...)
 	if s.cfg.InitialContact {
 		ps = append(ps, notify(ikev2.INITIAL_CONTACT))
 	}
+	ps = append(ps, certRequest(s.rule)...)
 	if exact {
 		ps = append(ps, &ikev2.IDr{ID: expected.Wire()})
 	}
-	ps = append(ps, &ikev2.Auth{Method: ikev2.AuthPSK, Data: auth})
+	ps = append(ps, auth)
 	if t.offer != nil {
 		ps = append(ps, t.offer.payloads(true)...)
 	}
@@ -146,7 +148,7 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	id := pad.FromWire(idr.ID)
-	if err := s.verify(i, id, auth, false); err != nil {
+	if err := s.verify(i, id, auth, ps); err != nil {
 		// The responder takes us for established: it must hear of it
 		// (RFC 7296, 2.21.2).
 		le := &LocalError{ikev2.IKE_AUTH, ikev2.AUTHENTICATION_FAILED, err}
@@ -175,9 +177,12 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 }
 
 // verify checks who the peer says it is, and its proof.
-func (s *SA) verify(i *ikeSA, id pad.ID, auth *ikev2.Auth, ofInitiator bool) error {
+func (s *SA) verify(i *ikeSA, id pad.ID, auth *ikev2.Auth, ps []ikev2.Payload) error {
 	if !s.rule.PermitsPeer(id) {
 		return fmt.Errorf("identity %v is not permitted by rule %q", id, s.rule.Label)
+	}
+	if s.rule.RemoteAuth == pad.Cert {
+		return s.verifyCert(i, id, auth, ps)
 	}
 	if auth.Method != ikev2.AuthPSK {
 		return fmt.Errorf("authentication method %v: want %v", auth.Method, ikev2.AuthPSK)
@@ -186,7 +191,7 @@ func (s *SA) verify(i *ikeSA, id pad.ID, auth *ikev2.Auth, ofInitiator bool) err
 	if !ok {
 		return errNoKey
 	}
-	want, err := s.authData(i, keys.Remote, ofInitiator, idBody(id))
+	want, err := s.authData(i, keys.Remote, !i.initiator, idBody(id))
 	if err != nil {
 		return err
 	}
@@ -238,9 +243,7 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	claim := pad.Claim{IDi: pad.FromWire(ikev2.Find[*ikev2.IDi](ps).ID), Suite: i.suite}
-	if auth.Method == ikev2.AuthPSK {
-		claim.Method = pad.Preshared
-	}
+	claim.Method, claim.Key = claimed(auth, ps)
 	if idr := ikev2.Find[*ikev2.IDr](ps); idr != nil {
 		claim.IDr = pad.FromWire(idr.ID)
 	}
@@ -250,7 +253,11 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	s.rule, s.peer.Rule, s.peer.LocalID = r, r, r.Identity(s.local.Addr())
-	if err := s.verify(i, claim.IDi, auth, true); err != nil {
+	if err := s.verify(i, claim.IDi, auth, ps); err != nil {
+		deny(err)
+		return
+	}
+	if err := i.hs.hear(ps); err != nil {
 		deny(err)
 		return
 	}
@@ -260,17 +267,13 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 		deny(err)
 		return
 	}
-	keys, ok := r.Keys(s.peer.LocalID, s.peer.RemoteID)
-	if !ok {
-		deny(errNoKey)
-		return
-	}
-	mine, err := s.authData(i, keys.Local, false, idBody(s.peer.LocalID))
+	certs, mine, err := s.prove(i, s.peer.RemoteID)
 	if err != nil {
 		deny(err)
 		return
 	}
-	out := []ikev2.Payload{&ikev2.IDr{ID: s.peer.LocalID.Wire()}, &ikev2.Auth{Method: ikev2.AuthPSK, Data: mine}}
+	out := append([]ikev2.Payload{&ikev2.IDr{ID: s.peer.LocalID.Wire()}}, certs...)
+	out = append(out, mine)
 	if first && r.InitialContact {
 		out = append(out, notify(ikev2.INITIAL_CONTACT))
 	}

@@ -1,6 +1,6 @@
 // Package sa is IKEv2 (RFC 7296) as a machine without I/O: one SA value is an
 // IKE SA with its child SAs, and the lineage that it becomes by rekeying, in
-// either role, authenticated by pre-shared keys. It hides message IDs and
+// either role, authenticated by pre-shared keys or certificates. It hides message IDs and
 // retransmission, protection, key derivation, negotiation, NAT detection,
 // liveness, lifetimes and every collision of RFC 7296, 2.25. Only pkg/ike
 // calls it.
@@ -78,7 +78,9 @@
 //
 // Sockets, SPI demultiplexing and INVALID_IKE_SPI, INVALID_MAJOR_VERSION and
 // cookie policy belong to pkg/ike (the arithmetic of cookies is here: Cookie,
-// CookieResponse). Certificates, EAP, configuration payloads, MOBIKE,
+// CookieResponse). Certificates and signatures are pkg/ike/cred's, whose values
+// stand in the rule; they compute inside the input, which takes some milliseconds,
+// and read nothing. EAP, raw public keys, hash-and-URL, configuration payloads, MOBIKE,
 // fragmentation and additional key exchanges are not implemented: their
 // payloads are ignored, their notifies not sent.
 package sa

@@ -34,6 +34,7 @@ type handshake struct {
 	cookie       []byte
 	cookies, kes int   // how often each was demanded
 	refused      error // what the peer, or somebody, answered; counts when the wait is over
+	announced
 }
 
 func (h *handshake) wipe() {
@@ -77,6 +78,7 @@ func (s *SA) sendInit(i *ikeSA) {
 	ps = append(ps, proposal.OfferIKE(s.rule.Proposals, nil),
 		&ikev2.KE{Method: ikev2.KEID(h.key.KE()), Data: h.key.Public()}, &ikev2.Nonce{Data: h.ni})
 	ps = append(ps, s.natPayloads(i)...)
+	ps = append(ps, hashNotify(s.rule)...)
 	m := &ikev2.Message{Header: i.header(ikev2.IKE_SA_INIT, 0, false), Payloads: ps}
 	data, err := m.Append(nil)
 	if err != nil {
@@ -165,11 +167,16 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 	if spi == 0 {
 		return errors.New("responder's SPI is 0")
 	}
+	var said announced
+	if err := said.hear(ps); err != nil {
+		return err
+	}
 	shared, err := h.key.Shared(ke.Data)
 	if err != nil {
 		return err
 	}
 	defer shared.Wipe()
+	h.announced = said
 	i.remote, i.suite, h.nr, h.response = spi, suite, ikev2.Find[*ikev2.Nonce](ps).Data, data
 	if err := s.deriveFirst(i, shared); err != nil {
 		i.remote = 0
@@ -290,6 +297,10 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	if alg.KE(ke.Method) != suite.KE {
 		return invalidKE(uint16(suite.KE)), fmt.Errorf("key exchange by %v: want %v", ke.Method, suite.KE)
 	}
+	var said announced
+	if err := said.hear(ps); err != nil {
+		return nil, err
+	}
 	key, err := dh.Generate(suite.KE, s.rand)
 	if err != nil {
 		return nil, err
@@ -301,7 +312,7 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	}
 	defer shared.Wipe()
 	i := &ikeSA{local: s.newSPI(), remote: hd.InitiatorSPI, suite: suite}
-	i.hs = &handshake{ni: ikev2.Find[*ikev2.Nonce](ps).Data, nr: s.newNonce(), request: d.Data}
+	i.hs = &handshake{ni: ikev2.Find[*ikev2.Nonce](ps).Data, nr: s.newNonce(), request: d.Data, announced: said}
 	if err := s.deriveFirst(i, shared); err != nil {
 		return nil, err
 	}
@@ -314,6 +325,10 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	out := []ikev2.Payload{&ikev2.SA{Proposals: []ikev2.Proposal{answer}},
 		&ikev2.KE{Method: ke.Method, Data: key.Public()}, &ikev2.Nonce{Data: i.hs.nr}}
 	out = append(out, s.natPayloads(i)...)
+	out = append(out, certRequest(s.candidate...)...)
+	if said.hashes != nil {
+		out = append(out, hashNotify(s.candidate...)...)
+	}
 	out = append(out, notify(ikev2.CHILDLESS_IKEV2_SUPPORTED))
 	m := &ikev2.Message{Header: i.header(ikev2.IKE_SA_INIT, 0, true), Payloads: out}
 	data, err := m.Append(nil)

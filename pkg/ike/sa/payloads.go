@@ -25,16 +25,17 @@ const (
 	pAUTH            = ikev2.PayloadAUTH
 	pTSi, pTSr       = ikev2.PayloadTSi, ikev2.PayloadTSr
 	pD               = ikev2.PayloadDelete
+	pCERT, pCERTREQ  = ikev2.PayloadCERT, ikev2.PayloadCERTREQ
 )
 
 type types = []ikev2.PayloadType
 
 var (
 	shapeInitRequest  = shape{name: "IKE_SA_INIT request", required: types{pSA, pKE, pNonce}}
-	shapeInitResponse = shape{name: "IKE_SA_INIT response", required: types{pSA, pKE, pNonce}, refusable: true}
+	shapeInitResponse = shape{name: "IKE_SA_INIT response", required: types{pSA, pKE, pNonce}, many: types{pCERTREQ}, refusable: true}
 	// Without AUTH the initiator wants EAP, which the handler refuses.
-	shapeAuthRequest   = shape{name: "IKE_AUTH request", required: types{pIDi}, optional: types{pIDr, pAUTH, pSA, pTSi, pTSr}}
-	shapeAuthResponse  = shape{name: "IKE_AUTH response", required: types{pIDr, pAUTH}, optional: types{pSA, pTSi, pTSr}, refusable: true}
+	shapeAuthRequest   = shape{name: "IKE_AUTH request", required: types{pIDi}, optional: types{pIDr, pAUTH, pSA, pTSi, pTSr}, many: types{pCERT, pCERTREQ}}
+	shapeAuthResponse  = shape{name: "IKE_AUTH response", required: types{pIDr, pAUTH}, optional: types{pSA, pTSi, pTSr}, many: types{pCERT}, refusable: true}
 	shapeChildRequest  = shape{name: "CREATE_CHILD_SA request", required: types{pSA, pNonce, pTSi, pTSr}, optional: types{pKE}}
 	shapeChildResponse = shape{name: "CREATE_CHILD_SA response", required: types{pSA, pNonce, pTSi, pTSr}, optional: types{pKE}, refusable: true}
 	shapeRekeyRequest  = shape{name: "CREATE_CHILD_SA request for an IKE SA", required: types{pSA, pNonce, pKE}}

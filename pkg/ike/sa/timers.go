@@ -1,8 +1,11 @@
 package sa
 
 import (
+	"fmt"
 	"slices"
 	"time"
+
+	"github.com/missiu/missiu/pkg/ike/pad"
 )
 
 // Every concern has a deadline; Deadline is the earliest of them and Tick does
@@ -95,6 +98,10 @@ func (s *SA) expire(i *ikeSA) {
 	if i.state == StateEstablished && i.req == nil {
 		s.farewell(i)
 	}
+	if s.due(s.certsUntil()) {
+		s.fail(fmt.Errorf("%w: so is that of a certificate", ErrExpired), false)
+		return
+	}
 	s.fail(ErrExpired, false)
 }
 
@@ -120,13 +127,24 @@ func (s *SA) probeAt() time.Time {
 func (s *SA) lifetimes(i *ikeSA) {
 	i.created = s.now
 	i.rekeyAt, i.expireAt = time.Time{}, time.Time{}
-	l := s.rule.IKE
-	if l.Hard <= 0 {
-		return
+	if l := s.rule.IKE; l.Hard > 0 {
+		i.expireAt = s.now.Add(l.Hard)
+		if l.Soft > 0 && l.Soft < l.Hard {
+			fuzz := s.jitter(l.Hard / 100 * time.Duration(s.rule.RekeyFuzz))
+			i.rekeyAt = s.now.Add(max(l.Soft-fuzz, 0))
+		}
 	}
-	i.expireAt = s.now.Add(l.Hard)
-	if l.Soft > 0 && l.Soft < l.Hard {
-		fuzz := s.jitter(l.Hard / 100 * time.Duration(s.rule.RekeyFuzz))
-		i.rekeyAt = s.now.Add(max(l.Soft-fuzz, 0))
+	i.expireAt = earliest(i.expireAt, s.certsUntil())
+}
+
+// certsUntil is when the first certificate expires that either side has proven
+// itself by: rekeying proves nothing anew (RFC 4301, 4.4.2.1).
+func (s *SA) certsUntil() (t time.Time) {
+	if s.peer.Cert != nil {
+		t = s.peer.Cert.Until
 	}
+	if s.rule.LocalAuth == pad.Cert {
+		t = earliest(t, s.rule.Own.Until())
+	}
+	return t
 }

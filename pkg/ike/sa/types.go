@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/missiu/missiu/pkg/ike/cred"
 	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -79,6 +80,7 @@ type Peer struct {
 	Rule              *pad.Rule
 	LocalID, RemoteID pad.ID
 	Local, Remote     netip.AddrPort
+	Cert              *cred.Peer // of its certificate, if that proves it; else nil
 }
 
 // ChildRequest asks for a child SA.
