@@ -22,6 +22,7 @@ import (
 
 	"github.com/missiu/missiu/pkg/daemon"
 	"github.com/missiu/missiu/pkg/datapath/linger"
+	"github.com/missiu/missiu/pkg/datapath/tap"
 	"github.com/missiu/missiu/pkg/datapath/wire"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
@@ -59,6 +60,7 @@ type options struct {
 	udp             string
 	mss             string
 	wait            string
+	queues          int
 	defaultRule     string
 	cpuProfile      string
 	abstract        string
@@ -85,6 +87,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&o.udp, "udp", "auto", "auto, or plain: the kernel neither cuts nor joins ESP in UDP")
 	f.StringVar(&o.mss, "mss", "clamp", "clamp, or keep: what TCP connections through tunnels tell of their segment sizes")
 	f.StringVar(&o.wait, "wait", linger.Adaptive, "adaptive, or poll: wake for each packet")
+	f.IntVar(&o.queues, "queues", 1, "`number` of queues of the TAP, with a worker each way for every one")
 	f.StringVar(&o.crypto, "crypto", "auto", "auto, or std for the standard library's ciphers only")
 	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
 	f.StringVar(&o.abstract, "abstract", "", "`@NAME`: a second name of the PF_KEY socket, in the abstract namespace")
@@ -140,6 +143,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("--mss %q: want clamp or keep", o.mss)
 	case o.wait != linger.Adaptive && o.wait != linger.Poll:
 		return bad("--wait %q: want adaptive or poll", o.wait)
+	case o.queues < 1 || o.queues > tap.MaxQueues:
+		return bad("--queues %d: want 1 to %d", o.queues, tap.MaxQueues)
 	case o.crypto != "auto" && o.crypto != "std":
 		return bad("--crypto %q: want auto or std", o.crypto)
 	case f.Changed("abstract") && !validAbstract(o.abstract):

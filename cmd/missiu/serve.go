@@ -46,7 +46,8 @@ type instance struct {
 	since time.Time
 	wire  *wire.Wire
 	tap   tap.Device
-	udp   *wire.UDP // nil: another process has port 4500
+	udps  []*wire.UDP // of port 4500; none: no ESP in UDP
+	sad   *sad.DB
 	keys  *keyengine.Engine
 	rec   *recorder
 	srv   *keysock.Server
@@ -112,7 +113,7 @@ func serve(o *options) (err error) {
 		}
 		return err
 	}
-	in.log.Info("ready", zap.Int("pid", os.Getpid()), zap.String("tap", in.tap.Name()), zap.Bool("udp4500", in.udp != nil))
+	in.log.Info("ready", zap.Int("pid", os.Getpid()), zap.String("tap", in.tap.Name()), zap.Bool("udp4500", in.udps != nil))
 	ready.Ready()
 	if err := in.run(ctx); err != nil {
 		// As after a kill: what policy protects stays closed until stop or startRaw.
@@ -167,24 +168,29 @@ func (in *instance) open(adopted string) (err error) {
 	if name == "" {
 		name = adopted
 	}
-	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, link.MTU-worstOverhead), Offload: in.o.offload, ReadOffload: true, Wait: in.o.wait})
+	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, link.MTU-worstOverhead), Offload: in.o.offload, ReadOffload: true, Queues: in.o.queues, Wait: in.o.wait})
 	if err != nil {
 		return err
 	}
 	if lack := in.missing(); lack != "" {
 		in.log.Warn("the kernel lacks an offload of the tap; slower", zap.String("lack", lack))
 	}
+	queues := len(in.tap.Queues())
+	if queues < in.o.queues {
+		in.log.Warn("the tap has one queue", zap.Int("wanted", in.o.queues))
+	}
 	plain := in.o.offload == tap.OffloadNone || in.o.udp == "plain"
-	if in.udp, err = in.wire.OpenUDP(wire.UDPOptions{GRO: !plain, Plain: plain, Wait: in.o.wait}); err != nil {
+	if in.udps, err = in.wire.OpenUDPs(queues, wire.UDPOptions{GRO: !plain, Plain: plain, Wait: in.o.wait}); err != nil {
+		in.udps = nil
 		if !errors.Is(err, wire.ErrPortTaken) {
 			return err
 		}
-		in.udp = nil
 		in.log.Warn("no ESP in UDP: port 4500 is taken", zap.Error(err))
 	}
 	db, pol := sad.NewDB(), spd.NewDB()
+	in.sad = db
 	in.keys = keyengine.New(keyengine.Options{
-		SAD: db, SPD: pol,
+		SAD: db, SPD: pol, Queues: queues,
 		AllowUnauthenticated: in.o.unauthenticated,
 		AllowLegacy:          in.o.legacy,
 		LegacyRefused: func(id ipsec.SAID, e alg.Encr, a alg.Integ) {
@@ -203,8 +209,12 @@ func (in *instance) open(adopted string) (err error) {
 		IKE: func(local, remote netip.AddrPort, msg []byte) bool { return in.natt.Deliver(local, remote, msg) },
 		Log: in.log,
 	}
-	if in.udp != nil {
-		c.UDP = in.udp
+	for k, u := range in.udps {
+		if k == 0 {
+			c.UDP = u
+		} else {
+			c.MoreUDP = append(c.MoreUDP, u)
+		}
 	}
 	if in.eng, err = datapath.New(c); err != nil {
 		return err
@@ -346,14 +356,14 @@ func sent(db *sad.DB, t *wire.TooBig) bool {
 // sendIKE sends a message of the key daemon from port 4500, behind the non-ESP
 // marker; a keepalive goes without it.
 func (in *instance) sendIKE(m natt.Message) {
-	if in.udp == nil {
+	if in.udps == nil {
 		return
 	}
 	b := m.Payload
 	if len(b) != 1 {
 		b = append(make([]byte, 4, 4+len(b)), b...)
 	}
-	_, err := in.udp.WriteBatch([]wire.Datagram{{Buf: b, Len: len(b), Local: m.Local, Remote: m.Remote}})
+	_, err := in.udps[0].WriteBatch([]wire.Datagram{{Buf: b, Len: len(b), Local: m.Local, Remote: m.Remote}})
 	if err != nil {
 		in.log.Debug("ike message not sent", zap.Stringer("peer", m.Remote), zap.Error(err))
 	}
@@ -369,10 +379,10 @@ func (in *instance) status() ([]byte, error) {
 		Paths: map[string]string{"native esp": "in: " + from + "; out: " + to, "esp in udp": "off: port 4500 is taken", "tap offload": in.tapPath(), "aes": aead.Implementation()},
 		SAs:   ks.SAs, Policies: ks.Policies, Held: in.eng.Held(), Counters: es.Map(),
 	}
-	if in.udp != nil {
-		from, to := in.udp.Path()
+	if in.udps != nil {
+		from, to := in.udps[0].Path()
 		s.Paths["esp in udp"] = "in: " + from + "; out: " + to
-		us := in.udp.Stats()
+		us := wire.SumUDP(in.udps)
 		s.Counters["udp_sent_trains"], s.Counters["udp_sent_singles"] = us.Trains, us.Singles
 		s.Counters["udp_trains_refused"], s.Counters["udp_send_refused"] = us.Fallbacks, us.Refused
 		s.Counters["udp_truncated"], s.Counters["udp_kernel_drops"] = us.Truncated, us.KernelDrops
@@ -385,12 +395,32 @@ func (in *instance) status() ([]byte, error) {
 	for why, n := range in.eng.FragmentDrops() {
 		s.Counters["fragment_"+why] = n
 	}
+	s.Queues = in.queueStatus()
 	ns := in.natt.Stats()
 	s.Counters["natt_delivered"], s.Counters["natt_no_client"], s.Counters["natt_slow"] = ns.Delivered, ns.NoClient, ns.Slow
 	kc := in.srv.Stats()
 	s.Counters["pfkey_requests"], s.Counters["pfkey_errors"], s.Counters["pfkey_events_dropped"] = kc.Requests, kc.Errors, kc.Dropped
 	s.Counters["pfkey_refused"], s.Counters["pfkey_stalled"] = kc.Refused, kc.Stalled
 	return json.Marshal(&s)
+}
+
+// queueStatus tells of the queues, if there are several.
+func (in *instance) queueStatus() []QueueStatus {
+	work := in.eng.Queues()
+	if len(work) < 2 {
+		return nil
+	}
+	qs := make([]QueueStatus, len(work))
+	for k, w := range work {
+		qs[k] = QueueStatus{Queue: k + 1, Out: w.Out, In: w.In}
+	}
+	in.sad.Each(func(sa *sad.SA) bool {
+		if n := int(sa.P.Queue); n > 0 && n <= len(qs) {
+			qs[n-1].SAs++
+		}
+		return true
+	})
+	return qs
 }
 
 // missing names the super-frames that were asked for and that the kernel does
@@ -425,8 +455,8 @@ func (in *instance) closeDevices() {
 	if in.natt != nil {
 		in.natt.Close()
 	}
-	if in.udp != nil {
-		in.udp.Close()
+	for _, u := range in.udps {
+		u.Close()
 	}
 	if in.tap != nil {
 		if err := in.tap.Persist(false); err != nil {

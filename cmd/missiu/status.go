@@ -33,6 +33,7 @@ type Status struct {
 	SAs       int               `json:"sas"`
 	Policies  int               `json:"policies"`
 	Held      int               `json:"held"` // packets that wait for an SA
+	Queues    []QueueStatus     `json:"queues,omitempty"`
 	Counters  map[string]uint64 `json:"counters"`
 }
 
@@ -41,6 +42,14 @@ type TAPStatus struct {
 	Name string `json:"name"`
 	MAC  string `json:"mac"`
 	MTU  int    `json:"mtu"`
+}
+
+// QueueStatus describes a queue of the TAP, where there are several, and its workers.
+type QueueStatus struct {
+	Queue int    `json:"queue"` // from 1
+	SAs   int    `json:"sas"`   // for it alone, both directions
+	Out   uint64 `json:"out"`   // packets protected
+	In    uint64 `json:"in"`    // packets accepted that were protected
 }
 
 // status asks one instance, or all that run when no interface is named.
@@ -141,6 +150,9 @@ func (s *Status) print(w io.Writer) {
 	}
 	fmt.Fprintf(t, "  policies\t%d, no match: %s\n", s.Policies, s.Default)
 	fmt.Fprintf(t, "  sas\t%d, packets waiting: %d\n", s.SAs, s.Held)
+	for _, q := range s.Queues {
+		fmt.Fprintf(t, "  queue %d\tout: %d, in: %d packets; sas of its own: %d\n", q.Queue, q.Out, q.In, q.SAs)
+	}
 	for _, k := range sortedKeys(s.Counters) {
 		if v := s.Counters[k]; v != 0 {
 			fmt.Fprintf(t, "  %s\t%d\n", strings.ReplaceAll(k, "_", " "), v)

@@ -172,6 +172,7 @@ func (b *bundle) length(i *packet.Info, n, packed int) int {
 // apply carries the transforms out and queues the result.
 func (w *outWorker) apply(b *bundle, buf []byte, off, n, packed, fragment int, now time.Time) {
 	i := &w.info
+	w.turn(b.sas[0]) // of SAs in a bundle it stands for the others
 	w.count()
 	for k, sa := range b.sas[:b.n] {
 		if k > 0 {

@@ -33,6 +33,15 @@
 //	                      (pack.go)
 //	everything else       cut into packets; by the interface
 //
+// With several queues of the TAP (one unless asked for: two were not faster on
+// two processors with both ends on them) each has an outbound worker, and each
+// socket of port 4500 an inbound worker that writes to the queue of its number.
+// The kernel keeps a flow on one queue, and an inbound SA on one socket, so
+// flows stay in order. An SA for one queue (RFC 9611) has that worker alone; of
+// one for any queue the workers take turns, batch by batch (turn), because a
+// receiver's window forgives no packets that overtake thousands. Native ESP and
+// clear packets have one inbound worker, whatever the number of queues.
+//
 // "Everything else" is bundles, what is to be fragmented, and transport mode
 // whose header a socket would not make: options, another TTL, no DF.
 //
@@ -97,8 +106,11 @@ type Config struct {
 	TAP  tap.Device
 	Wire Wire
 	UDP  wire.UDPConn // nil: no ESP in UDP
-	SAD  *sad.DB
-	SPD  *spd.DB
+	// MoreUDP are further sockets of UDP's port, which share its datagrams out
+	// by SPI. Each has an inbound worker.
+	MoreUDP []wire.UDPConn
+	SAD     *sad.DB
+	SPD     *spd.DB
 	// Default is what happens to packets that no policy matches: Bypass or Discard.
 	Default ipsec.Action
 	// NeedSA asks the key engine for an SA. It must not block.
@@ -122,10 +134,11 @@ type Config struct {
 // Engine moves packets. Create it with New.
 type Engine struct {
 	c       Config
-	out     *outWorker
-	release *outWorker // its own worker, so that held packets need no lock of out's
-	in      []*inWorker
-	late    *inWorker // of the same goroutine: packets that came before their keys
+	out     *outWorker   // of the TAP's first queue
+	more    []*outWorker // of the others
+	release *outWorker   // its own worker, so that held packets need no lock of out's
+	in      []*inWorker  // interface, UDP, MoreUDP
+	late    *inWorker    // of the same goroutine: packets that came before their keys
 	hold    holdQueue
 	early   earlyQueue
 	failed  atomic.Uint64 // DropOutHold of no worker
@@ -147,12 +160,32 @@ func New(c Config) (*Engine, error) {
 	if c.Flows == 0 {
 		c.Flows = flow.DefaultSize
 	}
-	e.out = newOutWorker(e, batch, c.Flows)
+	for k, q := range c.TAP.Queues() {
+		w := newOutWorker(e, batch, c.Flows)
+		w.queue = ipsec.Queue(k + 1)
+		if k == 0 {
+			e.out = w
+			continue
+		}
+		w.tap = q
+		if k <= len(c.MoreUDP) {
+			w.udp = c.MoreUDP[k-1]
+		}
+		e.more = append(e.more, w)
+	}
 	e.release = newOutWorker(e, 0, fewFlows)
 	e.late = newInWorker(e, fewFlows)
 	e.in = append(e.in, newInWorker(e, c.Flows))
 	if c.UDP != nil {
 		e.in = append(e.in, newInWorker(e, c.Flows))
+		qs := c.TAP.Queues()
+		for k, u := range c.MoreUDP {
+			w := newInWorker(e, c.Flows)
+			// Answers to what is written on a queue come by it: what came by
+			// one socket goes by that of the same number.
+			w.udp, w.tap = u, qs[(k+1)%len(qs)]
+			e.in = append(e.in, w)
+		}
 	}
 	return e, nil
 }
@@ -163,10 +196,15 @@ func New(c Config) (*Engine, error) {
 func (e *Engine) Run(parent context.Context) error {
 	g, ctx := errgroup.WithContext(parent)
 	g.Go(func() error { return ended(ctx, "tap", e.out.run(ctx)) })
+	for _, w := range e.more {
+		g.Go(func() error { return ended(ctx, "tap", w.run(ctx)) })
+	}
 	g.Go(func() error { return e.release.runRelease(ctx) })
 	g.Go(func() error { return ended(ctx, "interface", e.in[0].run(ctx)) })
 	if e.c.UDP != nil {
-		g.Go(func() error { return ended(ctx, "udp 4500", e.in[1].runUDP(ctx)) })
+		for _, w := range e.in[1:] {
+			g.Go(func() error { return ended(ctx, "udp 4500", w.runUDP(ctx)) })
+		}
 	}
 	<-ctx.Done()
 	if parent.Err() == nil {
@@ -213,6 +251,9 @@ func (e *Engine) Failed(key sad.OutKey) {
 func (e *Engine) Stats() Stats {
 	var s Stats
 	s.add(&e.out.n)
+	for _, w := range e.more {
+		s.add(&w.n)
+	}
 	s.add(&e.release.n)
 	s.add(&e.late.n)
 	for _, w := range e.in {
@@ -222,9 +263,31 @@ func (e *Engine) Stats() Stats {
 	return s
 }
 
+// QueueStats is what the workers of one queue of the TAP have done.
+type QueueStats struct {
+	Out uint64 // packets protected
+	In  uint64 // packets accepted that were protected
+}
+
+// Queues tells of the workers by queue.
+func (e *Engine) Queues() []QueueStats {
+	qs := make([]QueueStats, 1+len(e.more))
+	qs[0].Out = e.out.n.v[OutProtected].Load()
+	for k, w := range e.more {
+		qs[k+1].Out = w.n.v[OutProtected].Load()
+	}
+	for k, w := range e.in {
+		qs[max(0, k-1)%len(qs)].In += w.n.v[InProtected].Load()
+	}
+	return qs
+}
+
 // FragmentDrops adds up why fragments were dropped, by the names of frag.Reason.
 func (e *Engine) FragmentDrops() map[string]uint64 {
 	rs := []*frag.Reassembler{e.out.frags, e.release.frags}
+	for _, w := range e.more {
+		rs = append(rs, w.frags)
+	}
 	for _, w := range e.in {
 		rs = append(rs, w.frags)
 	}

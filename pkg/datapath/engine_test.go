@@ -90,6 +90,7 @@ var testMAC = net.HardwareAddr{2, 0, 0, 0, 0, 9}
 // memTAP gives node the other ReadBatch and WriteBatch.
 type memTAP struct{ *node }
 
+func (m memTAP) Queues() []tap.Queue                { return []tap.Queue{m} }
 func (m memTAP) ReadBatch([]tap.Frame) (int, error) { panic("not used") }
 func (m memTAP) WriteBatch(fs []tap.Frame) (int, error) {
 	m.wrote += len(fs)

@@ -24,6 +24,8 @@ import (
 // the TAP. One goroutine owns it.
 type inWorker struct {
 	e       *Engine
+	tap     tap.Queue    // to write to; nil: the first
+	udp     wire.UDPConn // to read from; nil: the first
 	n       counters
 	pkts    []wire.Packet
 	dgrams  []wire.Datagram
@@ -137,6 +139,10 @@ const trains = 8
 
 // runUDP serves UDP 4500 (RFC 3948): ESP, IKE behind the non-ESP marker, and keepalives.
 func (w *inWorker) runUDP(ctx context.Context) error {
+	from := w.udp
+	if from == nil {
+		from = w.e.c.UDP
+	}
 	for ctx.Err() == nil {
 		for i := range w.dgrams {
 			d := &w.dgrams[i]
@@ -145,7 +151,7 @@ func (w *inWorker) runUDP(ctx context.Context) error {
 			}
 			d.Off = headroom + packet.IPv6Len
 		}
-		n, err := w.e.c.UDP.ReadBatch(w.dgrams)
+		n, err := from.ReadBatch(w.dgrams)
 		if err != nil {
 			return err
 		}
@@ -511,7 +517,7 @@ func (w *inWorker) write() {
 			f := &fs[k]
 			putEther(f.Buf[f.Off:], w.e.c.TAP.MAC(), f.Buf[f.Off+etherLen]>>4)
 		}
-		if err := w.e.writeTAP(fs, &w.n); err != nil && w.err == nil {
+		if err := w.e.writeTAP(w.tap, fs, &w.n); err != nil && w.err == nil {
 			w.err = err
 		}
 		w.gro.Reset()

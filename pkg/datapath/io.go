@@ -23,15 +23,18 @@ func putEther(b []byte, mac net.HardwareAddr, version uint8) {
 	}
 }
 
-// writeTAP writes all frames; what the kernel refuses is counted. Workers write
-// side by side: the device takes frames as a whole, and packets of one flow
-// come through one worker.
-func (e *Engine) writeTAP(fs []tap.Frame, n *counters) error {
+// writeTAP writes all frames on a queue, nil for the first; what the kernel
+// refuses is counted. Workers write side by side: the device takes frames as a
+// whole, and packets of one flow come through one worker.
+func (e *Engine) writeTAP(q tap.Queue, fs []tap.Frame, n *counters) error {
 	if len(fs) == 0 {
 		return nil
 	}
+	if q == nil {
+		q = e.c.TAP
+	}
 	for len(fs) > 0 {
-		k, err := e.c.TAP.WriteBatch(fs)
+		k, err := q.WriteBatch(fs)
 		if err != nil {
 			if fatal(err) {
 				return err

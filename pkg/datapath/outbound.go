@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/missiu/missiu/pkg/datapath/aggfrag"
@@ -22,6 +23,10 @@ import (
 // outWorker takes packets from the TAP to the interface. One goroutine owns it.
 type outWorker struct {
 	e       *Engine
+	queue   ipsec.Queue  // that it serves; 0: none
+	tap     tap.Queue    // nil: the first
+	udp     wire.UDPConn // to write to; nil: the first
+	turns   []*sad.SA    // whose turn it has, see turn
 	n       counters
 	frames  []tap.Frame
 	jobs    []outJob     // of the batch, in order
@@ -89,11 +94,15 @@ func newOutWorker(e *Engine, frames, flows int) *outWorker {
 }
 
 func (w *outWorker) run(ctx context.Context) error {
+	from := w.tap
+	if from == nil {
+		from = w.e.c.TAP
+	}
 	for ctx.Err() == nil {
 		for i := range w.frames {
 			w.frames[i].Off = headroom
 		}
-		n, err := w.e.c.TAP.ReadBatch(w.frames)
+		n, err := from.ReadBatch(w.frames)
 		if err != nil {
 			return err
 		}
@@ -268,15 +277,25 @@ func (w *outWorker) only(p *spd.Entry) *sad.SA {
 	if w.known != nil && w.known.State() == sad.Mature {
 		return w.known
 	}
-	sa := w.find(p, outKey(&p.P.Requests[0], w.info.Src, w.info.Dst))
-	if sa != nil && sa.State() == sad.Mature {
-		w.flows.Put(&w.info, 0, w.gen, flow.Decision{Policy: p, SA: sa})
+	key := outKey(&p.P.Requests[0], w.info.Src, w.info.Dst)
+	sa := w.find(p, key)
+	if sa == nil || sa.State() != sad.Mature {
+		return sa
+	}
+	w.flows.Put(&w.info, 0, w.gen, flow.Decision{Policy: p, SA: sa})
+	if sa.P.PerQueue && len(w.e.more) > 0 && w.queue != 0 && !key.Open() {
+		// It serves until the queue has its own.
+		key.Queue = w.queue
+		w.e.c.NeedSA(p, key, w.info.Flow())
 	}
 	return sa
 }
 
 // find is the SA that the policy wants for the packet at hand.
 func (w *outWorker) find(p *spd.Entry, key sad.OutKey) *sad.SA {
+	if len(w.e.more) > 0 {
+		key.Queue = w.queue
+	}
 	sa := w.e.c.SAD.Out(key, &w.info)
 	if sa == nil && key.ReqID != 0 && p.P.Flags&ipsec.PolicyManual != 0 {
 		sa = w.e.c.SAD.OutManual(key, &w.info, p.P.Proposals)
@@ -360,6 +379,7 @@ func planFor(sa *sad.SA, i *packet.Info, buf []byte, off, n int) plan {
 // encapsulate writes the headers of the result and queues the payload for
 // sealing in place.
 func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Time, whole bool) {
+	w.turn(sa)
 	i, t := &w.info, sa.T
 	p := planFor(sa, i, buf, off, n)
 	dst := i.Dst
@@ -399,6 +419,28 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 	w.push(outJob{size: n}, esp.Packet{})
 	k := len(w.jobs) - 1
 	w.putESP(&w.jobs[k], &w.seals[k], sa, &p, i, buf, off, n, fragment)
+}
+
+// turn waits until no other worker has packets of sa between their sequence
+// numbers and the interface, and keeps the others waiting until the end of the
+// batch. Numbers are reserved run by run, so without it those of one worker could
+// be on the way while another, which lost its processor, still has thousands of
+// lower ones: more than the window of a receiver forgives. An SA that only this
+// worker uses needs none of it. Who holds the turn of one SA waits for no other:
+// what it has leaves first.
+func (w *outWorker) turn(sa *sad.SA) {
+	if len(w.e.more) == 0 || sa.P.Queue != 0 && sa.P.Queue == w.queue || slices.Contains(w.turns, sa) {
+		return
+	}
+	if !sa.Turn.TryLock() {
+		if len(w.turns) > 0 {
+			used := w.used // the packet at hand may lie in the arena
+			w.failed(w.flush())
+			w.used = used
+		}
+		sa.Turn.Lock()
+	}
+	w.turns = append(w.turns, sa)
 }
 
 // hit counts packets by policy, those of a run at once.
@@ -608,6 +650,11 @@ func (w *outWorker) flush() error {
 	w.n.add(OutProtected, w.sealed)
 	w.sealed = 0
 	w.failed(w.write())
+	for k, sa := range w.turns {
+		sa.Turn.Unlock()
+		w.turns[k] = nil
+	}
+	w.turns = w.turns[:0]
 	clear(w.jobs)
 	clear(w.seals)
 	w.jobs, w.seals, w.used, w.counted = w.jobs[:0], w.seals[:0], 0, 0
@@ -677,7 +724,7 @@ func (w *outWorker) split(j *outJob) {
 func (w *outWorker) write() error {
 	w.failed(w.writeUDP())
 	w.failed(w.writeWire())
-	err := w.e.writeTAP(w.replies, &w.n)
+	err := w.e.writeTAP(w.tap, w.replies, &w.n)
 	clear(w.replies)
 	w.replies = w.replies[:0]
 	return err

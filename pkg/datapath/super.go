@@ -112,6 +112,7 @@ func (w *outWorker) protectSuper(p *spd.Entry, b []byte, now time.Time) bool {
 	if sa == nil {
 		return false
 	}
+	w.turn(sa)
 	if sa.P.AggFrag {
 		return w.packSuper(p, sa, now)
 	}
@@ -239,9 +240,12 @@ func (g *datagrams) add(j *outJob) {
 }
 
 func (w *outWorker) writeUDP() error {
-	g := &w.grams
+	g, to := &w.grams, w.udp
+	if to == nil {
+		to = w.e.c.UDP
+	}
 	for ds := g.ds; len(ds) > 0; {
-		n, err := w.e.c.UDP.WriteBatch(ds)
+		n, err := to.WriteBatch(ds)
 		if err != nil {
 			if fatal(err) {
 				return err

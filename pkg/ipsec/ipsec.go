@@ -167,6 +167,9 @@ func (t TrafficSelector) String() string {
 	return s
 }
 
+// Queue numbers the queues of the TAP, from 1; 0 stands for all of them.
+type Queue uint16
+
 // SAParams is everything that makes an SA. Whoever holds one with keys calls
 // Wipe when done with it.
 type SAParams struct {
@@ -187,6 +190,12 @@ type SAParams struct {
 	// AggFrag: the payload is an AGGFRAG_PAYLOAD (RFC 9347), several packets or
 	// parts of packets. ESP in tunnel mode only, and not within other transforms.
 	AggFrag bool
+	// Queue is the one whose packets alone the SA carries outbound, and whose
+	// worker is to have it inbound; 0: any.
+	Queue Queue
+	// PerQueue, of an SA for any queue: the peer takes further SAs beside it for
+	// single ones (RFC 9611).
+	PerQueue bool
 	// LastSeq is the last sequence number that counts as used: a sender goes on
 	// behind it, a receiver takes none up to it. 0 for a fresh SA.
 	LastSeq    uint64

@@ -84,7 +84,7 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 		return
 	}
 	// Where only whole alternatives count, the SA that is there may be of another.
-	if sa := e.o.SAD.Out(key.OutKey, nil); sa != nil && p.Choices == nil && len(sa.P.SrcTS) == 0 && len(sa.P.DstTS) == 0 {
+	if sa := e.o.SAD.Out(key.OutKey, nil); sa != nil && sa.P.Queue == key.Queue && p.Choices == nil && len(sa.P.SrcTS) == 0 && len(sa.P.DstTS) == 0 {
 		e.forget(key) // an SA for any packet came meanwhile
 		e.installed(key.OutKey)
 		return
@@ -104,7 +104,7 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 	now := e.o.Now()
 	ok := e.srv.Acquire(keysock.Acquire{
 		Seq: w.seq, Proto: key.Proto, Src: key.Src, Dst: key.Dst, PolicyID: p.P.ID, Priority: p.P.Priority,
-		Mode: key.Mode, ReqID: r.ReqID, Proposals: offer, Flow: &f,
+		Mode: key.Mode, ReqID: r.ReqID, Proposals: offer, Flow: &f, Queue: key.Queue,
 	})
 	if !ok { // nobody registered
 		e.failed(w, now)
@@ -162,7 +162,7 @@ func infoOf(f ipsec.Flow) *packet.Info {
 // answered ends the ACQUIREs that SA r answers: the one of seq, if protocol
 // and destination agree, and those of its key.
 func (e *Engine) answered(r *record, seq uint32) {
-	key := sad.OutKey{Proto: r.p.Proto, Mode: r.p.Mode, ReqID: r.p.ReqID, Src: r.p.Src, Dst: r.p.Dst}
+	key := sad.OutKey{Proto: r.p.Proto, Mode: r.p.Mode, ReqID: r.p.ReqID, Src: r.p.Src, Dst: r.p.Dst, Queue: r.p.Queue}
 	any := key
 	any.ReqID = 0
 	keys := []sad.OutKey{key}

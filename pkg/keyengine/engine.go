@@ -80,6 +80,11 @@ type Options struct {
 	// LegacyRefused is told of an SA that AllowLegacy would have taken.
 	LegacyRefused func(id ipsec.SAID, e alg.Encr, a alg.Integ)
 
+	// Queues is how many the TAP has; 0 means one. SPIs for one of them leave its
+	// number, less 1, when divided by it, which is how the data path shares
+	// inbound packets out.
+	Queues int
+
 	// Installed: there is an SA for key; packets that wait for it can go.
 	Installed func(key sad.OutKey)
 	// Failed: there will be none; packets that wait are to be dropped.
@@ -221,6 +226,7 @@ func (e *Engine) Close() {
 // Supported implements keysock.Backend.
 func (e *Engine) Supported() keysock.Supported {
 	s := keysock.Supported{Encr: alg.AllEncr(), Auth: append(alg.AllInteg(), alg.AHInteg()...)}
+	s.Queues = ipsec.Queue(max(1, e.o.Queues))
 	if e.o.AllowLegacy {
 		s.Encr, s.Auth = append(s.Encr, alg.LegacyEncr()...), append(s.Auth, alg.LegacyInteg()...)
 	}

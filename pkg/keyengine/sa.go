@@ -71,13 +71,16 @@ func (e *Engine) GetSPI(g keysock.GetSPI) (*keysock.SAInfo, error) {
 	if lo > hi {
 		return nil, refuse(syscall.EINVAL, "SPI range")
 	}
-	spi, ok := e.freeSPI(g.Proto, lo, hi)
+	if int(g.Queue) > max(1, e.o.Queues) {
+		return nil, refuse(syscall.EINVAL, "no such queue")
+	}
+	spi, ok := e.freeSPI(g.Proto, lo, hi, g.Queue)
 	if !ok {
 		return nil, refuse(syscall.EEXIST, "no SPI free in the range")
 	}
 	p := ipsec.SAParams{
 		SAID: ipsec.SAID{Proto: g.Proto, Dst: g.Dst, SPI: spi},
-		Src:  g.Src, Mode: g.Mode, ReqID: g.ReqID, Encap: g.Encap,
+		Src:  g.Src, Mode: g.Mode, ReqID: g.ReqID, Encap: g.Encap, Queue: g.Queue,
 		Hard: ipsec.Lifetime{AddTime: LarvalLife},
 	}
 	if p.Mode == ipsec.ModeAny {
@@ -94,23 +97,37 @@ func (e *Engine) GetSPI(g keysock.GetSPI) (*keysock.SAInfo, error) {
 	return r.info(), nil
 }
 
-// freeSPI picks a random free SPI. When guessing does not succeed soon it
+// freeSPI picks a random free SPI, which for a queue is one of its own if the
+// range has any. When guessing does not succeed soon it
 // looks at one after the other: n SAs cannot fill more than n in a row.
-func (e *Engine) freeSPI(proto ipsec.Protocol, lo, hi ipsec.SPI) (ipsec.SPI, bool) {
-	size := uint64(hi-lo) + 1
+func (e *Engine) freeSPI(proto ipsec.Protocol, lo, hi ipsec.SPI, q ipsec.Queue) (ipsec.SPI, bool) {
+	if n := ipsec.SPI(e.o.Queues); n > 1 && q != 0 && hi-lo >= n {
+		// Count multiples of n instead.
+		low := lo - lo%n
+		if low+ipsec.SPI(q-1) < lo {
+			low += n
+		}
+		low += ipsec.SPI(q - 1)
+		return e.freeOf(proto, low, n, uint64((hi-low)/n)+1)
+	}
+	return e.freeOf(proto, lo, 1, uint64(hi-lo)+1)
+}
+
+// freeOf is freeSPI of size numbers from lo on, step by step.
+func (e *Engine) freeOf(proto ipsec.Protocol, lo, step ipsec.SPI, size uint64) (ipsec.SPI, bool) {
 	var at uint64
 	for range 32 {
 		var b [8]byte
 		rand.Read(b[:])
 		// The bias of the remainder, 2^-32 at most, tells nobody anything.
 		at = binary.LittleEndian.Uint64(b[:]) % size
-		if spi := lo + ipsec.SPI(at); e.spis[protoSPI{proto, spi}] == 0 {
+		if spi := lo + ipsec.SPI(at)*step; e.spis[protoSPI{proto, spi}] == 0 {
 			return spi, true
 		}
 	}
 	for range min(size, uint64(len(e.spis))+1) {
 		at = (at + 1) % size
-		if spi := lo + ipsec.SPI(at); e.spis[protoSPI{proto, spi}] == 0 {
+		if spi := lo + ipsec.SPI(at)*step; e.spis[protoSPI{proto, spi}] == 0 {
 			return spi, true
 		}
 	}
@@ -165,6 +182,8 @@ func sameSA(q, p *ipsec.SAParams) error {
 	switch {
 	case p.Encr != q.Encr || p.Auth != q.Auth || !p.EncrKey.Equal(q.EncrKey) || !p.AuthKey.Equal(q.AuthKey):
 		return refuse(syscall.EINVAL, "keys or algorithms of a mature SA do not change")
+	case p.Queue != q.Queue:
+		return refuse(syscall.EINVAL, "the queue of a mature SA does not change")
 	case p.Mode != q.Mode || p.AggFrag != q.AggFrag:
 		return refuse(syscall.EINVAL, "the mode of a mature SA does not change")
 	case (p.Encap == nil) != (q.Encap == nil):

@@ -12,7 +12,7 @@ import (
 
 // Register makes this client hear Acquire, Expire and NewMapping; for which
 // protocols (none: ESP and AH) makes no difference to what it hears, as on Linux.
-// It may be called again. The result lists the engine's algorithms.
+// It may be called again. The result tells what the engine has.
 func (c *Client) Register(ctx context.Context, protos ...ipsec.Protocol) (Supported, error) {
 	if len(protos) == 0 {
 		protos = allProtocols
@@ -33,6 +33,9 @@ func (c *Client) register(ctx context.Context, t pfkey.SAType) (s Supported, err
 	m := &pfkey.Message{Header: pfkey.Header{Type: pfkey.Register, SAType: t}, OptIn: &pfkey.OptIn{Features: pfkey.FeaturePrivate | pfkey.FeaturePacks}}
 	err = c.do(ctx, m, func(a *pfkey.Message) error {
 		s = supportedFromWire(a.SupportedAuth, a.SupportedEncr)
+		if a.Queue != nil {
+			s.Queues = ipsec.Queue(a.Queue.N)
+		}
 		if a.OptIn != nil && a.OptIn.Features&pfkey.FeaturePacks != 0 {
 			c.packs.Store(true)
 		}
@@ -51,6 +54,9 @@ func (c *Client) GetSPI(ctx context.Context, g GetSPI) (spi ipsec.SPI, err error
 		return 0, err
 	}
 	m.SA = nil
+	if g.Queue != 0 {
+		m.Queue = &pfkey.Queue{N: uint16(g.Queue)}
+	}
 	if g.Min != 0 || g.Max != 0 {
 		m.SPIRange = &pfkey.SPIRange{Min: uint32(g.Min), Max: uint32(g.Max)}
 	}

@@ -42,7 +42,7 @@ func clone(i *SAInfo) *SAInfo {
 }
 
 func (f *fakeBackend) Supported() Supported {
-	return Supported{Encr: alg.AllEncr(), Auth: alg.AllInteg()}
+	return Supported{Encr: alg.AllEncr(), Auth: alg.AllInteg(), Queues: 3}
 }
 
 func (f *fakeBackend) find(id ipsec.SAID) int {

@@ -207,12 +207,16 @@ func (s *Server) register(c *conn, m *pfkey.Message) error {
 	if again {
 		return syscall.EEXIST
 	}
-	auth, encr := supportedToWire(s.b.Supported())
+	has := s.b.Supported()
+	auth, encr := supportedToWire(has)
 	g := &message{put: func(a *pfkey.Message, what int) error {
 		answerHeader(a, m)
 		a.SupportedAuth, a.SupportedEncr = auth, encr
 		if what&withPrivate != 0 {
 			a.OptIn = granted
+			if has.Queues != 0 {
+				a.Queue = &pfkey.Queue{N: uint16(has.Queues)}
+			}
 		}
 		return nil
 	}}

@@ -38,6 +38,9 @@ func takeGetSPI(m *pfkey.Message) (g GetSPI, err error) {
 		return g, err
 	}
 	g.Seq = acquireSeq(m.Seq)
+	if m.Queue != nil {
+		g.Queue = ipsec.Queue(m.Queue.N)
+	}
 	if r := m.SPIRange; r != nil {
 		// 1-255 are reserved (RFC 4303, 2.1), 0 is no SPI.
 		g.Min, g.Max = max(ipsec.SPI(r.Min), ipsec.MinSPI), ipsec.SPI(r.Max)

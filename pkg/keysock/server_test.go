@@ -18,13 +18,13 @@ func TestSARequests(t *testing.T) {
 	r := start(t, ServerOptions{})
 	c, ctx := r.dial(), r.ctx()
 
-	want := Supported{Encr: alg.AllEncr(), Auth: alg.AllInteg()}
+	want := Supported{Encr: alg.AllEncr(), Auth: alg.AllInteg(), Queues: 3}
 	for range 2 { // EEXIST the second time is not for the caller
 		if got, err := c.Register(ctx, ipsec.ESP, ipsec.AH); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("Register: got %v, %v, want %v", got, err, want)
 		}
 	}
-	g := GetSPI{Proto: ipsec.ESP, Src: addr("198.51.100.2"), Dst: addr("192.0.2.1"), Mode: ipsec.Tunnel, ReqID: 3,
+	g := GetSPI{Queue: 2, Proto: ipsec.ESP, Src: addr("198.51.100.2"), Dst: addr("192.0.2.1"), Mode: ipsec.Tunnel, ReqID: 3,
 		Seq: 5, Min: 0x2000, Max: 0x2fff, Encap: &ipsec.Encap{SPort: 4500, DPort: 4500}}
 	spi, err := c.GetSPI(ctx, g)
 	if err != nil || spi != 0x2000 {

@@ -48,6 +48,7 @@ type GetSPI struct {
 	Seq      uint32    // of an ACQUIRE; 0 none
 	Min, Max ipsec.SPI // both included; both 0 leaves the choice to the engine
 	Encap    *ipsec.Encap
+	Queue    ipsec.Queue // whose worker is to have what comes with the SPI; 0: any
 }
 
 // Migration moves the end points of a policy and of its SAs (MOBIKE, Mobile IPv6).
@@ -68,10 +69,11 @@ type Move struct {
 	NewSrc, NewDst netip.Addr // perhaps of another family
 }
 
-// Supported lists the algorithms that an engine has.
+// Supported lists what an engine has.
 type Supported struct {
-	Encr []alg.Encr
-	Auth []alg.Integ
+	Encr   []alg.Encr
+	Auth   []alg.Integ
+	Queues ipsec.Queue // how many the engine has; 0: it does not say
 }
 
 // Event is what a client hears without having asked: one of Acquire, Expire,
@@ -93,6 +95,7 @@ type Acquire struct {
 	ReqID     ipsec.ReqID
 	Proposals []ipsec.Proposal // to be offered, best first; none: any
 	Flow      *ipsec.Flow      // the packet that wants it; nil unknown
+	Queue     ipsec.Queue      // that wants an SA of its own; 0: any SA is lacking
 }
 
 // Expire tells that an SA reached a limit. Soft: it is dying and works on; Hard:

@@ -84,6 +84,9 @@ func putSA(m *pfkey.Message, i *SAInfo, what int) error {
 		if i.LastSeq != 0 {
 			m.SASeq = &pfkey.Count{N: i.LastSeq}
 		}
+		if i.Queue != 0 || i.PerQueue {
+			m.Queue = &pfkey.Queue{N: uint16(i.Queue), More: i.PerQueue}
+		}
 		if i.Idle != (ipsec.Idle{}) {
 			m.Idle = &pfkey.Lifetime{AddTime: seconds(i.Idle.AddTime), UseTime: seconds(i.Idle.UseTime)}
 		}
@@ -134,6 +137,12 @@ func takeSA(m *pfkey.Message) (*SAInfo, error) {
 	}
 	if m.SASeq != nil {
 		i.LastSeq = m.SASeq.N
+	}
+	if q := m.Queue; q != nil {
+		if q.N != 0 && q.More {
+			return nil, refuse(syscall.EINVAL, "SA for queue %d and for others", q.N)
+		}
+		i.Queue, i.PerQueue = ipsec.Queue(q.N), q.More
 	}
 	if l := m.Idle; l != nil {
 		if l.Allocations != 0 || l.Bytes != 0 {

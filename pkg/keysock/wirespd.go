@@ -318,6 +318,9 @@ func putAcquire(m *pfkey.Message, a *Acquire, what int) (err error) {
 	if f := a.Flow; f != nil {
 		m.Flow = &pfkey.Flow{Proto: f.Proto, SrcPort: f.SrcPort, DstPort: f.DstPort, Src: f.Src, Dst: f.Dst}
 	}
+	if a.Queue != 0 {
+		m.Queue = &pfkey.Queue{N: uint16(a.Queue)}
+	}
 	return nil
 }
 
@@ -343,6 +346,9 @@ func takeAcquire(m *pfkey.Message) (a Acquire, err error) {
 	}
 	if f := m.Flow; f != nil {
 		a.Flow = &ipsec.Flow{Src: f.Src, Dst: f.Dst, Proto: f.Proto, SrcPort: f.SrcPort, DstPort: f.DstPort}
+	}
+	if m.Queue != nil {
+		a.Queue = ipsec.Queue(m.Queue.N)
 	}
 	return a, nil
 }

@@ -121,4 +121,11 @@
 //	                  since it was made, or for usetime since its last use, is
 //	                  dying until it is used again; EXPIRE says so as of
 //	                  LIFETIME_SOFT
+//	X_QUEUE   0x800d  8 octets; a queue of the TAP; 4: number (2), from 1, 0 is
+//	                  any: of an SA the one whose packets it carries outbound,
+//	                  or whose worker it is for inbound, in GETSPI for its SPI,
+//	                  in ACQUIRE the one that lacks an SA of its own; in an
+//	                  answer to REGISTER how many queues there are; 6: flags
+//	                  (2: 1 an outbound SA for any queue, beside which the peer
+//	                  takes others for single ones, RFC 9611)
 package pfkey

@@ -55,6 +55,7 @@ type Message struct {
 	Shapes       *Shapes
 	SASeq        *Count
 	Idle         *Lifetime
+	Queue        *Queue
 }
 
 // ParseHeader reads and checks the header of the datagram b: EMSGSIZE for less

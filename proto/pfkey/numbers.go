@@ -142,6 +142,7 @@ const (
 	ExtXShapes     ExtType = 0x800a
 	ExtXSASeq      ExtType = 0x800b
 	ExtXIdle       ExtType = 0x800c
+	ExtXQueue      ExtType = 0x800d
 )
 
 var extNames = map[ExtType]string{
@@ -160,6 +161,7 @@ var extNames = map[ExtType]string{
 	ExtXShapes:     "X_SHAPES",
 	ExtXSASeq:      "X_SA_SEQ",
 	ExtXIdle:       "X_LIFETIME_IDLE",
+	ExtXQueue:      "X_QUEUE",
 }
 
 func (t ExtType) String() string { return name(extNames, t, "ExtType") }

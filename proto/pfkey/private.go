@@ -168,6 +168,25 @@ func (c *Count) append(b []byte) ([]byte, error) {
 	return host.AppendUint64(append(b, 0, 0, 0, 0), c.N), nil
 }
 
+// Queue is the X_QUEUE extension: a queue of the TAP, with SAs of its own.
+type Queue struct {
+	N    uint16 // from 1, 0 any; in an answer to REGISTER how many there are
+	More bool   // of an SA for any queue: there may be others for single ones
+}
+
+func (q *Queue) decode(b []byte) error {
+	*q = Queue{host.Uint16(b[4:]), host.Uint16(b[6:])&1 != 0}
+	return nil
+}
+
+func (q *Queue) append(b []byte) ([]byte, error) {
+	var flags uint16
+	if q.More {
+		flags = 1
+	}
+	return host.AppendUint16(host.AppendUint16(b, q.N), flags), nil
+}
+
 // PolicyMore is the X_POLICY_MORE extension: what X_POLICY has no room for.
 type PolicyMore struct {
 	Flags   PolicyFlags

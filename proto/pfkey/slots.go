@@ -15,7 +15,7 @@ var order = []ExtType{
 	ExtSPIRange, ExtXKMPrivate, ExtXNATTType, ExtXNATTSPort, ExtXNATTDPort, ExtXNATTOA,
 	ExtXSecCtx, ExtXKMAddress, ExtXFilter,
 	ExtXOptIn, ExtXSAMore, ExtXTSSrc, ExtXTSDst, ExtXFlow, ExtXSADst, ExtXBlob, ExtXCount, ExtXPolicyMore, ExtXShapes,
-	ExtXSASeq, ExtXIdle,
+	ExtXSASeq, ExtXIdle, ExtXQueue,
 }
 
 // A body is what one extension does with its octets. decode gets the whole
@@ -139,6 +139,8 @@ func (m *Message) slot(t ExtType, has bool) slot {
 		return at(&m.SASeq, 16, has)
 	case ExtXIdle:
 		return at(&m.Idle, 32, has)
+	case ExtXQueue:
+		return at(&m.Queue, 8, has)
 	}
 	return nil
 }

@@ -79,6 +79,7 @@ func (tapDev) ReadSuper() tap.Super  { return tap.Super{} }
 func (tapDev) Super() tap.Super      { return tap.Super{} }
 func (tapDev) Cut() uint64           { return 0 }
 func (tapDev) Close() error          { return nil }
+func (h tapDev) Queues() []tap.Queue { return []tap.Queue{h} }
 func (h tapDev) take(f *tap.Frame, b []byte) {
 	x := f.Buf[f.Off:]
 	copy(x, mac)

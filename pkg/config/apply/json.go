@@ -40,7 +40,9 @@ type jsonSA struct {
 	Replay    uint32       `json:"replay_window"`
 	ESN       bool         `json:"esn"`
 	AggFrag   bool         `json:"aggfrag"`
-	UDP       *[2]uint16   `json:"udp,omitempty"` // source and destination port
+	Queue     uint16       `json:"queue,omitempty"`     // the only one that it is for
+	PerQueue  bool         `json:"per_queue,omitempty"` // there may be others for single queues
+	UDP       *[2]uint16   `json:"udp,omitempty"`       // source and destination port
 	Packets   uint64       `json:"packets"`
 	Bytes     uint64       `json:"bytes"`
 	Added     *time.Time   `json:"added,omitempty"`
@@ -127,7 +129,7 @@ func WriteSAsJSON(w io.Writer, sas []*keysock.SAInfo) error {
 		i := sas[k]
 		j := jsonSA{
 			Protocol: i.Proto.String(), SPI: uint32(i.SPI), Src: i.Src.String(), Dst: i.Dst.String(), Mode: i.Mode.String(),
-			ReqID: uint32(i.ReqID), State: stateName(i.State), Replay: i.ReplayWindow, ESN: i.ESN, AggFrag: i.AggFrag,
+			ReqID: uint32(i.ReqID), State: stateName(i.State), Replay: i.ReplayWindow, ESN: i.ESN, AggFrag: i.AggFrag, Queue: uint16(i.Queue), PerQueue: i.PerQueue,
 			Packets: i.Packets, Bytes: i.Bytes, Added: jsonTime(i.Added), FirstUsed: jsonTime(i.FirstUsed),
 			Hard: limitsJSON(i.Hard), Soft: limitsJSON(i.Soft), Idle: limitsJSON(ipsec.Lifetime{AddTime: i.Idle.AddTime, UseTime: i.Idle.UseTime}), LastSeq: i.LastSeq,
 		}

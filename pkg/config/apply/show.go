@@ -158,6 +158,12 @@ func WriteSAs(w io.Writer, sas []*keysock.SAInfo) error {
 		if i.AggFrag {
 			fmt.Fprint(b, ", AGGFRAG")
 		}
+		switch {
+		case i.Queue != 0:
+			fmt.Fprintf(b, ", queue %d", i.Queue)
+		case i.PerQueue:
+			fmt.Fprint(b, ", any queue")
+		}
 		if e := i.Encap; e != nil {
 			fmt.Fprintf(b, ", in UDP %d -> %d", e.SPort, e.DPort)
 		}

@@ -283,6 +283,7 @@ func (d device) Name() string                           { return d.b.ifname }
 func (d device) Index() int                             { return d.b.Link().Index }
 func (d device) MAC() net.HardwareAddr                  { return d.b.link.Load().MAC }
 func (d device) MTU() int                               { return d.b.link.Load().MTU }
+func (d device) Queues() []tap.Queue                    { return []tap.Queue{d} }
 func (d device) ReadBatch(fs []tap.Frame) (int, error)  { return d.b.ReadBatch(High, fs) }
 func (d device) WriteBatch(fs []tap.Frame) (int, error) { return d.b.WriteBatch(High, fs) }
 func (d device) ReadSuper() tap.Super                   { return tap.Super{} }

@@ -20,6 +20,9 @@ type OutKey struct {
 	Mode     ipsec.Mode
 	ReqID    ipsec.ReqID
 	Src, Dst netip.Addr
+	// Queue, if not 0, is the one that the packet came from: its own SA goes
+	// before one for any queue. Those of other queues do not serve.
+	Queue ipsec.Queue
 }
 
 // DB is the SAD. Insert, Replace and Remove are for one goroutine, all else for any.
@@ -28,6 +31,7 @@ type DB struct {
 	bySPI *table[SA]
 	out   *table[bucket]
 	flows atomic.Int64 // SAs for single flows
+	owned atomic.Int64 // SAs for single queues
 	wild  atomic.Int64 // SAs in transport mode for any source
 	dests [2]lengths   // of IPv4, IPv6: see templates
 	gen   atomic.Uint64
@@ -82,7 +86,7 @@ func (d *DB) hashOut(k place) uint64 {
 }
 
 func (d *DB) hashKey(k OutKey) uint64 {
-	return d.seed.mix(d.seed.mix(d.seed.addr(k.Src), d.seed.addr(k.Dst)), uint64(k.ReqID)<<16|uint64(k.Mode)<<8|uint64(k.Proto))
+	return d.seed.mix(d.seed.mix(d.seed.addr(k.Src), d.seed.addr(k.Dst)), uint64(k.Queue)<<48|uint64(k.ReqID)<<16|uint64(k.Mode)<<8|uint64(k.Proto))
 }
 
 // Lookup finds an SA by protocol, destination and SPI, larval ones
@@ -124,6 +128,17 @@ func (d *DB) OutManual(k OutKey, i *packet.Info, alts []ipsec.Proposal) *SA {
 
 // newest is Out, or if byHand OutManual.
 func (d *DB) newest(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
+	if k.Queue != 0 && d.owned.Load() > 0 {
+		if sa := d.newestFor(k, i, byHand, alts); sa != nil {
+			return sa
+		}
+	}
+	k.Queue = 0
+	return d.newestFor(k, i, byHand, alts)
+}
+
+// newestFor is newest of one queue, or of those for any.
+func (d *DB) newestFor(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
 	if k.Open() {
 		return d.open(k, i, byHand, alts)
 	}
@@ -289,9 +304,12 @@ func (d *DB) link(s *SA) {
 	if s.State() == Larval {
 		return
 	}
-	k := place{OutKey: OutKey{s.P.Proto, s.P.Mode, 0, s.P.Src, s.P.Dst}}
+	k := place{OutKey: OutKey{s.P.Proto, s.P.Mode, 0, s.P.Src, s.P.Dst, s.P.Queue}}
 	if s.AnySource() {
 		d.wild.Add(1)
+	}
+	if s.P.Queue != 0 {
+		d.owned.Add(1)
 	}
 	if f, ok := s.flow(); ok {
 		k.flow = f
@@ -338,6 +356,9 @@ func (d *DB) unlink(s *SA) {
 	}
 	if s.AnySource() && s.links[0] != nil {
 		d.wild.Add(-1)
+	}
+	if s.P.Queue != 0 && s.links[0] != nil {
+		d.owned.Add(-1)
 	}
 	if l := s.links[2]; l != nil {
 		f := l.in.key.flow

@@ -10,6 +10,7 @@ package sad
 
 import (
 	"math"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -69,6 +70,9 @@ type SA struct {
 
 // Counters is what changes in an SA. All of it is safe for concurrent use.
 type Counters struct {
+	// Turn is held by the one worker of several that sends on the SA just now.
+	Turn sync.Mutex
+
 	AuthErrors     atomic.Uint64 // ICV wrong
 	ReplayErrors   atomic.Uint64 // seen before or left of the window
 	SelectorErrors atomic.Uint64 // inner packet outside selectors or policy

@@ -398,7 +398,7 @@ func TestModel(t *testing.T) {
 						want = s
 					}
 				}
-				if got := d.Out(OutKey{ipsec.ESP, ipsec.Tunnel, reqid, src, addr(a)}, nil); got != want {
+				if got := d.Out(OutKey{ipsec.ESP, ipsec.Tunnel, reqid, src, addr(a), 0}, nil); got != want {
 					t.Fatalf("step %d: out to %v reqid %d: got %v, want %v", step, addr(a), reqid, got, want)
 				}
 			}
@@ -417,7 +417,7 @@ func TestConcurrent(t *testing.T) {
 	like := mustNew(t, params(256, 0))
 	stay := fake(like, 300, dst, 7)
 	d.Insert(stay)
-	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, dst}
+	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, dst, 0}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for range 2 {
@@ -482,7 +482,7 @@ func TestNoAllocs(t *testing.T) {
 	s := l[0]
 	if n := testing.AllocsPerRun(100, func() {
 		d.Lookup(s.P.SAID)
-		d.Out(OutKey{ipsec.ESP, ipsec.Tunnel, s.P.ReqID, src, s.P.Dst}, i)
+		d.Out(OutKey{ipsec.ESP, ipsec.Tunnel, s.P.ReqID, src, s.P.Dst, 0}, i)
 		s.NextSeq(1)
 		s.Account(1, 100, t0)
 		s.MatchInbound(i)
@@ -518,7 +518,7 @@ func BenchmarkOut(b *testing.B) {
 			k := 0
 			for b.Loop() {
 				s := l[k]
-				if d.Out(OutKey{ipsec.ESP, ipsec.Tunnel, s.P.ReqID, src, s.P.Dst}, i) != s {
+				if d.Out(OutKey{ipsec.ESP, ipsec.Tunnel, s.P.ReqID, src, s.P.Dst, 0}, i) != s {
 					b.Fatal("lost")
 				}
 				if k++; k == len(l) {
@@ -574,7 +574,7 @@ func flowSA(t testing.TB, k int) (*SA, *packet.Info) {
 // beside one for all; they come and go.
 func TestFlows(t *testing.T) {
 	d := NewDB()
-	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, dst}
+	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, dst, 0}
 	const n = 500
 	var sas [n]*SA
 	var is [n]*packet.Info
@@ -625,7 +625,7 @@ func TestFlows(t *testing.T) {
 // BenchmarkOutFlows looks one of 10,000 flows between two hosts up.
 func BenchmarkOutFlows(b *testing.B) {
 	d := NewDB()
-	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, dst}
+	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, dst, 0}
 	var i *packet.Info
 	for j := range 10000 {
 		var s *SA

@@ -28,7 +28,7 @@ func (k *OutKey) between(src, dst netip.Addr) bool {
 
 // Takes reports whether an SA is one that k, which is open, describes.
 func (k OutKey) Takes(p *ipsec.SAParams) bool {
-	return p.Proto == k.Proto && p.Mode == k.Mode && p.ReqID == k.ReqID && k.between(p.Src, p.Dst)
+	return p.Proto == k.Proto && p.Mode == k.Mode && p.ReqID == k.ReqID && p.Queue == k.Queue && k.between(p.Src, p.Dst)
 }
 
 // open is newest for a template.
@@ -36,7 +36,7 @@ func (d *DB) open(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) 
 	if i == nil {
 		return nil
 	}
-	at := place{OutKey: OutKey{Proto: k.Proto, Mode: k.Mode, ReqID: k.ReqID}}
+	at := place{OutKey: OutKey{Proto: k.Proto, Mode: k.Mode, ReqID: k.ReqID, Queue: k.Queue}}
 	if at.ReqID == 0 {
 		at.ReqID, byHand = manual, true
 	}
@@ -73,7 +73,7 @@ func (s *SA) templatePlace() (t place, ok bool) {
 	if s.P.Mode != ipsec.Tunnel || len(s.P.DstTS) == 0 {
 		return t, false
 	}
-	t.OutKey = OutKey{Proto: s.P.Proto, Mode: s.P.Mode, ReqID: s.P.ReqID}
+	t.OutKey = OutKey{Proto: s.P.Proto, Mode: s.P.Mode, ReqID: s.P.ReqID, Queue: s.P.Queue}
 	if t.ReqID == 0 {
 		t.ReqID = manual
 	}

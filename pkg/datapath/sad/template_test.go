@@ -29,7 +29,7 @@ func warrior(t testing.TB, k int, reqid ipsec.ReqID, ts ...string) *SA {
 func TestTemplates(t *testing.T) {
 	d := NewDB()
 	open := netip.IPv4Unspecified()
-	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, open}
+	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, open, 0}
 	to := func(a string) *packet.Info {
 		return &packet.Info{Version: 4, Proto: 6, Src: src, Dst: netip.MustParseAddr(a), SrcPort: 1, DstPort: 80, HasPorts: true}
 	}
@@ -96,7 +96,7 @@ func TestTemplateNoAlloc(t *testing.T) {
 	d.Insert(warrior(t, 1, 7, "10.9.0.1/32"))
 	d.Insert(warrior(t, 2, 7, "10.9.0.0/24"))
 	i := &packet.Info{Version: 4, Proto: 6, Src: src, Dst: netip.MustParseAddr("10.9.0.7")}
-	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, netip.IPv4Unspecified()}
+	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, netip.IPv4Unspecified(), 0}
 	if n := testing.AllocsPerRun(100, func() {
 		if d.Out(k, i) == nil {
 			t.Fatal("no SA")
@@ -115,7 +115,7 @@ func BenchmarkOutTemplate(b *testing.B) {
 				d.Insert(warrior(b, k, 7, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, byte(k >> 8), byte(k)}), 32).String()))
 			}
 			i := &packet.Info{Version: 4, Proto: 6, Src: src, Dst: netip.MustParseAddr("10.9.0.0")}
-			k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, netip.IPv4Unspecified()}
+			k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, netip.IPv4Unspecified(), 0}
 			for b.Loop() {
 				if d.Out(k, i) == nil {
 					b.Fatal("no SA")

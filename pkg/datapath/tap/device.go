@@ -29,19 +29,27 @@ const (
 // may be more: 16 of the longest super-frames.
 const readLimit = 16 << 16
 
-// device is one queue of a TAP. The frame loops run inside RawConn callbacks
-// that are made once, because a closure per batch would be an allocation.
+// device is a TAP with its queues.
 type device struct {
-	file  *os.File
-	raw   syscall.RawConn
-	name  string
-	index int
-	mac   net.HardwareAddr
-	mtu   atomic.Int32
-	vnet  bool // frames carry a virtio_net_hdr
-	bare  int  // octets of a frame's front that the kernel does not see: of a TUN, etherLen
-	reads Super
-	done  atomic.Bool
+	queues []*queue
+	name   string
+	index  int
+	mac    net.HardwareAddr
+	mtu    atomic.Int32
+	vnet   bool // frames carry a virtio_net_hdr
+	bare   int  // octets of a frame's front that the kernel does not see: of a TUN, etherLen
+	reads  Super
+	super  [3]atomic.Bool // that the kernel takes, by kind
+	cut    atomic.Uint64
+	done   atomic.Bool
+}
+
+// queue is one queue of a TAP. The frame loops run inside RawConn callbacks
+// that are made once, because a closure per batch would be an allocation.
+type queue struct {
+	d    *device
+	file *os.File
+	raw  syscall.RawConn
 
 	rmu sync.Mutex // the callback's arguments and results
 	r   struct {
@@ -55,16 +63,20 @@ type device struct {
 	writers writers
 }
 
-func newDevice(f *os.File, name string, o Options) (*device, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	d := &device{file: f, raw: raw, name: name, vnet: o.Offload == OffloadAuto}
+func newDevice(files []*os.File, name string, o Options) (*device, error) {
+	d := &device{name: name, vnet: o.Offload == OffloadAuto}
 	if o.TUN {
 		d.bare = etherLen
 	}
-	d.r.fn, d.r.wait = d.readLoop, linger.New(o.Wait)
+	for _, f := range files {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		q := &queue{d: d, file: f, raw: raw}
+		q.r.fn, q.r.wait = q.readLoop, linger.New(o.Wait)
+		d.queues = append(d.queues, q)
+	}
 	if !d.vnet {
 		return d, nil
 	}
@@ -99,7 +111,7 @@ func (d *device) askSuper(fd int, want bool) error {
 
 func (d *device) ioctl(op string, f func(fd int) error) error {
 	var err error
-	if e := d.raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
+	if e := d.queues[0].raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
 		return d.failed(e)
 	}
 	if err != nil {
@@ -153,41 +165,56 @@ func (d *device) Persist(on bool) error {
 
 func (d *device) Close() error {
 	d.done.Store(true)
-	return d.file.Close()
+	var err error
+	for _, q := range d.queues {
+		err = errors.Join(err, q.file.Close())
+	}
+	return err
 }
+
+func (d *device) Queues() []Queue {
+	qs := make([]Queue, len(d.queues))
+	for i, q := range d.queues {
+		qs[i] = q
+	}
+	return qs
+}
+
+func (d *device) ReadBatch(fs []Frame) (int, error)  { return d.queues[0].ReadBatch(fs) }
+func (d *device) WriteBatch(fs []Frame) (int, error) { return d.queues[0].WriteBatch(fs) }
 
 var errHeadroom = errors.New("tap: frame with too little room before it")
 
-func (d *device) ReadBatch(fs []Frame) (int, error) {
+func (q *queue) ReadBatch(fs []Frame) (int, error) {
 	if len(fs) == 0 {
 		return 0, nil
 	}
-	d.rmu.Lock()
-	defer d.rmu.Unlock()
-	d.r.fs, d.r.n, d.r.size, d.r.err = fs, 0, 0, nil
-	err := d.raw.Read(d.r.fn)
-	d.r.fs = nil
-	if err != nil && d.r.n == 0 {
-		return 0, d.failed(err)
+	q.rmu.Lock()
+	defer q.rmu.Unlock()
+	q.r.fs, q.r.n, q.r.size, q.r.err = fs, 0, 0, nil
+	err := q.raw.Read(q.r.fn)
+	q.r.fs = nil
+	if err != nil && q.r.n == 0 {
+		return 0, q.d.failed(err)
 	}
-	if d.r.n > 0 {
-		return d.r.n, nil // an error will come again
+	if q.r.n > 0 {
+		return q.r.n, nil // an error will come again
 	}
-	return 0, d.fault(d.r.err)
+	return 0, q.d.fault(q.r.err)
 }
 
 // readLoop reads frames until there are none. The calls do not block, so the
 // scheduler need not know of them.
-func (d *device) readLoop(fd uintptr) bool {
-	r := &d.r
+func (q *queue) readLoop(fd uintptr) bool {
+	r := &q.r
 	for r.n < len(r.fs) && r.size < readLimit {
 		f := &r.fs[r.n]
-		if f.Off < HeadroomMin || f.Off+d.bare >= len(f.Buf) {
+		if f.Off < HeadroomMin || f.Off+q.d.bare >= len(f.Buf) {
 			r.err = errHeadroom
 			return true
 		}
-		start := f.Off + d.bare
-		if d.vnet {
+		start := f.Off + q.d.bare
+		if q.d.vnet {
 			start -= vnetHdrLen
 		}
 		n, errno := rawIO(unix.SYS_READ, fd, f.Buf[start:])
@@ -208,16 +235,16 @@ func (d *device) readLoop(fd uintptr) bool {
 			return true
 		}
 		f.Offload = Offload{}
-		if d.vnet {
+		if q.d.vnet {
 			if n -= vnetHdrLen; n < 0 {
 				continue
 			}
 			f.Offload.decode(f.Buf[start : start+vnetHdrLen])
 		}
-		if d.bare != 0 && !dress(f, n) {
+		if q.d.bare != 0 && !dress(f, n) {
 			continue
 		}
-		f.Len = n + d.bare
+		f.Len = n + q.d.bare
 		r.size += n
 		if r.n == 0 {
 			r.wait.Got()

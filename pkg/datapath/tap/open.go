@@ -21,9 +21,10 @@ const aliasPrefix = "missiu:"
 const vnetHdrLen = HeadroomMin
 
 // Open makes a TAP or TUN, or adopts the one that a killed instance left: that called
-// o.Name, or without a name that of the interface o.For. It has one queue,
-// which the kernel gives to one process only: with IFF_MULTI_QUEUE a second
-// process could attach unnoticed and take frames away.
+// o.Name, or without a name that of the interface o.For. One queue the kernel
+// gives to one process only; with several (IFF_MULTI_QUEUE) a second process
+// could attach and take frames away, so a device on which there is already one
+// is refused.
 func Open(o Options) (Device, error) {
 	if o.Name == "" && o.For != "" {
 		name, err := Find(o.For)
@@ -53,15 +54,18 @@ func open(o Options) (*device, error) {
 	if len(o.Name) >= unix.IFNAMSIZ {
 		return nil, fmt.Errorf("name longer than %d octets", unix.IFNAMSIZ-1)
 	}
+	if o.Queues < 0 || o.Queues > MaxQueues {
+		return nil, fmt.Errorf("%d queues: want 1 to %d", o.Queues, MaxQueues)
+	}
 	adopted, err := adoptable(o)
 	if err != nil {
 		return nil, err
 	}
-	file, name, err := attach(o)
+	files, name, err := attachAny(o)
 	if err != nil {
 		return nil, explain(err)
 	}
-	d, err := newDevice(file, name, o)
+	d, err := newDevice(files, name, o)
 	if err == nil {
 		err = d.configure(o)
 	}
@@ -69,10 +73,16 @@ func open(o Options) (*device, error) {
 		if !adopted && d != nil {
 			d.Persist(false)
 		}
-		file.Close()
+		closeAll(files)
 		return nil, err
 	}
 	return d, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // adoptable reports whether there is a device called o.Name, and an error if
@@ -95,40 +105,91 @@ func adoptable(o Options) (bool, error) {
 		}
 		return false, ErrNotTAP
 	}
+	if link.(*netlink.Tuntap).Queues > 0 {
+		return false, ErrInUse
+	}
 	if o.For != "" && strings.HasPrefix(a, aliasPrefix) && a != aliasPrefix+o.For {
 		return false, fmt.Errorf("%w: it belongs to interface %s", ErrInUse, strings.TrimPrefix(a, aliasPrefix))
 	}
 	return true, nil
 }
 
-// attach opens the device and makes it persistent.
-func attach(o Options) (*os.File, string, error) {
+// attachAny is attach with as many queues as the kernel gives: a device that is
+// there keeps the kind that it was made as.
+func attachAny(o Options) ([]*os.File, string, error) {
+	files, name, err := attach(o, o.Queues > 1)
+	if err != nil && o.Queues > 1 {
+		// A kernel, or a device of the other kind.
+		one := o
+		one.Queues = 1
+		if f, n, err := attach(one, false); err == nil {
+			return f, n, nil
+		}
+	}
+	if isErrno(err, unix.EINVAL) && o.Queues <= 1 {
+		return attach(o, true)
+	}
+	return files, name, err
+}
+
+// attach opens all queues of the device and makes it persistent. multi says of
+// which kind it is: also one with IFF_MULTI_QUEUE may be opened once only.
+func attach(o Options, multi bool) (files []*os.File, name string, err error) {
+	n, fresh := max(o.Queues, 1), o.Name == ""
+	defer func() {
+		if err == nil {
+			return
+		}
+		if fresh && len(files) > 0 {
+			unix.IoctlSetInt(int(files[0].Fd()), unix.TUNSETPERSIST, 0)
+		}
+		closeAll(files)
+		files = nil
+	}()
 	if o.Offload == OffloadNone {
-		c := water.Config{DeviceType: water.TAP, PlatformSpecificParams: water.PlatformSpecificParams{Name: o.Name, Persist: true}}
-		if o.TUN {
-			c.DeviceType = water.TUN
+		for range n {
+			c := water.Config{DeviceType: water.TAP, PlatformSpecificParams: water.PlatformSpecificParams{Name: o.Name, Persist: true, MultiQueue: multi}}
+			if o.TUN {
+				c.DeviceType = water.TUN
+			}
+			i, err := water.New(c)
+			if err != nil {
+				return files, "", err
+			}
+			f, ok := i.ReadWriteCloser.(*os.File)
+			if !ok {
+				i.Close()
+				return files, "", errors.New("water: not a file")
+			}
+			files = append(files, f)
+			o.Name = i.Name()
 		}
-		i, err := water.New(c)
-		if err != nil {
-			return nil, "", err
+		return files, o.Name, nil
+	}
+	for range n { // one by one: the library gives only the first the name that the kernel chose
+		t := &netlink.Tuntap{
+			LinkAttrs: netlink.LinkAttrs{Name: o.Name},
+			Mode:      o.mode(),
+			Flags:     netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR,
+			Queues:    1,
 		}
-		f, ok := i.ReadWriteCloser.(*os.File)
-		if !ok {
-			i.Close()
-			return nil, "", errors.New("water: not a file")
+		if multi {
+			t.Flags |= netlink.TUNTAP_MULTI_QUEUE
 		}
-		return f, i.Name(), nil
+		if err := addTAP(t); err != nil {
+			return files, "", err
+		}
+		files, o.Name = append(files, t.Fds[0]), t.Name
 	}
-	t := &netlink.Tuntap{
-		LinkAttrs: netlink.LinkAttrs{Name: o.Name},
-		Mode:      o.mode(),
-		Flags:     netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR,
-		Queues:    1,
-	}
-	if err := netlink.LinkAdd(t); err != nil {
-		return nil, "", err
-	}
-	return t.Fds[0], t.Name, nil
+	return files, o.Name, nil
+}
+
+// addTAP is the kernel's; tests are kernels without IFF_MULTI_QUEUE.
+var addTAP = func(t *netlink.Tuntap) error { return netlink.LinkAdd(t) }
+
+// isErrno: the libraries give some errno only as text.
+func isErrno(err error, e syscall.Errno) bool {
+	return err != nil && (errors.Is(err, e) || strings.HasSuffix(err.Error(), e.Error()))
 }
 
 func (o *Options) mode() netlink.TuntapMode {
@@ -145,10 +206,9 @@ func kindName(tun bool) string {
 	return "tap"
 }
 
-// explain says what an operator can do about the errors of opening. The
-// libraries give some errno only as text.
+// explain says what an operator can do about the errors of opening.
 func explain(err error) error {
-	is := func(e syscall.Errno) bool { return errors.Is(err, e) || strings.HasSuffix(err.Error(), e.Error()) }
+	is := func(e syscall.Errno) bool { return isErrno(err, e) }
 	switch {
 	case is(unix.ENOENT), is(unix.ENODEV), is(unix.ENXIO):
 		return fmt.Errorf("/dev/net/tun: %w (load the kernel module tun)", unix.ENOENT)
@@ -159,7 +219,7 @@ func explain(err error) error {
 	case is(unix.EBUSY):
 		return ErrInUse
 	case is(unix.EINVAL):
-		return fmt.Errorf("%w as a device with one queue", unix.EINVAL)
+		return fmt.Errorf("%w as such a device", unix.EINVAL)
 	}
 	return err
 }
@@ -179,6 +239,9 @@ func (d *device) configure(o Options) error {
 		return err
 	}
 	d.index = link.Attrs().Index
+	if t, ok := link.(*netlink.Tuntap); ok && t.Queues > len(d.queues) {
+		return ErrInUse
+	}
 	if o.For != "" {
 		if err := netlink.LinkSetAlias(link, aliasPrefix+o.For); err != nil {
 			return fmt.Errorf("alias: %w", err)

@@ -94,6 +94,11 @@ type Device interface {
 	// Callers may write side by side: frames are whole, and in the order of
 	// each caller. A super-frame that the kernel does not take is cut here.
 	WriteBatch(fs []Frame) (int, error)
+	// Queues are the queues, at least one; ReadBatch and WriteBatch are those of
+	// the first. The kernel gives the packets of a flow to the queue on which
+	// the last frame of that flow, in the other direction, was written; of a
+	// flow that it has not seen, to one by a hash.
+	Queues() []Queue
 	// ReadSuper says which super-frames ReadBatch may return: those that
 	// Options.ReadOffload asked for and the kernel has.
 	ReadSuper() Super
@@ -108,6 +113,13 @@ type Device interface {
 	// Persist decides whether the device outlives Close.
 	Persist(bool) error
 	Close() error
+}
+
+// Queue is one of a Device's queues: ReadBatch and WriteBatch have the contracts
+// of Device's.
+type Queue interface {
+	ReadBatch(fs []Frame) (int, error)
+	WriteBatch(fs []Frame) (int, error)
 }
 
 // Modes of Options.Offload.
@@ -128,9 +140,15 @@ type Options struct {
 	// on reading (TUNSETOFFLOAD). Without it every frame read is finished.
 	ReadOffload bool
 	Up          bool // bring it up
+	// Queues is how many there are to be, up to MaxQueues; 0 means one. A kernel
+	// that has none to give, or a device adopted with one, gives one.
+	Queues int
 	// Wait is how ReadBatch waits: linger.Adaptive, which "" means too, or linger.Poll.
 	Wait string
 }
+
+// MaxQueues bounds Options.Queues; the kernel would give 256.
+const MaxQueues = 64
 
 // Errors that callers branch on; they come wrapped.
 var (

@@ -3,7 +3,6 @@ package tap
 import (
 	"encoding/binary"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +12,7 @@ import (
 // whole and keeps no lock across them, so callers need none either: each has a
 // writer of its own while it writes, and its frames stay in its order.
 type writer struct {
-	d    *device
+	q    *queue
 	fs   []Frame
 	n    int
 	err  error
@@ -23,12 +22,10 @@ type writer struct {
 	seg  *segmenter // from the first super-frame on that is cut here
 }
 
-// writers are those that nobody uses just now, and what is known of the kernel.
+// writers are those of a queue that nobody uses just now.
 type writers struct {
-	mu    sync.Mutex
-	idle  []*writer
-	super [3]atomic.Bool // by kind
-	cut   atomic.Uint64
+	mu   sync.Mutex
+	idle []*writer
 }
 
 // Kinds of super-frames.
@@ -52,14 +49,14 @@ func (o *Offload) kind() int {
 }
 
 func (d *device) Super() Super {
-	s := &d.writers.super
+	s := &d.super
 	return Super{s[kindTCP4].Load(), s[kindTCP6].Load(), s[kindUDP].Load()}
 }
 
-func (d *device) Cut() uint64 { return d.writers.cut.Load() }
+func (d *device) Cut() uint64 { return d.cut.Load() }
 
-func (d *device) writer() *writer {
-	ws := &d.writers
+func (q *queue) writer() *writer {
+	ws := &q.writers
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	if n := len(ws.idle); n > 0 {
@@ -67,7 +64,7 @@ func (d *device) writer() *writer {
 		ws.idle = ws.idle[:n-1]
 		return w
 	}
-	w := &writer{d: d}
+	w := &writer{q: q}
 	w.try = func(fd uintptr) { w.loop(fd) }
 	w.wait = w.loop
 	return w
@@ -75,28 +72,28 @@ func (d *device) writer() *writer {
 
 func (w *writer) release() {
 	w.fs = nil
-	ws := &w.d.writers
+	ws := &w.q.writers
 	ws.mu.Lock()
 	ws.idle = append(ws.idle, w)
 	ws.mu.Unlock()
 }
 
-func (d *device) WriteBatch(fs []Frame) (int, error) {
+func (q *queue) WriteBatch(fs []Frame) (int, error) {
 	if len(fs) == 0 {
 		return 0, nil
 	}
-	w := d.writer()
+	w := q.writer()
 	defer w.release()
 	w.fs, w.n, w.err, w.full = fs, 0, nil, false
 	// RawConn.Write would let one caller in at a time; it is for waiting.
-	err := d.raw.Control(w.try)
+	err := q.raw.Control(w.try)
 	if err == nil && w.full {
-		err = d.raw.Write(w.wait)
+		err = q.raw.Write(w.wait)
 	}
 	if err != nil {
-		return w.n, d.failed(err)
+		return w.n, q.d.failed(err)
 	}
-	return w.n, d.fault(w.err)
+	return w.n, q.d.fault(w.err)
 }
 
 // loop writes frames; false: the kernel has no room for the next.
@@ -120,7 +117,7 @@ func (w *writer) loop(fd uintptr) bool {
 }
 
 func (w *writer) write(fd uintptr, f *Frame) syscall.Errno {
-	d := w.d
+	d := w.q.d
 	if f.Off < HeadroomMin || f.Len <= d.bare || f.Off+f.Len > len(f.Buf) {
 		return unix.EINVAL
 	}
@@ -133,7 +130,7 @@ func (w *writer) write(fd uintptr, f *Frame) syscall.Errno {
 		}
 		_, errno := rawIO(unix.SYS_WRITE, fd, b[d.bare:])
 		return errno
-	case d.vnet && (kind == noKind || d.writers.super[kind].Load()):
+	case d.vnet && (kind == noKind || d.super[kind].Load()):
 		errno := w.whole(fd, f)
 		if errno != unix.EINVAL || kind == noKind {
 			return errno
@@ -142,16 +139,16 @@ func (w *writer) write(fd uintptr, f *Frame) syscall.Errno {
 	errno := w.cut(fd, b, f.Offload)
 	if errno == 0 {
 		// Nothing was wrong with it but that the kernel does not cut it.
-		d.writers.super[kind].Store(false)
-		d.writers.cut.Add(1)
+		d.super[kind].Store(false)
+		d.cut.Add(1)
 	}
 	return errno
 }
 
 // whole writes a frame with its metadata.
 func (w *writer) whole(fd uintptr, f *Frame) syscall.Errno {
-	start, o := f.Off+w.d.bare-vnetHdrLen, f.Offload
-	if w.d.bare != 0 {
+	start, o := f.Off+w.q.d.bare-vnetHdrLen, f.Offload
+	if w.q.d.bare != 0 {
 		o.CsumStart -= min(o.CsumStart, etherLen)
 		o.HdrLen -= min(o.HdrLen, etherLen)
 	}
@@ -166,12 +163,12 @@ func (w *writer) cut(fd uintptr, b []byte, o Offload) syscall.Errno {
 		w.seg = new(segmenter)
 	}
 	end := vnetHdrLen
-	start := end + w.d.bare
-	if w.d.vnet {
+	start := end + w.q.d.bare
+	if w.q.d.vnet {
 		start -= vnetHdrLen
 	}
 	return w.seg.each(b, o, func(seg []byte) syscall.Errno {
-		if w.d.vnet {
+		if w.q.d.vnet {
 			clear(w.seg.buf[start : start+vnetHdrLen]) // nothing is left to do
 		}
 		_, errno := rawIO(unix.SYS_WRITE, fd, w.seg.buf[start:end+len(seg)])
@@ -189,17 +186,17 @@ func (d *device) probe() {
 	if !d.vnet {
 		return
 	}
-	w := d.writer()
+	w := d.queues[0].writer()
 	defer w.release()
-	for kind := range d.writers.super {
+	for kind := range d.super {
 		ok := true
 		for _, n := range []int{2 * probeSize, 3*probeSize - 1, probeSize + 1, 45 * probeSize} {
 			f := probeFrame(kind, n, d.bare != 0)
 			errno := unix.EINVAL
-			d.raw.Control(func(fd uintptr) { errno = w.whole(fd, &f) })
+			w.q.raw.Control(func(fd uintptr) { errno = w.whole(fd, &f) })
 			ok = ok && (errno == 0 || errno == unix.EIO)
 		}
-		d.writers.super[kind].Store(ok)
+		d.super[kind].Store(ok)
 	}
 }
 

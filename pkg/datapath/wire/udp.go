@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -68,6 +69,74 @@ type UDPOptions struct {
 	// cuts by itself then.
 	Plain bool
 	Wait  string // as in tap.Options
+
+	shared bool // with sockets of ours that have the port
+}
+
+// OpenUDPs is OpenUDP with n times the sockets, between which the kernel shares
+// the datagrams out (SO_REUSEPORT): number k, from 0, gets the ESP packets of SPIs
+// that leave k when divided by the number of what it returns, the first also what
+// is no ESP. So one reader has all packets of an SA, in order; only where packets
+// of several SAs arrive joined to one train (UDP_GRO) all go the way of the first.
+// A kernel that cannot gives one, and the log's line of Fallbacks.
+func (w *Wire) OpenUDPs(n int, o UDPOptions) ([]*UDP, error) {
+	first, err := w.OpenUDP(o)
+	us := []*UDP{first}
+	if err != nil || n <= 1 {
+		return us, err
+	}
+	undo := func(why error) ([]*UDP, error) {
+		for _, u := range us {
+			u.Close()
+		}
+		w.fellBack("SO_REUSEPORT", "one socket", why)
+		o.shared = false
+		one, err := w.OpenUDP(o)
+		return []*UDP{one}, err
+	}
+	// Only now, when the port is known to be ours alone.
+	if err := first.each(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }); err != nil {
+		return undo(os.NewSyscallError("SO_REUSEPORT", err))
+	}
+	o.shared = true
+	for len(us) < n {
+		u, err := w.OpenUDP(o)
+		if err != nil {
+			return undo(err)
+		}
+		us = append(us, u)
+	}
+	if err := first.each(func(fd int) error { return shareBySPI(fd, n) }); err != nil {
+		return undo(os.NewSyscallError("SO_ATTACH_REUSEPORT_CBPF", err))
+	}
+	return us, nil
+}
+
+// each calls f for the sockets.
+func (u *UDP) each(f func(fd int) error) error {
+	for i := range u.socks {
+		if u.socks[i].file == nil {
+			continue
+		}
+		var err error
+		if e := u.socks[i].raw.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil || err != nil {
+			return errors.Join(e, err)
+		}
+	}
+	return nil
+}
+
+// shareBySPI has the kernel choose among the n sockets of fd's port by the first
+// four octets of the payload: the SPI, or the non-ESP marker, 0. What is shorter
+// goes to the first.
+func shareBySPI(fd, n int) error {
+	f := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
+		{Code: unix.BPF_ALU | unix.BPF_MOD | unix.BPF_K, K: uint32(n)},
+		{Code: unix.BPF_RET | unix.BPF_A},
+	}
+	p := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &p)
 }
 
 // OpenUDP binds the port, for packets that arrive at the interface for any of
@@ -98,6 +167,9 @@ func (w *Wire) OpenUDP(o UDPOptions) (*UDP, error) {
 }
 
 func (u *UDP) open(i, family int, o UDPOptions) error {
+	if lack := u.w.options.lack("SO_REUSEPORT"); o.shared && lack != nil {
+		return lack
+	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err == unix.EAFNOSUPPORT {
 		return nil
@@ -134,6 +206,9 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1},
 		}
 		any = &unix.SockaddrInet6{Port: int(o.Port)}
+	}
+	if o.shared {
+		opts = append(opts, [3]int{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
 	}
 	if o.GRO && !o.Plain && unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil {
 		u.gro = true

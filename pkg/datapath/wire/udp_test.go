@@ -161,6 +161,90 @@ func TestUDPPortTaken(t *testing.T) {
 	openUDP(t, w, UDPOptions{}) // the port is free again
 }
 
+// TestUDPShared: each socket has the SPIs that are its, in order; the first also
+// what is no ESP. Nobody else may join them.
+func TestUDPShared(t *testing.T) {
+	l := newLab(t)
+	w := openWire(t)
+	us, err := w.OpenUDPs(3, UDPOptions{GRO: true})
+	if err != nil || len(us) != 3 {
+		t.Fatalf("%d sockets, %v, want 3", len(us), err)
+	}
+	for _, u := range us {
+		t.Cleanup(func() { u.Close() })
+	}
+	for _, k := range []struct{ local, remote string }{
+		{"10.9.0.1:4500", "10.9.0.2:1111"}, {"[fd09::1]:4500", "[fd09::2]:1111"},
+	} {
+		local := netip.MustParseAddrPort(k.local)
+		c := l.listenUDP(k.remote)
+		want := make([][]string, len(us))
+		send := func(at int, b ...byte) {
+			t.Helper()
+			if _, err := c.WriteToUDPAddrPort(b, local); err != nil {
+				t.Fatal(err)
+			}
+			want[at] = append(want[at], string(b))
+		}
+		for n := range 30 {
+			spi := byte(n % 7)
+			send(int(spi+3)%3, 0, 0, 0, spi+3, byte(n))
+		}
+		send(0, 0xff)                // keepalive
+		send(0, 0, 0, 0, 0, 1, 2, 3) // IKE
+		for k, u := range us {
+			var got []string
+			for ds := datagrams(8); len(got) < len(want[k]); {
+				n, err := u.ReadBatch(ds)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, d := range ds[:n] {
+					got = append(got, string(d.Buf[d.Off:d.Off+d.Len]))
+				}
+			}
+			if !slices.Equal(got, want[k]) {
+				t.Errorf("socket %d: got %x, want %x", k, got, want[k])
+			}
+		}
+		c.Close()
+	}
+	if _, err := net.ListenPacket("udp4", "10.9.0.1:4500"); err == nil {
+		t.Error("the port is open to others")
+	}
+	if _, err := w.OpenUDPs(2, UDPOptions{}); !errors.Is(err, ErrPortTaken) {
+		t.Errorf("a second time: got %v, want ErrPortTaken", err)
+	}
+}
+
+// TestUDPNotShared: where the kernel cannot, there is one socket.
+func TestUDPNotShared(t *testing.T) {
+	newLab(t)
+	w, err := Open("e0", Options{refuse: func(path string) error {
+		if path == "SO_REUSEPORT" {
+			return unix.ENOPROTOOPT
+		}
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	us, err := w.OpenUDPs(4, UDPOptions{})
+	if err != nil || len(us) != 1 {
+		t.Fatalf("%d sockets, %v, want 1", len(us), err)
+	}
+	defer us[0].Close()
+	select {
+	case f := <-w.Fallbacks():
+		if f.Path != "SO_REUSEPORT" {
+			t.Errorf("fell back from %s", f.Path)
+		}
+	default:
+		t.Error("nobody was told")
+	}
+}
+
 // flood returns a function that sends n ESP packets of 1000 octets from the peer.
 func (l *lab) flood() func(n int) {
 	send := l.rawPeer()

@@ -77,6 +77,21 @@ func (u *UDP) Stats() UDPStats {
 	return s
 }
 
+// SumUDP adds the counters of several up.
+func SumUDP(us []*UDP) (sum UDPStats) {
+	for _, u := range us {
+		s := u.Stats()
+		sum.Messages += s.Messages
+		sum.Truncated += s.Truncated
+		sum.KernelDrops += s.KernelDrops
+		sum.Trains += s.Trains
+		sum.Singles += s.Singles
+		sum.Fallbacks += s.Fallbacks
+		sum.Refused += s.Refused
+	}
+	return sum
+}
+
 // Path says how datagrams are sent and received at present.
 func (u *UDP) Path() (in, out string) {
 	in, out = "socket", "socket"
