@@ -1,0 +1,274 @@
+package route
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+// Want is one destination and where its packets go.
+type Want struct {
+	Dst netip.Prefix
+	// Pass: not into the device, but on as if there were no routes of ours.
+	Pass bool
+	// Local are source selectors: if this host owns an address in one, packets of
+	// its own come from there. Prefer are such addresses that come first.
+	Local  []netip.Prefix
+	Prefer []netip.Addr
+}
+
+// PlanOptions of Plan.
+type PlanOptions struct {
+	// PerSA wants routes for protected destinations only while there is an SA.
+	PerSA bool
+	// DropRest: packets that no policy matches are dropped, which only the device can do.
+	DropRest bool
+	// Outer are the addresses of the interface, for tunnels that leave theirs open.
+	Outer []netip.Addr
+}
+
+// Plan says what the outbound policies ps, in order, want routed, given the
+// outbound SAs with keys.
+//
+// What is protected or discarded goes into the device, whether there is an SA or
+// not: the first packet has to ask for one, and what waits for one, or has lost
+// it, must not leave in clear. What is bypassed for all sources and protocols
+// stays out; other bypasses are the data path's, which passes packets on.
+// Multicast, loopback and link-local addresses stay out.
+//
+// A peer within a destination of its own tunnel stays out (RFC 4301 has IKE and
+// ESP to it leave as they are), unless the destination is the peer itself, or
+// policy protects what our end of the tunnel sends to it: then it goes in, since
+// what the device must not have never gets there (see the package's comment).
+func Plan(ps []*ipsec.Policy, sas []*ipsec.SAParams, o PlanOptions) []Want {
+	p := plan{wants: map[netip.Prefix]*Want{}}
+	for _, q := range ps {
+		s := &q.Sel
+		if q.Dir != ipsec.Out || !routable(s.Dst) || s.Src.IsSingleIP() && !routable(s.Src) {
+			continue
+		}
+		switch {
+		case q.Action == ipsec.Bypass:
+			if whole(q) && s.Src.Bits() == 0 {
+				p.put(s.Dst, true, netip.Prefix{}, netip.Addr{})
+			}
+		case q.Action == ipsec.Discard:
+			p.put(s.Dst, false, netip.Prefix{}, netip.Addr{})
+		case o.PerSA:
+			for _, sa := range sas {
+				if !serves(q, sa) {
+					continue
+				}
+				for _, d := range destinations(q, sa) {
+					p.put(d, false, s.Src, sa.Src)
+				}
+			}
+		default:
+			p.put(s.Dst, false, s.Src, outer(q).Src)
+		}
+	}
+	if o.DropRest {
+		for _, a := range []string{"0.0.0.0/0", "::/0"} {
+			p.put(netip.MustParsePrefix(a), false, netip.Prefix{}, netip.Addr{})
+		}
+	}
+	for _, d := range apart {
+		p.keepOut(d)
+	}
+	for _, q := range ps {
+		if q.Dir != ipsec.Out || q.Action != ipsec.Protect {
+			continue
+		}
+		if r := outer(q); r.Mode == ipsec.Tunnel && !ipsec.Open(r.Dst) {
+			p.peer(ps, r.Src, r.Dst, o.Outer)
+		}
+	}
+	for _, sa := range sas {
+		if sa.Mode == ipsec.Tunnel {
+			p.peer(ps, sa.Src, sa.Dst, o.Outer)
+		}
+	}
+	l := make([]Want, 0, len(p.wants))
+	for _, w := range p.wants {
+		l = append(l, *w)
+	}
+	slices.SortFunc(l, func(a, b Want) int { return compare(a.Dst, b.Dst) })
+	return l
+}
+
+func compare(a, b netip.Prefix) int {
+	if c := a.Addr().Compare(b.Addr()); c != 0 {
+		return c
+	}
+	return a.Bits() - b.Bits()
+}
+
+// apart is what does not belong into a device without a link.
+var apart = []netip.Prefix{
+	netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32"), netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("ff00::/8"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("::1/128"),
+}
+
+func routable(p netip.Prefix) bool {
+	return !slices.ContainsFunc(apart, func(q netip.Prefix) bool { return within(p, q) })
+}
+
+// within reports whether all of p lies in q.
+func within(p, q netip.Prefix) bool { return p.Bits() >= q.Bits() && q.Contains(p.Addr()) }
+
+// whole: whatever the protocol and the ports.
+func whole(q *ipsec.Policy) bool { return q.Sel.Proto == 0 && q.Sel.SrcPort == 0 && q.Sel.DstPort == 0 }
+
+// outer is the last request in tunnel mode, whose addresses the packets on the
+// wire have, else the last one.
+func outer(q *ipsec.Policy) *ipsec.Request {
+	for k := len(q.Requests) - 1; k >= 0; k-- {
+		if q.Requests[k].Mode == ipsec.Tunnel {
+			return &q.Requests[k]
+		}
+	}
+	return &q.Requests[len(q.Requests)-1]
+}
+
+type plan struct{ wants map[netip.Prefix]*Want }
+
+// put adds a want; of those for one destination the first says where it goes,
+// and all say where from.
+func (p *plan) put(dst netip.Prefix, pass bool, local netip.Prefix, prefer netip.Addr) {
+	w := p.wants[dst]
+	if w == nil {
+		w = &Want{Dst: dst, Pass: pass}
+		p.wants[dst] = w
+	}
+	if w.Pass {
+		return
+	}
+	if local.IsValid() && !slices.Contains(w.Local, local) {
+		w.Local = append(w.Local, local)
+	}
+	if prefer.IsValid() && !ipsec.Open(prefer) && !slices.Contains(w.Prefer, prefer) {
+		w.Prefer = append(w.Prefer, prefer)
+	}
+}
+
+// keepOut excludes dst from what is wanted around it.
+func (p *plan) keepOut(dst netip.Prefix) {
+	if p.swallowed(dst) {
+		p.put(dst, true, netip.Prefix{}, netip.Addr{})
+	}
+}
+
+// swallowed: dst goes into the device because of what is wanted around it.
+func (p *plan) swallowed(dst netip.Prefix) bool {
+	if p.wants[dst] != nil {
+		return false
+	}
+	for n := dst.Bits() - 1; n >= 0; n-- {
+		around, _ := dst.Addr().Prefix(n)
+		if w := p.wants[around]; w != nil {
+			return !w.Pass
+		}
+	}
+	return false
+}
+
+// peer excludes the far end of a tunnel from local, unless policy protects what
+// goes between the two ends.
+func (p *plan) peer(ps []*ipsec.Policy, local, peer netip.Addr, outer []netip.Addr) {
+	host := netip.PrefixFrom(peer, peer.BitLen())
+	if !p.swallowed(host) {
+		return
+	}
+	ends := []netip.Addr{local}
+	if !local.IsValid() || ipsec.Open(local) {
+		ends = outer
+	}
+	for _, a := range ends {
+		if a.BitLen() == peer.BitLen() && covered(ps, a, peer) {
+			return
+		}
+	}
+	p.keepOut(host)
+}
+
+// covered reports whether policy protects or discards anything from src to dst.
+func covered(ps []*ipsec.Policy, src, dst netip.Addr) bool {
+	for _, q := range ps {
+		if q.Dir != ipsec.Out || !q.Sel.Src.Contains(src) || !q.Sel.Dst.Contains(dst) {
+			continue
+		}
+		if q.Action != ipsec.Bypass {
+			return true
+		}
+		if whole(q) {
+			return false
+		}
+	}
+	return false
+}
+
+// serves reports whether sa is one that a request of q takes.
+func serves(q *ipsec.Policy, sa *ipsec.SAParams) bool {
+	return slices.ContainsFunc(q.Requests, func(r ipsec.Request) bool {
+		switch {
+		case r.Proto != sa.Proto || r.Mode != sa.Mode:
+			return false
+		case (r.Level == ipsec.LevelUnique || r.Template()) && r.ReqID != sa.ReqID && (sa.ReqID != 0 || q.Flags&ipsec.PolicyManual == 0):
+			return false
+		case r.Mode == ipsec.Tunnel:
+			return r.Ends(sa.Src, sa.Dst)
+		}
+		return q.Sel.Dst.Contains(sa.Dst) && (q.Sel.Src.Contains(sa.Src) || ipsec.Open(sa.Src))
+	})
+}
+
+// destinations is what the SA takes of the policy's.
+func destinations(q *ipsec.Policy, sa *ipsec.SAParams) []netip.Prefix {
+	if sa.Mode == ipsec.Transport {
+		return []netip.Prefix{netip.PrefixFrom(sa.Dst, sa.Dst.BitLen())}
+	}
+	if len(sa.DstTS) == 0 {
+		return []netip.Prefix{q.Sel.Dst}
+	}
+	var l []netip.Prefix
+	for i := range sa.DstTS {
+		for _, d := range prefixes(sa.DstTS[i].Start, sa.DstTS[i].End) {
+			switch {
+			case within(d, q.Sel.Dst):
+				l = append(l, d)
+			case within(q.Sel.Dst, d):
+				l = append(l, q.Sel.Dst)
+			}
+		}
+	}
+	return slices.Compact(l)
+}
+
+// prefixes cuts the range from start to end, both in it, into prefixes.
+func prefixes(start, end netip.Addr) (l []netip.Prefix) {
+	for start.IsValid() && start.BitLen() == end.BitLen() && !end.Less(start) {
+		n := start.BitLen()
+		for n > 0 {
+			p, _ := start.Prefix(n - 1)
+			if p.Addr() != start || end.Less(last(p)) {
+				break
+			}
+			n--
+		}
+		p := netip.PrefixFrom(start, n)
+		l = append(l, p)
+		start = last(p).Next() // the zero Addr after the highest
+	}
+	return l
+}
+
+// last is the highest address in p.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}

@@ -1,0 +1,602 @@
+// Package route leads what policy covers into the device of missiu, by routes in
+// a table of its own, and takes them away again. cmd/missiu plans (Plan) with the
+// policies of the key engine and hands the plan to a Table, which follows changes
+// of addresses, links and other routes by itself.
+//
+//	rule 200, not bound to the interface:  our table, then the others as ever
+//
+//	our table   10.2.0.0/24  dev tun0 src 10.1.0.1     protected or discarded
+//	            10.2.0.0/24  unreachable, of the highest metric: if the device is
+//	                         down or deleted, nothing leaves in clear
+//	            0.0.0.0/0    dev tun0 ...
+//	            10.1.0.0/24  throw: another interface's route, of the main table
+//	            192.0.2.2    throw: a peer, within 0.0.0.0/0
+//
+// No route of the operator's is touched. A throw has the kernel look into the
+// next table, so an excluded destination follows the main table whatever becomes
+// of it. What is protected by policy wins over routes by the interface that
+// missiu is for, and loses to more specific ones by other interfaces.
+//
+// Nothing of ours comes back into the device: ESP leaves by sockets that are
+// bound to the interface, for which the kernel's rule does not hold, or without
+// the kernel's routes; IKE that is routed here is exempt from policy in the data
+// path and leaves by the interface.
+//
+// Table and rules survive a process that is killed, as the device does, so that
+// what they lead there goes nowhere. Cleanup removes them.
+package route
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	nl "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Dir is where the number of the table is kept. Tests change it.
+var Dir = "/run/missiu"
+
+const (
+	// Priority of the rules: before main (32766), after local (0).
+	Priority = 200
+	// firstTable and the index of the interface make the number of the table.
+	firstTable = 0x6d690000
+	// protocol marks routes and rules as ours; /etc/iproute2/rt_protos leaves it free.
+	protocol = 109
+	// lastMetric is that of the unreachable routes.
+	lastMetric = 1<<31 - 1
+)
+
+// Timing of what follows changes.
+const (
+	settle = 20 * time.Millisecond
+	again  = time.Second
+)
+
+// Options of Open.
+type Options struct {
+	Interface string // the physical one
+	Index     int    // its index
+	Device    int    // index of the TAP or TUN, which is up
+}
+
+// Table is the routes of one instance. It is safe for concurrent use.
+type Table struct {
+	o      Options
+	table  int
+	handle *netlink.Handle
+	events *nl.Conn
+	kick   chan struct{}
+	stop   chan struct{}
+	errs   chan error
+	done   sync.WaitGroup
+
+	closing sync.Once
+
+	mu    sync.Mutex
+	wants []Want
+	fresh bool // Apply was called
+	count int  // destinations in the device
+}
+
+func file(ifname string) string { return filepath.Join(Dir, ifname+".routes") }
+
+// Open makes the rules. A table that a killed instance left stays as it is until
+// the first Apply.
+func Open(o Options) (*Table, error) {
+	t := &Table{o: o, table: firstTable + o.Index, kick: make(chan struct{}, 1), stop: make(chan struct{}), errs: make(chan error, 1)}
+	if n := saved(o.Interface); n != 0 {
+		t.table = n
+	} else if err := save(o.Interface, t.table); err != nil {
+		return nil, err
+	}
+	var err error
+	if t.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, err
+	}
+	if t.events, err = listen(); err != nil {
+		t.handle.Close()
+		return nil, err
+	}
+	if err = t.addRules(); err != nil {
+		t.events.Close()
+		t.handle.Close()
+		return nil, err
+	}
+	t.done.Add(2)
+	go t.listen()
+	go t.follow()
+	return t, nil
+}
+
+func save(ifname string, table int) error {
+	if err := os.MkdirAll(Dir, 0o755); err != nil {
+		return err
+	}
+	tmp := file(ifname) + ".new"
+	if err := os.WriteFile(tmp, []byte(strconv.Itoa(table)+"\n"), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, file(ifname))
+}
+
+// saved returns the table of an instance that was killed, 0 if there is none.
+func saved(ifname string) int {
+	b, err := os.ReadFile(file(ifname))
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || n <= firstTable {
+		return 0 // not by us
+	}
+	return n
+}
+
+var families = []int{unix.AF_INET, unix.AF_INET6}
+
+// rule: lookups for sockets that are bound to the interface do without the
+// table, or the unreachable routes in it would catch ESP.
+func rule(family, table int, ifname string) *netlink.Rule {
+	r := netlink.NewRule()
+	r.Family, r.Table, r.Priority, r.Protocol = family, table, Priority, protocol
+	r.OifName, r.Invert = ifname, true
+	return r
+}
+
+func (t *Table) addRules() error {
+	for _, f := range families {
+		if err := t.handle.RuleAdd(rule(f, t.table, t.o.Interface)); err != nil && !errors.Is(err, unix.EEXIST) && !lacks(err) {
+			return fmt.Errorf("rule: %w", err)
+		}
+	}
+	return nil
+}
+
+// lacks: the host has not this family.
+func lacks(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// Cleanup removes what an instance for ifname has made; it reports whether there was anything.
+// Routes over a device that is gone are gone already.
+func Cleanup(ifname string) (bool, error) {
+	table := saved(ifname)
+	if table == 0 {
+		return false, nil
+	}
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return true, err
+	}
+	defer h.Close()
+	for _, f := range families {
+		rules, e := dump(func() ([]netlink.Rule, error) { return h.RuleList(f) })
+		err = errors.Join(err, e)
+		for i := range rules {
+			if r := &rules[i]; r.Table == table {
+				if r.Family = f; h.RuleDel(r) != nil {
+					// Its interface is gone, and with it the name that identifies it.
+					err = errors.Join(err, h.RuleDel(rule(f, table, ifname)))
+				}
+			}
+		}
+		rs, e := tables(h, f)
+		err = errors.Join(err, e)
+		for i := range rs {
+			if rs[i].Table == table {
+				err = errors.Join(err, gone(h.RouteDel(&rs[i])))
+			}
+		}
+	}
+	if err != nil {
+		return true, err
+	}
+	return true, os.Remove(file(ifname))
+}
+
+// gone is nil for what was not there to be deleted.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// dump repeats what changes have cut short.
+func dump[T any](f func() ([]T, error)) (l []T, err error) {
+	for range 5 {
+		if l, err = f(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if lacks(err) {
+		return nil, nil
+	}
+	return l, err
+}
+
+// tables returns the routes of all tables.
+func tables(h *netlink.Handle, family int) ([]netlink.Route, error) {
+	return dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
+}
+
+// Close ends following, and leaves everything in place.
+func (t *Table) Close() {
+	t.closing.Do(func() {
+		close(t.stop)
+		t.events.Close()
+		t.done.Wait()
+		t.handle.Close()
+	})
+}
+
+// Number of the table, and how many destinations it leads into the device.
+func (t *Table) Number() (table, destinations int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.table, t.count
+}
+
+// Errors delivers what went wrong while following a change; it is tried again
+// until it succeeds, which delivers nil.
+func (t *Table) Errors() <-chan error { return t.errs }
+
+// Apply makes the table what wants says and what follows from the state of the
+// host. When it returns nil all is in force.
+func (t *Table) Apply(wants []Want) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wants, t.fresh = slices.Clone(wants), true
+	err := t.reconcile()
+	if err != nil {
+		t.wake()
+	}
+	return err
+}
+
+func (t *Table) wake() {
+	select {
+	case t.kick <- struct{}{}:
+	default:
+	}
+}
+
+// groups whose events make us look again. Their contents do not matter, so a
+// lost one costs nothing.
+var groups = []uint32{
+	unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
+}
+
+func listen() (*nl.Conn, error) {
+	c, err := nl.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range groups {
+		if err := c.JoinGroup(g); err != nil {
+			c.Close()
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func (t *Table) listen() {
+	defer t.done.Done()
+	for {
+		_, err := t.events.Receive()
+		select {
+		case <-t.stop:
+			return
+		default:
+		}
+		t.wake()
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			select {
+			case <-t.stop:
+				return
+			case <-time.After(again):
+			}
+		}
+	}
+}
+
+// follow looks again after changes by others.
+func (t *Table) follow() {
+	defer t.done.Done()
+	bad := false
+	for {
+		select {
+		case <-t.stop:
+			return
+		case <-t.kick:
+		}
+		select {
+		case <-t.stop:
+			return
+		case <-time.After(settle):
+		}
+		t.mu.Lock()
+		var err error
+		if t.fresh {
+			if err = t.addRules(); err == nil {
+				err = t.reconcile()
+			}
+		}
+		t.mu.Unlock()
+		if err != nil || bad {
+			t.tell(err)
+		}
+		if bad = err != nil; bad {
+			time.AfterFunc(again, t.wake)
+		}
+	}
+}
+
+// tell replaces news that nobody took.
+func (t *Table) tell(err error) {
+	select {
+	case <-t.errs:
+	default:
+	}
+	t.errs <- err // the only sender, so there is room
+}
+
+// key is what the kernel tells routes of one table apart by.
+type key struct {
+	dst    netip.Prefix
+	backup bool
+}
+
+// entry is one route as it is to be.
+type entry struct {
+	throw bool
+	src   netip.Addr
+}
+
+// host is what the routes depend on.
+type host struct {
+	owned  map[netip.Addr]bool // addresses; true: of the device
+	others []netip.Prefix      // destinations that the main table leads elsewhere
+	ours   []netlink.Route
+}
+
+// look reads it.
+func (t *Table) look() (*host, error) {
+	addrs, err := dump(func() ([]netlink.Addr, error) { return t.handle.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, err
+	}
+	h := &host{owned: map[netip.Addr]bool{}}
+	for i := range addrs {
+		a, ok := netip.AddrFromSlice(addrs[i].IP)
+		if a = a.Unmap(); ok && addrs[i].Flags&unix.IFA_F_TENTATIVE == 0 && !a.IsLinkLocalUnicast() && !a.IsLoopback() {
+			h.owned[a] = addrs[i].LinkIndex == t.o.Device
+		}
+	}
+	for _, f := range families {
+		rs, err := tables(t.handle, f)
+		if err != nil {
+			return nil, err
+		}
+		for i := range rs {
+			switch r := &rs[i]; {
+			case r.Table == t.table:
+				h.ours = append(h.ours, *r)
+			case r.Table == unix.RT_TABLE_MAIN && t.elsewhere(r):
+				if d, ok := destination(r); ok {
+					h.others = append(h.others, d)
+				}
+			}
+		}
+	}
+	return h, nil
+}
+
+// elsewhere: neither by the interface nor into the device.
+func (t *Table) elsewhere(r *netlink.Route) bool {
+	if r.Type == unix.RTN_UNICAST && len(r.MultiPath) > 0 {
+		return slices.ContainsFunc(r.MultiPath, func(n *netlink.NexthopInfo) bool { return n.LinkIndex != t.o.Index })
+	}
+	return r.Type != unix.RTN_UNICAST || r.LinkIndex != t.o.Index && r.LinkIndex != t.o.Device
+}
+
+func destination(r *netlink.Route) (netip.Prefix, bool) {
+	if r.Dst == nil {
+		if r.Family == unix.AF_INET6 {
+			return netip.PrefixFrom(netip.IPv6Unspecified(), 0), true
+		}
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0), r.Family == unix.AF_INET
+	}
+	a, ok := netip.AddrFromSlice(r.Dst.IP)
+	n, _ := r.Dst.Mask.Size()
+	if r.Family == unix.AF_INET {
+		a = a.Unmap()
+	}
+	return netip.PrefixFrom(a, n), ok
+}
+
+// want is the table as it is to be on h.
+func (t *Table) want(h *host) map[key]entry {
+	m := make(map[key]entry, 2*len(t.wants))
+	p := plan{wants: make(map[netip.Prefix]*Want, len(t.wants))}
+	t.count = 0
+	for i := range t.wants {
+		w := &t.wants[i]
+		p.wants[w.Dst] = w
+		if w.Pass {
+			m[key{dst: w.Dst}] = entry{throw: true}
+			continue
+		}
+		m[key{dst: w.Dst}] = entry{src: t.source(w, h)}
+		m[key{w.Dst, true}] = entry{}
+		t.count++
+	}
+	for _, d := range h.others {
+		if p.swallowed(d) {
+			m[key{dst: d}] = entry{throw: true}
+		}
+	}
+	return m
+}
+
+// source is the address that packets of this host to w.Dst come from: one that
+// the plan prefers, else the device's, else what the kernel would take without
+// us, else the lowest. The zero Addr: there is none.
+func (t *Table) source(w *Want, h *host) netip.Addr {
+	for _, local := range w.Local {
+		for _, a := range w.Prefer {
+			if _, ok := h.owned[a]; ok && local.Contains(a) {
+				return a
+			}
+		}
+	}
+	for _, local := range w.Local {
+		var fit []netip.Addr
+		for a, device := range h.owned {
+			if local.Contains(a) && a.BitLen() == w.Dst.Addr().BitLen() {
+				if device {
+					return a
+				}
+				fit = append(fit, a)
+			}
+		}
+		if len(fit) == 0 {
+			continue
+		}
+		if len(fit) > 1 {
+			if a := t.usual(w.Dst.Addr()); slices.Contains(fit, a) {
+				return a
+			}
+		}
+		return slices.MinFunc(fit, netip.Addr.Compare)
+	}
+	return netip.Addr{}
+}
+
+// usual is the source of packets to dst by the interface.
+func (t *Table) usual(dst netip.Addr) netip.Addr {
+	rs, err := t.handle.RouteGetWithOptions(dst.AsSlice(), &netlink.RouteGetOptions{OifIndex: t.o.Index})
+	if err != nil || len(rs) == 0 {
+		return netip.Addr{}
+	}
+	a, _ := netip.AddrFromSlice(rs[0].Src)
+	return a.Unmap()
+}
+
+// reconcile compares the table with what it is to be, and changes what differs.
+// Exclusions come before what they are excluded from, and go after it.
+func (t *Table) reconcile() error {
+	h, err := t.look()
+	if err != nil {
+		return err
+	}
+	want := t.want(h)
+	have := map[key]entry{}
+	var extra []*netlink.Route
+	for i := range h.ours {
+		k, e, ok := t.read(&h.ours[i])
+		if _, wanted := want[k]; !ok || !wanted {
+			extra = append(extra, &h.ours[i])
+			continue
+		}
+		have[k] = e
+	}
+	var keys []key
+	for k, w := range want {
+		if e, ok := have[k]; !ok || e != w {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(a, b key) int {
+		if x, y := want[a].throw, want[b].throw; x != y {
+			if x {
+				return -1
+			}
+			return 1
+		}
+		return compare(a.dst, b.dst)
+	})
+	var errs []error
+	for _, k := range keys {
+		if err := t.put(k, want[k]); err != nil {
+			errs = append(errs, fmt.Errorf("route to %v: %w", k.dst, err))
+		}
+	}
+	slices.SortStableFunc(extra, func(a, b *netlink.Route) int { return rank(a) - rank(b) })
+	for _, r := range extra {
+		if err := gone(t.handle.RouteDel(r)); err != nil {
+			errs = append(errs, fmt.Errorf("route to %v: %w", r.Dst, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rank orders deletions: the device's routes, those behind them, exclusions.
+func rank(r *netlink.Route) int {
+	switch r.Type {
+	case unix.RTN_UNICAST:
+		return 0
+	case unix.RTN_THROW:
+		return 2
+	}
+	return 1
+}
+
+// read says what a route of the table is; false: nothing of ours.
+func (t *Table) read(r *netlink.Route) (k key, e entry, ok bool) {
+	if k.dst, ok = destination(r); !ok {
+		return k, e, false
+	}
+	switch {
+	case r.Type == unix.RTN_THROW:
+		e.throw = true
+	case r.Type == unix.RTN_UNREACHABLE && r.Priority == lastMetric:
+		k.backup = true
+	case r.Type != unix.RTN_UNICAST || r.LinkIndex != t.o.Device:
+		return k, e, false
+	case len(r.Src) != 0:
+		e.src, _ = netip.AddrFromSlice(r.Src)
+		e.src = e.src.Unmap()
+	}
+	return k, e, true
+}
+
+func (t *Table) put(k key, e entry) error {
+	a := k.dst.Addr()
+	r := &netlink.Route{Table: t.table, Protocol: protocol, Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(k.dst.Bits(), a.BitLen())}}
+	switch {
+	case e.throw:
+		r.Type = unix.RTN_THROW
+	case k.backup:
+		r.Type, r.Priority = unix.RTN_UNREACHABLE, lastMetric
+	default:
+		// Its scope is not that of a link, or the kernel would look for gateways
+		// of other routes there.
+		r.LinkIndex = t.o.Device
+		if e.src.IsValid() {
+			r.Src = e.src.AsSlice()
+		}
+	}
+	err := t.handle.RouteReplace(r)
+	if errors.Is(err, unix.EINVAL) && r.Src != nil { // an address that is not usable yet, or has just gone
+		r.Src = nil
+		err = t.handle.RouteReplace(r)
+	}
+	return err
+}

@@ -1,0 +1,271 @@
+package route
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/ipsec"
+)
+
+const nsEnv = "MISSIU_TEST_NETNS"
+
+// TestMain runs the tests in a network namespace of their own when it may.
+func TestMain(m *testing.M) {
+	if os.Getenv(nsEnv) != "" || os.Geteuid() != 0 || exec.Command("ip", "netns", "list").Run() != nil {
+		os.Exit(m.Run())
+	}
+	os.Exit(runInNetns(fmt.Sprintf("mi-route-%d", os.Getpid())))
+}
+
+func runInNetns(ns string) int {
+	exe, err := os.Executable()
+	if err == nil {
+		err = exec.Command("ip", "netns", "add", ns).Run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer exec.Command("ip", "netns", "del", ns).Run()
+	c := exec.Command("ip", append([]string{"netns", "exec", ns, exe}, os.Args[1:]...)...)
+	c.Env = append(os.Environ(), nsEnv+"="+ns)
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := c.Run(); err != nil {
+		return 1
+	}
+	return 0
+}
+
+func sh(t testing.TB, line string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-ec", line).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// openLab makes e0 (192.0.2.1/24, the default route), e1 (10.1.0.1/24) and the
+// device d0, and a Table for e0.
+func openLab(t *testing.T) *Table {
+	t.Helper()
+	if os.Getenv(nsEnv) == "" {
+		t.Skip("needs root and ip(8): makes interfaces in a network namespace")
+	}
+	Dir = t.TempDir()
+	t.Cleanup(func() { exec.Command("sh", "-c", "for i in e0 e1 d0; do ip link del $i; done").Run() })
+	sh(t, `ip link set lo up
+		for i in e0 e1 d0; do ip link add $i type veth peer name p$i; ip link set p$i up; ip link set $i up; done
+		sysctl -qw net.ipv4.ip_forward=1; ip addr add 192.0.2.1/24 dev e0; ip addr add 10.1.0.1/24 dev e1; ip route add default via 192.0.2.9
+		ip -6 addr add 2001:db8::1/64 dev e0 nodad; ip -6 addr add fd01::1/64 dev e1 nodad; ip -6 route add default via 2001:db8::9`)
+	tb, err := Open(Options{Interface: "e0", Index: index(t, "e0"), Device: index(t, "d0")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		tb.Close()
+		if _, err := Cleanup("e0"); err != nil {
+			t.Errorf("Cleanup: %v", err)
+		}
+	})
+	return tb
+}
+
+func index(t *testing.T, ifname string) int {
+	t.Helper()
+	n, err := strconv.Atoi(sh(t, "cat /sys/class/net/"+ifname+"/ifindex"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func apply(t *testing.T, tb *Table, o PlanOptions, ps ...string) {
+	t.Helper()
+	var l []*ipsec.Policy
+	for _, p := range ps {
+		l = append(l, policy(p))
+	}
+	if err := tb.Apply(Plan(l, nil, o)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// get asks the kernel for the route to dst, given further words for ip(8).
+func get(t *testing.T, dst string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", "ip route get "+dst).CombinedOutput()
+	if err != nil {
+		return strings.TrimSpace(strings.TrimPrefix(string(out), "RTNETLINK answers: "))
+	}
+	dev, src := "", ""
+	f := strings.Fields(string(out))
+	for i, w := range f {
+		switch w {
+		case "dev":
+			dev = f[i+1]
+		case "src":
+			src = " " + f[i+1]
+		}
+	}
+	return dev + src
+}
+
+// until waits for what follows an event.
+func until(t *testing.T, dst, want string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		got := get(t, dst)
+		if got == want {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: got %q, want %q\n%s", dst, got, want, sh(t, "ip rule; ip route show table all; ip -6 route show table all"))
+		}
+	}
+}
+
+func check(t *testing.T, dst, want string) {
+	t.Helper()
+	if got := get(t, dst); got != want {
+		t.Errorf("%s: got %q, want %q", dst, got, want)
+	}
+}
+
+func TestTable(t *testing.T) {
+	tb := openLab(t)
+	before := sh(t, "(ip route; ip -6 route) | sort")
+	apply(t, tb, PlanOptions{}, "protect 10.1.0.0/24 10.2.0.0/16 192.0.2.1 198.51.100.2", "protect fd01::/64 fd02::/64 192.0.2.1 198.51.100.2", "protect 10.9.0.0/24 10.8.0.0/24 192.0.2.1 198.51.100.2")
+	check(t, "10.2.0.2", "d0 10.1.0.1")
+	check(t, "fd02::2", "d0 fd01::1")
+	check(t, "10.2.0.2 oif e0", "e0 192.0.2.1") // what ESP takes
+	check(t, "fd02::2 oif e0", "e0 2001:db8::1")
+	check(t, "198.51.100.2", "e0 192.0.2.1")
+	if got := get(t, "10.8.0.1"); !strings.HasPrefix(got, "d0") || strings.Contains(sh(t, "ip route show table all 10.8.0.0/24 type unicast"), "src") {
+		t.Errorf("without an address of ours in the selector: %s", got)
+	}
+	if n, k := tb.Number(); k != 3 || n <= firstTable {
+		t.Errorf("table %d leads %d destinations, want 3", n, k)
+	}
+	// Addresses come and go.
+	sh(t, "ip addr add 10.9.0.1/24 dev e1")
+	until(t, "10.8.0.1", "d0 10.9.0.1")
+	sh(t, "ip addr del 10.9.0.1/24 dev e1; ip addr add 10.1.0.7/24 dev e1; ip addr del 10.1.0.1/24 dev e1; ip addr add 10.1.0.7/24 dev e1 || true")
+	until(t, "10.2.0.2", "d0 10.1.0.7")
+	sh(t, "ip addr del 10.1.0.7/24 dev e1; ip addr add 10.1.0.1/24 dev e1")
+	until(t, "10.2.0.2", "d0 10.1.0.1")
+	// An address on the device is one that was given for this.
+	sh(t, "ip addr add 10.1.0.77/32 dev d0")
+	until(t, "10.2.0.2", "d0 10.1.0.77")
+	sh(t, "ip addr del 10.1.0.77/32 dev d0")
+	until(t, "10.2.0.2", "d0 10.1.0.1")
+	// Others' more specific routes stay theirs, while they are there.
+	sh(t, "ip route add 10.2.5.0/24 via 10.1.0.9")
+	until(t, "10.2.5.1", "e1 10.1.0.1")
+	check(t, "10.2.6.1", "d0 10.1.0.1")
+	sh(t, "ip route del 10.2.5.0/24")
+	until(t, "10.2.5.1", "d0 10.1.0.1")
+	sh(t, "ip route add 10.2.5.0/24 via 192.0.2.9") // the same way out, so policy's
+	time.Sleep(3 * settle)
+	check(t, "10.2.5.1", "d0 10.1.0.1")
+	sh(t, "ip route del 10.2.5.0/24")
+	// Without the device nothing leaves in clear; with it all is back.
+	sh(t, "ip link set d0 down")
+	check(t, "10.2.0.2", "No route to host")
+	check(t, "fd02::2", "No route to host")
+	check(t, "10.2.0.2 oif e0", "e0 192.0.2.1")
+	sh(t, "ip link set d0 up")
+	until(t, "10.2.0.2", "d0 10.1.0.1")
+	until(t, "fd02::2", "d0 fd01::1")
+	// What somebody takes away comes back.
+	n, _ := tb.Number()
+	sh(t, fmt.Sprintf("ip route flush table %d; ip rule del pref %d; ip -6 rule del pref %d", n, Priority, Priority))
+	until(t, "10.2.0.2", "d0 10.1.0.1")
+	until(t, "fd02::2", "d0 fd01::1")
+	// And goes with its policy.
+	apply(t, tb, PlanOptions{}, "protect fd01::/64 fd02::/64 192.0.2.1 198.51.100.2")
+	check(t, "10.2.0.2", "e0 192.0.2.1")
+	check(t, "fd02::2", "d0 fd01::1")
+	apply(t, tb, PlanOptions{})
+	if got := sh(t, fmt.Sprintf("ip route show table %d; ip -6 route show table %[1]d", n)); got != "" {
+		t.Errorf("left over: %s", got)
+	}
+	if after := sh(t, "(ip route; ip -6 route) | sort"); after != before {
+		t.Errorf("main table before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// A default route into the device: the peer, other interfaces' networks and
+// multicast stay out of it.
+func TestTableDefault(t *testing.T) {
+	tb := openLab(t)
+	apply(t, tb, PlanOptions{}, "protect 10.1.0.0/24 0.0.0.0/0 192.0.2.1 198.51.100.2", "protect fd01::/64 ::/0 2001:db8::1 2001:db8:9::2")
+	for dst, want := range map[string]string{
+		"203.0.113.5": "d0 10.1.0.1", "192.0.2.77": "d0 10.1.0.1", "10.1.0.5": "e1 10.1.0.1", "198.51.100.2": "e0 192.0.2.1", "198.51.100.3": "d0 10.1.0.1",
+		"224.0.0.251": "e0 192.0.2.1", "2001:db8:7::1": "d0 fd01::1", "fd01::5": "e1 fd01::1", "2001:db8:9::2": "e0 2001:db8::1",
+		"10.1.0.5 from 203.0.113.5 iif d0": "e1", // what was decapsulated goes on
+	} {
+		check(t, dst, want)
+	}
+	// The peer's way follows the main table.
+	sh(t, "ip route add 198.51.100.0/24 via 10.1.0.9")
+	check(t, "198.51.100.2", "e1 10.1.0.1")
+	sh(t, "ip route del 198.51.100.0/24")
+	check(t, "198.51.100.2", "e0 192.0.2.1")
+	// The peer itself as the selector.
+	apply(t, tb, PlanOptions{}, "protect 192.0.2.1/32 192.0.2.2/32 192.0.2.1 192.0.2.2")
+	check(t, "192.0.2.2", "d0 192.0.2.1")
+	check(t, "192.0.2.2 oif e0", "e0 192.0.2.1")
+	check(t, "192.0.2.3", "e0 192.0.2.1")
+}
+
+// What a killed instance leaves is in force until the next one's first Apply,
+// or Cleanup.
+func TestTableOfAKilledOne(t *testing.T) {
+	tb := openLab(t)
+	apply(t, tb, PlanOptions{}, "protect 10.1.0.0/24 10.2.0.0/24 192.0.2.1 198.51.100.2", "protect 10.1.0.0/24 10.3.0.0/24 192.0.2.1 198.51.100.2")
+	tb.Close()
+	next, err := Open(tb.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(next.Close)
+	check(t, "10.2.0.2", "d0 10.1.0.1")
+	apply(t, next, PlanOptions{}, "protect 10.1.0.0/24 10.2.0.0/24 192.0.2.1 198.51.100.2")
+	check(t, "10.2.0.2", "d0 10.1.0.1")
+	check(t, "10.3.0.2", "e0 192.0.2.1")
+	if got := sh(t, "ip rule | grep -c ^200:"); got != "1" {
+		t.Errorf("%s rules, want 1", got)
+	}
+	next.Close()
+	sh(t, "ip link del d0; ip link del e0") // with it, all is to go
+	if ok, err := Cleanup("e0"); !ok || err != nil {
+		t.Errorf("Cleanup: got %v, %v", ok, err)
+	}
+	n, _ := next.Number()
+	if got := sh(t, fmt.Sprintf("ip rule | grep ^200: || true; ip -6 rule | grep ^200: || true; ip route show table %d; ip -6 route show table %[1]d", n)); got != "" {
+		t.Errorf("left over: %s", got)
+	}
+	if ok, err := Cleanup("e0"); ok || err != nil {
+		t.Errorf("second Cleanup: got %v, %v", ok, err)
+	}
+}
+
+// A reconciliation of many routes takes no time that a request would notice.
+func BenchmarkWant(b *testing.B) {
+	tb := &Table{}
+	for i := range 10000 {
+		a := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0})
+		tb.wants = append(tb.wants, Want{Dst: netip.PrefixFrom(a, 24), Local: []netip.Prefix{pfx("10.1.0.0/24")}})
+	}
+	h := &host{owned: map[netip.Addr]bool{adr("10.1.0.1"): false, adr("192.0.2.1"): false}}
+	for b.Loop() {
+		tb.want(h)
+	}
+}
