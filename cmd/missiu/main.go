@@ -24,6 +24,7 @@ import (
 	"github.com/missiu/missiu/pkg/datapath/linger"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 	"github.com/missiu/missiu/pkg/datapath/wire"
+	"github.com/missiu/missiu/pkg/datapath/wire/route"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
 )
@@ -35,9 +36,10 @@ const (
 	exitUsage
 )
 
-const usage = `usage: missiu -i INTERFACE [options] startRaw|start|stop|status
+const usage = `usage: missiu -i INTERFACE [options] startRaw|start|startTun|stop|status
 
   startRaw, start   protect what is routed to a new TAP; returns when ready
+  startTun          the same with --tun: a TUN, and routes for what policy covers
   stop              end the instance and leave the host as it was
   status            what the instance does
 
@@ -54,6 +56,8 @@ type options struct {
 	ifname          string
 	log             string
 	tap             string
+	tunName         string
+	routes          string
 	offload         string
 	crypto          string
 	native          string
@@ -64,6 +68,7 @@ type options struct {
 	defaultRule     string
 	cpuProfile      string
 	abstract        string
+	tun             bool
 	foreground      bool
 	child           bool // started by Spawn
 	json            bool
@@ -82,6 +87,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVarP(&o.ifname, "interface", "i", "", "the physical `interface` (required)")
 	f.StringVarP(&o.log, "log", "l", "", "log `file`; a plain name lies under "+daemon.LogDir)
 	f.StringVar(&o.tap, "tap", "", "`name` of the TAP (default: the kernel's next tapN)")
+	f.StringVar(&o.tunName, "tun", "", "a TUN instead of a TAP; --tun=`name` names it (default: the kernel's next tunN)")
+	f.Lookup("tun").NoOptDefVal = tunUnnamed
+	f.StringVar(&o.routes, "routes", "", "auto, sa or none: routes into the device for what policy covers, or has an SA (default: auto with --tun, else none)")
 	f.StringVar(&o.offload, "offload", "auto", "auto, or none: single packets to and from the kernel everywhere")
 	f.StringVar(&o.native, "native", wire.NativeAuto, "how ESP and AH leave: auto, xdp, packet or raw")
 	f.StringVar(&o.udp, "udp", "auto", "auto, or plain: the kernel neither cuts nor joins ESP in UDP")
@@ -122,9 +130,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	verb := f.Arg(0)
 	switch verb {
-	case "startRaw", "start", "stop", "status":
+	case "startRaw", "start", "startTun", "stop", "status":
 	default:
-		return bad("unknown verb %q; want startRaw, start, stop or status", verb)
+		return bad("unknown verb %q; want startRaw, start, startTun, stop or status", verb)
+	}
+	o.tun = verb == "startTun" || f.Changed("tun")
+	if o.tunName == tunUnnamed {
+		o.tunName = ""
+	}
+	if o.routes == "" && !f.Changed("routes") {
+		if o.routes = routesNone; o.tun {
+			o.routes = routesAuto
+		}
 	}
 	switch {
 	case o.ifname == "" && verb != "status":
@@ -133,6 +150,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("-i %q: not a name of an interface", o.ifname)
 	case o.tap != "" && !validIfname(o.tap):
 		return bad("--tap %q: not a name of an interface", o.tap)
+	case o.tunName != "" && !validIfname(o.tunName):
+		return bad("--tun=%s: not a name of an interface", o.tunName)
+	case o.tun && o.tap != "":
+		return bad("--tap %s with a TUN; want --tun=%[1]s", o.tap)
+	case !slices.Contains([]string{routesAuto, routesSA, routesNone}, o.routes):
+		return bad("--routes %q: want auto, sa or none", o.routes)
 	case o.offload != "auto" && o.offload != "none":
 		return bad("--offload %q: want auto or none", o.offload)
 	case !slices.Contains([]string{wire.NativeAuto, wire.NativeXDP, wire.NativePacket, wire.NativeRaw}, o.native):
@@ -167,6 +190,25 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	return exitOK
 }
+
+// tunUnnamed is --tun without a name: no name of an interface.
+const tunUnnamed = "/"
+
+// Values of Status.Mode.
+const (
+	modeRaw = "raw"
+	modeTUN = "tun"
+)
+
+func (o *options) mode() string {
+	if o.tun {
+		return modeTUN
+	}
+	return modeRaw
+}
+
+// device is the name that was asked for, "" for the kernel's choice.
+func (o *options) device() string { return o.tap + o.tunName }
 
 func (o *options) defaultAction() ipsec.Action {
 	if o.defaultRule == "drop" {
@@ -254,11 +296,12 @@ func stopDead(ifname, path string) error {
 		return err
 	}
 	defer lock.Close()
-	removed, err := wire.Cleanup(ifname)
-	if err != nil {
+	routed, err := route.Cleanup(ifname)
+	removed, err2 := wire.Cleanup(ifname)
+	if err := errors.Join(err, err2); err != nil {
 		return err
 	}
-	if removeState(ifname) || removed {
+	if removeState(ifname) || removed || routed {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", ifname, keysock.ErrNoInstance)

@@ -19,14 +19,19 @@ const settle = 50 * time.Millisecond
 type recorder struct {
 	*keyengine.Engine
 	changed chan struct{}
+	reroute func(atOnce bool)
 }
 
-func newRecorder(e *keyengine.Engine) *recorder { return &recorder{e, make(chan struct{}, 1)} }
+func newRecorder(e *keyengine.Engine, reroute func(atOnce bool)) *recorder {
+	return &recorder{e, make(chan struct{}, 1), reroute}
+}
 
 // note tells of a change, but not of one in a transaction, whose Commit is the
-// change: a load of many entries would otherwise be saved over and over.
-func (r *recorder) note(conn uint64, err error) {
+// change: a load of many entries would otherwise be saved over and over. Changes
+// of many entries are routed at once.
+func (r *recorder) note(conn uint64, err error, atOnce bool) {
 	if err == nil && !r.Drafting(conn) {
+		r.reroute(atOnce)
 		select {
 		case r.changed <- struct{}{}:
 		default:
@@ -36,37 +41,37 @@ func (r *recorder) note(conn uint64, err error) {
 
 func (r *recorder) AddPolicy(conn uint64, p *ipsec.Policy) (*keysock.PolicyInfo, error) {
 	i, err := r.Engine.AddPolicy(conn, p)
-	r.note(conn, err)
+	r.note(conn, err, false)
 	return i, err
 }
 
 func (r *recorder) UpdatePolicy(conn uint64, p *ipsec.Policy) (*keysock.PolicyInfo, error) {
 	i, err := r.Engine.UpdatePolicy(conn, p)
-	r.note(conn, err)
+	r.note(conn, err, false)
 	return i, err
 }
 
 func (r *recorder) DeletePolicy(conn uint64, dir ipsec.Direction, sel ipsec.Selector) (*keysock.PolicyInfo, error) {
 	i, err := r.Engine.DeletePolicy(conn, dir, sel)
-	r.note(conn, err)
+	r.note(conn, err, false)
 	return i, err
 }
 
 func (r *recorder) DeletePolicyID(conn uint64, id uint32) (*keysock.PolicyInfo, error) {
 	i, err := r.Engine.DeletePolicyID(conn, id)
-	r.note(conn, err)
+	r.note(conn, err, false)
 	return i, err
 }
 
 func (r *recorder) FlushPolicies(conn uint64) bool {
 	removed := r.Engine.FlushPolicies(conn)
-	r.note(conn, nil)
+	r.note(conn, nil, true)
 	return removed
 }
 
 func (r *recorder) Commit(conn uint64) error {
 	err := r.Engine.Commit(conn)
-	r.note(conn, err)
+	r.note(conn, err, true)
 	return err
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/missiu/missiu/pkg/datapath/spd"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 	"github.com/missiu/missiu/pkg/datapath/wire"
+	"github.com/missiu/missiu/pkg/datapath/wire/route"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keyengine"
 	"github.com/missiu/missiu/pkg/keysock"
@@ -53,6 +54,8 @@ type instance struct {
 	srv   *keysock.Server
 	natt  *natt.Server
 	eng   *datapath.Engine
+
+	routes *routing // nil: --routes none
 
 	undiverted bool // a change of the divert set went wrong: all is to be set
 }
@@ -164,13 +167,23 @@ func (in *instance) open(adopted string) (err error) {
 		return err
 	}
 	link := in.wire.Link()
-	name := in.o.tap
+	name := in.o.device()
 	if name == "" {
 		name = adopted
 	}
-	in.tap, err = tap.Open(tap.Options{Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, link.MTU-worstOverhead), Offload: in.o.offload, ReadOffload: true, Queues: in.o.queues, Wait: in.o.wait})
+	in.tap, err = tap.Open(tap.Options{
+		TUN: in.o.tun, Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, link.MTU-worstOverhead),
+		Offload: in.o.offload, ReadOffload: true, Queues: in.o.queues, Up: in.o.routes != routesNone, Wait: in.o.wait,
+	})
 	if err != nil {
 		return err
+	}
+	if in.o.routes != routesNone {
+		t, err := route.Open(route.Options{Interface: ifname, Index: link.Index, Device: in.tap.Index()})
+		if err != nil {
+			return fmt.Errorf("routes: %w", err)
+		}
+		in.routes = &routing{table: t}
 	}
 	if lack := in.missing(); lack != "" {
 		in.log.Warn("the kernel lacks an offload of the tap; slower", zap.String("lack", lack))
@@ -196,13 +209,14 @@ func (in *instance) open(adopted string) (err error) {
 		LegacyRefused: func(id ipsec.SAID, e alg.Encr, a alg.Integ) {
 			in.log.Warn("SA with a legacy algorithm refused; --allow-legacy takes it", zap.Stringer("sa", id), zap.Stringer("encr", e), zap.Stringer("auth", a))
 		},
-		Installed: func(k sad.OutKey) { in.eng.Installed(k) },
+		Installed: func(k sad.OutKey) { in.eng.Installed(k); in.saChanged() },
+		Removed:   func(*sad.SA) { in.saChanged() },
 		Failed:    func(k sad.OutKey) { in.eng.Failed(k) },
 		Overhead:  in.overhead,
 		Divert:    in.divert,
 		Status:    in.status,
 	})
-	in.rec = newRecorder(in.keys)
+	in.rec = newRecorder(in.keys, in.reroute)
 	c := datapath.Config{
 		TAP: in.tap, Wire: in.wire, SAD: db, SPD: pol, Default: in.o.defaultAction(), KeepMSS: in.o.mss == "keep",
 		NeedSA: in.keys.NeedSA, LimitReached: in.keys.LimitReached, NewMapping: in.keys.NewMapping,
@@ -239,6 +253,7 @@ func (in *instance) open(adopted string) (err error) {
 	if len(saved) > 0 {
 		in.log.Warn("took over after an instance that was killed", zap.Int("policies", len(saved)))
 	}
+	in.reroute(true)
 	in.natt, err = natt.Listen(nattPath(ifname), in.sendIKE)
 	return err
 }
@@ -272,6 +287,12 @@ func (in *instance) follow(ctx context.Context) error {
 			return nil
 		case f := <-in.wire.Fallbacks():
 			in.log.Warn("a fast path is not to be had", zap.String("path", f.Path), zap.String("instead", f.To), zap.Error(f.Err))
+		case err := <-in.routeErrors():
+			if err != nil {
+				in.log.Error("routes are not as policy wants them; tried again", zap.Error(err))
+			} else {
+				in.log.Info("routes are as policy wants them again")
+			}
 		case err := <-in.wire.Tampered():
 			if err != nil {
 				in.log.Error("somebody removed rules of the packet filter; clear text may come in until they are back", zap.Error(err))
@@ -286,6 +307,7 @@ func (in *instance) follow(ctx context.Context) error {
 				return nil
 			}
 			in.srv.Do(in.overhead)
+			in.srv.Do(func() { in.reroute(false) }) // tunnels may leave our end open
 			in.log.Info("interface changed", zap.Bool("up", l.Up), zap.Int("mtu", l.MTU), zap.Stringer("mac", l.MAC))
 		}
 	}
@@ -373,9 +395,9 @@ func (in *instance) status() ([]byte, error) {
 	link, ks, es := in.wire.Link(), in.keys.Stats(), in.eng.Stats()
 	from, to := in.wire.Path()
 	s := Status{
-		Interface: in.o.ifname, Pid: os.Getpid(), Version: buildVersion(), Since: in.since, Mode: "raw",
+		Interface: in.o.ifname, Pid: os.Getpid(), Version: buildVersion(), Since: in.since, Mode: in.o.mode(),
 		Default: in.o.defaultRule, MTU: link.MTU,
-		TAP:   TAPStatus{in.tap.Name(), in.tap.MAC().String(), in.tap.MTU()},
+		TAP: TAPStatus{in.tap.Name(), in.tap.MAC().String(), in.tap.MTU()}, Routes: in.routeStatus(),
 		Paths: map[string]string{"native esp": "in: " + from + "; out: " + to, "esp in udp": "off: port 4500 is taken", "tap offload": in.tapPath(), "aes": aead.Implementation()},
 		SAs:   ks.SAs, Policies: ks.Policies, Held: in.eng.Held(), Counters: es.Map(),
 	}
@@ -457,6 +479,12 @@ func (in *instance) closeDevices() {
 	}
 	for _, u := range in.udps {
 		u.Close()
+	}
+	if in.routes != nil {
+		in.routes.table.Close()
+	}
+	if _, err := route.Cleanup(in.o.ifname); err != nil { // also of an instance before
+		in.log.Error("routes stay", zap.Error(err))
 	}
 	if in.tap != nil {
 		if err := in.tap.Persist(false); err != nil {

@@ -25,9 +25,10 @@ type Status struct {
 	Pid       int               `json:"pid"`
 	Version   string            `json:"version"`
 	Since     time.Time         `json:"since"`
-	Mode      string            `json:"mode"` // "raw"
+	Mode      string            `json:"mode"` // "raw", "tun"
 	Default   string            `json:"default"`
-	TAP       TAPStatus         `json:"tap"`
+	TAP       TAPStatus         `json:"tap"` // or TUN
+	Routes    RouteStatus       `json:"routes"`
 	MTU       int               `json:"mtu"` // of the interface
 	Paths     map[string]string `json:"paths"`
 	SAs       int               `json:"sas"`
@@ -144,7 +145,14 @@ func ask(path string) (*Status, error) {
 func (s *Status) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(t, "%s\tpid %d, up %v, mtu %d\n", s.Interface, s.Pid, time.Since(s.Since).Truncate(time.Second), s.MTU)
-	fmt.Fprintf(t, "  tap\t%s, %s, mtu %d\n", s.TAP.Name, s.TAP.MAC, s.TAP.MTU)
+	if s.Mode == modeTUN {
+		fmt.Fprintf(t, "  tun\t%s, mtu %d\n", s.TAP.Name, s.TAP.MTU)
+	} else {
+		fmt.Fprintf(t, "  tap\t%s, %s, mtu %d\n", s.TAP.Name, s.TAP.MAC, s.TAP.MTU)
+	}
+	if r := s.Routes; r.Table != 0 {
+		fmt.Fprintf(t, "  routes\t%s: %d destinations in table %d, rule %d\n", r.Mode, r.Destinations, r.Table, r.Rule)
+	}
 	for _, k := range sortedKeys(s.Paths) {
 		fmt.Fprintf(t, "  %s\t%s\n", k, s.Paths[k])
 	}

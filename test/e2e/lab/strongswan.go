@@ -24,6 +24,7 @@ type SwanConn struct {
 	IKERekey          string
 	DPD               string // "" for none
 	OpenSSL           bool   // its algorithms before strongSwan's own, which are slow
+	Settings          string // further lines of strongswan.conf's section charon
 }
 
 // The plugins by name: Debian's default is to load what is installed, and
@@ -57,6 +58,7 @@ func StartStrongSwan(h *Host, c SwanConn) *StrongSwan {
       default = -1
     }
   }
+`+c.Settings+`
 }
 swanctl {
   load = random
