@@ -16,6 +16,7 @@ const defaultConf = "/etc/missiu/ike.conf"
 const usage = `usage: ike [options] local_ip_addr ...
        ike status [--json]
        ike up|down|rekey [--timeout TIME] RULE
+       ike explain [-f FILE] [-a ADDRESS] CAPTURE
 
 The key daemon of missiu: IKEv2 on UDP ports 500 and 4500 of the given local
 addresses. It stays in the foreground. With a word in place of the address: a

@@ -24,7 +24,7 @@ var verbs map[string]func(args []string, stdout, stderr io.Writer) int
 
 func init() {
 	verbs = map[string]func([]string, io.Writer, io.Writer) int{
-		"status": status, "up": operate, "down": operate, "rekey": operate,
+		"status": status, "up": operate, "down": operate, "rekey": operate, "explain": explainFile,
 	}
 }
 

@@ -26,6 +26,8 @@ func TestRunExits(t *testing.T) {
 	open := write("open", "correct horse battery\n", 0o644)
 	odd := write("odd", "0x123\n", 0o600)
 	empty := write("empty", "\n", 0o600)
+	// Without the key of its rule: explain does not ask for it.
+	conf := write("ike.conf", `rule "a" { auth_method preshared remote_addr 10.0.0.2 }`, 0o644)
 	link := filepath.Join(dir, "link")
 	if err := os.Symlink(good, link); err != nil {
 		t.Fatal(err)
@@ -46,6 +48,11 @@ func TestRunExits(t *testing.T) {
 		{[]string{"down", "a", "b"}, 2, "", "ike down: want the label of one rule"},
 		{[]string{"rekey", "--timeout", "-1s", "a"}, 2, "", "want a time above 0"},
 		{[]string{"rekey", "--tmieout", "1s", "a"}, 2, "", "unknown flag"},
+		{[]string{"explain"}, 2, "", "ike explain: want one capture"},
+		{[]string{"explain", "-a", "me", "x"}, 2, "", "want an IP address"},
+		{[]string{"explain", "-f", filepath.Join(dir, "none.conf"), "x"}, 3, "", "none.conf"},
+		{[]string{"explain", "-f", conf, filepath.Join(dir, "none.pcap")}, 1, "", "no such file"},
+		{[]string{"explain", "-f", conf, good}, 1, "", "ike explain: " + good + ": neither pcap nor pcapng"},
 		{[]string{"status"}, 1, "", "ike status: no ike is running"},
 		{[]string{"up", "a"}, 1, "", "ike up: no ike is running"},
 		{[]string{"-p", "@" + good}, 2, "", "no local address"},

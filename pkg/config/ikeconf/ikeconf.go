@@ -84,6 +84,16 @@ func Parse(fsys Files, confPath, secretsPath string) (*Config, []Diagnostic) {
 // level in the language of the file, as "dpd_secs 5m childsa_lifetime_secs 2h".
 // They replace those of the file; what a rule says itself still wins.
 func ParseWith(fsys Files, confPath, secretsPath, override string) (*Config, []Diagnostic) {
+	return parseAll(fsys, confPath, secretsPath, override, true)
+}
+
+// ParseRules is ParseWith without the secrets, for whoever only asks what the
+// rules say: no key is missed, none is had.
+func ParseRules(fsys Files, confPath, override string) (*Config, []Diagnostic) {
+	return parseAll(fsys, confPath, "", override, false)
+}
+
+func parseAll(fsys Files, confPath, secretsPath, override string, withSecrets bool) (*Config, []Diagnostic) {
 	l := newList(confPath)
 	src, err := read(fsys, confPath, false)
 	if err != nil {
@@ -111,9 +121,13 @@ func ParseWith(fsys Files, confPath, secretsPath, override string) (*Config, []D
 	}
 
 	sl := newList(secretsPath)
-	raw, err := read(fsys, secretsPath, true)
+	var raw []byte
+	if withSecrets {
+		raw, err = read(fsys, secretsPath, true)
+	}
 	defer clear(raw)
 	switch {
+	case !withSecrets:
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		sl.errorf(Pos{}, "%s", err)
@@ -129,7 +143,7 @@ func ParseWith(fsys Files, confPath, secretsPath, override string) (*Config, []D
 		}
 	}
 	// Without all of the secrets nothing is known to be missing.
-	if !l.Failed() && !sl.Failed() {
+	if withSecrets && !l.Failed() && !sl.Failed() {
 		c.checkSecrets(l)
 	}
 	ds := append(l.All(), sl.All()...)
