@@ -201,13 +201,16 @@ const (
 	PRFHMACSHA256     // RFC 4868
 	PRFHMACSHA384     // RFC 4868
 	PRFHMACSHA512     // RFC 4868
+	PRFAESXCBC        // AES-XCBC-PRF-128, RFC 4434
+	PRFAESCMAC        // AES-CMAC-PRF-128, RFC 4615
 	numPRF
 )
 
 var prfs = [numPRF]struct {
 	name string
 	n    int
-}{{"none", 0}, {"hmac-sha1", 20}, {"hmac-sha256", 32}, {"hmac-sha384", 48}, {"hmac-sha512", 64}}
+}{{"none", 0}, {"hmac-sha1", 20}, {"hmac-sha256", 32}, {"hmac-sha384", 48}, {"hmac-sha512", 64},
+	{"aes-xcbc", 16}, {"aes-cmac", 16}}
 
 func (p PRF) String() string {
 	if p >= numPRF {
@@ -233,22 +236,33 @@ type KE uint16
 
 // Key exchange methods.
 const (
-	KENone     KE = 0
-	KEMODP2048 KE = 14 // RFC 3526
-	KEMODP3072 KE = 15 // RFC 3526
-	KEMODP4096 KE = 16 // RFC 3526
-	KEECP256   KE = 19 // RFC 5903
-	KEECP384   KE = 20 // RFC 5903
-	KEECP521   KE = 21 // RFC 5903
-	KEX25519   KE = 31 // RFC 8031
+	KENone      KE = 0
+	KEMODP2048  KE = 14 // RFC 3526
+	KEMODP3072  KE = 15 // RFC 3526
+	KEMODP4096  KE = 16 // RFC 3526
+	KEMODP6144  KE = 17 // RFC 3526
+	KEMODP8192  KE = 18 // RFC 3526
+	KEECP256    KE = 19 // RFC 5903
+	KEECP384    KE = 20 // RFC 5903
+	KEECP521    KE = 21 // RFC 5903
+	KEX25519    KE = 31 // RFC 8031
+	KEX448      KE = 32 // RFC 8031
+	KEMLKEM768  KE = 36 // FIPS 203
+	KEMLKEM1024 KE = 37 // FIPS 203
 )
+
+// KEM reports whether k is a key encapsulation mechanism: the responder's answer
+// is made for the initiator's public key, and neither side's value is of use
+// with another.
+func (k KE) KEM() bool { return k == KEMLKEM768 || k == KEMLKEM1024 }
 
 var kes = []struct {
 	ke   KE
 	name string
 }{
 	{KEX25519, "x25519"}, {KEECP256, "ecp256"}, {KEECP384, "ecp384"}, {KEECP521, "ecp521"},
-	{KEMODP2048, "modp2048"}, {KEMODP3072, "modp3072"}, {KEMODP4096, "modp4096"},
+	{KEX448, "x448"}, {KEMODP2048, "modp2048"}, {KEMODP3072, "modp3072"}, {KEMODP4096, "modp4096"},
+	{KEMODP6144, "modp6144"}, {KEMODP8192, "modp8192"}, {KEMLKEM768, "ml-kem-768"}, {KEMLKEM1024, "ml-kem-1024"},
 }
 
 func (k KE) String() string {

@@ -1,13 +1,19 @@
 // Package dh computes the key exchange methods of IKE behind one interface:
-// the MODP groups of RFC 3526, the ECP groups of RFC 5903 and Curve25519 of
-// RFC 8031. It hides group parameters, encodings and the checks of the peer's
-// public value that RFC 6989 asks for. IKE's state machines call it; the data
-// path never does.
+// the MODP groups of RFC 3526, the ECP groups of RFC 5903, Curve25519 and
+// Curve448 of RFC 8031, and ML-KEM of FIPS 203. It hides group parameters,
+// encodings and the checks of the peer's public value that RFC 6989 asks for.
+// IKE's state machines call it; the data path never does.
+//
+//	initiator                       responder
+//	Generate, Public      --KEi-->  Respond
+//	Shared                <--KEr--
 //
 // Private values are made for one exchange and used with one peer's public
 // value. All arithmetic on them is constant time: crypto/ecdh for the curves,
-// filippo.io/bigmod for MODP (math/big, whose running time and memory access
-// depend on the exponent, takes part in nothing secret).
+// crypto/mlkem, circl for Curve448, and filippo.io/bigmod for MODP (math/big,
+// whose running time and memory access depend on the exponent, takes part in
+// nothing secret). The Brainpool curves are missing: no library has them in
+// constant time.
 package dh
 
 import (
@@ -27,11 +33,14 @@ type PrivateKey interface {
 	// Public returns our public value as the KE payload carries it,
 	// PublicLen octets: MODP big-endian with leading zeros up to the length
 	// of the prime (RFC 7296, 3.4), ECP x|y without a point format octet
-	// (RFC 5903, 7), Curve25519 the 32 octets of RFC 7748. The caller owns it.
+	// (RFC 5903, 7), Curve25519 the 32 octets of RFC 7748, ML-KEM the
+	// encapsulation key. The caller owns it.
 	Public() []byte
 	// Shared computes g^ir from the peer's public value, in the form that
 	// SKEYSEED takes: MODP g^ir with leading zeros up to the length of the
 	// prime (RFC 7296, 2.14), ECP x only (RFC 5903, 7), Curve25519 32 octets.
+	// For ML-KEM the peer's value is the ciphertext that Respond made; one
+	// that was altered gives a secret that nobody else has, without an error.
 	// The error is a *LengthError, or wraps ErrInvalidPublic: the peer's
 	// fault both. The caller wipes the result.
 	Shared(peer []byte) (ipsec.Key, error)
@@ -72,18 +81,29 @@ type method interface {
 	generate(rand io.Reader) (PrivateKey, error)
 }
 
+// kem is a method whose responder has no key of its own.
+type kem interface {
+	respond(peer []byte) (public []byte, shared ipsec.Key, err error)
+}
+
 var methods = map[alg.KE]method{
 	alg.KEMODP2048: newMODP(alg.KEMODP2048, prime2048, 40),
 	alg.KEMODP3072: newMODP(alg.KEMODP3072, prime3072, 53),
 	alg.KEMODP4096: newMODP(alg.KEMODP4096, prime4096, 60),
+	alg.KEMODP6144: newMODP(alg.KEMODP6144, prime6144, 68),
+	alg.KEMODP8192: newMODP(alg.KEMODP8192, prime8192, 78),
 	alg.KEECP256:   newECP(alg.KEECP256),
 	alg.KEECP384:   newECP(alg.KEECP384),
 	alg.KEECP521:   newECP(alg.KEECP521),
 	alg.KEX25519:   x25519{},
+	alg.KEX448:     x448Method{},
+
+	alg.KEMLKEM768:  mlkem768{},
+	alg.KEMLKEM1024: mlkem1024{},
 }
 
-// PublicLen returns the length in octets of a public value of ke, 0 for a
-// method that is not supported.
+// PublicLen returns the length in octets of an initiator's public value of ke, 0
+// for a method that is not supported.
 func PublicLen(ke alg.KE) int {
 	m, ok := methods[ke]
 	if !ok {
@@ -104,4 +124,23 @@ func Generate(ke alg.KE, r io.Reader) (PrivateKey, error) {
 		r = rand.Reader
 	}
 	return m.generate(r)
+}
+
+// Respond is the responder's whole part: from the initiator's public value it
+// makes ours, and the shared secret. r is as for Generate, but crypto/mlkem takes
+// nothing from it. Errors are those of Generate and Shared. The caller wipes the
+// secret.
+func Respond(ke alg.KE, r io.Reader, peer []byte) (public []byte, shared ipsec.Key, err error) {
+	if m, ok := methods[ke].(kem); ok {
+		return m.respond(peer)
+	}
+	k, err := Generate(ke, r)
+	if err != nil {
+		return nil, ipsec.Key{}, err
+	}
+	defer k.Wipe()
+	if shared, err = k.Shared(peer); err != nil {
+		return nil, ipsec.Key{}, err
+	}
+	return k.Public(), shared, nil
 }

@@ -56,44 +56,71 @@ func (c *counter) Read(b []byte) (int, error) {
 }
 
 var publicLens = map[alg.KE]int{
-	alg.KEMODP2048: 256, alg.KEMODP3072: 384, alg.KEMODP4096: 512,
-	alg.KEECP256: 64, alg.KEECP384: 96, alg.KEECP521: 132, alg.KEX25519: 32,
+	alg.KEMODP2048: 256, alg.KEMODP3072: 384, alg.KEMODP4096: 512, alg.KEMODP6144: 768, alg.KEMODP8192: 1024,
+	alg.KEECP256: 64, alg.KEECP384: 96, alg.KEECP521: 132, alg.KEX25519: 32, alg.KEX448: 56,
+	alg.KEMLKEM768: 1184, alg.KEMLKEM1024: 1568,
 }
 
 var sharedLens = map[alg.KE]int{
-	alg.KEMODP2048: 256, alg.KEMODP3072: 384, alg.KEMODP4096: 512,
-	alg.KEECP256: 32, alg.KEECP384: 48, alg.KEECP521: 66, alg.KEX25519: 32,
+	alg.KEMODP2048: 256, alg.KEMODP3072: 384, alg.KEMODP4096: 512, alg.KEMODP6144: 768, alg.KEMODP8192: 1024,
+	alg.KEECP256: 32, alg.KEECP384: 48, alg.KEECP521: 66, alg.KEX25519: 32, alg.KEX448: 56,
+	alg.KEMLKEM768: 32, alg.KEMLKEM1024: 32,
 }
 
 // Both sides of every method get the same secret, of the right lengths.
 func TestAgreement(t *testing.T) {
 	for _, ke := range alg.AllKE() {
 		t.Run(ke.String(), func(t *testing.T) {
-			a, b := generate(t, ke, nil), generate(t, ke, nil)
+			a, other := generate(t, ke, nil), generate(t, ke, nil)
 			if a.KE() != ke {
 				t.Errorf("KE() = %v, want %v", a.KE(), ke)
 			}
-			for _, k := range []PrivateKey{a, b} {
-				if got, want := len(k.Public()), publicLens[ke]; got != want || PublicLen(ke) != want {
-					t.Errorf("public value of %d octets, PublicLen %d, want %d", got, PublicLen(ke), want)
-				}
+			if got, want := len(a.Public()), publicLens[ke]; got != want || PublicLen(ke) != want {
+				t.Errorf("public value of %d octets, PublicLen %d, want %d", got, PublicLen(ke), want)
 			}
-			if bytes.Equal(a.Public(), b.Public()) {
+			if bytes.Equal(a.Public(), other.Public()) {
 				t.Error("two keys have the same public value")
 			}
-			za, err := a.Shared(b.Public())
+			pub, zb, err := Respond(ke, nil, a.Public())
 			if err != nil {
 				t.Fatal(err)
 			}
-			zb, err := b.Shared(a.Public())
+			if len(pub) != responseLens(ke) {
+				t.Errorf("responder's value of %d octets, want %d", len(pub), responseLens(ke))
+			}
+			za, err := a.Shared(pub)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if !za.Equal(zb) || za.Len() != sharedLens[ke] {
 				t.Errorf("secrets equal %v, %d octets; want equal, %d octets", za.Equal(zb), za.Len(), sharedLens[ke])
 			}
+			if zo, err := other.Shared(pub); err == nil && zo.Equal(za) {
+				t.Error("another key gives the same secret")
+			}
 		})
 	}
+}
+
+// responseLens are the octets of a responder's value.
+func responseLens(ke alg.KE) int {
+	switch ke {
+	case alg.KEMLKEM768:
+		return 1088
+	case alg.KEMLKEM1024:
+		return 1568
+	}
+	return publicLens[ke]
+}
+
+// response makes a responder's value for k.
+func response(t testing.TB, k PrivateKey) []byte {
+	t.Helper()
+	b, _, err := Respond(k.KE(), nil, k.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func TestGenerateFromReader(t *testing.T) {
@@ -115,7 +142,7 @@ func TestGenerateFromReader(t *testing.T) {
 func TestWipe(t *testing.T) {
 	for _, ke := range alg.AllKE() {
 		k := generate(t, ke, nil)
-		peer := generate(t, ke, nil).Public()
+		peer := response(t, k)
 		k.Wipe()
 		if _, err := k.Shared(peer); !errors.Is(err, ErrWiped) {
 			t.Errorf("%v: Shared after Wipe: got %v, want %v", ke, err, ErrWiped)
@@ -124,7 +151,7 @@ func TestWipe(t *testing.T) {
 }
 
 func TestUnsupported(t *testing.T) {
-	for _, ke := range []alg.KE{alg.KENone, 1, 2, 5, 32, 65535} {
+	for _, ke := range []alg.KE{alg.KENone, 1, 2, 5, 30, 35, 65535} {
 		_, err := Generate(ke, nil)
 		var e *UnsupportedError
 		if !errors.As(err, &e) || e.KE != ke {
@@ -133,18 +160,27 @@ func TestUnsupported(t *testing.T) {
 		if PublicLen(ke) != 0 {
 			t.Errorf("PublicLen(%v) = %d, want 0", ke, PublicLen(ke))
 		}
+		if _, _, err := Respond(ke, nil, nil); !errors.As(err, &e) {
+			t.Errorf("Respond(%v): got %v, want an UnsupportedError", ke, err)
+		}
 	}
 }
 
 func TestWrongLength(t *testing.T) {
 	for _, ke := range alg.AllKE() {
 		k := generate(t, ke, nil)
-		good := generate(t, ke, nil).Public()
-		for _, peer := range [][]byte{nil, {}, good[1:], good[:len(good)-1], append([]byte{0}, good...), append([]byte{4}, good...)} {
-			_, err := k.Shared(peer)
-			var e *LengthError
-			if !errors.As(err, &e) || e.Got != len(peer) || e.Want != len(good) {
-				t.Errorf("%v: %d octets: got %v, want a LengthError", ke, len(peer), err)
+		shared := func(b []byte) error { _, err := k.Shared(b); return err }
+		respond := func(b []byte) error { _, _, err := Respond(ke, nil, b); return err }
+		for _, x := range []struct {
+			good []byte
+			f    func([]byte) error
+		}{{response(t, k), shared}, {k.Public(), respond}} {
+			for _, peer := range [][]byte{nil, {}, x.good[1:], x.good[:len(x.good)-1], append([]byte{0}, x.good...), append([]byte{4}, x.good...)} {
+				err := x.f(peer)
+				var e *LengthError
+				if !errors.As(err, &e) || e.Got != len(peer) || e.Want != len(x.good) {
+					t.Errorf("%v: %d octets: got %v, want a LengthError", ke, len(peer), err)
+				}
 			}
 		}
 	}
@@ -152,7 +188,7 @@ func TestWrongLength(t *testing.T) {
 
 // RFC 6989, 2.1: only 1 < y < p-1.
 func TestMODPRange(t *testing.T) {
-	for _, ke := range []alg.KE{alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096} {
+	for _, ke := range []alg.KE{alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096, alg.KEMODP6144, alg.KEMODP8192} {
 		p := new(big.Int).SetBytes(methods[ke].(*modp).prime)
 		n := PublicLen(ke)
 		k := generate(t, ke, nil)
@@ -174,7 +210,7 @@ func TestMODPRange(t *testing.T) {
 // The results are those of math/big, with leading zeros kept: the exponent 10
 // gives 2^10, nearly all zeros.
 func TestMODPAgainstBig(t *testing.T) {
-	for _, ke := range []alg.KE{alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096} {
+	for _, ke := range []alg.KE{alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096, alg.KEMODP6144, alg.KEMODP8192} {
 		g := methods[ke].(*modp)
 		p := new(big.Int).SetBytes(g.prime)
 		long := make([]byte, g.expLen)
@@ -202,10 +238,10 @@ func TestMODPAgainstBig(t *testing.T) {
 	}
 }
 
-// RFC 3526, 3-5: p = 2^n - 2^(n-64) - 1 + 2^64 * ([2^(n-130) pi] + k), a safe
+// RFC 3526, 3-7: p = 2^n - 2^(n-64) - 1 + 2^64 * ([2^(n-130) pi] + k), a safe
 // prime in whose group 2 generates the subgroup of order (p-1)/2.
 func TestMODPPrimes(t *testing.T) {
-	const bits = 4200
+	const bits = 8300
 	arctan := func(x int64) *big.Int { // of 1/x, times 2^bits
 		term := new(big.Int).Div(new(big.Int).Lsh(big.NewInt(1), bits), big.NewInt(x))
 		sum, x2 := new(big.Int).Set(term), big.NewInt(x*x)
@@ -227,7 +263,8 @@ func TestMODPPrimes(t *testing.T) {
 		ke alg.KE
 		n  uint
 		k  int64
-	}{{alg.KEMODP2048, 2048, 124476}, {alg.KEMODP3072, 3072, 1690314}, {alg.KEMODP4096, 4096, 240904}} {
+	}{{alg.KEMODP2048, 2048, 124476}, {alg.KEMODP3072, 3072, 1690314}, {alg.KEMODP4096, 4096, 240904},
+		{alg.KEMODP6144, 6144, 929484}, {alg.KEMODP8192, 8192, 4743158}} {
 		want := new(big.Int).Rsh(pi, bits-(tt.n-130))
 		want.Add(want, big.NewInt(tt.k)).Lsh(want, 64)
 		want.Add(want, pow(tt.n)).Sub(want, pow(tt.n-64)).Sub(want, big.NewInt(1))
@@ -236,7 +273,11 @@ func TestMODPPrimes(t *testing.T) {
 			t.Errorf("%v: prime %x, want %x", tt.ke, got, want)
 		}
 		q := new(big.Int).Rsh(got, 1)
-		if !got.ProbablyPrime(1) || !q.ProbablyPrime(1) {
+		// One round of Fermat's test to base 3 each; the formula has fixed the rest.
+		fermat := func(n *big.Int) bool {
+			return new(big.Int).Exp(big.NewInt(3), new(big.Int).Sub(n, big.NewInt(1)), n).Cmp(big.NewInt(1)) == 0
+		}
+		if !fermat(got) || !fermat(q) {
 			t.Errorf("%v: not a safe prime", tt.ke)
 		}
 		if new(big.Int).Exp(big.NewInt(2), q, got).Cmp(big.NewInt(1)) != 0 {
@@ -406,6 +447,7 @@ func FuzzShared(f *testing.F) {
 		keys[ke] = generate(f, ke, new(counter))
 		f.Add(uint16(ke), keys[ke].Public())
 		f.Add(uint16(ke), make([]byte, PublicLen(ke)))
+		f.Add(uint16(ke), response(f, keys[ke]))
 	}
 	f.Fuzz(func(t *testing.T, ke uint16, peer []byte) {
 		k := keys[alg.KE(ke)]
@@ -416,18 +458,94 @@ func FuzzShared(f *testing.F) {
 		if (err == nil) != (z.Len() == sharedLens[alg.KE(ke)]) {
 			t.Errorf("secret of %d octets with error %v", z.Len(), err)
 		}
+		pub, z, err := Respond(alg.KE(ke), nil, peer)
+		if (err == nil) != (z.Len() == sharedLens[alg.KE(ke)]) || (err == nil) != (len(pub) == responseLens(alg.KE(ke))) {
+			t.Errorf("responder: secret of %d octets, value of %d, with error %v", z.Len(), len(pub), err)
+		}
 	})
 }
 
 func BenchmarkExchange(b *testing.B) {
 	for _, ke := range alg.AllKE() {
 		b.Run(ke.String(), func(b *testing.B) {
-			peer := generate(b, ke, nil).Public()
 			for b.Loop() {
-				if _, err := generate(b, ke, nil).Shared(peer); err != nil {
+				k := generate(b, ke, nil)
+				if _, err := k.Shared(response(b, k)); err != nil {
 					b.Fatal(err)
 				}
 			}
 		})
+	}
+}
+
+// RFC 7748, 6.2.
+func TestX448Vector(t *testing.T) {
+	alice := unhex(t, "9a8f4925d1519f5775cf46b04b5800d4ee9ee8bae8bc5565d498c28dd9c9baf574a9419744897391006382a6f127ab1d9ac2d8c0a598726b")
+	bob := unhex(t, "3eb7a829b0cd20f5bcfc0b599b6feccf6da4627107bdb0d4f345b43027d8b972fc3e34fb4232a13ca706dcb57aec3dae07bdc1c67bf33609")
+	k := generate(t, alg.KEX448, bytes.NewReader(alice))
+	z, err := k.Shared(bob)
+	if want := "07fff4181ac6cc95ec1c16a94a0f74d12da232ce40a77552281d282bb60c0b56fd2464c335543936521c24403085d59a449a5037514a879d"; err != nil || hex.EncodeToString(z.Bytes()) != want {
+		t.Errorf("got %x, %v; want %s", z.Bytes(), err, want)
+	}
+	for _, low := range []byte{0, 1} {
+		b := make([]byte, 56)
+		b[0] = low
+		if _, err := k.Shared(b); !errors.Is(err, ErrInvalidPublic) {
+			t.Errorf("point %d of low order: got %v, want %v", low, err, ErrInvalidPublic)
+		}
+	}
+}
+
+// Keys from seeds, and ciphertexts under them, good and bad.
+func TestWycheproofMLKEM768(t *testing.T) {
+	for _, name := range []string{"mlkem_768_test.json"} {
+		var v struct {
+			TestGroups []struct {
+				Type  string
+				Tests []struct {
+					TcID                            int
+					Comment, Seed, Ek, C, K, Result string
+				}
+			}
+		}
+		load(t, "wycheproof/"+name, &v)
+		used := 0
+		for _, grp := range v.TestGroups {
+			for _, tt := range grp.Tests {
+				if tt.Seed == "" { // encapsulation with randomness of the test
+					if _, _, err := Respond(alg.KEMLKEM768, nil, unhex(t, tt.Ek)); tt.Ek != "" && (err == nil) != (tt.Result == "valid") {
+						t.Errorf("%d (%s): got %v, want %s", tt.TcID, tt.Comment, err, tt.Result)
+					}
+					continue
+				}
+				if len(tt.Seed) != 128 {
+					continue // Generate takes as much as it needs
+				}
+				k, err := Generate(alg.KEMLKEM768, bytes.NewReader(unhex(t, tt.Seed)))
+				if err != nil {
+					if tt.Result == "valid" {
+						t.Errorf("%d (%s): %v", tt.TcID, tt.Comment, err)
+					}
+					continue
+				}
+				used++
+				if tt.Ek != "" && hex.EncodeToString(k.Public()) != tt.Ek {
+					t.Errorf("%d (%s): another public key", tt.TcID, tt.Comment)
+				}
+				if tt.C == "" {
+					continue
+				}
+				z, err := k.Shared(unhex(t, tt.C))
+				switch {
+				case (err == nil) != (tt.Result == "valid"):
+					t.Errorf("%d (%s): got %v, want %s", tt.TcID, tt.Comment, err, tt.Result)
+				case err == nil && hex.EncodeToString(z.Bytes()) != tt.K:
+					t.Errorf("%d (%s): got %x, want %s", tt.TcID, tt.Comment, z.Bytes(), tt.K)
+				}
+			}
+		}
+		if used < 10 {
+			t.Errorf("%s: %d vectors used", name, used)
+		}
 	}
 }

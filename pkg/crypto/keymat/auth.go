@@ -13,16 +13,18 @@ const keyPad = "Key Pad for IKEv2"
 // the whole IKE_SA_INIT message as sent, nonce is without payload header, skp
 // is SK_pi for the initiator's AUTH and SK_pr for the responder's, and id is
 // the body of the signer's ID payload after the generic header: type, three
-// reserved octets, data. The error is an *UnsupportedError.
-func SignedOctets(p alg.PRF, message, nonce []byte, skp ipsec.Key, id []byte) ([]byte, error) {
+// reserved octets, data. intAuth is empty, or what IKE_INTERMEDIATE exchanges add
+// at the end (RFC 9242, 3.3.1). The error is an *UnsupportedError.
+func SignedOctets(p alg.PRF, message, nonce []byte, skp ipsec.Key, id, intAuth []byte) ([]byte, error) {
 	mac, err := PRF(p, skp.Bytes(), id)
 	if err != nil {
 		return nil, err
 	}
-	b := make([]byte, 0, len(message)+len(nonce)+len(mac))
+	b := make([]byte, 0, len(message)+len(nonce)+len(mac)+len(intAuth))
 	b = append(b, message...)
 	b = append(b, nonce...)
-	return append(b, mac...), nil
+	b = append(b, mac...)
+	return append(b, intAuth...), nil
 }
 
 // PSKAuth computes the AUTH data of a shared secret: prf(prf(psk, "Key Pad for

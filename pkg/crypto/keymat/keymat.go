@@ -18,6 +18,7 @@ import (
 	"hash"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/crypto/mac"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
@@ -38,28 +39,101 @@ var hashes = map[alg.PRF]func() hash.Hash{
 	alg.PRFHMACSHA512: sha512.New,
 }
 
-// PRF computes prf(key, data[0] | data[1] | ...), p.Len octets. The error is
-// an *UnsupportedError.
-func PRF(p alg.PRF, key []byte, data ...[]byte) ([]byte, error) {
+// keyed is a PRF with its key. Sum appends the output for what was written since
+// Reset.
+type keyed interface {
+	Write(b []byte) (int, error)
+	Sum(b []byte) []byte
+	Reset()
+}
+
+func newPRF(p alg.PRF, key []byte) (keyed, error) {
+	switch p {
+	case alg.PRFAESXCBC:
+		return newBlockPRF(alg.IntegAESXCBC, key)
+	case alg.PRFAESCMAC:
+		return newBlockPRF(alg.IntegAESCMAC, key)
+	}
 	h, ok := hashes[p]
 	if !ok {
 		return nil, &UnsupportedError{fmt.Sprintf("prf %v", p)}
 	}
-	return sum(hmac.New(h, key), nil, data...), nil
+	return hmac.New(h, key), nil
+}
+
+// blockPRF is a PRF made of a block cipher MAC.
+type blockPRF struct {
+	m   *mac.MAC
+	s   mac.Scratch
+	msg []byte
+}
+
+// newBlockPRF takes keys of any length, as RFC 4434, 2, and RFC 4615, 3, tell: a
+// long key's MAC under the zero key stands for it; a short one is filled with
+// zeros for XCBC, and for CMAC treated as a long one.
+func newBlockPRF(a alg.Integ, key []byte) (*blockPRF, error) {
+	k := make([]byte, 16)
+	defer clear(k)
+	switch {
+	case len(key) > 16 || len(key) < 16 && a == alg.IntegAESCMAC:
+		z, err := mac.New(a, ipsec.NewKey(make([]byte, 16)))
+		if err != nil {
+			return nil, err
+		}
+		var s mac.Scratch
+		z.SumFull(&s, k, key)
+	default:
+		copy(k, key)
+	}
+	m, err := mac.New(a, ipsec.NewKey(k))
+	if err != nil {
+		return nil, err
+	}
+	return &blockPRF{m: m}, nil
+}
+
+func (p *blockPRF) Write(b []byte) (int, error) {
+	p.msg = append(p.msg, b...)
+	return len(b), nil
+}
+
+func (p *blockPRF) Sum(b []byte) []byte {
+	var out [16]byte
+	p.m.SumFull(&p.s, out[:], p.msg)
+	return append(b, out[:]...)
+}
+
+func (p *blockPRF) Reset() {
+	clear(p.msg)
+	p.msg = p.msg[:0]
+}
+
+// PRF computes prf(key, data[0] | data[1] | ...), p.Len octets. The error is
+// an *UnsupportedError.
+func PRF(p alg.PRF, key []byte, data ...[]byte) ([]byte, error) {
+	m, err := newPRF(p, key)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Reset()
+	for _, d := range data {
+		m.Write(d)
+	}
+	return m.Sum(nil), nil
 }
 
 // PRFPlus computes the first n octets of prf+(key, seed), where the seed is
 // the concatenation of its parts. The error is ErrTooLong or an
 // *UnsupportedError.
 func PRFPlus(p alg.PRF, key []byte, n int, seed ...[]byte) ([]byte, error) {
-	h, ok := hashes[p]
-	if !ok {
-		return nil, &UnsupportedError{fmt.Sprintf("prf %v", p)}
+	m, err := newPRF(p, key)
+	if err != nil {
+		return nil, err
 	}
 	if n < 0 || n > 255*p.Len() {
 		return nil, ErrTooLong
 	}
-	m := hmac.New(h, key)
+	defer m.Reset()
 	// One allocation for all, so that no half of a key stays behind when
 	// the slice grows. T1 = prf(K, S | 1), Ti = prf(K, Ti-1 | S | i).
 	out := make([]byte, 0, n+p.Len())
@@ -76,13 +150,6 @@ func PRFPlus(p alg.PRF, key []byte, n int, seed ...[]byte) ([]byte, error) {
 	}
 	clear(out[n:])
 	return out[:n:n], nil
-}
-
-func sum(m hash.Hash, b []byte, data ...[]byte) []byte {
-	for _, d := range data {
-		m.Write(d)
-	}
-	return m.Sum(b)
 }
 
 // IKESuite is what decides the keys of an IKE SA.
@@ -109,9 +176,12 @@ func (k *IKEKeys) Wipe() {
 }
 
 // SKEYSEED of a first IKE SA: prf(Ni | Nr, g^ir) (RFC 7296, 2.14). ni and nr
-// are the nonces without payload headers. The PRFs of this package take keys
-// of any length, so the nonces enter whole.
+// are the nonces without payload headers. They enter whole, but for the PRFs made
+// of AES, which take the first 64 bits of each (2.14).
 func SKEYSEED(p alg.PRF, ni, nr []byte, shared ipsec.Key) (ipsec.Key, error) {
+	if p == alg.PRFAESXCBC || p == alg.PRFAESCMAC {
+		ni, nr = ni[:min(len(ni), 8)], nr[:min(len(nr), 8)]
+	}
 	key := make([]byte, 0, len(ni)+len(nr))
 	key = append(append(key, ni...), nr...)
 	s, err := PRF(p, key, shared.Bytes())
@@ -120,10 +190,39 @@ func SKEYSEED(p alg.PRF, ni, nr []byte, shared ipsec.Key) (ipsec.Key, error) {
 
 // RekeySKEYSEED is that of an IKE SA made by rekeying: prf(SK_d (old),
 // g^ir (new) | Ni | Nr) (RFC 7296, 2.18). p is the PRF of the old IKE SA, oldD
-// its SK_d; nonces and shared are those of the CREATE_CHILD_SA exchange.
-func RekeySKEYSEED(p alg.PRF, oldD, shared ipsec.Key, ni, nr []byte) (ipsec.Key, error) {
-	s, err := PRF(p, oldD.Bytes(), shared.Bytes(), ni, nr)
+// its SK_d; nonces and shared are those of the CREATE_CHILD_SA exchange, more
+// those of the additional key exchanges after it, in their order: SK(0) | Ni |
+// Nr | SK(1) | ... (RFC 9370, 2.2.4).
+//
+// The same formula gives the SKEYSEED after each additional key exchange of a
+// first IKE SA, from its present SK_d and the secret of that exchange:
+// prf(SK_d(n-1), SK(n) | Ni | Nr) (RFC 9370, 2.2.2).
+func RekeySKEYSEED(p alg.PRF, oldD, shared ipsec.Key, ni, nr []byte, more ...ipsec.Key) (ipsec.Key, error) {
+	data := [][]byte{shared.Bytes(), ni, nr}
+	for _, k := range more {
+		data = append(data, k.Bytes())
+	}
+	s, err := PRF(p, oldD.Bytes(), data...)
 	return ipsec.NewKey(s), err
+}
+
+// MixPPK puts a post-quantum pre-shared key into SK_d, SK_pi and SK_pr: each
+// becomes prf+(PPK, itself) (RFC 8784, 3). The old ones are wiped.
+func (k *IKEKeys) MixPPK(p alg.PRF, ppk ipsec.Key) error {
+	var mixed [3]ipsec.Key
+	old := []*ipsec.Key{&k.D, &k.PI, &k.PR}
+	for i, x := range old {
+		b, err := PRFPlus(p, ppk.Bytes(), x.Len(), x.Bytes())
+		if err != nil {
+			return err
+		}
+		mixed[i] = ipsec.NewKey(b)
+	}
+	for i, x := range old {
+		x.Wipe()
+		*x = mixed[i]
+	}
+	return nil
 }
 
 // IKESA derives the seven keys of an IKE SA from its SKEYSEED:
@@ -178,13 +277,14 @@ func (k *ChildKeys) Wipe() {
 	}
 }
 
-// ChildSA derives KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) and cuts it into
+// ChildSA derives KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr | ...) and cuts it into
 // keys: initiator to responder first, encryption before integrity (RFC 7296,
 // 2.17). p and d belong to the IKE SA. shared is that of a new key exchange in
-// CREATE_CHILD_SA and the zero Key without one; nonces are those of the same
+// CREATE_CHILD_SA and the zero Key without one, more are those of the additional
+// key exchanges after it (RFC 9370, 2.2.4); nonces are those of the same
 // exchange, of IKE_SA_INIT for the first child. The error is an
 // *UnsupportedError, as for IKESA; integrity alone (AH, NULL) is allowed.
-func ChildSA(s ChildSuite, p alg.PRF, d, shared ipsec.Key, ni, nr []byte) (*ChildKeys, error) {
+func ChildSA(s ChildSuite, p alg.PRF, d, shared ipsec.Key, ni, nr []byte, more ...ipsec.Key) (*ChildKeys, error) {
 	e, a, err := keyLens(s.Encr, s.EncrBits, s.Integ)
 	if err != nil {
 		return nil, err
@@ -192,7 +292,11 @@ func ChildSA(s ChildSuite, p alg.PRF, d, shared ipsec.Key, ni, nr []byte) (*Chil
 	if e+a == 0 {
 		return nil, &UnsupportedError{"neither encryption nor integrity in a child SA"}
 	}
-	b, err := PRFPlus(p, d.Bytes(), 2*(e+a), shared.Bytes(), ni, nr)
+	seed := [][]byte{shared.Bytes(), ni, nr}
+	for _, k := range more {
+		seed = append(seed, k.Bytes())
+	}
+	b, err := PRFPlus(p, d.Bytes(), 2*(e+a), seed...)
 	if err != nil {
 		return nil, err
 	}

@@ -227,7 +227,7 @@ func TestRefused(t *testing.T) {
 	unsupported("RekeySKEYSEED", err)
 	_, err = PSKAuth(alg.PRFNone, k, n)
 	unsupported("PSKAuth", err)
-	_, err = SignedOctets(alg.PRFNone, n, n, k, n)
+	_, err = SignedOctets(alg.PRFNone, n, n, k, n, nil)
 	unsupported("SignedOctets", err)
 	_, err = PRFPlus(alg.PRFNone, n, 1)
 	unsupported("PRFPlus", err)
@@ -261,7 +261,7 @@ func TestPSKAuth(t *testing.T) {
 		skp := ipsec.NewKey(bytes.Repeat([]byte{7}, p.Len()))
 		psk := ipsec.NewKey([]byte("correct horse"))
 		msg, nonce, id := []byte("message"), []byte("nonce"), []byte("\x02\x00\x00\x00host")
-		octets, err := SignedOctets(p, msg, nonce, skp, id)
+		octets, err := SignedOctets(p, msg, nonce, skp, id, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -288,4 +288,73 @@ func TestPSKAuth(t *testing.T) {
 			t.Errorf("%v: AUTH %x, want %x", p, got, want)
 		}
 	}
+}
+
+// RFC 4434, 2.2, and RFC 4615, 4: keys of 16 octets, shorter and longer.
+func TestBlockPRFVectors(t *testing.T) {
+	const key = "000102030405060708090a0b0c0d0e0fedcb"
+	msg := unhex(t, "000102030405060708090a0b0c0d0e0f10111213")
+	for _, tt := range []struct {
+		p   alg.PRF
+		n   int // octets of key
+		out string
+	}{
+		{alg.PRFAESXCBC, 16, "47f51b4564966215b8985c63055ed308"},
+		{alg.PRFAESXCBC, 10, "0fa087af7d866e7653434e602fdde835"},
+		{alg.PRFAESXCBC, 18, "8cd3c93ae598a9803006ffb67c40e9e4"},
+		{alg.PRFAESCMAC, 18, "84a348a4a45d235babfffc0d2b4da09a"},
+		{alg.PRFAESCMAC, 16, "980ae87b5f4c9c5214f5b6a8455e4c2d"},
+		{alg.PRFAESCMAC, 10, "290d9e112edb09ee141fcf64c0b72f3d"},
+	} {
+		got, err := PRF(tt.p, unhex(t, key[:2*tt.n]), msg[:3], msg[3:])
+		if err != nil || hex.EncodeToString(got) != tt.out {
+			t.Errorf("%v, key of %d octets: got %x, %v; want %s", tt.p, tt.n, got, err, tt.out)
+		}
+	}
+}
+
+// RFC 7296, 2.14: with a PRF of AES the first 64 bits of each nonce are the key.
+func TestBlockPRFSKEYSEED(t *testing.T) {
+	ni, nr, z := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 20), ipsec.NewKey([]byte("g^ir"))
+	for _, p := range []alg.PRF{alg.PRFAESXCBC, alg.PRFAESCMAC} {
+		got, err := SKEYSEED(p, ni, nr, z)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := PRF(p, append(bytes.Repeat([]byte{1}, 8), bytes.Repeat([]byte{2}, 8)...), z.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantKey(t, p.String(), got, want)
+	}
+}
+
+// Several key exchanges (RFC 9370, 2.2.4) and PPK (RFC 8784, 3), from the PRF.
+func TestMoreSecrets(t *testing.T) {
+	const p = alg.PRFHMACSHA256
+	k := func(s string) ipsec.Key { return ipsec.NewKey([]byte(s)) }
+	ni, nr := []byte("Ni"), []byte("Nr")
+	seed, err := RekeySKEYSEED(p, k("SK_d"), k("SK0"), ni, nr, k("SK1"), k("SK2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _ := PRF(p, []byte("SK_d"), []byte("SK0NiNrSK1SK2"))
+	wantKey(t, "SKEYSEED", seed, want)
+	c, err := ChildSA(ChildSuite{alg.EncrAESGCM16, 256, alg.IntegNone}, p, k("SK_d"), k("SK0"), ni, nr, k("SK1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _ = PRFPlus(p, []byte("SK_d"), 72, []byte("SK0NiNrSK1"))
+	wantKey(t, "KEYMAT, initiator", c.EncrI, want[:36])
+	wantKey(t, "KEYMAT, responder", c.EncrR, want[36:])
+
+	keys := &IKEKeys{D: k("dddddddddddddddddddddddddddddddd"), PI: k("iiiiiiiiiiiiiiiiiiiiiiiiiiiiiiii"), PR: k("rrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrr"), EI: k("e")}
+	if err := keys.MixPPK(p, k("the PPK")); err != nil {
+		t.Fatal(err)
+	}
+	for what, x := range map[string]ipsec.Key{"d": keys.D, "i": keys.PI, "r": keys.PR} {
+		want, _ := PRFPlus(p, []byte("the PPK"), 32, bytes.Repeat([]byte(what), 32))
+		wantKey(t, "SK_"+what, x, want)
+	}
+	wantKey(t, "SK_ei", keys.EI, []byte("e"))
 }

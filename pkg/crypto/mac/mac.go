@@ -176,6 +176,12 @@ func (m *MAC) Sum(s *Scratch, icv []byte, parts ...[]byte) {
 	copy(icv[:m.icvLen], m.compute(s, parts))
 }
 
+// SumFull writes the MAC uncut, as a PRF gives it, to out, which has the length
+// of that.
+func (m *MAC) SumFull(s *Scratch, out []byte, parts ...[]byte) {
+	copy(out, m.compute(s, parts))
+}
+
 // Verify reports in constant time whether icv, of exactly ICVLen octets, is
 // the ICV over the concatenation of parts.
 func (m *MAC) Verify(s *Scratch, icv []byte, parts ...[]byte) bool {

@@ -171,6 +171,26 @@ func WithKE(ps []Child, ike alg.KE) []Child {
 	return out
 }
 
+// WithAddKE returns ps with the additional key exchanges add, best first. Where
+// each of these is optional, ps follow as they are: an additional key exchange
+// needs one that it is additional to.
+func WithAddKE(ps []Child, add [][]alg.KE) []Child {
+	if len(add) == 0 {
+		return ps
+	}
+	var with []Child
+	for _, p := range ps {
+		p.KE = slices.DeleteFunc(slices.Clone(p.KE), func(k alg.KE) bool { return k == alg.KENone })
+		if p.AddKE = add; len(p.KE) > 0 {
+			with = append(with, p)
+		}
+	}
+	if slices.ContainsFunc(add, func(l []alg.KE) bool { return !slices.Contains(l, alg.KENone) }) {
+		return with
+	}
+	return append(with, ps...)
+}
+
 // anyKE adds every method that we have if we can make do without any.
 func (p Child) anyKE() Child {
 	if !slices.Contains(p.KE, alg.KENone) {

@@ -10,7 +10,7 @@ import (
 
 var (
 	allKE = []alg.KE{alg.KEX25519, alg.KEECP256, alg.KEECP384, alg.KEECP521,
-		alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096}
+		alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096} // the usual ones, all in one key exchange
 	sha2     = []alg.Integ{alg.IntegHMACSHA256, alg.IntegHMACSHA384, alg.IntegHMACSHA512}
 	sha2PRF  = []alg.PRF{alg.PRFHMACSHA256, alg.PRFHMACSHA384, alg.PRFHMACSHA512}
 	aesGCM16 = []Cipher{{alg.EncrAESGCM16, 256}, {alg.EncrChaCha20Poly1305, 256}, {alg.EncrAESGCM16, 128}}
@@ -18,10 +18,13 @@ var (
 )
 
 // DefaultIKE is what we offer for an IKE SA when the configuration has no
-// proposals: AEAD first, then AES-CBC with SHA-2, last with SHA-1, which
-// RFC 8247 still permits and old peers need.
+// proposals: AEAD with ML-KEM-768 as an additional key exchange, AEAD without,
+// then AES-CBC with SHA-2, last with SHA-1, which RFC 8247 still permits and old
+// peers need. A peer that knows no additional key exchanges passes over the first
+// (RFC 7296, 3.3.6); the KE payload suits all of them.
 func DefaultIKE() []IKE {
 	return []IKE{
+		{Ciphers: slices.Clone(aesGCM16), PRF: slices.Clone(sha2PRF), KE: slices.Clone(allKE), AddKE: [][]alg.KE{{alg.KEMLKEM768}}},
 		{Ciphers: slices.Clone(aesGCM16), PRF: slices.Clone(sha2PRF), KE: slices.Clone(allKE)},
 		{Ciphers: slices.Clone(aesCBC), Integ: slices.Clone(sha2), PRF: slices.Clone(sha2PRF), KE: slices.Clone(allKE)},
 		{Ciphers: slices.Clone(aesCBC), Integ: []alg.Integ{alg.IntegHMACSHA1}, PRF: []alg.PRF{alg.PRFHMACSHA1}, KE: slices.Clone(allKE)},
@@ -80,8 +83,30 @@ func CheckIKE(ours []IKE, answer *ikev2.SA, spiLen int) (IKESuite, error) {
 func ContainsIKE(ours []IKE, s IKESuite) bool {
 	return slices.ContainsFunc(ours, func(p IKE) bool {
 		integ := len(p.Integ) == 0 && s.Integ == alg.IntegNone || slices.Contains(p.Integ, s.Integ)
+		for n, k := range s.AddKE {
+			alts := []alg.KE{alg.KENone}
+			if n < len(p.AddKE) {
+				alts = p.AddKE[n]
+			}
+			if !slices.Contains(alts, k) {
+				return false
+			}
+		}
 		return integ && slices.Contains(p.Ciphers, s.Cipher) && slices.Contains(p.PRF, s.PRF) && slices.Contains(p.KE, s.KE)
 	})
+}
+
+// WithoutAddKE returns what is left of ps for a peer that knows no
+// IKE_INTERMEDIATE: those that can do without additional key exchanges.
+func WithoutAddKE(ps []IKE) []IKE {
+	var out []IKE
+	for _, p := range ps {
+		if !slices.ContainsFunc(p.AddKE, func(l []alg.KE) bool { return !slices.Contains(l, alg.KENone) }) {
+			p.AddKE = nil
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // single returns the one proposal of an answer, whose number is one of ours.

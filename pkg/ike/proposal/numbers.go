@@ -41,6 +41,8 @@ var prfIDs = map[alg.PRF]ikev2.PRFID{
 	alg.PRFHMACSHA256: ikev2.PRFHMAC_SHA2_256,
 	alg.PRFHMACSHA384: ikev2.PRFHMAC_SHA2_384,
 	alg.PRFHMACSHA512: ikev2.PRFHMAC_SHA2_512,
+	alg.PRFAESXCBC:    ikev2.PRFAES128_XCBC,
+	alg.PRFAESCMAC:    ikev2.PRFAES128_CMAC,
 }
 
 // sizedByAttribute lists the ciphers whose transform carries a key length
@@ -72,6 +74,16 @@ func PRFTransform(p alg.PRF) ikev2.Transform {
 // KETransform makes the KE transform of k.
 func KETransform(k alg.KE) ikev2.Transform {
 	return ikev2.NewTransform(ikev2.TransformKE, ikev2.KEID(k), 0)
+}
+
+// addKETransform makes the ADDKE transform n, from 0, of k.
+func addKETransform(n int, k alg.KE) ikev2.Transform {
+	return ikev2.NewTransform(ikev2.TransformADDKE1+ikev2.TransformType(n), ikev2.KEID(k), 0)
+}
+
+// addKEIndex is the reverse for the type.
+func addKEIndex(t ikev2.TransformType) (n int, ok bool) {
+	return int(t) - int(ikev2.TransformADDKE1), t >= ikev2.TransformADDKE1 && t <= ikev2.TransformADDKE7
 }
 
 // ESNTransform makes the ESN transform.

@@ -38,6 +38,34 @@ type IKE struct {
 	Integ   []alg.Integ
 	PRF     []alg.PRF
 	KE      []alg.KE
+	// AddKE are the additional key exchanges in their order, up to MaxAddKE,
+	// each with its alternatives; KENone among these makes it optional.
+	AddKE [][]alg.KE
+}
+
+// MaxAddKE is how many additional key exchanges there can be (RFC 9370, 2.2.1).
+const MaxAddKE = 7
+
+// AddKEs are the methods agreed on for the additional key exchanges; KENone: that
+// one does not take place.
+type AddKEs [MaxAddKE]alg.KE
+
+// Methods lists those that take place, in their order.
+func (a AddKEs) Methods() (l []alg.KE) {
+	for _, k := range a {
+		if k != alg.KENone {
+			l = append(l, k)
+		}
+	}
+	return l
+}
+
+func (a AddKEs) String() string {
+	var b strings.Builder
+	for _, k := range a.Methods() {
+		b.WriteString("/" + k.String())
+	}
+	return b.String()
 }
 
 // IKESuite is what was agreed for an IKE SA.
@@ -46,13 +74,14 @@ type IKESuite struct {
 	Integ alg.Integ // IntegNone with an AEAD cipher
 	PRF   alg.PRF
 	KE    alg.KE
+	AddKE AddKEs
 }
 
 func (s IKESuite) String() string {
 	if s.Integ == alg.IntegNone {
-		return fmt.Sprintf("%v/prf-%v/%v", s.Cipher, s.PRF, s.KE)
+		return fmt.Sprintf("%v/prf-%v/%v%v", s.Cipher, s.PRF, s.KE, s.AddKE)
 	}
-	return fmt.Sprintf("%v/%v/prf-%v/%v", s.Cipher, s.Integ, s.PRF, s.KE)
+	return fmt.Sprintf("%v/%v/prf-%v/%v%v", s.Cipher, s.Integ, s.PRF, s.KE, s.AddKE)
 }
 
 // Child is one proposal for a child SA of ESP or AH.
@@ -63,8 +92,9 @@ type Child struct {
 	// KE are the methods for a key exchange of its own (PFS), best first.
 	// KENone among them makes do without; an empty list is KENone alone.
 	// KESame is resolved by WithKE.
-	KE  []alg.KE
-	ESN []bool // acceptable, best first
+	KE    []alg.KE
+	AddKE [][]alg.KE // additional key exchanges, as of IKE; none without one in KE
+	ESN   []bool     // acceptable, best first
 	// Hard and Soft are what the policy wants of an SA made from this; zero
 	// where it says nothing.
 	Hard, Soft ipsec.Lifetime
@@ -99,6 +129,7 @@ type ChildSuite struct {
 	Cipher
 	Integ      alg.Integ
 	KE         alg.KE // KENone: keys come from the IKE SA's SK_d alone
+	AddKE      AddKEs
 	ESN        bool
 	Hard, Soft ipsec.Lifetime // of the proposal of ours that it came from
 }
@@ -115,7 +146,7 @@ func (s ChildSuite) String() string {
 		parts = append(parts, s.Integ.String())
 	}
 	if s.KE != alg.KENone {
-		parts = append(parts, s.KE.String())
+		parts = append(parts, s.KE.String()+s.AddKE.String())
 	}
 	if s.ESN {
 		parts = append(parts, "esn")
@@ -168,7 +199,7 @@ func list(ps []ikev2.Proposal) string {
 }
 
 // slot is one transform type of a proposal of ours: its alternatives in our
-// order. An alternative with ID 0 of type INTEG or KE is NONE, which stands
+// order. An alternative with ID 0 of type INTEG, KE or ADDKE is NONE, which stands
 // for absence as well.
 type slot struct {
 	typ  ikev2.TransformType
@@ -176,17 +207,30 @@ type slot struct {
 }
 
 func (s slot) hasNone() bool {
-	return (s.typ == ikev2.TransformINTEG || s.typ == ikev2.TransformKE) &&
+	return (s.typ == ikev2.TransformINTEG || s.keyExchange()) &&
 		slices.ContainsFunc(s.alts, func(t ikev2.Transform) bool { return t.ID == 0 })
 }
 
+// keyExchange: a method stands for at most one of these types in what is chosen.
+func (s slot) keyExchange() bool {
+	_, add := addKEIndex(s.typ)
+	return add || s.typ == ikev2.TransformKE
+}
+
 func (p IKE) slots() []slot {
-	return []slot{
+	return append([]slot{
 		{ikev2.TransformENCR, each(p.Ciphers, EncrTransform)},
 		{ikev2.TransformINTEG, integAlts(p.Integ)},
 		{ikev2.TransformPRF, each(p.PRF, PRFTransform)},
 		{ikev2.TransformKE, each(p.KE, KETransform)},
+	}, addKESlots(p.AddKE)...)
+}
+
+func addKESlots(add [][]alg.KE) (l []slot) {
+	for n, kes := range add[:min(len(add), MaxAddKE)] {
+		l = append(l, slot{ikev2.TransformADDKE1 + ikev2.TransformType(n), each(kes, func(k alg.KE) ikev2.Transform { return addKETransform(n, k) })})
 	}
+	return l
 }
 
 // slots of a child; initial ones, those of IKE_AUTH, have no key exchange
@@ -201,6 +245,9 @@ func (p Child) slots(initial bool) []slot {
 		{ikev2.TransformINTEG, integAlts(p.Integ)},
 		{ikev2.TransformKE, each(ke, KETransform)},
 		{ikev2.TransformESN, each(p.ESN, ESNTransform)},
+	}
+	if !initial {
+		l = append(l, addKESlots(p.AddKE)...)
 	}
 	if p.AH {
 		return l[1:]
@@ -240,26 +287,53 @@ func offer(number int, proto ikev2.ProtocolID, spi []byte, slots []slot) ikev2.P
 
 // choose picks one alternative per slot from what the peer offers. A transform
 // type that we have no slot for, or none of whose transforms we know, makes the
-// whole proposal unacceptable (RFC 7296, 3.3.6).
+// whole proposal unacceptable (RFC 7296, 3.3.6), unless it is an additional key
+// exchange that the peer can do without.
 func choose(slots []slot, peer []ikev2.Transform) (chosen []ikev2.Transform, ok bool) {
+	has := func(t ikev2.Transform) bool { return slices.ContainsFunc(peer, t.Equal) }
 	for _, t := range peer {
-		if !slices.ContainsFunc(slots, func(s slot) bool { return s.typ == t.Type }) {
+		if slices.ContainsFunc(slots, func(s slot) bool { return s.typ == t.Type }) {
+			continue
+		}
+		n, add := addKEIndex(t.Type)
+		if !add || !has(addKETransform(n, alg.KENone)) {
 			return nil, false
 		}
+		slots = append(slices.Clone(slots), slot{t.Type, []ikev2.Transform{addKETransform(n, alg.KENone)}})
 	}
+	var kes []slot // key exchanges, reduced to what both have
 	for _, s := range slots {
-		absent, found := true, false
-		for _, t := range peer {
-			absent = absent && t.Type != s.typ
-		}
-		if absent {
+		if !slices.ContainsFunc(peer, func(t ikev2.Transform) bool { return t.Type == s.typ }) {
 			if !s.hasNone() {
 				return nil, false
 			}
 			continue
 		}
+		common := slices.DeleteFunc(slices.Clone(s.alts), func(a ikev2.Transform) bool { return !has(a) })
+		switch {
+		case len(common) == 0:
+			return nil, false
+		case s.keyExchange():
+			kes = append(kes, slot{s.typ, common})
+		default:
+			chosen = append(chosen, common[0])
+		}
+	}
+	ts, ok := distinct(kes)
+	return append(chosen, ts...), ok
+}
+
+// distinct picks an alternative for each key exchange, the first that leaves
+// one for all, so that no method stands twice (RFC 9370, 2.2.1); NONE may.
+func distinct(kes []slot) (chosen []ikev2.Transform, ok bool) {
+	for i, s := range kes {
+		rest := kes[i+1:]
+		found := false
 		for _, a := range s.alts {
-			if found = slices.ContainsFunc(peer, a.Equal); found {
+			if a.ID != 0 && slices.ContainsFunc(chosen, func(t ikev2.Transform) bool { return t.ID == a.ID }) {
+				continue
+			}
+			if found = placeable(rest, append(slices.Clone(chosen), a)); found {
 				chosen = append(chosen, a)
 				break
 			}
@@ -269,6 +343,38 @@ func choose(slots []slot, peer []ikev2.Transform) (chosen []ikev2.Transform, ok 
 		}
 	}
 	return chosen, true
+}
+
+// placeable reports whether each of kes can have a method of its own besides
+// those taken: a matching, by augmenting paths.
+func placeable(kes []slot, taken []ikev2.Transform) bool {
+	owner := map[uint16]int{}
+	for _, t := range taken {
+		owner[t.ID] = -1
+	}
+	var place func(i int, seen map[uint16]bool) bool
+	place = func(i int, seen map[uint16]bool) bool {
+		for _, a := range kes[i].alts {
+			if a.ID == 0 {
+				return true
+			}
+			if seen[a.ID] {
+				continue
+			}
+			seen[a.ID] = true
+			if o, has := owner[a.ID]; !has || o >= 0 && place(o, seen) {
+				owner[a.ID] = i
+				return true
+			}
+		}
+		return false
+	}
+	for i := range kes {
+		if !place(i, map[uint16]bool{}) {
+			return false
+		}
+	}
+	return true
 }
 
 // check verifies a responder's answer against one proposal of ours: exactly one
@@ -287,6 +393,16 @@ func check(slots []slot, answer []ikev2.Transform) error {
 	return nil
 }
 
+// set notes what was agreed on for one additional key exchange; false for a
+// transform of another type.
+func (a *AddKEs) set(t ikev2.Transform) bool {
+	n, ok := addKEIndex(t.Type)
+	if ok {
+		a[n] = alg.KE(t.ID)
+	}
+	return ok
+}
+
 func ikeSuite(ts []ikev2.Transform) (s IKESuite, err error) {
 	ok := true
 	for _, t := range ts {
@@ -300,6 +416,8 @@ func ikeSuite(ts []ikev2.Transform) (s IKESuite, err error) {
 			s.PRF, known = reverse(prfIDs, t.ID)
 		case ikev2.TransformKE:
 			s.KE, known = alg.KE(t.ID), true
+		default:
+			known = s.AddKE.set(t)
 		}
 		ok = ok && known
 	}
@@ -322,6 +440,8 @@ func childSuite(ts []ikev2.Transform, from Child) (s ChildSuite, err error) {
 			s.KE, known = alg.KE(t.ID), true
 		case ikev2.TransformESN:
 			s.ESN, known = t.ID == uint16(ikev2.ESNYes), true
+		default:
+			known = s.AddKE.set(t)
 		}
 		ok = ok && known
 	}

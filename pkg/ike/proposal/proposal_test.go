@@ -43,10 +43,7 @@ func TestAllAlgorithms(t *testing.T) {
 			t.Errorf("%v: got %v, %v", p, got, ok)
 		}
 	}
-	if got := slices.Sorted(slices.Values(alg.AllKE())); !reflect.DeepEqual(got, slices.Sorted(slices.Values(allKE))) {
-		t.Errorf("key exchange methods: got %v, want %v", allKE, got)
-	}
-	for _, k := range allKE {
+	for _, k := range alg.AllKE() {
 		if name := KETransform(k).String(); name[:2] == "KE" {
 			t.Errorf("%v: not in the registry", k)
 		}
@@ -85,19 +82,28 @@ func TestIKE(t *testing.T) {
 	gcm := IKE{Ciphers: aesGCM16, PRF: sha2PRF, KE: allKE}
 	gcm128 := IKE{Ciphers: []Cipher{{alg.EncrAESGCM16, 128}}, PRF: []alg.PRF{alg.PRFHMACSHA384}, KE: []alg.KE{alg.KEECP256}}
 	cbc := IKE{Ciphers: []Cipher{{alg.EncrAESCBC, 128}}, Integ: []alg.Integ{alg.IntegHMACSHA1}, PRF: []alg.PRF{alg.PRFHMACSHA1}, KE: []alg.KE{alg.KEMODP2048}}
+	add := func(kes ...alg.KE) IKE {
+		return IKE{Ciphers: aesGCM16, PRF: sha2PRF, KE: allKE, AddKE: [][]alg.KE{kes}}
+	}
 	for _, tt := range []struct {
 		name      string
 		offer     []IKE
 		responder []IKE
 		want      IKESuite
 	}{
-		{"defaults", DefaultIKE(), DefaultIKE(), IKESuite{Cipher{alg.EncrAESGCM16, 256}, 0, alg.PRFHMACSHA256, alg.KEX25519}},
-		{"responder's order of proposals", []IKE{cbc, gcm}, []IKE{gcm, cbc}, IKESuite{Cipher{alg.EncrAESGCM16, 256}, 0, alg.PRFHMACSHA256, alg.KEX25519}},
+		{"defaults", DefaultIKE(), DefaultIKE(), IKESuite{Cipher{alg.EncrAESGCM16, 256}, 0, alg.PRFHMACSHA256, alg.KEX25519, AddKEs{alg.KEMLKEM768}}},
+		{"peer without additional key exchanges", DefaultIKE(), DefaultIKE()[1:], IKESuite{Cipher{alg.EncrAESGCM16, 256}, 0, alg.PRFHMACSHA256, alg.KEX25519, AddKEs{}}},
+		{"a method stands once", []IKE{add(alg.KEMLKEM768, alg.KEX25519), add(alg.KEX25519)}, []IKE{add(alg.KEX25519, alg.KEMLKEM768)},
+			IKESuite{Cipher{alg.EncrAESGCM16, 256}, 0, alg.PRFHMACSHA256, alg.KEX25519, AddKEs{alg.KEMLKEM768}}},
+		{"the peer can do without", []IKE{add(alg.KEMLKEM1024, alg.KENone)}, []IKE{gcm}, IKESuite{Cipher{alg.EncrAESGCM16, 256}, 0, alg.PRFHMACSHA256, alg.KEX25519, AddKEs{}}},
+		{"we can do without", []IKE{gcm}, []IKE{add(alg.KEMLKEM1024, alg.KENone)}, IKESuite{Cipher{alg.EncrAESGCM16, 256}, 0, alg.PRFHMACSHA256, alg.KEX25519, AddKEs{}}},
+		{"only one method for two exchanges", []IKE{add(alg.KEX25519)}, []IKE{{Ciphers: aesGCM16, PRF: sha2PRF, KE: allKE[:1], AddKE: [][]alg.KE{{alg.KEX25519}}}}, IKESuite{}},
+		{"responder's order of proposals", []IKE{cbc, gcm}, []IKE{gcm, cbc}, IKESuite{Cipher{alg.EncrAESGCM16, 256}, 0, alg.PRFHMACSHA256, alg.KEX25519, AddKEs{}}},
 		{"responder's order of alternatives",
 			[]IKE{gcm}, []IKE{{Ciphers: []Cipher{{alg.EncrAESGCM16, 128}, {alg.EncrAESGCM16, 256}}, PRF: []alg.PRF{alg.PRFHMACSHA512, alg.PRFHMACSHA256}, KE: []alg.KE{alg.KEMODP4096, alg.KEX25519}}},
-			IKESuite{Cipher{alg.EncrAESGCM16, 128}, 0, alg.PRFHMACSHA512, alg.KEMODP4096}},
-		{"narrow peer", []IKE{gcm128}, DefaultIKE(), IKESuite{Cipher{alg.EncrAESGCM16, 128}, 0, alg.PRFHMACSHA384, alg.KEECP256}},
-		{"old peer", []IKE{cbc}, DefaultIKE(), IKESuite{Cipher{alg.EncrAESCBC, 128}, alg.IntegHMACSHA1, alg.PRFHMACSHA1, alg.KEMODP2048}},
+			IKESuite{Cipher{alg.EncrAESGCM16, 128}, 0, alg.PRFHMACSHA512, alg.KEMODP4096, AddKEs{}}},
+		{"narrow peer", []IKE{gcm128}, DefaultIKE(), IKESuite{Cipher{alg.EncrAESGCM16, 128}, 0, alg.PRFHMACSHA384, alg.KEECP256, AddKEs{}}},
+		{"old peer", []IKE{cbc}, DefaultIKE(), IKESuite{Cipher{alg.EncrAESCBC, 128}, alg.IntegHMACSHA1, alg.PRFHMACSHA1, alg.KEMODP2048, AddKEs{}}},
 		{"nothing in common", []IKE{cbc}, []IKE{gcm}, IKESuite{}},
 	} {
 		for _, spi := range [][]byte{nil, {1, 2, 3, 4, 5, 6, 7, 8}} {
@@ -126,7 +132,7 @@ func TestIKE(t *testing.T) {
 			}
 		}
 	}
-	if ContainsIKE([]IKE{gcm}, IKESuite{Cipher{alg.EncrAESCBC, 128}, alg.IntegHMACSHA1, alg.PRFHMACSHA1, alg.KEMODP2048}) {
+	if ContainsIKE([]IKE{gcm}, IKESuite{Cipher{alg.EncrAESCBC, 128}, alg.IntegHMACSHA1, alg.PRFHMACSHA1, alg.KEMODP2048, AddKEs{}}) {
 		t.Error("ContainsIKE: suite that was never offered")
 	}
 }
@@ -147,7 +153,8 @@ func TestChooseIKEForeign(t *testing.T) {
 		first  ikev2.Proposal
 		passed bool
 	}{
-		{"additional key exchange", with(1, ikev2.NewTransform(ikev2.TransformADDKE1, ikev2.KEML_KEM_768, 0)), true},
+		{"additional key exchange", with(1, ikev2.NewTransform(ikev2.TransformADDKE1, ikev2.KEML_KEM_512, 0)), true},
+		{"one too many", with(1, ikev2.NewTransform(ikev2.TransformADDKE1, ikev2.KEML_KEM_768, 0), ikev2.NewTransform(ikev2.TransformADDKE2, ikev2.KEML_KEM_1024, 0)), true},
 		{"unknown transform type", with(1, ikev2.Transform{Type: 200}), true},
 		{"ESN in an IKE proposal", with(1, ESNTransform(false)), true},
 		{"ESP", esp, true},

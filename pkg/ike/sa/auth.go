@@ -90,7 +90,7 @@ func (s *SA) authOctets(i *ikeSA, ofInitiator bool, id []byte) ([]byte, error) {
 	if !ofInitiator {
 		msg, nonce, skp = h.response, h.ni, i.keys.PR
 	}
-	return keymat.SignedOctets(i.suite.PRF, msg, nonce, skp, id)
+	return keymat.SignedOctets(i.suite.PRF, msg, nonce, skp, id, nil)
 }
 
 // authData computes the AUTH data of the initiator or the responder by a
