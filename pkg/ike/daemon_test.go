@@ -92,7 +92,7 @@ func TestInstalledBeforeSent(t *testing.T) {
 		mu.Lock()
 		got := strings.Join(trace, ", ")
 		mu.Unlock()
-		if want := "send IKE_SA_INIT, getspi, update, add, send IKE_AUTH"; got != want {
+		if want := "send IKE_SA_INIT, send IKE_INTERMEDIATE, getspi, update, add, send IKE_AUTH"; got != want {
 			t.Errorf("got %s; want %s", got, want)
 		}
 		a.stop(t)
@@ -232,8 +232,8 @@ func TestCookie(t *testing.T) {
 		a.acquire(1, addrA, addrB)
 		synctest.Wait()
 		wantPair(t, a, b, 1)
-		if got := len(n.packets()); got != 6 {
-			t.Errorf("got %d datagrams, want 6: one round more", got)
+		if got := len(n.packets()); got != 8 {
+			t.Errorf("got %d datagrams, want 8: one round more", got)
 		}
 		a.stop(t)
 		b.stop(t)
@@ -582,7 +582,8 @@ func TestLogLines(t *testing.T) {
 				}
 			}
 		}
-		want := []string{"sent IKE_SA_INIT request", "received IKE_SA_INIT response", "sent IKE_AUTH request", "received IKE_AUTH response"}
+		want := []string{"sent IKE_SA_INIT request", "received IKE_SA_INIT response",
+			"sent IKE_INTERMEDIATE request", "received IKE_INTERMEDIATE response", "sent IKE_AUTH request", "received IKE_AUTH response"}
 		if !slices.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}

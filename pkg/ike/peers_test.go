@@ -142,8 +142,8 @@ func TestSecondChild(t *testing.T) {
 		a.m.event(keysock.Acquire{Seq: 2, Proto: ipsec.ESP, Src: addrA, Dst: addrB, PolicyID: 11, Mode: ipsec.Transport, ReqID: 7})
 		synctest.Wait()
 		wantPair(t, a, b, 2)
-		if got := len(n.packets()); got != 6 {
-			t.Errorf("got %d datagrams, want 6: IKE_SA_INIT, IKE_AUTH, CREATE_CHILD_SA", got)
+		if got := len(n.packets()); got != 8 {
+			t.Errorf("got %d datagrams, want 8: IKE_SA_INIT, IKE_INTERMEDIATE, IKE_AUTH, CREATE_CHILD_SA", got)
 		}
 		a.stop(t)
 		b.stop(t)

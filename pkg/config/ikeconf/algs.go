@@ -35,16 +35,16 @@ var aesBits = []int{128, 192, 256}
 
 var cipherTable = map[string]cipherInfo{
 	"aes":               {encr: alg.EncrAESCBC, bits: aesBits},
-	"aes-ctr":           {bits: aesBits},
+	"aes-ctr":           {encr: alg.EncrAESCTR, bits: aesBits},
 	"3des":              {bits: []int{192}, legacy: true},
 	"des":               {bits: []int{64}, weak: true},
 	"blowfish":          {bits: []int{128, 192, 256, 448}, weak: true},
 	"aes-gcm-8":         {encr: alg.EncrAESGCM8, bits: aesBits, aead: true},
 	"aes-gcm-12":        {encr: alg.EncrAESGCM12, bits: aesBits, aead: true},
 	"aes-gcm-16":        {encr: alg.EncrAESGCM16, bits: aesBits, aead: true},
-	"aes-ccm-8":         {bits: aesBits, aead: true},
-	"aes-ccm-12":        {bits: aesBits, aead: true},
-	"aes-ccm-16":        {bits: aesBits, aead: true},
+	"aes-ccm-8":         {encr: alg.EncrAESCCM8, bits: aesBits, aead: true},
+	"aes-ccm-12":        {encr: alg.EncrAESCCM12, bits: aesBits, aead: true},
+	"aes-ccm-16":        {encr: alg.EncrAESCCM16, bits: aesBits, aead: true},
 	"chacha20-poly1305": {encr: alg.EncrChaCha20Poly1305, bits: []int{256}, aead: true},
 }
 
@@ -68,8 +68,8 @@ var hashTable = map[string]hashInfo{
 	"sha256":   {integ: alg.IntegHMACSHA256, prf: alg.PRFHMACSHA256},
 	"sha384":   {integ: alg.IntegHMACSHA384, prf: alg.PRFHMACSHA384},
 	"sha512":   {integ: alg.IntegHMACSHA512, prf: alg.PRFHMACSHA512},
-	"aes-xcbc": {},
-	"aes-cmac": {},
+	"aes-xcbc": {integ: alg.IntegAESXCBC, prf: alg.PRFAESXCBC},
+	"aes-cmac": {integ: alg.IntegAESCMAC, prf: alg.PRFAESCMAC},
 }
 
 // groupNames are the key exchange methods by number of the IKEv2 registry.
@@ -94,8 +94,6 @@ var groupByName = func() map[string]alg.KE {
 	}
 	return m
 }()
-
-const mlkem1024 alg.KE = 37
 
 func weakGroup(k alg.KE) bool   { return k <= 5 || k >= 22 && k <= 24 }
 func legacyGroup(k alg.KE) bool { return k == 25 || k == 26 }
@@ -275,7 +273,7 @@ func (c *checker) suite(b *block) *suite {
 		c.errorf(a.pos, "additional_ke %s: already used in this block", shown(a.text))
 	}
 	for _, a := range s.ke {
-		if p := b.one("dh_group"); p != nil && a.ke == mlkem1024 {
+		if p := b.one("dh_group"); p != nil && a.ke == alg.KEMLKEM1024 {
 			c.l.warnf(a.pos, "%s %s: IKE_SA_INIT cannot be fragmented", p.word, shown(a.text))
 		}
 	}
@@ -365,7 +363,13 @@ func (s *suite) proposal() (p proposal.IKE, left []leftOut, ok bool) {
 		return has
 	})
 	for _, as := range s.additional {
-		keep("additional_ke", as, func(a algorithm) bool { return a.none })
+		var kes []alg.KE
+		keep("additional_ke", as, func(a algorithm) bool {
+			has := a.none || implemented(a.ke)
+			kes = appendNew(kes, a.ke, has)
+			return has
+		})
+		p.AddKE = append(p.AddKE, kes)
 	}
 	return p, left, ok
 }

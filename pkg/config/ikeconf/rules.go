@@ -9,6 +9,7 @@ import (
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ike/proposal"
+	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/ikev2"
 )
 
@@ -102,7 +103,40 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	for _, q := range r.top.all("nonce_len") {
 		p.NonceLen = max(p.NonceLen, int(q.num))
 	}
+	if p.FragmentSize = n("fragment_size"); r.is("fragmentation", "no") {
+		p.FragmentSize = 0
+	}
+	c.padPPKs(r, p)
 	return p
+}
+
+// ppkMode is what the rule says of PPKs; one that is named is used.
+func (r *rule) ppkMode() pad.PPK {
+	switch q := r.get("ppk"); {
+	case q != nil:
+		return map[string]pad.PPK{"no": pad.PPKNo, "prefer": pad.PPKPrefer, "require": pad.PPKRequire}[q.text]
+	case r.get("ppk_id") != nil:
+		return pad.PPKPrefer
+	}
+	return pad.PPKNo
+}
+
+// padPPKs gives a rule the post-quantum pre-shared keys: all, or the one that it
+// names.
+func (c *Config) padPPKs(r *rule, p *pad.Rule) {
+	p.PPK = r.ppkMode()
+	if p.PPK == pad.PPKNo {
+		return
+	}
+	if q := r.get("ppk_id"); q != nil {
+		p.PPKID = q.text
+	}
+	p.PPKs = map[string]ipsec.Key{}
+	for _, s := range c.secrets {
+		if s.ppkID != "" && (p.PPKID == "" || s.ppkID == p.PPKID) {
+			p.PPKs[s.ppkID] = s.ppk.Clone()
+		}
+	}
 }
 
 // ikeLife is the rule's, shortened by what its xforms say.
@@ -242,6 +276,16 @@ func (r *rule) mayUse(s *secret) bool {
 // peers share.
 func (c *Config) checkSecrets(l *list) {
 	for _, r := range c.rules {
+		if r.ppkMode() != pad.PPKNo {
+			id := r.get("ppk_id")
+			has := slices.ContainsFunc(c.secrets, func(s *secret) bool { return s.ppkID != "" && (id == nil || s.ppkID == id.text) })
+			switch {
+			case !has && id != nil:
+				l.errorf(id.vpos, "%s %s: not in %s", id.word, shown(id.text), c.SecretsPath)
+			case !has:
+				l.errorf(r.b.pos, "rule %s: no ppk in %s", shown(r.label), c.SecretsPath)
+			}
+		}
 		local, remote := uses(r.local, "preshared"), uses(r.remote, "preshared")
 		if local || remote {
 			key, found := c.labelKey(r.label)

@@ -120,7 +120,8 @@ func TestRules(t *testing.T) {
 		{"ikesa_xform { encr_alg aes-gcm-8, chacha20-poly1305 prf sha512 additional_ke ml_kem_768, none } |", func(r *pad.Rule) any { return r.Proposals }, []proposal.IKE{{
 			Ciphers: []proposal.Cipher{{Encr: alg.EncrAESGCM8, Bits: 256}, {Encr: alg.EncrAESGCM8, Bits: 192}, {Encr: alg.EncrAESGCM8, Bits: 128}, {Encr: alg.EncrChaCha20Poly1305, Bits: 256}},
 			PRF:     []alg.PRF{alg.PRFHMACSHA512},
-			KE:      []alg.KE{alg.KEX25519, alg.KEECP256, alg.KEECP384, alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096}}}},
+			KE:      []alg.KE{alg.KEX25519, alg.KEECP256, alg.KEECP384, alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096},
+			AddKE:   [][]alg.KE{{alg.KEMLKEM768, alg.KENone}}}}},
 	} {
 		top, in, both := strings.Cut(tt.in, "|")
 		if !both {
@@ -210,6 +211,58 @@ func TestOverride(t *testing.T) {
 	} {
 		if cfg, ds := ParseWith(files(conf, someKey), "ike.conf", "ike.secrets", in); cfg != nil || len(ds) == 0 || ds[0].String() != want {
 			t.Errorf("%s: got %v, want %s", in, ds, want)
+		}
+	}
+}
+
+// Fragments, post-quantum pre-shared keys and additional key exchanges.
+func TestPostQuantum(t *testing.T) {
+	const k = "0x000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+	cfg := load(t, `fragment_size 600
+ikesa_xform { encr_alg aes-gcm additional_ke ml_kem_768 additional_ke 37, none }
+ikesa_xform { encr_alg aes-ccm-8(128) prf aes-cmac dh_group 36 }
+{ label "a" auth_method preshared remote_addr 10.0.0.1 ppk_id "p" }
+{ label "b" auth_method preshared remote_addr 10.0.0.2 ppk require fragmentation no }
+{ label "c" auth_method preshared remote_addr 10.0.0.3 }`,
+		someKey+` { label "b" label "c" key "sixteen octets !!" } { ppk_id "p" ppk `+k+` } { ppk_id "q" ppk `+k+` }`)
+	rules := cfg.Rules(nil)
+	if len(rules) != 3 {
+		t.Fatalf("%d rules, %v", len(rules), Unsupported(cfg))
+	}
+	a, b, c := rules[0], rules[1], rules[2]
+	if a.FragmentSize != 600 || b.FragmentSize != 0 {
+		t.Errorf("fragments of %d and %d octets, want 600 and none", a.FragmentSize, b.FragmentSize)
+	}
+	if a.PPK != pad.PPKPrefer || a.PPKID != "p" || len(a.PPKs) != 1 || a.PPKs["p"].Len() != 32 {
+		t.Errorf("a: PPK %v %q, %d keys; want prefer, p, 1", a.PPK, a.PPKID, len(a.PPKs))
+	}
+	if b.PPK != pad.PPKRequire || b.PPKID != "" || len(b.PPKs) != 2 || c.PPK != pad.PPKNo || len(c.PPKs) != 0 {
+		t.Errorf("b: PPK %v, %d keys; c: %v, %d; want require, 2; no, 0", b.PPK, len(b.PPKs), c.PPK, len(c.PPKs))
+	}
+	want := [][]alg.KE{{alg.KEMLKEM768}, {alg.KEMLKEM1024, alg.KENone}}
+	if got := a.Proposals[0].AddKE; !reflect.DeepEqual(got, want) {
+		t.Errorf("additional key exchanges %v, want %v", got, want)
+	}
+	p := a.Proposals[1]
+	if p.AddKE != nil || !reflect.DeepEqual(p.KE, []alg.KE{alg.KEMLKEM768}) || !reflect.DeepEqual(p.PRF, []alg.PRF{alg.PRFAESCMAC}) ||
+		!reflect.DeepEqual(p.Ciphers, []proposal.Cipher{{Encr: alg.EncrAESCCM8, Bits: 128}}) {
+		t.Errorf("second proposal %+v", p)
+	}
+}
+
+func TestPPKMissing(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{`{ label "a" auth_method preshared remote_addr 10.0.0.1 ppk_id "p" }`, `1:63: ppk_id "p": not in ike.secrets`},
+		{`{ label "a" auth_method preshared remote_addr 10.0.0.1 ppk require }`, `1:1: rule "a": no ppk in ike.secrets`},
+		{`{ label "a" auth_method preshared remote_addr 10.0.0.1 ppk_id "p" ppk no }`, ""},
+	} {
+		_, ds := Parse(files(tt.in, someKey), "ike.conf", "ike.secrets")
+		var got []string
+		for _, d := range ds {
+			got = append(got, strings.TrimPrefix(d.String(), "ike.conf:"))
+		}
+		if g := strings.Join(got, "\n"); g != tt.want {
+			t.Errorf("%s\ngot  %s\nwant %s", tt.in, g, tt.want)
 		}
 	}
 }

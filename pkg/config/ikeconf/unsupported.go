@@ -18,8 +18,6 @@ var without = map[string]struct {
 	"hook":                  {nil, true},
 	"redirect_to":           {nil, true},
 	"childsa_additional_ke": {[]string{"none"}, true},
-	"ppk":                   {[]string{"no"}, true},
-	"ppk_id":                {nil, true},
 	"childless":             {[]string{"allow"}, true},
 	"reauth_secs":           {[]string{"0"}, true},
 	"childsa_idletime_secs": {[]string{"0"}, true},
@@ -27,8 +25,6 @@ var without = map[string]struct {
 	"required_issuer":    {nil, false}, // of certificates only
 	"eap_only":           {[]string{"no"}, false},
 	"mobike":             {[]string{"no"}, false},
-	"fragmentation":      {[]string{"no"}, false},
-	"fragment_size":      {nil, false},
 	"follow_redirect":    {[]string{"no"}, false},
 	"reauth_mode":        {nil, false},
 	"request_dns":        {nil, false},

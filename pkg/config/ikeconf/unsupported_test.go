@@ -21,10 +21,9 @@ func TestUnsupported(t *testing.T) {
 			`1:1: rule "a": IKEv1 is not implemented`},
 		{`{ label "a" ike_version any auth_method preshared remote_addr any }`,
 			`1:1: warning: rule "a": IKEv1 is not implemented; only IKEv2 is spoken`},
-		{`{ label "a" auth_method preshared remote_addr any child_addr 10.0.0.0/8 ppk require }`,
-			"1:51: child_addr: not implemented\n1:73: ppk: not implemented"},
-		{`{ label "a" auth_method preshared remote_addr any ppk no mobike no fragmentation yes reauth_secs 0 }`,
-			"1:68: warning: fragmentation: not implemented; no effect"},
+		{`{ label "a" auth_method preshared remote_addr any child_addr 10.0.0.0/8 childsa_additional_ke 36 }`,
+			"1:51: child_addr: not implemented\n1:73: childsa_additional_ke: not implemented"},
+		{`{ label "a" auth_method preshared remote_addr any ppk no mobike no fragmentation yes reauth_secs 0 }`, ""},
 		{`reauth_secs 1h { label "a" auth_method preshared remote_addr any reauth_secs 0s }`, ""},
 		{`exchange_mode aggressive { label "a" auth_method preshared remote_addr any }`, ""},
 		{`proxy "http://x" ca_file x { label "a" auth_method preshared remote_addr any }`,
@@ -37,16 +36,16 @@ func TestUnsupported(t *testing.T) {
 			`1:1: warning: pool "p": not implemented; no effect`},
 		{`pool "p" { addr 10.0.0.0/24 } { label "a" auth_method preshared remote_addr any pool "p" }`,
 			"1:81: pool: not implemented"},
-		{`ikesa_xform { encr_alg aes-ccm, aes-gcm dh_group 31, 32 } { label "a" auth_method preshared remote_addr any }`,
-			"1:24: warning: encr_alg \"aes-ccm\": not implemented; not offered\n1:54: warning: dh_group \"32\": not implemented; not offered"},
-		{`ikesa_xform { encr_alg aes-gcm additional_ke 36 } ikesa_xform { encr_alg gcm } { label "a" auth_method preshared remote_addr any }`,
-			"1:1: warning: ikesa_xform: not offered, for lack of what is not implemented\n1:46: warning: additional_ke \"36\": not implemented; not offered"},
-		{`{ label "a" auth_method preshared remote_addr any ikesa_xform { encr_alg aes-gcm additional_ke 36 } }`,
+		{`ikesa_xform { encr_alg aes-ccm, aes-gcm dh_group 31, 28 } { label "a" auth_method preshared remote_addr any }`,
+			`1:54: warning: dh_group "28": not implemented; not offered`},
+		{`ikesa_xform { encr_alg aes-gcm additional_ke 35 } ikesa_xform { encr_alg gcm } { label "a" auth_method preshared remote_addr any }`,
+			"1:1: warning: ikesa_xform: not offered, for lack of what is not implemented\n1:46: warning: additional_ke \"35\": not implemented; not offered"},
+		{`{ label "a" auth_method preshared remote_addr any ikesa_xform { encr_alg aes-gcm additional_ke 35 } }`,
 			`1:1: rule "a": none of its xforms is implemented`},
-		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 18 }`,
-			`1:63: childsa_pfs "18": not implemented`},
-		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 18, 0 }`,
-			`1:63: warning: childsa_pfs "18": not implemented; not offered`},
+		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 28 }`,
+			`1:63: childsa_pfs "28": not implemented`},
+		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 28, 0 }`,
+			`1:63: warning: childsa_pfs "28": not implemented; not offered`},
 	} {
 		cfg := load(t, tt.in, secrets)
 		var got []string
@@ -72,7 +71,7 @@ func TestEveryKeyword(t *testing.T) {
 		retry_limit retry_timer_init retry_timer_max expire_timer dpd_secs dpd_action cookie_threshold half_open_limit
 		half_open_per_source ikesa_lifetime_secs ikesa_softlife_secs childsa_lifetime_secs childsa_softlife_secs
 		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_aggfrag childsa_replay initial_contact
-		unique_ids allow_weak nonce_len secrets_file log_level`) {
+		unique_ids allow_weak nonce_len fragmentation fragment_size ppk ppk_id secrets_file log_level`) {
 		used[w] = true
 	}
 	for _, k := range table {

@@ -182,7 +182,28 @@ type Rule struct {
 	UniqueIDs      UniqueIDs
 	StartAction    StartAction
 	NonceLen       int
+
+	// FragmentSize is the largest IP datagram of a protected IKE message, in
+	// octets, before it is sent in fragments (RFC 7383); 0: no fragments.
+	FragmentSize int
+
+	// PPK says whether post-quantum pre-shared keys are used (RFC 8784). PPKID
+	// is the one that we name as initiator, and the only one that a peer may
+	// name; empty: none, and any of PPKs, by identity.
+	PPK   PPK
+	PPKID string
+	PPKs  map[string]ipsec.Key
 }
+
+// PPK says whether post-quantum pre-shared keys are used.
+type PPK uint8
+
+// PPK choices, the zero value first.
+const (
+	PPKNo PPK = iota
+	PPKPrefer
+	PPKRequire
+)
 
 // AggFrag says whether ESP in tunnel mode is to be in AGGFRAG mode (RFC 9347).
 type AggFrag uint8
@@ -210,6 +231,7 @@ func NewRule(label string) *Rule {
 		InitialContact: true,
 		SendCertReq:    true,
 		NonceLen:       32,
+		FragmentSize:   1280,
 	}
 	r.SetIKELife(4 * time.Hour)
 	r.SetChildLife(time.Hour)
@@ -318,6 +340,12 @@ func (r *Rule) check() error {
 		return fmt.Errorf("no proposals")
 	case r.NonceLen < 16 || r.NonceLen > 256:
 		return fmt.Errorf("nonce of %d octets", r.NonceLen)
+	case r.FragmentSize != 0 && (r.FragmentSize < 576 || r.FragmentSize > 65535):
+		return fmt.Errorf("fragments of %d octets", r.FragmentSize)
+	case r.PPK == PPKRequire && len(r.PPKs) == 0:
+		return fmt.Errorf("PPK required, and none there")
+	case r.PPK == PPKRequire && r.PPKID != "" && r.PPKs[r.PPKID].Len() == 0:
+		return fmt.Errorf("PPK %q required, and not there", r.PPKID)
 	case r.IKE.Soft > r.IKE.Hard:
 		return fmt.Errorf("soft life above the lifetime")
 	}
@@ -414,6 +442,9 @@ func (d *DB) Wipe() {
 		r.PSK.wipe()
 		for _, p := range r.Pairs {
 			p.Keys.wipe()
+		}
+		for _, k := range r.PPKs {
+			k.Wipe()
 		}
 	}
 }

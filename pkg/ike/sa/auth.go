@@ -90,7 +90,7 @@ func (s *SA) authOctets(i *ikeSA, ofInitiator bool, id []byte) ([]byte, error) {
 	if !ofInitiator {
 		msg, nonce, skp = h.response, h.ni, i.keys.PR
 	}
-	return keymat.SignedOctets(i.suite.PRF, msg, nonce, skp, id, nil)
+	return keymat.SignedOctets(i.suite.PRF, msg, nonce, skp, id, i.intAuth())
 }
 
 // authData computes the AUTH data of the initiator or the responder by a
@@ -117,6 +117,22 @@ func (s *SA) sendAuth(i *ikeSA, t *authTask) {
 		s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: err}, false)
 		return
 	}
+	var ppk []ikev2.Payload
+	if s.ppk {
+		ppk = append(ppk, ppkIdentity(s.rule.PPKID))
+		without := s.rule.PPK != pad.PPKRequire
+		if without {
+			ppk = append(ppk, notify(ikev2.NO_PPK_AUTH, auth.Data...))
+		}
+		err := s.mix(i, s.rule.PPKs[s.rule.PPKID], without)
+		if err == nil {
+			certs, auth, err = s.prove(i, expected)
+		}
+		if err != nil {
+			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: err}, false)
+			return
+		}
+	}
 	ps := append([]ikev2.Payload{&ikev2.IDi{ID: local.Wire()}}, certs...)
 	if s.cfg.InitialContact {
 		ps = append(ps, notify(ikev2.INITIAL_CONTACT))
@@ -129,6 +145,7 @@ func (s *SA) sendAuth(i *ikeSA, t *authTask) {
 	if t.offer != nil {
 		ps = append(ps, t.offer.payloads(true)...)
 	}
+	ps = append(ps, ppk...)
 	i.to(StateAuthSent)
 	s.request(i, t, ikev2.IKE_AUTH, ps...)
 }
@@ -148,7 +165,11 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	id := pad.FromWire(idr.ID)
-	if err := s.verify(i, id, auth, ps); err != nil {
+	err := s.ppkAnswered(i, ps)
+	if err == nil {
+		err = s.verify(i, id, auth, ps)
+	}
+	if err != nil {
 		// The responder takes us for established: it must hear of it
 		// (RFC 7296, 2.21.2).
 		le := &LocalError{ikev2.IKE_AUTH, ikev2.AUTHENTICATION_FAILED, err}
@@ -211,7 +232,7 @@ func (s *SA) established(i *ikeSA, onlyOne bool) {
 		Peer: s.peer, Local: i.local, Remote: i.remote, Initiator: i.initiator, Suite: i.suite,
 		NATLocal: s.natLocal, NATRemote: s.natRemote, OnlyOne: onlyOne,
 	})
-	s.log(levelInfo, "IKE SA established", slog.String("id", s.peer.RemoteID.String()), slog.String("suite", i.suite.String()))
+	s.log(levelInfo, "IKE SA established", slog.String("id", s.peer.RemoteID.String()), slog.String("suite", i.suite.String()), slog.Bool("ppk", s.ppk))
 }
 
 // endHandshake forgets what only AUTH needed.
@@ -253,7 +274,11 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	s.rule, s.peer.Rule, s.peer.LocalID = r, r, r.Identity(s.local.Addr())
-	if err := s.verify(i, claim.IDi, auth, ps); err != nil {
+	ppk, err := s.ppkAsked(i, r, ps, auth)
+	if err == nil {
+		err = s.verify(i, claim.IDi, auth, ps)
+	}
+	if err != nil {
 		deny(err)
 		return
 	}
@@ -276,6 +301,9 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	out = append(out, mine)
 	if first && r.InitialContact {
 		out = append(out, notify(ikev2.INITIAL_CONTACT))
+	}
+	if ppk != nil {
+		out = append(out, ppk)
 	}
 	s.onlyOne = ikev2.FindNotify(ps, ikev2.INITIAL_CONTACT) != nil
 	s.candidate = nil

@@ -57,15 +57,9 @@ func (s *SA) grant(i *ikeSA, ps []ikev2.Payload, initial bool, rekeys *child) (*
 	if ke == nil || alg.KE(ke.Method) != g.suite.KE {
 		return nil, &refused{n: invalidKE(uint16(g.suite.KE)), err: fmt.Errorf("want key exchange by %v", g.suite.KE)}
 	}
-	key, err := dh.Generate(g.suite.KE, s.rand)
-	if err != nil {
-		return nil, &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: err}
-	}
-	defer key.Wipe()
-	if g.shared, err = key.Shared(ke.Data); err != nil { // RFC 6989, 5
+	if g.public, g.shared, err = dh.Respond(g.suite.KE, s.rand, ke.Data); err != nil { // RFC 6989, 5
 		return nil, &refused{n: notify(ikev2.INVALID_SYNTAX), err: err, fatal: true}
 	}
-	g.public = key.Public()
 	return g, nil
 }
 

@@ -292,7 +292,7 @@ func TestMalformedAuth(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.a.sa.cur.nextID = 1
+			l.a.sa.cur.nextID--
 			l.stop = nil
 			ps := l.answer(l.craft(ikev2.IKE_AUTH, c.edit(m.Payloads)...))
 			if n := refusal(ps); n == nil || n.Type != c.want {

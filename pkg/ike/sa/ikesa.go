@@ -27,14 +27,21 @@ type ikeSA struct {
 	nextID uint32
 	active task     // has the window, even while it waits for an SPI
 	req    *request // is on its way
+	asked  *sealed  // the request last answered
 	then   task     // runs when active is over
 
 	// Requests that we receive.
-	expect   uint32 // the next one's message ID
-	busy     bool   // request expect-1 is in work, not answered yet
-	lastReq  [sha256.Size]byte
-	lastResp []byte // answer to request expect-1, nil while there is none
-	from     Datagram
+	expect    uint32            // the next one's message ID
+	busy      bool              // request expect-1 is in work, not answered yet
+	lastReq   [sha256.Size]byte // of its first datagram
+	lastTotal int               // fragments in which it came; 0: it was whole
+	lastOpen  *sk               // by which it was opened
+	lastResp  *sealed           // answer to request expect-1, nil while there is none
+	from      Datagram          // completed it
+	limit     int               // octets of the fragments in which it came; 0: it was whole
+
+	// Fragments of the next request, and of the response that we wait for.
+	inRequest, inResponse reassembly
 
 	hs *handshake // until authenticated
 
@@ -51,9 +58,9 @@ type ikeSA struct {
 
 // request is what we sent and must be able to send again, octet by octet.
 type request struct {
-	id            uint32
-	exchange      ikev2.ExchangeType
-	data          []byte
+	id       uint32
+	exchange ikev2.ExchangeType
+	*sealed
 	local, remote netip.AddrPort
 	sent          int           // transmissions
 	wait          time.Duration // after the last of them
@@ -134,11 +141,19 @@ func (i *ikeSA) wipe() {
 		i.keys.Wipe()
 		i.keys = nil
 	}
-	i.seal, i.open = nil, nil
+	i.seal, i.open, i.lastOpen = nil, nil, nil
+	i.inRequest.reset()
+	i.inResponse.reset()
 	i.hs.wipe()
 	i.hs = nil
 	clear(i.ni)
 	clear(i.nr)
+}
+
+// setLast notes the request to be known again by b.
+func (i *ikeSA) setLast(b []byte) {
+	_, i.lastTotal, _ = fragmentNumbers(b)
+	i.lastReq, i.lastOpen = sha256.Sum256(b), i.open
 }
 
 // isLast reports whether b is the request last answered, or in work, again.

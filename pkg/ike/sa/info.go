@@ -136,7 +136,7 @@ func (s *SA) handleRequest(i *ikeSA, h ikev2.Header, ps []ikev2.Payload, err err
 		// An exchange that does not fit the state: INVALID_SYNTAX would kill
 		// what may be fine, so the peer only hears that it is not for now.
 		if i.state == StateHalfOpen {
-			s.syntax(i, h.Exchange, errors.New("not IKE_AUTH"))
+			s.syntax(i, h.Exchange, errors.New("not the exchange that comes next"))
 			return
 		}
 		s.counters.Unexpected++
@@ -154,7 +154,10 @@ func (s *SA) handleRequest(i *ikeSA, h ikev2.Header, ps []ikev2.Payload, err err
 // handler returns the shape and the handler of a request in i's state.
 func (s *SA) handler(i *ikeSA, x ikev2.ExchangeType, ps []ikev2.Payload) (shape, func(*ikeSA, []ikev2.Payload)) {
 	if i.state == StateHalfOpen {
-		if x == ikev2.IKE_AUTH {
+		switch left := i.hs.added < len(i.suite.AddKE.Methods()); {
+		case left && x == ikev2.IKE_INTERMEDIATE:
+			return shapeIntermediateRequest, s.intermediateRequest
+		case !left && x == ikev2.IKE_AUTH:
 			return shapeAuthRequest, s.authRequest
 		}
 		return shape{}, nil

@@ -2,15 +2,16 @@ package sa
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/dh"
 	"github.com/missiu/missiu/pkg/crypto/keymat"
+	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/ikev2"
@@ -32,8 +33,14 @@ type handshake struct {
 	request      []byte // IKE_SA_INIT as sent, for AUTH
 	response     []byte
 	cookie       []byte
-	cookies, kes int   // how often each was demanded
-	refused      error // what the peer, or somebody, answered; counts when the wait is over
+	cookies, kes int // how often each was demanded
+
+	// IKE_INTERMEDIATE: the chains over the messages of either side so far, what
+	// is covered of the message just received, and how many exchanges are done.
+	intI, intR, got []byte
+	added           int
+	plain           *keymat.IKEKeys // SK_d, SK_pi, SK_pr without PPK, while the peer may do without
+	refused         error           // what the peer, or somebody, answered; counts when the wait is over
 	announced
 }
 
@@ -43,6 +50,10 @@ func (h *handshake) wipe() {
 	}
 	if h.key != nil {
 		h.key.Wipe()
+	}
+	clear(h.got) // the inside of a protected message
+	if h.plain != nil {
+		h.plain.Wipe()
 	}
 }
 
@@ -79,6 +90,15 @@ func (s *SA) sendInit(i *ikeSA) {
 		&ikev2.KE{Method: ikev2.KEID(h.key.KE()), Data: h.key.Public()}, &ikev2.Nonce{Data: h.ni})
 	ps = append(ps, s.natPayloads(i)...)
 	ps = append(ps, hashNotify(s.rule)...)
+	if s.rule.FragmentSize > 0 {
+		ps = append(ps, notify(ikev2.IKEV2_FRAGMENTATION_SUPPORTED))
+	}
+	if addKE(s.rule.Proposals) {
+		ps = append(ps, notify(ikev2.INTERMEDIATE_EXCHANGE_SUPPORTED))
+	}
+	if s.initiatorPPK() {
+		ps = append(ps, notify(ikev2.USE_PPK))
+	}
 	m := &ikev2.Message{Header: i.header(ikev2.IKE_SA_INIT, 0, false), Payloads: ps}
 	data, err := m.Append(nil)
 	if err != nil {
@@ -87,7 +107,7 @@ func (s *SA) sendInit(i *ikeSA) {
 	}
 	i.nextID = 1
 	h.request, h.refused = data, nil
-	s.transmit(i, 0, ikev2.IKE_SA_INIT, data)
+	s.transmit(i, 0, ikev2.IKE_SA_INIT, &sealed{data: [][]byte{data}})
 	s.logMessage("sent", m.Header, ps, len(data))
 }
 
@@ -167,6 +187,13 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 	if spi == 0 {
 		return errors.New("responder's SPI is 0")
 	}
+	if suite.AddKE.Methods() != nil && ikev2.FindNotify(ps, ikev2.INTERMEDIATE_EXCHANGE_SUPPORTED) == nil {
+		return errNoIntermediate
+	}
+	ppk := s.initiatorPPK() && ikev2.FindNotify(ps, ikev2.USE_PPK) != nil
+	if !ppk && s.rule.PPK == pad.PPKRequire {
+		return errPPKMissing
+	}
 	var said announced
 	if err := said.hear(ps); err != nil {
 		return err
@@ -184,13 +211,25 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 	}
 	i.req, i.active = nil, nil
 	s.emit(NewIKESA{Local: i.local, Remote: i.remote, Initiator: true})
+	s.ppk = ppk
+	s.fragments = s.rule.FragmentSize > 0 && ikev2.FindNotify(ps, ikev2.IKEV2_FRAGMENTATION_SUPPORTED) != nil
 	s.childless = ikev2.FindNotify(ps, ikev2.CHILDLESS_IKEV2_SUPPORTED) != nil
 	s.heard = s.now
 	s.detectNAT(i, ps, s.local, s.remote)
 	s.float()
-	i.to(StateAuthWait)
-	s.startAuth(i)
+	s.nextIntermediate(i, 0)
 	return nil
+}
+
+// addKE reports whether any of ps has additional key exchanges.
+func addKE(ps []proposal.IKE) bool {
+	return slices.ContainsFunc(ps, func(p proposal.IKE) bool { return len(p.AddKE) > 0 })
+}
+
+// initiatorPPK reports whether we have a PPK to name.
+func (s *SA) initiatorPPK() bool {
+	_, ok := s.rule.PPKs[s.rule.PPKID]
+	return ok && s.rule.PPK != pad.PPKNo
 }
 
 // deriveFirst makes the keys of the first IKE SA (RFC 7296, 2.14).
@@ -267,8 +306,13 @@ func (s *SA) receiveInitRequest(d Datagram, hd ikev2.Header) {
 	// The first rule that accepts an offer fixes the suite; which rule it is
 	// in the end, IKE_AUTH tells.
 	var first error // the one of the rule that stands first
+	inter := ikev2.FindNotify(ps, ikev2.INTERMEDIATE_EXCHANGE_SUPPORTED) != nil
 	for _, r := range s.candidate {
-		suite, answer, _, cerr := proposal.ChooseIKE(r.Proposals, ikev2.Find[*ikev2.SA](ps), 0)
+		ours := r.Proposals
+		if !inter {
+			ours = proposal.WithoutAddKE(ours)
+		}
+		suite, answer, _, cerr := proposal.ChooseIKE(ours, ikev2.Find[*ikev2.SA](ps), 0)
 		if cerr != nil {
 			if first == nil {
 				first = ofRule(cerr, r)
@@ -301,12 +345,7 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	if err := said.hear(ps); err != nil {
 		return nil, err
 	}
-	key, err := dh.Generate(suite.KE, s.rand)
-	if err != nil {
-		return nil, err
-	}
-	defer key.Wipe()
-	shared, err := key.Shared(ke.Data)
+	public, shared, err := dh.Respond(suite.KE, s.rand, ke.Data)
 	if err != nil {
 		return nil, err
 	}
@@ -323,8 +362,17 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	s.detectNAT(i, ps, d.Local, d.Remote)
 
 	out := []ikev2.Payload{&ikev2.SA{Proposals: []ikev2.Proposal{answer}},
-		&ikev2.KE{Method: ke.Method, Data: key.Public()}, &ikev2.Nonce{Data: i.hs.nr}}
+		&ikev2.KE{Method: ke.Method, Data: public}, &ikev2.Nonce{Data: i.hs.nr}}
 	out = append(out, s.natPayloads(i)...)
+	if s.fragments = s.rule.FragmentSize > 0 && ikev2.FindNotify(ps, ikev2.IKEV2_FRAGMENTATION_SUPPORTED) != nil; s.fragments {
+		out = append(out, notify(ikev2.IKEV2_FRAGMENTATION_SUPPORTED))
+	}
+	if suite.AddKE.Methods() != nil {
+		out = append(out, notify(ikev2.INTERMEDIATE_EXCHANGE_SUPPORTED))
+	}
+	if s.ppk = ikev2.FindNotify(ps, ikev2.USE_PPK) != nil && slices.ContainsFunc(s.candidate, wantsPPK); s.ppk {
+		out = append(out, notify(ikev2.USE_PPK))
+	}
 	out = append(out, certRequest(s.candidate...)...)
 	if said.hashes != nil {
 		out = append(out, hashNotify(s.candidate...)...)
@@ -335,7 +383,8 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	if err != nil {
 		return nil, err
 	}
-	i.hs.response, i.lastResp, i.lastReq, i.expect = data, data, sha256.Sum256(d.Data), 1
+	i.hs.response, i.lastResp, i.expect = data, &sealed{data: [][]byte{data}}, 1
+	i.setLast(d.Data)
 	i.dropAt = s.now.Add(s.cfg.HalfOpen)
 	i.to(StateHalfOpen)
 	s.send(d.Local, d.Remote, data, false)

@@ -34,13 +34,15 @@ var (
 	shapeInitRequest  = shape{name: "IKE_SA_INIT request", required: types{pSA, pKE, pNonce}}
 	shapeInitResponse = shape{name: "IKE_SA_INIT response", required: types{pSA, pKE, pNonce}, many: types{pCERTREQ}, refusable: true}
 	// Without AUTH the initiator wants EAP, which the handler refuses.
-	shapeAuthRequest   = shape{name: "IKE_AUTH request", required: types{pIDi}, optional: types{pIDr, pAUTH, pSA, pTSi, pTSr}, many: types{pCERT, pCERTREQ}}
-	shapeAuthResponse  = shape{name: "IKE_AUTH response", required: types{pIDr, pAUTH}, optional: types{pSA, pTSi, pTSr}, many: types{pCERT}, refusable: true}
-	shapeChildRequest  = shape{name: "CREATE_CHILD_SA request", required: types{pSA, pNonce, pTSi, pTSr}, optional: types{pKE}}
-	shapeChildResponse = shape{name: "CREATE_CHILD_SA response", required: types{pSA, pNonce, pTSi, pTSr}, optional: types{pKE}, refusable: true}
-	shapeRekeyRequest  = shape{name: "CREATE_CHILD_SA request for an IKE SA", required: types{pSA, pNonce, pKE}}
-	shapeRekeyResponse = shape{name: "CREATE_CHILD_SA response for an IKE SA", required: types{pSA, pNonce, pKE}, refusable: true}
-	shapeInformational = shape{name: "INFORMATIONAL", many: types{pD}}
+	shapeAuthRequest          = shape{name: "IKE_AUTH request", required: types{pIDi}, optional: types{pIDr, pAUTH, pSA, pTSi, pTSr}, many: types{pCERT, pCERTREQ}}
+	shapeAuthResponse         = shape{name: "IKE_AUTH response", required: types{pIDr, pAUTH}, optional: types{pSA, pTSi, pTSr}, many: types{pCERT}, refusable: true}
+	shapeChildRequest         = shape{name: "CREATE_CHILD_SA request", required: types{pSA, pNonce, pTSi, pTSr}, optional: types{pKE}}
+	shapeChildResponse        = shape{name: "CREATE_CHILD_SA response", required: types{pSA, pNonce, pTSi, pTSr}, optional: types{pKE}, refusable: true}
+	shapeRekeyRequest         = shape{name: "CREATE_CHILD_SA request for an IKE SA", required: types{pSA, pNonce, pKE}}
+	shapeRekeyResponse        = shape{name: "CREATE_CHILD_SA response for an IKE SA", required: types{pSA, pNonce, pKE}, refusable: true}
+	shapeIntermediateRequest  = shape{name: "IKE_INTERMEDIATE request", required: types{pKE}}
+	shapeIntermediateResponse = shape{name: "IKE_INTERMEDIATE response", required: types{pKE}, refusable: true}
+	shapeInformational        = shape{name: "INFORMATIONAL", many: types{pD}}
 )
 
 // check verifies that ps has the shape, and returns the payloads that belong to

@@ -76,7 +76,7 @@ func (t *rekeyIKE) send(s *SA, i *ikeSA) {
 	}
 	t.ni = s.newNonce()
 	s.request(i, t, ikev2.CREATE_CHILD_SA,
-		proposal.OfferIKE(s.rule.Proposals, binary.BigEndian.AppendUint64(nil, uint64(t.spi))),
+		proposal.OfferIKE(proposal.WithoutAddKE(s.rule.Proposals), binary.BigEndian.AppendUint64(nil, uint64(t.spi))),
 		&ikev2.Nonce{Data: t.ni}, &ikev2.KE{Method: ikev2.KEID(ke), Data: t.key.Public()})
 }
 
@@ -186,7 +186,7 @@ func (s *SA) notRekeyed(i *ikeSA, err error) {
 // made makes the new IKE SA of a good answer.
 func (t *rekeyIKE) made(s *SA, old *ikeSA, ps []ikev2.Payload) (*ikeSA, error) {
 	sa := ikev2.Find[*ikev2.SA](ps)
-	suite, err := proposal.CheckIKE(s.rule.Proposals, sa, 8)
+	suite, err := proposal.CheckIKE(proposal.WithoutAddKE(s.rule.Proposals), sa, 8)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +235,7 @@ func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
 		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errNoChildren)
 		return
 	}
-	suite, answer, offered, err := proposal.ChooseIKE(s.rule.Proposals, ikev2.Find[*ikev2.SA](ps), 8)
+	suite, answer, offered, err := proposal.ChooseIKE(proposal.WithoutAddKE(s.rule.Proposals), ikev2.Find[*ikev2.SA](ps), 8)
 	if err != nil {
 		s.refuse(i, notify(ikev2.NO_PROPOSAL_CHOSEN), ofRule(err, s.rule))
 		return
@@ -245,14 +245,8 @@ func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
 		s.refuse(i, invalidKE(uint16(suite.KE)), fmt.Errorf("want key exchange by %v", suite.KE))
 		return
 	}
-	key, err := dh.Generate(suite.KE, s.rand)
-	if err != nil {
-		s.refuse(i, notify(ikev2.NO_PROPOSAL_CHOSEN), err)
-		return
-	}
-	defer key.Wipe()
-	shared, err := key.Shared(ke.Data)
-	if err != nil {
+	public, shared, err := dh.Respond(suite.KE, s.rand, ke.Data)
+	if err != nil { // RFC 6989, 5
 		s.syntax(i, ikev2.CREATE_CHILD_SA, err)
 		return
 	}
@@ -266,7 +260,7 @@ func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
 	answer.SPI = binary.BigEndian.AppendUint64(nil, uint64(n.local))
 	s.ikes = append(s.ikes, n)
 	s.emit(NewIKESA{Local: n.local, Remote: n.remote, Rekeys: i.local})
-	s.respond(i, &ikev2.SA{Proposals: []ikev2.Proposal{answer}}, &ikev2.Nonce{Data: n.nr}, &ikev2.KE{Method: ke.Method, Data: key.Public()})
+	s.respond(i, &ikev2.SA{Proposals: []ikev2.Proposal{answer}}, &ikev2.Nonce{Data: n.nr}, &ikev2.KE{Method: ke.Method, Data: public})
 	if mine {
 		i.peerNew = n // which of the two stays, the answer to ours decides
 		return

@@ -46,6 +46,9 @@ type SA struct {
 	done      bool // Done was told
 	onlyOne   bool // peer sent INITIAL_CONTACT
 	childless bool // peer can do without a first child SA
+	fragments bool // both can send messages in fragments
+	small     bool // large datagrams got no answer
+	ppk       bool // both use PPKs
 	out       []Output
 	counters  Counters
 	resent    uint64 // requests sent again

@@ -10,6 +10,7 @@ type State uint8
 //	         Idle
 //	       /      \
 //	InitSent      HalfOpen
+//	Intermediate     |
 //	AuthWait      AuthWork
 //	AuthSent         |
 //	       \       /
@@ -19,22 +20,23 @@ type State uint8
 //	       \       /
 //	         Dead --> Gone
 const (
-	StateIdle        State = iota
-	StateInitSent          // IKE_SA_INIT request sent
-	StateAuthWait          // keys made; waits for the SPI of the first child SA
-	StateAuthSent          // IKE_AUTH request sent
-	StateHalfOpen          // IKE_SA_INIT answered
-	StateAuthWork          // peer authenticated; waits for the SPI of the first child SA
-	StateEstablished       // in use, or about to be
-	StateRekeyed           // replaced or redundant; waits for its deletion
-	StateDeleting          // Delete sent
-	StateDead              // without keys; repeats its last response
-	StateGone              // forgotten
+	StateIdle         State = iota
+	StateInitSent           // IKE_SA_INIT request sent
+	StateIntermediate       // IKE_INTERMEDIATE request sent
+	StateAuthWait           // keys made; waits for the SPI of the first child SA
+	StateAuthSent           // IKE_AUTH request sent
+	StateHalfOpen           // IKE_SA_INIT answered
+	StateAuthWork           // peer authenticated; waits for the SPI of the first child SA
+	StateEstablished        // in use, or about to be
+	StateRekeyed            // replaced or redundant; waits for its deletion
+	StateDeleting           // Delete sent
+	StateDead               // without keys; repeats its last response
+	StateGone               // forgotten
 	numStates
 )
 
 var stateNames = [numStates]string{
-	"idle", "init-sent", "auth-wait", "auth-sent", "half-open", "auth-work",
+	"idle", "init-sent", "intermediate", "auth-wait", "auth-sent", "half-open", "auth-work",
 	"established", "rekeyed", "deleting", "dead", "gone",
 }
 
@@ -47,16 +49,17 @@ func (s State) String() string {
 
 // next lists the states that may follow each state. Every one may end.
 var next = [numStates][]State{
-	StateIdle:        {StateInitSent, StateHalfOpen, StateEstablished, StateDead, StateGone},
-	StateInitSent:    {StateAuthWait, StateDead, StateGone},
-	StateAuthWait:    {StateAuthSent, StateDead, StateGone},
-	StateAuthSent:    {StateEstablished, StateDead, StateGone},
-	StateHalfOpen:    {StateAuthWork, StateEstablished, StateDead, StateGone},
-	StateAuthWork:    {StateEstablished, StateDead, StateGone},
-	StateEstablished: {StateRekeyed, StateDeleting, StateDead, StateGone},
-	StateRekeyed:     {StateDeleting, StateDead, StateGone},
-	StateDeleting:    {StateDead, StateGone},
-	StateDead:        {StateGone},
+	StateIdle:         {StateInitSent, StateHalfOpen, StateEstablished, StateDead, StateGone},
+	StateInitSent:     {StateIntermediate, StateAuthWait, StateDead, StateGone},
+	StateIntermediate: {StateAuthWait, StateDead, StateGone},
+	StateAuthWait:     {StateAuthSent, StateDead, StateGone},
+	StateAuthSent:     {StateEstablished, StateDead, StateGone},
+	StateHalfOpen:     {StateAuthWork, StateEstablished, StateDead, StateGone},
+	StateAuthWork:     {StateEstablished, StateDead, StateGone},
+	StateEstablished:  {StateRekeyed, StateDeleting, StateDead, StateGone},
+	StateRekeyed:      {StateDeleting, StateDead, StateGone},
+	StateDeleting:     {StateDead, StateGone},
+	StateDead:         {StateGone},
 }
 
 // allowed reports whether an IKE SA in state from may become to.

@@ -28,6 +28,8 @@ func (s *SA) Deadline() time.Time {
 	}
 	for _, i := range s.ikes {
 		d = earliest(d, i.dropAt)
+		d = earliest(d, i.inRequest.until)
+		d = earliest(d, i.inResponse.until)
 		if i.req != nil {
 			d = earliest(d, i.req.due)
 		}
@@ -82,6 +84,11 @@ func (s *SA) Tick(now time.Time) []Output {
 }
 
 func (s *SA) tickIKE(i *ikeSA) {
+	for _, r := range []*reassembly{&i.inRequest, &i.inResponse} {
+		if s.due(r.until) {
+			r.reset()
+		}
+	}
 	switch {
 	case s.due(i.dropAt) && i.state < StateEstablished:
 		s.fail(ErrExpired, false)

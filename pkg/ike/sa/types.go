@@ -289,6 +289,7 @@ type Counters struct {
 	MessageID   uint64 // outside the window of one
 	Unexpected  uint64 // no such exchange, direction or SPI in this state
 	Retransmits uint64 // requests of the peer answered again, or still in work
+	Fragments   uint64 // fragments that came twice, or too late
 }
 
 // ChildInfo describes a child SA.

@@ -1,8 +1,8 @@
 package sa
 
 import (
-	"crypto/sha256"
 	"errors"
+	"log/slog"
 	"math"
 	"net/netip"
 	"time"
@@ -19,8 +19,7 @@ func (s *SA) send(local, remote netip.AddrPort, data []byte, again bool) {
 // request sends a protected request of t, which takes the window of i.
 func (s *SA) request(i *ikeSA, t task, x ikev2.ExchangeType, ps ...ikev2.Payload) {
 	id := i.nextID
-	m := &ikev2.Message{Header: i.header(x, id, false), Payloads: ps}
-	data, err := m.AppendSealed(nil, i.seal)
+	p, err := s.protect(i, i.header(x, id, false), ps, 0)
 	if err != nil || id == math.MaxUint32 {
 		// Neither happens in practice: our payloads fit, and rekeying comes
 		// before the 2^32nd message (RFC 7296, 2.2).
@@ -29,13 +28,13 @@ func (s *SA) request(i *ikeSA, t task, x ikev2.ExchangeType, ps ...ikev2.Payload
 	}
 	i.nextID++
 	i.active = t
-	s.transmit(i, id, x, data)
-	s.logMessage("sent", m.Header, ps, len(data))
+	s.transmit(i, id, x, p)
+	s.logMessage("sent", p.m.Header, ps, p.octets())
 }
 
 // transmit puts a new request on its way.
-func (s *SA) transmit(i *ikeSA, id uint32, x ikev2.ExchangeType, data []byte) {
-	i.req = &request{id: id, exchange: x, data: data}
+func (s *SA) transmit(i *ikeSA, id uint32, x ikev2.ExchangeType, p *sealed) {
+	i.req = &request{id: id, exchange: x, sealed: p}
 	s.transmission(i.req)
 }
 
@@ -49,7 +48,9 @@ func (s *SA) transmission(r *request) {
 	r.wait = max(min(r.wait, rt.Max), time.Millisecond)
 	r.due = s.now.Add(r.wait - s.jitter(r.wait/10))
 	r.local, r.remote = s.local, s.remote // where the peer is now
-	s.send(r.local, r.remote, r.data, r.sent > 0)
+	for _, b := range r.data {
+		s.send(r.local, r.remote, b, r.sent > 0)
+	}
 	if r.sent++; r.sent > 1 {
 		s.resent++
 	}
@@ -63,6 +64,12 @@ func (s *SA) retransmit(i *ikeSA) {
 		return
 	}
 	if r.sent <= s.rule.Retransmit.Limit {
+		if r.sent >= smallAfter && r.m != nil && !s.small {
+			s.small = true
+			if s.small = s.cut(r.sealed, 0); s.small {
+				s.log(levelInfo, "no answer: smaller fragments", slog.Int("fragments", len(r.data)))
+			}
+		}
 		s.transmission(r)
 		return
 	}
@@ -87,15 +94,16 @@ func (s *SA) respond(i *ikeSA, ps ...ikev2.Payload) {
 	if err != nil {
 		return
 	}
-	m := &ikev2.Message{Header: i.header(h.Exchange, h.MessageID, true), Payloads: ps}
-	data, err := m.AppendSealed(nil, i.seal)
+	p, err := s.protect(i, i.header(h.Exchange, h.MessageID, true), ps, i.limit)
 	if err != nil {
 		s.fail(&LocalError{Exchange: h.Exchange, Err: err}, false)
 		return
 	}
-	i.lastResp, i.busy = data, false
-	s.send(i.from.Local, i.from.Remote, data, false)
-	s.logMessage("sent", m.Header, ps, len(data))
+	i.lastResp, i.busy = p, false
+	for _, b := range p.data {
+		s.send(i.from.Local, i.from.Remote, b, false)
+	}
+	s.logMessage("sent", p.m.Header, ps, p.octets())
 }
 
 // refuse answers the request in work with one error notify.
@@ -186,13 +194,7 @@ func (s *SA) find(h ikev2.Header) *ikeSA {
 // receiveRequest checks the window and the protection of a request.
 func (s *SA) receiveRequest(i *ikeSA, d Datagram, h ikev2.Header) {
 	switch {
-	case i.expect > 0 && h.MessageID == i.expect-1 && i.isLast(d.Data):
-		// The same octets need no second look: whoever repeats them learns
-		// nothing but what it has seen, and changes nothing.
-		s.counters.Retransmits++
-		if i.lastResp != nil {
-			s.send(d.Local, d.Remote, i.lastResp, true)
-		}
+	case i.expect > 0 && h.MessageID == i.expect-1 && s.again(i, d):
 		return
 	case h.MessageID != i.expect || i.busy:
 		s.counters.MessageID++
@@ -203,15 +205,17 @@ func (s *SA) receiveRequest(i *ikeSA, d Datagram, h ikev2.Header) {
 		s.counters.Unexpected++
 		return
 	}
-	ps, ok, err := s.openMessage(i, d.Data)
-	if !ok {
+	a := s.take(i, &i.inRequest, d, h.MessageID)
+	if a == nil || !a.whole {
 		return
 	}
 	i.expect++
-	i.busy, i.lastReq, i.lastResp, i.from = true, sha256.Sum256(d.Data), nil, d
+	i.setLast(a.head)
+	i.busy, i.lastResp, i.from, i.limit = true, nil, d, a.limit
 	s.alive(i, d)
-	s.logMessage("received", h, ps, len(d.Data))
-	s.handleRequest(i, h, ps, err)
+	s.logMessage("received", h, a.ps, a.octets)
+	i.note(a)
+	s.handleRequest(i, h, a.ps, a.err)
 }
 
 // receiveResponse does so for a response.
@@ -229,14 +233,16 @@ func (s *SA) receiveResponse(i *ikeSA, d Datagram, h ikev2.Header) {
 		s.receiveInitResponse(i, d, h)
 		return
 	}
-	ps, ok, err := s.openMessage(i, d.Data)
-	if !ok {
+	a := s.take(i, &i.inResponse, d, h.MessageID)
+	if a == nil || !a.whole {
 		return
 	}
+	ps, err := a.ps, a.err
 	s.alive(i, d)
-	s.logMessage("received", h, ps, len(d.Data))
+	s.logMessage("received", h, ps, a.octets)
+	i.note(a)
 	t := i.active
-	i.req, i.active = nil, nil
+	i.asked, i.req, i.active = i.req.sealed, nil, nil
 	if n := critical(ps); err == nil && n != nil {
 		err = errors.New("unknown critical payload in a response")
 	}
@@ -258,23 +264,7 @@ func (s *SA) receiveResponse(i *ikeSA, d Datagram, h ikev2.Header) {
 	t.answer(s, i, ps)
 }
 
-// openMessage opens the protection. ok is false for what is not authentic; err
-// is about the contents of what is.
-func (s *SA) openMessage(i *ikeSA, data []byte) (ps []ikev2.Payload, ok bool, err error) {
-	i.open.verified = false
-	m, err := ikev2.Open(data, i.open)
-	switch {
-	case i.open.verified && err != nil:
-		return nil, true, err
-	case err == nil:
-		return m.Payloads, true, nil
-	case errors.Is(err, ikev2.ErrIntegrity):
-		s.counters.Integrity++
-	default:
-		s.counters.Malformed++
-	}
-	return nil, false, nil
-}
+func isIntegrity(err error) bool { return errors.Is(err, ikev2.ErrIntegrity) }
 
 // alive notes that something authentic came from the peer, and follows it to a
 // new address behind its NAT (RFC 7296, 2.23); whoever is behind a NAT itself
