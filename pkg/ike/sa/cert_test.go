@@ -337,7 +337,7 @@ func TestHashAndURL(t *testing.T) {
 	l.run()
 	i := l.a.sa.cur
 	auth := &ikev2.Auth{Method: ikev2.AuthSignature, Data: make([]byte, 80)}
-	m := &ikev2.Message{Header: i.header(ikev2.IKE_AUTH, 1, false), Payloads: []ikev2.Payload{
+	m := &ikev2.Message{Header: i.header(ikev2.IKE_AUTH, i.nextID-1, false), Payloads: []ikev2.Payload{
 		&ikev2.IDi{ID: fqdn("a.example").Wire()}, &ikev2.Cert{Encoding: ikev2.CertHashURLX509, Data: []byte("http://x")}, auth}}
 	b, err := m.AppendSealed(nil, i.seal)
 	if err != nil {
