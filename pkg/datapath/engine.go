@@ -60,6 +60,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/missiu/missiu/pkg/capture"
 	"github.com/missiu/missiu/pkg/datapath/flow"
 	"github.com/missiu/missiu/pkg/datapath/frag"
 	"github.com/missiu/missiu/pkg/datapath/packet"
@@ -128,7 +129,9 @@ type Config struct {
 	KeepMSS bool
 	// Flows is how many flows each worker remembers, a power of two; 0: flow.DefaultSize.
 	Flows int
-	Log   *zap.Logger
+	// Monitor gets what workers read and write while it has readers; may be nil.
+	Monitor *capture.Hub
+	Log     *zap.Logger
 }
 
 // Engine moves packets. Create it with New.
@@ -348,12 +351,16 @@ func (w *outWorker) runRelease(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-w.e.kick:
+			w.tape.Start()
+			w.e.late.tape.Start()
 			if err := w.e.late.receiveEarly(time.Now()); err != nil {
 				return ended(ctx, "tap", err)
 			}
 			if err := w.sendHeld(buf); err != nil {
 				return ended(ctx, "interface", err)
 			}
+			w.e.late.tape.Publish()
+			w.tape.Publish()
 		}
 	}
 }

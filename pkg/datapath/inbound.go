@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/missiu/missiu/pkg/capture"
 	"github.com/missiu/missiu/pkg/datapath/aggfrag"
 	"github.com/missiu/missiu/pkg/datapath/ah"
 	"github.com/missiu/missiu/pkg/datapath/esp"
@@ -49,6 +50,7 @@ type inWorker struct {
 	frags   *frag.Reassembler // outer and clear fragments
 	peeler  peeler
 	flows   *flow.Cache
+	tape    capture.Tape
 	blocks  aggfrag.Unpacker
 	whole   []byte // aggfrag.BufLen octets, from the first fragment on
 }
@@ -103,6 +105,7 @@ func newInWorker(e *Engine, flows int) *inWorker {
 		scratch: esp.NewScratch(),
 		frags:   frag.New(frag.DefaultLimits),
 		flows:   flow.New(flows),
+		tape:    capture.Tape{Hub: e.c.Monitor},
 	}
 	w.gro.Kinds = e.super0
 	return w
@@ -122,9 +125,14 @@ func (w *inWorker) run(ctx context.Context) error {
 		}
 		w.flows.Sweep(w.e.generation())
 		now := time.Now()
+		watched := w.tape.Start()
 		for i := range n {
 			p := &w.pkts[i]
-			w.ip(p.Buf, p.Off, p.Len, p.Offload, now)
+			if watched {
+				w.watch(p, now)
+			} else {
+				w.ip(p.Buf, p.Off, p.Len, p.Offload, now)
+			}
 		}
 		if err := w.flush(now); err != nil {
 			return err
@@ -157,6 +165,7 @@ func (w *inWorker) runUDP(ctx context.Context) error {
 		}
 		w.flows.Sweep(w.e.generation())
 		now := time.Now()
+		w.tape.Start()
 		single := n == len(w.dgrams)
 		for i := range n {
 			single = single && w.dgrams[i].Segment == 0
@@ -178,7 +187,7 @@ func (w *inWorker) runUDP(ctx context.Context) error {
 // that ends where the next begins.
 func (w *inWorker) train(d *wire.Datagram, now time.Time) {
 	if d.Segment <= 0 || d.Segment >= d.Len {
-		w.datagram(d, now)
+		w.one(d, now)
 		return
 	}
 	one := *d
@@ -188,9 +197,18 @@ func (w *inWorker) train(d *wire.Datagram, now time.Time) {
 		one.Len = min(d.Segment, end-off)
 		one.Off = off - lo
 		one.Buf = d.Buf[lo : off+one.Len : off+one.Len]
-		w.datagram(&one, now)
+		w.one(&one, now)
 		lo = off + one.Len
 	}
+}
+
+// one serves a datagram of its own.
+func (w *inWorker) one(d *wire.Datagram, now time.Time) {
+	if w.tape.On() {
+		w.watchDatagram(d, now)
+		return
+	}
+	w.datagram(d, now)
 }
 
 func (w *inWorker) datagram(d *wire.Datagram, now time.Time) {
@@ -517,6 +535,7 @@ func (w *inWorker) write() {
 			f := &fs[k]
 			putEther(f.Buf[f.Off:], w.e.c.TAP.MAC(), f.Buf[f.Off+etherLen]>>4)
 		}
+		recordFrames(&w.tape, fs)
 		if err := w.e.writeTAP(w.tap, fs, &w.n); err != nil && w.err == nil {
 			w.err = err
 		}

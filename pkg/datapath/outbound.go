@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/missiu/missiu/pkg/capture"
 	"github.com/missiu/missiu/pkg/datapath/aggfrag"
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/flow"
@@ -55,6 +56,7 @@ type outWorker struct {
 	gen     flow.Generation // at which the packet at hand is judged
 	known   *sad.SA         // of its flow, from the cache; may be nil
 	packs   packs
+	tape    capture.Tape
 }
 
 // outJob is one packet on its way through the batch.
@@ -86,6 +88,7 @@ func newOutWorker(e *Engine, frames, flows int) *outWorker {
 		scratch: esp.NewScratch(),
 		frags:   frag.New(frag.DefaultLimits),
 		flows:   flow.New(flows),
+		tape:    capture.Tape{Hub: e.c.Monitor},
 	}
 	for i := range w.frames {
 		w.frames[i].Buf = make([]byte, bufSize)
@@ -108,8 +111,13 @@ func (w *outWorker) run(ctx context.Context) error {
 		}
 		w.flows.Sweep(w.e.generation())
 		now := time.Now()
+		watched := w.tape.Start()
 		for i := range n {
-			w.frame(&w.frames[i], now)
+			if watched {
+				w.watch(&w.frames[i], now)
+			} else {
+				w.frame(&w.frames[i], now)
+			}
 		}
 		if err := w.flush(); err != nil {
 			return err
@@ -724,6 +732,7 @@ func (w *outWorker) split(j *outJob) {
 func (w *outWorker) write() error {
 	w.failed(w.writeUDP())
 	w.failed(w.writeWire())
+	recordFrames(&w.tape, w.replies)
 	err := w.e.writeTAP(w.tap, w.replies, &w.n)
 	clear(w.replies)
 	w.replies = w.replies[:0]
@@ -731,6 +740,12 @@ func (w *outWorker) write() error {
 }
 
 func (w *outWorker) writeWire() error {
+	if w.tape.On() {
+		for k := range w.tx {
+			p := &w.tx[k]
+			w.tape.Record(capture.Low, capture.Out, nil, p.Buf[p.Off:p.Off+p.Len], "")
+		}
+	}
 	for tx := w.tx; len(tx) > 0; {
 		n, err := w.e.c.Wire.WriteBatch(tx)
 		if err != nil {

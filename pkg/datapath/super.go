@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/missiu/missiu/pkg/capture"
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/sad"
@@ -243,6 +244,9 @@ func (w *outWorker) writeUDP() error {
 	g, to := &w.grams, w.udp
 	if to == nil {
 		to = w.e.c.UDP
+	}
+	for k := range g.ds {
+		recordDatagrams(&w.tape, capture.Out, &g.ds[k])
 	}
 	for ds := g.ds; len(ds) > 0; {
 		n, err := to.WriteBatch(ds)
