@@ -42,6 +42,8 @@ const usage = `usage: missiu -i INTERFACE [options] startRaw|start|startTun|stop
   startTun          the same with --tun: a TUN, and routes for what policy covers
   stop              end the instance and leave the host as it was
   status            what the instance does
+  monitor [high|low]
+                    print or write the frames on both sides of it, or on one
 
 `
 
@@ -68,6 +70,8 @@ type options struct {
 	defaultRule     string
 	cpuProfile      string
 	abstract        string
+	write           string
+	count           int
 	tun             bool
 	foreground      bool
 	child           bool // started by Spawn
@@ -104,6 +108,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&o.cpuProfile, "cpuprofile", "", "write a CPU profile to `file` at the end, for go tool pprof")
 	f.BoolVar(&o.foreground, "foreground", false, "stay in the foreground (for systemd)")
 	f.BoolVar(&o.json, "json", false, "status as JSON")
+	f.StringVarP(&o.write, "write", "w", "", "monitor: write pcapng to `file`, - for standard output")
+	f.IntVarP(&o.count, "count", "c", 0, "monitor: end after `n` frames")
 	f.BoolVarP(&help, "help", "h", false, "this help")
 	f.BoolVarP(&version, "version", "V", false, "the version")
 	f.BoolVar(&o.child, "child", false, "")
@@ -124,15 +130,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "missiu", buildVersion())
 		return exitOK
 	case f.NArg() == 0:
-		return bad("no verb; want startRaw, start, stop or status")
-	case f.NArg() > 1:
+		return bad("no verb; want startRaw, start, startTun, stop, status or monitor")
+	case f.NArg() > 1 && f.Arg(0) != "monitor":
 		return bad("more than one verb: %s", strings.Join(f.Args(), " "))
 	}
-	verb := f.Arg(0)
+	verb, words := f.Arg(0), f.Args()[1:]
 	switch verb {
 	case "startRaw", "start", "startTun", "stop", "status":
+	case "monitor":
+		if len(words) > 1 || len(words) == 1 && sideNames[words[0]] == 0 {
+			return bad("monitor %s: want high, low or nothing", strings.Join(words, " "))
+		}
 	default:
-		return bad("unknown verb %q; want startRaw, start, startTun, stop or status", verb)
+		return bad("unknown verb %q; want startRaw, start, startTun, stop, status or monitor", verb)
 	}
 	o.tun = verb == "startTun" || f.Changed("tun")
 	if o.tunName == tunUnnamed {
@@ -148,6 +158,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("-i INTERFACE is missing")
 	case o.ifname != "" && !validIfname(o.ifname):
 		return bad("-i %q: not a name of an interface", o.ifname)
+	case o.count < 0:
+		return bad("-c %d: want a number of frames", o.count)
 	case o.tap != "" && !validIfname(o.tap):
 		return bad("--tap %q: not a name of an interface", o.tap)
 	case o.tunName != "" && !validIfname(o.tunName):
@@ -181,6 +193,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		err = stop(&o)
 	case "status":
 		err = status(&o, stdout)
+	case "monitor":
+		err = monitor(&o, words, stdout, stderr)
 	default:
 		err = start(&o, args, stdout)
 	}

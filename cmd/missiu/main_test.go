@@ -61,6 +61,12 @@ func TestCommandLine(t *testing.T) {
 		{"-i mi-none stop", exitFailed, "no missiu is running"},
 		{"-i mi-none status", exitFailed, "no missiu is running"},
 		{"status", exitFailed, "no missiu is running"},
+		{"-i mi-none monitor", exitFailed, "no missiu is running"},
+		{"-i mi-none monitor low -c 3", exitFailed, "no missiu is running"},
+		{"monitor", exitUsage, "-i INTERFACE is missing"},
+		{"-i lo monitor up", exitUsage, "want high, low or nothing"},
+		{"-i lo monitor high low", exitUsage, "want high, low or nothing"},
+		{"-i lo monitor -c -1", exitUsage, "want a number of frames"},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(strings.Fields(tt.args), &stdout, &stderr)

@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/missiu/missiu/pkg/attach"
+	"github.com/missiu/missiu/pkg/capture"
 	"github.com/missiu/missiu/pkg/crypto/aead"
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/daemon"
@@ -54,6 +56,7 @@ type instance struct {
 	srv   *keysock.Server
 	natt  *natt.Server
 	eng   *datapath.Engine
+	mon   *capture.Hub
 
 	routes *routing // nil: --routes none
 
@@ -217,11 +220,12 @@ func (in *instance) open(adopted string) (err error) {
 		Status:    in.status,
 	})
 	in.rec = newRecorder(in.keys, in.reroute)
+	in.mon = capture.NewHub(capture.Interface{Name: ifname, Link: capture.LinkIP}, capture.Interface{Name: in.tap.Name(), Link: capture.LinkEthernet})
 	c := datapath.Config{
 		TAP: in.tap, Wire: in.wire, SAD: db, SPD: pol, Default: in.o.defaultAction(), KeepMSS: in.o.mss == "keep",
 		NeedSA: in.keys.NeedSA, LimitReached: in.keys.LimitReached, NewMapping: in.keys.NewMapping,
-		IKE: func(local, remote netip.AddrPort, msg []byte) bool { return in.natt.Deliver(local, remote, msg) },
-		Log: in.log,
+		IKE:     func(local, remote netip.AddrPort, msg []byte) bool { return in.natt.Deliver(local, remote, msg) },
+		Monitor: in.mon, Log: in.log,
 	}
 	for k, u := range in.udps {
 		if k == 0 {
@@ -254,8 +258,10 @@ func (in *instance) open(adopted string) (err error) {
 		in.log.Warn("took over after an instance that was killed", zap.Int("policies", len(saved)))
 	}
 	in.reroute(true)
-	in.natt, err = natt.Listen(nattPath(ifname), in.sendIKE)
-	return err
+	if in.natt, err = natt.Listen(nattPath(ifname), in.sendIKE); err != nil {
+		return err
+	}
+	return in.mon.Listen(attach.Path(ifname, capture.Purpose))
 }
 
 // run moves packets and answers requests until ctx ends, then closes the
@@ -474,6 +480,9 @@ func (in *instance) tapPath() string {
 
 // closeDevices gives the host back what was taken from it.
 func (in *instance) closeDevices() {
+	if in.mon != nil {
+		in.mon.Close()
+	}
 	if in.natt != nil {
 		in.natt.Close()
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/missiu/missiu/pkg/attach"
+	"github.com/missiu/missiu/pkg/capture"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
 )
@@ -52,7 +54,7 @@ func loadPolicies(ifname string) ([]ipsec.Policy, error) {
 // reports whether there were any.
 func removeState(ifname string) bool {
 	any := false
-	for _, p := range []string{statePath(ifname), statePath(ifname) + ".new", keysock.Path(ifname), keysock.Path(ifname) + ".lock", nattPath(ifname)} {
+	for _, p := range []string{statePath(ifname), statePath(ifname) + ".new", keysock.Path(ifname), keysock.Path(ifname) + ".lock", nattPath(ifname), attach.Path(ifname, capture.Purpose)} {
 		if os.Remove(p) == nil {
 			any = true
 		}
