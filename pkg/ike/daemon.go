@@ -27,6 +27,7 @@ type Daemon struct {
 	spd     spd
 	mirror  mirror            // how true spd is
 	waiting []keysock.Acquire // until it is; of Run
+	queues  atomic.Uint32     // of missiu
 
 	since   time.Time
 	budget  budget

@@ -126,10 +126,12 @@ func (d *Daemon) connect(ctx, read context.Context) (<-chan event, error) {
 		return nil, err
 	}
 	k := &link{keys: keys, ended: make(chan struct{})}
-	if _, err := keys.Register(ctx, ipsec.ESP, ipsec.AH); err != nil {
+	has, err := keys.Register(ctx, ipsec.ESP, ipsec.AH)
+	if err != nil {
 		k.close()
 		return nil, err
 	}
+	d.queues.Store(uint32(has.Queues))
 	if err := d.readPolicies(read, keys); err != nil {
 		k.close()
 		return nil, err
@@ -447,8 +449,18 @@ func (d *Daemon) acquire(a keysock.Acquire, waited bool) {
 		refuse("no rule for this peer", syscall.EACCES)
 		return
 	}
+	if a.Queue != 0 {
+		// It goes beside an SA for any queue, or not at all.
+		d.mu.Lock()
+		l := d.serving(a.Src, a.Dst)
+		d.mu.Unlock()
+		if fields = append(fields, zap.Uint16("queue", uint16(a.Queue))); l == nil {
+			refuse("no IKE SA with the peer", syscall.ENOENT)
+			return
+		}
+	}
 	d.log.Info("ACQUIRE", fields...)
-	d.ask(a.Src, a.Dst, rule, nil, nil, sa.ChildRequest{Seq: a.Seq, Policy: p, Proposals: wantedOf(a, p), Flow: a.Flow})
+	d.ask(a.Src, a.Dst, rule, nil, nil, sa.ChildRequest{Seq: a.Seq, Policy: p, Proposals: wantedOf(a, p), Flow: a.Flow, Queue: a.Queue})
 }
 
 // wantedOf are the alternatives that an ACQUIRE is about: its own, else what the
@@ -485,7 +497,7 @@ func requestsFor(p sa.Policy) (rs []sa.ChildRequest) {
 // keyOf tells what a request wants: a policy of level unique has an SA for each
 // flow, one in transport mode an SA for each peer, which the lineage is.
 func keyOf(r sa.ChildRequest) acquireKey {
-	k := acquireKey{policy: r.Policy.Out.ID, proto: ipsec.ESP}
+	k := acquireKey{policy: r.Policy.Out.ID, proto: ipsec.ESP, queue: r.Queue}
 	if len(r.Proposals) > 0 && !r.Proposals[0].Shape.Has(ipsec.ESP) {
 		k.proto = ipsec.AH
 	}

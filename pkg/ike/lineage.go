@@ -87,6 +87,7 @@ type lone struct {
 type acquireKey struct {
 	policy uint32
 	proto  ipsec.Protocol // the first that is offered
+	queue  ipsec.Queue
 	flow   ipsec.Flow
 }
 
@@ -147,6 +148,7 @@ func (l *lineage) config(initialContact bool) sa.Config {
 	return sa.Config{
 		Local: l.local, Remote: l.remote, IKEPort: l.d.cfg.IKEPort, NATTPort: l.d.cfg.NATTPort,
 		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.cfg.Limits.Expire, TellKeys: l.d.cfg.KeyLog != nil, Rand: l.d.cfg.Rand,
+		Queues: int(l.d.queues.Load()),
 	}
 }
 
@@ -345,7 +347,7 @@ func (l *lineage) send(o sa.Send) {
 // there already, in one of four thousand million cases: then another is tried.
 func (l *lineage) getSPI(o sa.NeedSPI) (spi ipsec.SPI, err error) {
 	get := func(f sa.SPIFor, spi ipsec.SPI) (ipsec.SPI, error) {
-		g := keysock.GetSPI{Proto: f.Proto, Src: o.Src, Dst: o.Dst, Mode: o.Mode, ReqID: f.ReqID, Seq: o.Seq, Min: spi, Max: spi}
+		g := keysock.GetSPI{Proto: f.Proto, Src: o.Src, Dst: o.Dst, Mode: o.Mode, ReqID: f.ReqID, Seq: o.Seq, Min: spi, Max: spi, Queue: o.Queue}
 		if f.Proto == ipsec.ESP {
 			g.Encap = o.Encap
 		}

@@ -230,6 +230,7 @@ var table = []keyword{
 	{"childsa_additional_ke", tr, methodK, "none", ""},
 	{"childsa_esn", tr, oneOf("no", "prefer", "require"), "prefer", ""},
 	{"childsa_aggfrag", tr, oneOf("no", "prefer", "require"), "no", ""},
+	{"childsa_per_queue", tr, oneOf("no", "prefer", "require"), "prefer", ""},
 	{"childsa_replay", tr, of(replay, "0 or a number from 32 to 65536"), "1024", ""},
 	{"ppk", tr, oneOf("no", "prefer", "require"), "", ""},
 	{"ppk_id", tr, name(253), "", ""},

@@ -85,6 +85,7 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	p.ESN = map[string]proposal.ESN{"no": proposal.ESNNo, "prefer": proposal.ESNPrefer, "require": proposal.ESNRequire}[r.get("childsa_esn").text]
 	p.ReplayWindow = uint32(n("childsa_replay"))
 	p.AggFrag = map[string]pad.AggFrag{"no": pad.AggFragNo, "prefer": pad.AggFragPrefer, "require": pad.AggFragRequire}[r.get("childsa_aggfrag").text]
+	p.PerQueue = map[string]pad.PerQueue{"no": pad.PerQueueNo, "prefer": pad.PerQueuePrefer, "require": pad.PerQueueRequire}[r.get("childsa_per_queue").text]
 	p.RekeyFuzz = n("rekey_fuzz")
 
 	p.Retransmit = pad.Retransmit{Limit: n("retry_limit"), Init: dur("retry_timer_init")}

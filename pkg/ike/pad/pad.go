@@ -170,6 +170,7 @@ type Rule struct {
 	ESN                  proposal.ESN
 	ReplayWindow         uint32
 	AggFrag              AggFrag
+	PerQueue             PerQueue
 	ChildHard, ChildSoft ipsec.Lifetime
 	RekeyFuzz            int // percent of the lifetime by which soft limits vary
 
@@ -203,6 +204,16 @@ const (
 	PPKNo PPK = iota
 	PPKPrefer
 	PPKRequire
+)
+
+// PerQueue says whether there are to be child SAs for single queues (RFC 9611).
+type PerQueue uint8
+
+// PerQueue choices, the zero value first.
+const (
+	PerQueuePrefer PerQueue = iota
+	PerQueueNo
+	PerQueueRequire
 )
 
 // AggFrag says whether ESP in tunnel mode is to be in AGGFRAG mode (RFC 9347).

@@ -67,7 +67,7 @@ func (s *SA) startAuth(i *ikeSA) {
 	}
 	s.first = nil
 	t.offer = o
-	s.needSPI(o.req.Policy, o.mode, o.protos(), o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
+	s.needSPI(o.req.Policy, o.mode, o.protos(), 0, o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
 		if err != nil {
 			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: fmt.Errorf("no SPI: %w", err)}, false)
 			return
@@ -324,7 +324,7 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	g.ni, g.nr = i.hs.ni, i.hs.nr
 	i.to(StateAuthWork)
-	s.needSPI(g.policy, g.mode, []ipsec.Protocol{g.suite.Proto()}, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
+	s.needSPI(g.policy, g.mode, []ipsec.Protocol{g.suite.Proto()}, 0, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
 		if err != nil {
 			s.log(levelWarn, "child SA refused", attrErr(err))
 			g.wipe()

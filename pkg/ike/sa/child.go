@@ -32,6 +32,12 @@ type child struct {
 	// Nonces of the exchange that made it, for RFC 7296, 2.8.1.
 	ni, nr []byte
 
+	// Of RFC 9611: beside it, or with it, there may be others for single queues;
+	// it is for this one, 0: any; the peer takes no more.
+	resource bool
+	queue    ipsec.Queue
+	full     bool
+
 	rekeying *createChild // our request to replace it is on its way
 	replaced *child       // what the peer made in its place; the peer will delete it
 	peerNew  *child       // the same while our own request is on its way too
@@ -188,6 +194,8 @@ type offer struct {
 	ni        []byte
 	key       dh.PrivateKey // nil without PFS
 	aggfrag   bool          // USE_AGGFRAG
+	resource  bool          // SA_RESOURCE_INFO
+	fallback  *child        // of a request for a queue
 	deleted   []peerSPI     // deleted before we knew them
 }
 
@@ -209,18 +217,34 @@ func (o *offer) protos() (l []ipsec.Protocol) {
 
 // newOffer prepares the request for a child SA, without SPI, nonce and key.
 func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalError) {
-	fail := func(text string) (*offer, *LocalError) {
-		return nil, &LocalError{Exchange: ikev2.CREATE_CHILD_SA, Err: errors.New(text)}
+	fail := func(err error) (*offer, *LocalError) {
+		return nil, &LocalError{Exchange: ikev2.CREATE_CHILD_SA, Err: err}
 	}
 	o := &offer{req: r, rekeys: rekeys}
 	if r.Policy.Out == nil {
-		return fail("no policy")
+		return fail(errors.New("no policy"))
 	}
 	var ok bool
 	if o.mode, ok = r.Policy.mode(); !ok {
-		return fail("policy without ESP and AH")
+		return fail(errors.New("policy without ESP and AH"))
 	}
 	o.aggfrag, _ = s.aggregates(r.Policy)
+	switch {
+	case rekeys != nil:
+		o.resource = rekeys.resource
+	case r.Queue != 0:
+		fb := s.fallback(&r)
+		if fb == nil {
+			return fail(errNoFallback)
+		}
+		if fb.full {
+			return fail(errQueuesFull)
+		}
+		s.beside(o, i, fb)
+		return o, nil
+	default:
+		o.resource = s.asksQueues(r.Policy) && s.fallback(&r) == nil
+	}
 	alts := r.Proposals
 	switch {
 	case rekeys != nil:
@@ -230,7 +254,7 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 	}
 	alts, err := s.passing(alts)
 	if err != nil {
-		return fail(err.Error())
+		return fail(err)
 	}
 	pfs := s.rule.PFS
 	if rekeys != nil && rekeys.suite.KE != alg.KENone {
@@ -240,11 +264,11 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 	}
 	o.proposals = proposal.WithAnyKE(proposal.WithKE(proposal.ForChild(alts, pfs, s.esn()), i.suite.KE))
 	if len(o.proposals) == 0 {
-		return fail("policy has no usable algorithms")
+		return fail(errors.New("policy has no usable algorithms"))
 	}
 	l, p, ok := policyTS(r.Policy, o.mode, s.local.Addr(), s.remote.Addr())
 	if !ok {
-		return fail("policy does not hold the addresses of the IKE SA")
+		return fail(errors.New("policy does not hold the addresses of the IKE SA"))
 	}
 	if r.Policy.perFlow() {
 		// Only the packet's own: the SAs are for nothing else.
@@ -253,11 +277,11 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 			o.tsi, o.tsr = rekeys.local, rekeys.remote
 			return o, nil
 		case r.Flow == nil:
-			return fail("policy has SAs for single flows, and no packet asks for one")
+			return fail(errors.New("policy has SAs for single flows, and no packet asks for one"))
 		}
 		fl, fp := flowTS(*r.Flow)
 		if !within(fl, l) || !within(fp, p) {
-			return fail("packet is not the policy's")
+			return fail(errors.New("packet is not the policy's"))
 		}
 		o.tsi, o.tsr = append(o.tsi, fl), append(o.tsr, fp)
 		return o, nil
@@ -294,6 +318,9 @@ func (o *offer) payloads(initial bool) []ikev2.Payload {
 	}
 	if o.aggfrag {
 		ps = append(ps, useAggfrag())
+	}
+	if o.resource {
+		ps = append(ps, resourceInfo(o.req.Queue))
 	}
 	ps = append(ps, proposal.OfferChild(o.proposals, o.spi, initial))
 	if !initial {
@@ -410,6 +437,17 @@ func (s *SA) checkAnswer(o *offer, ps []ikev2.Payload, initial bool) (*granted, 
 	if g.aggfrag && !o.aggfrag {
 		return nil, errAggfragUnasked
 	}
+	switch tells := ikev2.FindNotify(ps, ikev2.SA_RESOURCE_INFO) != nil; {
+	case o.rekeys != nil:
+		g.resource, g.queue = o.rekeys.resource, o.rekeys.queue
+	case o.fallback != nil:
+		g.resource, g.queue = true, o.req.Queue
+	default:
+		g.resource = tells && o.resource
+		if _, must := s.queues(o.req.Policy); must && !g.resource {
+			return nil, errNoResources
+		}
+	}
 	g.local = fromWire(ikev2.Find[*ikev2.TSi](ps).Selectors)
 	g.remote = fromWire(ikev2.Find[*ikev2.TSr](ps).Selectors)
 	if !allWithin(g.local, o.tsi) || !allWithin(g.remote, o.tsr) {
@@ -433,6 +471,9 @@ type granted struct {
 	policy        Policy
 	mode          ipsec.Mode
 	aggfrag       bool
+	resource      bool        // as child has them
+	queue         ipsec.Queue //
+	tellResource  bool        // responder: SA_RESOURCE_INFO in the answer
 	suite         proposal.ChildSuite
 	answer        ikev2.Proposal // responder
 	public        []byte         // responder's KE
@@ -468,7 +509,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	hard, soft := s.childLife(g.suite)
 	base := ipsec.SAParams{
 		Mode: g.mode, Encr: g.suite.Encr, Auth: g.suite.Integ,
-		ReplayWindow: s.rule.ReplayWindow, ESN: g.suite.ESN, AggFrag: g.aggfrag, Hard: hard, Soft: soft,
+		ReplayWindow: s.rule.ReplayWindow, ESN: g.suite.ESN, AggFrag: g.aggfrag, Queue: g.queue, Hard: hard, Soft: soft,
 	}
 	in, out := base, base
 	in.SAID = ipsec.SAID{Proto: proto, Dst: s.local.Addr(), SPI: spi}
@@ -477,9 +518,11 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	out.SAID = ipsec.SAID{Proto: proto, Dst: s.remote.Addr(), SPI: g.peerSPI}
 	out.Src, out.ReqID, out.Encap, out.EncrKey, out.AuthKey = s.local.Addr(), ids.out, e.out, outE, outA
 	out.SrcTS, out.DstTS = slices.Clone(g.local), slices.Clone(g.remote)
+	out.PerQueue = g.resource && g.queue == 0
 	c := &child{
 		proto: proto, in: spi, outSPI: g.peerSPI, inDst: s.local.Addr(), outDst: s.remote.Addr(), mode: g.mode, suite: g.suite, policy: g.policy,
 		local: slices.Clone(g.local), remote: slices.Clone(g.remote), created: s.now, ni: g.ni, nr: g.nr,
+		resource: g.resource, queue: g.queue,
 	}
 	if hard.AddTime > 0 {
 		c.expireAt = s.now.Add(hard.AddTime)
@@ -496,7 +539,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 		}
 	}
 	s.emit(ic)
-	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.Bool("aggfrag", g.aggfrag), slog.String("suite", c.suite.String()),
+	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.Bool("aggfrag", g.aggfrag), slog.Int("queue", int(g.queue)), slog.String("suite", c.suite.String()),
 		slog.Any("local", c.local), slog.Any("remote", c.remote))
 	if !responder {
 		return c, nil, nil
@@ -511,6 +554,9 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	}
 	if g.aggfrag {
 		ps = append(ps, useAggfrag())
+	}
+	if g.tellResource {
+		ps = append(ps, resourceInfo(g.queue))
 	}
 	ps = append(ps, &ikev2.SA{Proposals: []ikev2.Proposal{g.answer}})
 	if !g.initial {

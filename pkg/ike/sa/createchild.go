@@ -43,7 +43,7 @@ func (s *SA) wantRekeyChild(c *child) {
 		slices.ContainsFunc(s.queue, is) || slices.ContainsFunc(s.delayed, func(d delayed) bool { return is(d.t) }) {
 		return
 	}
-	s.queue = append(s.queue, &createChild{req: ChildRequest{Policy: c.policy, Proposals: c.successors()}, rekeys: c})
+	s.queue = append(s.queue, &createChild{req: ChildRequest{Policy: c.policy, Proposals: c.successors(), Queue: c.queue}, rekeys: c})
 }
 
 func (t *createChild) shape() shape { return shapeChildResponse }
@@ -76,11 +76,15 @@ func (t *createChild) start(s *SA, i *ikeSA) {
 		if t.rekeys == nil {
 			s.emit(ChildFailed{t.req.Seq, t.req.Policy, err})
 		}
-		s.log(levelWarn, "child SA failed", attrErr(err))
+		level := levelWarn
+		if err.Err == errQueuesFull {
+			level = levelDebug // told when the peer said so
+		}
+		s.log(level, "child SA failed", attrErr(err))
 		return
 	}
 	t.o, i.active = o, t
-	t.token = s.needSPI(o.req.Policy, o.mode, o.protos(), o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
+	t.token = s.needSPI(o.req.Policy, o.mode, o.protos(), o.req.Queue, o.req.Seq, spiWait{ike: i, then: func(spi ipsec.SPI, err error) {
 		i.active = nil
 		switch {
 		case err != nil:
@@ -198,6 +202,9 @@ func (t *createChild) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 		t.cancel(s, err)
 		s.fail(err, false)
 		return
+	}
+	if t.o.fallback != nil { // whatever it has against it, it has against others
+		t.o.fallback.full = true
 	}
 	t.cancel(s, err)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/dh"
@@ -38,6 +39,7 @@ func (s *SA) grant(i *ikeSA, ps []ikev2.Payload, initial bool, rekeys *child) (*
 	}
 	asked, err := peerAggfrag(ps)
 	w.aggfrag = asked && err == nil // else declined
+	w.resource = ikev2.FindNotify(ps, ikev2.SA_RESOURCE_INFO) != nil
 	g, rf := s.choosePolicy(i, w, initial, rekeys)
 	if rf != nil && w.mode == ipsec.Transport {
 		// Transport mode is a wish; tunnel mode is the answer to whoever
@@ -69,6 +71,7 @@ type want struct {
 	tsi, tsr []ipsec.TrafficSelector
 	sa       *ikev2.SA
 	aggfrag  bool
+	resource bool // SA_RESOURCE_INFO
 }
 
 // choosePolicy finds the first policy that leaves something of the selectors
@@ -130,7 +133,20 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errAggfragMissing}
 				continue
 			}
-			suite, answer, peer, err := s.choose(i, p, w.sa, initial, rekeys)
+			perQueue, must := s.queues(p)
+			if must && !w.resource && rekeys == nil {
+				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errNoResources}
+				continue
+			}
+			var fb *child
+			if w.resource && perQueue && rekeys == nil {
+				var n int
+				if fb, n = s.groupOf(p, g.local, g.remote); fb != nil && n >= max(maxResources, 2*s.cfg.Queues) {
+					// Not NO_ADDITIONAL_SAS, which is said of other selectors too.
+					return nil, refuseWith(ikev2.TS_MAX_QUEUE, "%d SAs for single queues are enough", n)
+				}
+			}
+			suite, answer, peer, err := s.choose(i, p, w.sa, initial, rekeys, fb)
 			if err != nil {
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: ofPolicy(err)}
 				continue
@@ -140,6 +156,16 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			}
 			g.policy, g.suite, g.answer, g.peerSPI = p, suite, answer, peer
 			g.aggfrag = wants && w.aggfrag
+			switch {
+			case rekeys != nil:
+				g.resource, g.queue = rekeys.resource, rekeys.queue
+			case fb != nil:
+				g.local, g.remote = slices.Clone(fb.local), slices.Clone(fb.remote)
+				g.resource, g.queue = true, s.idlestQueue(fb)
+			default:
+				g.resource = w.resource && perQueue
+			}
+			g.tellResource = g.resource && w.resource
 			g.tsi, g.tsr = s.asAsked(g.remote, g.oa, s.natRemote), s.asAsked(g.local, single(w.tsr), s.natLocal)
 			return g, nil
 		}
@@ -151,8 +177,12 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 }
 
 // choose picks one of the proposals of a peer by our order: the first of the
-// policy's alternatives that it offers, else what completes one.
-func (s *SA) choose(i *ikeSA, p Policy, offered *ikev2.SA, initial bool, rekeys *child) (proposal.ChildSuite, ikev2.Proposal, ipsec.SPI, error) {
+// policy's alternatives that it offers, else what completes one; beside fb only
+// what that has.
+func (s *SA) choose(i *ikeSA, p Policy, offered *ikev2.SA, initial bool, rekeys, fb *child) (proposal.ChildSuite, ikev2.Proposal, ipsec.SPI, error) {
+	if fb != nil {
+		return proposal.ChooseChild(proposal.WithKE([]proposal.Child{s.like(fb.suite)}, i.suite.KE), offered, 0, initial)
+	}
 	alts := p.alternatives()
 	if rekeys != nil {
 		alts = rekeys.successors()
@@ -228,7 +258,7 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	g.ni = ikev2.Find[*ikev2.Nonce](ps).Data
-	s.needSPI(g.policy, g.mode, []ipsec.Protocol{g.suite.Proto()}, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
+	s.needSPI(g.policy, g.mode, []ipsec.Protocol{g.suite.Proto()}, g.queue, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
 		if err == nil && (s.unsettled(i) || old != nil && (old.removed || old.deleting)) {
 			// Gone or going while we waited.
 			s.release(spi, g.suite.Proto())

@@ -295,7 +295,7 @@ func (s *SA) Status() Status {
 	st.NATLocal, st.NATRemote, st.Resent = s.natLocal, s.natRemote, s.resent
 	for _, c := range s.children {
 		st.Children = append(st.Children, ChildInfo{
-			In: c.in, Out: c.outSPI, Mode: c.mode, Suite: c.suite, ReqID: c.policy.reqIDs(c.proto).out,
+			In: c.in, Out: c.outSPI, Mode: c.mode, Suite: c.suite, ReqID: c.policy.reqIDs(c.proto).out, Queue: c.queue,
 			LocalTS: c.local, PeerTS: c.remote, Policy: c.policy, Created: c.created, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt, Deleting: c.deleting,
 		})
 	}
@@ -440,7 +440,7 @@ func (s *SA) nonceLen() int {
 }
 
 // needSPI asks for an SPI for each of the protocols. The wait can be taken back by deleting its token.
-func (s *SA) needSPI(p Policy, mode ipsec.Mode, protos []ipsec.Protocol, seq uint32, w spiWait) (token uint32) {
+func (s *SA) needSPI(p Policy, mode ipsec.Mode, protos []ipsec.Protocol, q ipsec.Queue, seq uint32, w spiWait) (token uint32) {
 	s.token++
 	s.spiWaits[s.token], s.spiFor[s.token] = w, protos
 	var l []SPIFor
@@ -449,7 +449,7 @@ func (s *SA) needSPI(p Policy, mode ipsec.Mode, protos []ipsec.Protocol, seq uin
 	}
 	s.emit(NeedSPI{
 		Token: s.token, Src: s.remote.Addr(), Dst: s.local.Addr(), Mode: mode,
-		For: l, Encap: s.encap(netip.Addr{}).in, Seq: seq,
+		For: l, Encap: s.encap(netip.Addr{}).in, Seq: seq, Queue: q,
 	})
 	return s.token
 }

@@ -28,6 +28,8 @@ type Config struct {
 	IKEPort, NATTPort uint16
 	// Host answers the machine's questions. It must not be nil.
 	Host Host
+	// Queues is how many queues the data path has; 0 means one.
+	Queues int
 	// InitialContact tells the peer that we have no other IKE SA with it
 	// (initiator; a responder asks Host.Admit).
 	InitialContact bool
@@ -91,6 +93,8 @@ type ChildRequest struct {
 	// Of one that is ESP inside AH, ESP is offered.
 	Proposals []ipsec.Proposal
 	Flow      *ipsec.Flow // the packet that wanted it, if any: goes first into TSi and TSr
+	// Queue wants an SA of its own beside the one for any (RFC 9611).
+	Queue ipsec.Queue
 }
 
 // Datagram is one received IKE message, without non-ESP marker. Local is the
@@ -129,6 +133,7 @@ type NeedSPI struct {
 	For      []SPIFor
 	Encap    *ipsec.Encap // of ESP
 	Seq      uint32       // of the ACQUIRE, or 0
+	Queue    ipsec.Queue  // that it is for; 0: any
 }
 
 // SPIFor is a protocol with the reqid that an SA of it will have.
@@ -298,6 +303,7 @@ type ChildInfo struct {
 	Mode     ipsec.Mode
 	Suite    proposal.ChildSuite
 	ReqID    ipsec.ReqID
+	Queue    ipsec.Queue // 0: any
 	LocalTS  []ipsec.TrafficSelector
 	PeerTS   []ipsec.TrafficSelector
 	Policy   Policy
