@@ -77,7 +77,9 @@ func (g *gateways) up(udp bool, options ...string) {
 		}
 		n.LoadConfig(policy.String())
 		for i := range 2 {
-			n.RouteTo(netip.MustParsePrefix(lans[other][i]))
+			if !slices.Contains(options, "--tun") { // which makes its routes
+				n.RouteTo(netip.MustParsePrefix(lans[other][i]))
+			}
 		}
 	}
 }
@@ -94,6 +96,21 @@ func TestGateways(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A TUN is nothing else to path MTU discovery, fragments and the sizes of TCP.
+func TestTunGateways(t *testing.T) {
+	lab.NeedRoot(t)
+	for _, offload := range []string{"auto", "none"} {
+		t.Run("offload "+offload, func(t *testing.T) {
+			udp := offload == "auto"
+			g := newGateways(t, !udp)
+			g.up(udp, "--tun", "--offload", offload)
+			for _, inner := range []string{"10.2.0.2", "fd0b::2"} {
+				g.traffic(t, inner, udp)
+			}
+		})
 	}
 }
 

@@ -130,6 +130,7 @@ func TestLinuxKernel(t *testing.T) {
 		ourNet, itsNet   string // what is protected
 		ourHost, itsHost string
 		udp              bool
+		tun              bool // a TUN, with the routes that it makes
 	}{
 		{name: "transport", mode: "transport", our: umlOur, its: umlIts, ourNet: umlOur + "/32", itsNet: umlIts + "/32", ourHost: umlOur, itsHost: umlIts},
 		{name: "tunnel", mode: "tunnel", our: umlOur, its: umlIts, ourNet: "10.1.0.0/24", itsNet: "10.2.0.0/24", ourHost: "10.1.0.1", itsHost: "10.2.0.1"},
@@ -138,11 +139,20 @@ func TestLinuxKernel(t *testing.T) {
 		{name: "tunnel IPv6 in IPv4", mode: "tunnel", our: umlOur, its: umlIts, ourNet: "fd00:1::/64", itsNet: "fd00:2::/64", ourHost: "fd00:1::1", itsHost: "fd00:2::1"},
 		{name: "tunnel IPv4 in IPv6", mode: "tunnel", our: "fd00:3::118", its: "fd00:3::119", ourNet: "10.1.0.0/24", itsNet: "10.2.0.0/24", ourHost: "10.1.0.1", itsHost: "10.2.0.1"},
 		{name: "tunnel in UDP", mode: "tunnel", our: umlOur, its: umlIts, ourNet: "10.1.0.0/24", itsNet: "10.2.0.0/24", ourHost: "10.1.0.1", itsHost: "10.2.0.1", udp: true},
+		// What of libipsec's scenarios a stock strongSwan cannot play.
+		{name: "libipsec's net2net-raw", mode: "tunnel", our: umlOur, its: umlIts, ourNet: "10.1.0.0/24", itsNet: "10.2.0.0/24", ourHost: "10.1.0.1", itsHost: "10.2.0.1", tun: true},
+		{name: "libipsec's ip6-in-ip6-raw", mode: "tunnel", our: "fd00:3::118", its: "fd00:3::119", ourNet: "fd00:1::/64", itsNet: "fd00:2::/64", ourHost: "fd00:1::1", itsHost: "fd00:2::1", tun: true},
+		{name: "libipsec's host2host-raw", mode: "tunnel", our: umlOur, its: umlIts, ourNet: umlOur + "/32", itsNet: umlIts + "/32", ourHost: umlOur, itsHost: umlIts, tun: true},
+		{name: "libipsec's net2net-3des", mode: "tunnel", our: umlOur, its: umlIts, ourNet: "10.1.0.0/24", itsNet: "10.2.0.0/24", ourHost: "10.1.0.1", itsHost: "10.2.0.1", udp: true, tun: true},
 	}
 
 	try := func(t *testing.T, al algo, i int) {
 		sh := shapes[i]
-		n.StartMissiu()
+		if sh.tun {
+			n.StartMissiu("--tun --allow-legacy")
+		} else {
+			n.StartMissiu()
+		}
 		defer n.StopMissiu()
 		l.Sh("ip xfrm state flush; ip xfrm policy flush\n" + umlNeighbours)
 		ourNet, itsNet := netip.MustParsePrefix(sh.ourNet), netip.MustParsePrefix(sh.itsNet)
@@ -170,7 +180,13 @@ func TestLinuxKernel(t *testing.T) {
 		l.AddSA(lab.XfrmSA{Src: sh.its, Dst: sh.our, SPI: 0x2002, Mode: sh.mode, Algo: al.linux, More: more})
 		l.AddPolicy("in", sh.ourNet, sh.itsNet, "", sh.mode, sh.our, sh.its)
 		l.AddPolicy("out", sh.itsNet, sh.ourNet, "", sh.mode, sh.its, sh.our)
-		n.Do(fmt.Sprintf("ip route add %v dev tap0 src %s", itsNet, sh.ourHost))
+		if sh.tun {
+			if got := routeTo(h, sh.itsHost); got != "tun0 "+sh.ourHost {
+				t.Errorf("route to %s: %s, want tun0 %s", sh.itsHost, got, sh.ourHost)
+			}
+		} else {
+			n.Do(fmt.Sprintf("ip route add %v dev tap0 src %s", itsNet, sh.ourHost))
+		}
 
 		c := h.CaptureWhole("eth0")
 		if got := n.Ping(10, sh.itsHost); got != 10 {
@@ -203,8 +219,16 @@ func TestLinuxKernel(t *testing.T) {
 			t.Run(al.name+" "+shapes[i].name, func(t *testing.T) { try(t, al, i) })
 		}
 	}
+	// The kernel's package has these as modules.
+	l.Run("cd /usr/lib/uml/modules/$(uname -r)/kernel && for m in lib/crypto/libdes crypto/des_generic; do insmod $m.ko; done")
+	k3, ak3 := rep(24), rep(20)
+	des3 := algo{"3DES SHA1", fmt.Sprintf("enc 'cbc(des3_ede)' 0x%s auth-trunc 'hmac(sha1)' 0x%s 96", k3, ak3), lab.SA{Encr: "3des-cbc", EncrKey: k3, Auth: "sha1", AuthKey: ak3}}
 	for i := 2; i < len(shapes); i++ {
-		t.Run(algos[3].name+" "+shapes[i].name, func(t *testing.T) { try(t, algos[3], i) })
+		al := algos[3]
+		if strings.HasSuffix(shapes[i].name, "3des") {
+			al = des3
+		}
+		t.Run(al.name+" "+shapes[i].name, func(t *testing.T) { try(t, al, i) })
 	}
 }
 

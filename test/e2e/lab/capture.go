@@ -332,6 +332,7 @@ type Key struct {
 
 // Wireshark's names of algorithms.
 const (
+	Wireshark3DESCBC  = "TripleDES-CBC [RFC2451]"
 	WiresharkAESCBC   = "AES-CBC [RFC3602]"
 	WiresharkAESGCM8  = "AES-GCM with 8 octet ICV [RFC4106]"
 	WiresharkAESGCM12 = "AES-GCM with 12 octet ICV [RFC4106]"

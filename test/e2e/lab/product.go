@@ -271,7 +271,7 @@ func (n *Node) pfkey(verb string, v any) {
 // Keys returns the keys of all SAs in Wireshark's words.
 func (n *Node) Keys() []Key {
 	n.t.Helper()
-	encr := map[string]string{"null": WiresharkNULL, "aes-cbc": WiresharkAESCBC, "aes-gcm8": WiresharkAESGCM8, "aes-gcm12": WiresharkAESGCM12, "aes-gcm16": WiresharkAESGCM16}
+	encr := map[string]string{"null": WiresharkNULL, "3des-cbc": Wireshark3DESCBC, "aes-cbc": WiresharkAESCBC, "aes-gcm8": WiresharkAESGCM8, "aes-gcm12": WiresharkAESGCM12, "aes-gcm16": WiresharkAESGCM16}
 	auth := map[string]string{"": WiresharkNULL, "sha1": WiresharkSHA1, "sha256": WiresharkSHA256, "sha384": WiresharkSHA384, "sha512": WiresharkSHA512}
 	var out []Key
 	for _, s := range n.SAs() {

@@ -15,6 +15,49 @@ type row struct {
 	ok           bool
 }
 
+// table is what a demonstration ends with.
+type table []row
+
+func (t *table) add(ok bool, what, format string, args ...any) {
+	*t = append(*t, row{what, fmt.Sprintf(format, args...), ok})
+}
+
+// print writes the table, and fails the stage for what did not go as it should.
+func (t table) print(s lab.TB) {
+	fmt.Println()
+	w := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
+	for _, r := range t {
+		mark := "ok"
+		if !r.ok {
+			mark = "FAILED"
+			s.Errorf("%s: %s", r.what, r.result)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", r.what, r.result, mark)
+	}
+	w.Flush()
+}
+
+// snapshots is the state of hosts before.
+type snapshots map[*lab.Node]lab.Snapshot
+
+// stop ends missiu on all of them, and adds whether they are as before.
+func (s snapshots) stop(t *table, nodes []*lab.Node) {
+	diff := ""
+	for _, x := range nodes {
+		x.StopMissiu()
+		x.Must("rm", "-f", "/run/missiu.log")
+		was, now := s[x], x.Snapshot()
+		delete(was, "etc")
+		delete(now, "etc")
+		diff += was.Diff(now)
+	}
+	if diff == "" {
+		t.add(true, "missiu stop", "hosts as before")
+	} else {
+		t.add(false, "missiu stop", "hosts not as before:\n%s", diff)
+	}
+}
+
 // demo is the documented sequence on both hosts, with something to look at.
 func demo(t lab.TB) {
 	a, b := lab.Pair(t)
@@ -23,11 +66,9 @@ func demo(t lab.TB) {
 	nodes := []*lab.Node{a, b}
 	fmt.Printf("Two hosts, a %v and b %v, on one Ethernet. On both:\n\n", a.Addr, b.Addr)
 
-	var rows []row
-	add := func(ok bool, what, format string, args ...any) {
-		rows = append(rows, row{what, fmt.Sprintf(format, args...), ok})
-	}
-	before := map[*lab.Node]lab.Snapshot{a: a.Snapshot(), b: b.Snapshot()}
+	var rows table
+	add := rows.add
+	before := snapshots{a: a.Snapshot(), b: b.Snapshot()}
 	for _, n := range nodes {
 		n.StartMissiu()
 	}
@@ -69,30 +110,6 @@ func demo(t lab.TB) {
 	})
 	b.KillIKE(5 * time.Second)
 	add(true, "killall ike", "peer told, no SA left on either host")
-	diff := ""
-	for _, x := range nodes {
-		x.StopMissiu()
-		x.Must("rm", "-f", "/run/missiu.log")
-		was, now := before[x], x.Snapshot()
-		delete(was, "etc")
-		delete(now, "etc")
-		diff += was.Diff(now)
-	}
-	if diff == "" {
-		add(true, "missiu stop", "hosts as before")
-	} else {
-		add(false, "missiu stop", "hosts not as before:\n%s", diff)
-	}
-
-	fmt.Println()
-	w := tabwriter.NewWriter(os.Stdout, 0, 8, 3, ' ', 0)
-	for _, r := range rows {
-		mark := "ok"
-		if !r.ok {
-			mark = "FAILED"
-			t.Errorf("%s: %s", r.what, r.result)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", r.what, r.result, mark)
-	}
-	w.Flush()
+	before.stop(&rows, nodes)
+	rows.print(t)
 }

@@ -1,9 +1,10 @@
 // Lab shows the product on two hosts of one machine, in network namespaces. It
 // needs root; `make demo` and `make lab` call it.
 //
-//	lab demo   runs the documented sequence, measures, prints a table, cleans up
-//	lab up     leaves the two hosts with the product running
-//	lab down   ends what up left
+//	lab demo       runs the documented sequence, measures, prints a table, cleans up
+//	lab demo-tun   the same with a TUN on two gateways, a host behind each
+//	lab up         leaves the two hosts with the product running
+//	lab down       ends what up left
 package main
 
 import (
@@ -23,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) != 1 {
-		return errors.New("want demo, up or down")
+		return errors.New("want demo, demo-tun, up or down")
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: makes network namespaces")
@@ -31,12 +32,14 @@ func run(args []string) error {
 	switch args[0] {
 	case "demo":
 		return lab.Stage(demo)
+	case "demo-tun":
+		return lab.Stage(demoTun)
 	case "up":
 		return up()
 	case "down":
 		return lab.RemoveKept()
 	}
-	return fmt.Errorf("unknown verb %q; want demo, up or down", args[0])
+	return fmt.Errorf("unknown verb %q; want demo, demo-tun, up or down", args[0])
 }
 
 const policy = "{ raddr %v } ipsec { encr_algs aes encr_auth_algs sha1 }\n"
