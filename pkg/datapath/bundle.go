@@ -203,7 +203,9 @@ func (w *outWorker) apply(b *bundle, buf []byte, off, n, packed, fragment int, n
 			return
 		}
 	}
-	w.push(outJob{sealed: true, pkt: wire.Packet{Buf: buf, Off: off, Len: n}, fragment: fragment}, esp.Packet{})
+	j := outJob{sealed: true, pkt: wire.Packet{Buf: buf, Off: off, Len: n}, fragment: fragment}
+	w.keepLink(&j, b.tunnels())
+	w.push(j, esp.Packet{})
 }
 
 // sealESP is encapsulate without the batch.

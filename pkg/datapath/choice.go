@@ -53,7 +53,7 @@ func (w *outWorker) choose(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 			keys = append(keys, key)
 		}
 	}
-	ask, ok, full := w.e.hold.put(p.P.ID, keys, true, buf[off:off+n], whole, now)
+	ask, ok, full := w.e.hold.put(p.P.ID, keys, true, buf[off:off+n], w.link.b[:w.link.n], whole, now)
 	w.held(ok, full)
 	if len(ask) > 0 || p.P.Flags&ipsec.PolicyPerFlow != 0 {
 		w.e.c.NeedSA(p, lacks, w.info.Flow())

@@ -17,6 +17,7 @@ const (
 	OutFragments                    // fragments made of results above the path MTU
 	OutTooBig                       // answered with ICMP "fragmentation needed" or "packet too big", once for those of a super-frame
 	OutAnswered                     // ARP requests and neighbour solicitations answered
+	OutOther                        // frames of a bump that are not IP
 	OutNoise                        // link-local control traffic of the TAP's own link
 	DropOutDiscard                  // policy: discard
 	DropOutNoPolicy                 // no policy matches and the default is drop
@@ -29,6 +30,7 @@ const (
 	DropOutSeal                     // transform refused the packet
 	DropOutSend                     // the interface refused the packet
 	InProtected                     // opened, allowed and delivered
+	InOther                         // frames of a bump that are not IP
 	InBypassed                      // clear packets that policy allows
 	InFragments                     // outer fragments taken for reassembly
 	InDummy                         // RFC 4303, 2.6: next header 59
@@ -60,10 +62,10 @@ const (
 )
 
 var counterNames = [numCounters]string{
-	"out_protected", "out_bypassed", "out_held", "out_released", "out_aggregated", "out_aggregates", "out_fragments", "out_too_big", "out_answered", "out_noise",
+	"out_protected", "out_bypassed", "out_held", "out_released", "out_aggregated", "out_aggregates", "out_fragments", "out_too_big", "out_answered", "out_other", "out_noise",
 	"drop_out_discard", "drop_out_no_policy", "drop_out_malformed", "drop_out_fragment", "drop_out_hold", "drop_out_no_peer", "drop_out_sequence",
 	"drop_out_lifetime", "drop_out_seal", "drop_out_send",
-	"in_protected", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_early", "in_ike",
+	"in_protected", "in_other", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_early", "in_ike",
 	"in_coalesced", "in_super_frames", "in_aggregated", "in_aggregates", "in_rejoined",
 	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_ecn", "drop_in_encap", "drop_in_selector", "drop_in_policy",
 	"drop_in_clear", "drop_in_discard", "drop_in_no_policy", "drop_in_fragment", "drop_in_lifetime", "drop_in_protocol",

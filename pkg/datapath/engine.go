@@ -127,6 +127,15 @@ type Config struct {
 	// KeepMSS leaves the maximum segment size of TCP connections through
 	// tunnels alone.
 	KeepMSS bool
+	// Low, if not nil, makes the engine a bump in the stack: all frames of the
+	// kernel come and go by TAP, all those of the interface by Low; see
+	// linkHeader. Wire only sends then.
+	Low Frames
+	// Bridged tells whether the interface has no addresses of its own, so that no
+	// route leads over it. For a bump; nil: it has.
+	Bridged func() bool
+	// Heard is told of IP packets from the interface, for path MTU discovery. For a bump; may be nil.
+	Heard func(packet []byte)
 	// Flows is how many flows each worker remembers, a power of two; 0: flow.DefaultSize.
 	Flows int
 	// Monitor gets what workers read and write while it has readers; may be nil.
@@ -380,6 +389,7 @@ func (w *outWorker) sendHeld(buf []byte) error {
 	for _, p := range w.e.released() {
 		w.n.inc(OutReleased)
 		n := copy(buf[headroom:], p.data)
+		w.link.set(p.link)
 		w.ip(buf, headroom, n, time.Now(), p.whole)
 		err := w.flush()
 		clear(p.data)

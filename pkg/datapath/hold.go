@@ -35,13 +35,14 @@ type heldPacket struct {
 	keys  []sad.OutKey // the SAs that are missing
 	any   bool         // keys[0] is, and one of them all lets the packet be looked at again
 	data  []byte
-	whole bool // reassembled here; the sender never asked for one packet of this size
+	link  []byte // header of its frame
+	whole bool   // reassembled here; the sender never asked for one packet of this size
 }
 
 // put copies data into the queue of the policy, to wait until there is an SA
 // for each of keys, or if any is set for one; then keys[0] is asked for. It returns the SAs that the key engine is to be asked for,
 // whether data is held, and whether an older packet was dropped for it.
-func (h *holdQueue) put(policy uint32, keys []sad.OutKey, any bool, data []byte, whole bool, now time.Time) (ask []sad.OutKey, ok, full bool) {
+func (h *holdQueue) put(policy uint32, keys []sad.OutKey, any bool, data, link []byte, whole bool, now time.Time) (ask []sad.OutKey, ok, full bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	q := h.policies[policy]
@@ -61,7 +62,7 @@ func (h *holdQueue) put(policy uint32, keys []sad.OutKey, any bool, data []byte,
 		q.packets = q.packets[:HoldLimit-1]
 		full = true
 	}
-	q.packets = append(q.packets, heldPacket{slices.Clone(keys), any, bytes.Clone(data), whole})
+	q.packets = append(q.packets, heldPacket{slices.Clone(keys), any, bytes.Clone(data), bytes.Clone(link), whole})
 	if any {
 		keys = keys[:1]
 	}

@@ -52,6 +52,11 @@ type inWorker struct {
 	flows   *flow.Cache
 	tape    capture.Tape
 	blocks  aggfrag.Unpacker
+	link    []byte // header of the frame at hand, of a bump; nil: there is none
+	whose   *tap.Frame
+	frames  []tap.Frame
+	raw     []tap.Frame // what goes to the TAP with its link header
+	fragID  uint32
 	whole   []byte // aggfrag.BufLen octets, from the first fragment on
 }
 
@@ -67,6 +72,7 @@ type inJob struct {
 	tos    uint8
 	src    netip.AddrPort // of the outer packet; not in a datagram, port 0
 	dst    netip.Addr
+	link   []byte // see inWorker
 
 	// Of the outer header, if not in a datagram: where it is in buf, its
 	// length, and where in it the octet that names ESP is.
@@ -112,6 +118,9 @@ func newInWorker(e *Engine, flows int) *inWorker {
 }
 
 func (w *inWorker) run(ctx context.Context) error {
+	if w.e.c.Low != nil {
+		return w.runLow(ctx)
+	}
 	for i := range w.pkts {
 		w.pkts[i].Buf = make([]byte, bufSize)
 	}
@@ -237,6 +246,9 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 	}
 	n = i.Len
 	joined := i.IsFragment()
+	if joined && w.whose != nil && w.passFragment(i, now) {
+		return
+	}
 	if joined {
 		whole := w.join(buf[off:off+n], now)
 		if whole == nil {
@@ -250,7 +262,7 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 			return
 		}
 	}
-	if i.DstPort == portNATT && w.e.exemptIKE(i, i.Dst, i.DstPort) && (joined && w.e.c.UDP != nil || w.e.inPlace && espInUDP(buf[off:off+n], i)) {
+	if i.DstPort == portNATT && w.e.exemptIKE(i, i.Dst, i.DstPort) && (joined && w.e.c.UDP != nil || w.e.inPlace && espInUDP(buf[off:off+n], i) || w.whose != nil && o.GSOType == tap.GSONone && w.ours(buf[off:off+n], i)) {
 		w.inUDP(buf, off, n, now)
 		return
 	}
@@ -328,6 +340,10 @@ func (w *inWorker) clear(buf []byte, off, n int, o tap.Offload, now time.Time) {
 		}
 	}
 	w.n.inc(InBypassed)
+	if w.whose != nil {
+		w.forward(buf, off, i)
+		return
+	}
 	w.deliver(buf, off, i, o)
 }
 
@@ -391,7 +407,7 @@ func (w *inWorker) esp(j *inJob, b []byte, now time.Time) {
 		w.n.inc(DropInEncap)
 		return
 	}
-	j.sa = sa
+	j.sa, j.link = sa, w.link
 	if !j.udp && !w.fromPeer(j) {
 		w.n.inc(DropInSelector)
 		sa.SelectorErrors.Add(1)
@@ -542,12 +558,20 @@ func (w *inWorker) write() {
 		w.gro.Reset()
 	}
 	w.gro.Kinds = super
+	if len(w.raw) > 0 {
+		if err := w.e.writeTAP(w.tap, w.raw, &w.n); err != nil && w.err == nil {
+			w.err = err
+		}
+		clear(w.raw)
+		w.raw = w.raw[:0]
+	}
 }
 
 // opened judges what came out of an ESP packet that is authentic and new
 // (RFC 4301, 5.2, steps 3c to 4).
 func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 	sa := j.sa
+	w.link = j.link
 	if j.udp && w.e.c.NewMapping != nil && (j.src.Port() != sa.P.Encap.SPort || j.src.Addr() != sa.P.Src) {
 		w.e.c.NewMapping(sa, j.src)
 	}
@@ -758,6 +782,9 @@ func (w *inWorker) fromUDP(j *inJob, p *esp.Packet, off, n int) (int, int, bool)
 func (w *inWorker) deliver(buf []byte, off int, i *packet.Info, o tap.Offload) {
 	if w.take != nil {
 		w.take(buf, off, i.Len)
+		return
+	}
+	if w.byLink(buf, off, i) {
 		return
 	}
 	if !w.gro.Add(buf, off, i, o) {

@@ -16,7 +16,7 @@ import (
 // clampSYN lowers the maximum segment size of the packet b, decoded in i, if
 // that is a SYN for which sas, innermost first, make a tunnel to peer.
 func (e *Engine) clampSYN(sas *bundle, b []byte, i *packet.Info, peer netip.Addr) {
-	if e.c.KeepMSS || !packet.IsSYN(b, i) || !sas.tunnels() {
+	if e.c.KeepMSS || !packet.IsSYN(b, i) || e.c.Low == nil && !sas.tunnels() {
 		return
 	}
 	mtu := e.c.Wire.PathMTU(peer)

@@ -57,6 +57,11 @@ type outWorker struct {
 	known   *sad.SA         // of its flow, from the cache; may be nil
 	packs   packs
 	tape    capture.Tape
+
+	// Of a bump.
+	link     linkHeader  // of the frame at hand
+	frameLen int         // octets behind it
+	low      []tap.Frame // what leaves with its link header
 }
 
 // outJob is one packet on its way through the batch.
@@ -70,6 +75,7 @@ type outJob struct {
 	size     int     // of the packet that waits for count; 0: has its number
 	dropped  bool    // and counted
 	more     int     // packets in it beside the first
+	link     int     // octets of link header in front of pkt, by which it leaves; 0: none
 	pkt      wire.Packet
 }
 
@@ -128,6 +134,10 @@ func (w *outWorker) run(ctx context.Context) error {
 
 // frame sorts one Ethernet frame from the kernel.
 func (w *outWorker) frame(f *tap.Frame, now time.Time) {
+	if w.e.c.Low != nil {
+		w.bumped(f, now)
+		return
+	}
 	b := f.Buf[f.Off : f.Off+f.Len]
 	switch neigh.Classify(b) {
 	case neigh.Data:
@@ -164,7 +174,7 @@ func (w *outWorker) ip(buf []byte, off, n int, now time.Time, whole bool) {
 		return
 	}
 	n = i.Len // what lies behind is Ethernet padding
-	if isND(i) && i.DstIsLinkScope() && !w.e.inPlace {
+	if isND(i) && i.DstIsLinkScope() && !w.e.inPlace && w.link.n == 0 {
 		w.n.inc(OutNoise)
 		return
 	}
@@ -240,7 +250,11 @@ func (w *outWorker) fragment(b []byte, now time.Time) {
 // pass sends a packet as it is; one that we reassembled is cut again.
 func (w *outWorker) pass(buf []byte, off, n int, whole bool) {
 	w.n.inc(OutBypassed)
+	if !whole {
+		n = max(n, w.frameLen) // with the padding of a frame
+	}
 	j := outJob{pkt: wire.Packet{Buf: buf, Off: off, Len: n}}
+	w.keepLink(&j, false)
 	if whole {
 		if mtu := w.e.c.Wire.PathMTU(w.info.Dst); n > mtu {
 			j.fragment = mtu
@@ -325,7 +339,7 @@ func outKey(r *ipsec.Request, src, dst netip.Addr) sad.OutKey {
 
 // wait holds the packet b and asks for the SAs that it lacks.
 func (w *outWorker) wait(p *spd.Entry, keys []sad.OutKey, b []byte, now time.Time, whole bool) {
-	ask, ok, full := w.e.hold.put(p.P.ID, keys, false, b, whole, now)
+	ask, ok, full := w.e.hold.put(p.P.ID, keys, false, b, w.link.b[:w.link.n], whole, now)
 	w.held(ok, full)
 	if p.P.Flags&ipsec.PolicyPerFlow != 0 {
 		ask = keys // one that was asked for may be another flow's
@@ -395,12 +409,12 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 		dst = sa.P.Dst
 	}
 	p.sizeESP(sa)
-	if p.tunnel && packet.IsSYN(buf[off:off+n], i) {
+	if (p.tunnel || w.e.c.Low != nil) && packet.IsSYN(buf[off:off+n], i) {
 		one := bundle{n: 1}
 		one.sas[0] = sa
 		w.e.clampSYN(&one, buf[off:off+n], i, dst)
 	}
-	if sa.P.AggFrag {
+	if sa.P.AggFrag && !w.bound() {
 		if b := w.pack(sa, n, now); b != nil {
 			copy(b, buf[off:off+n])
 			return
@@ -427,6 +441,7 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 	w.push(outJob{size: n}, esp.Packet{})
 	k := len(w.jobs) - 1
 	w.putESP(&w.jobs[k], &w.seals[k], sa, &p, i, buf, off, n, fragment)
+	w.keepLink(&w.jobs[k], p.tunnel)
 }
 
 // turn waits until no other worker has packets of sa between their sequence
@@ -616,7 +631,11 @@ func (w *outWorker) refuse(b []byte, mtu, n int) bool {
 // reply sends the IP packet out[headroom:] to the kernel.
 func (w *outWorker) reply(out []byte, version uint8) {
 	off := headroom - etherLen
-	putEther(out[off:], w.e.c.TAP.MAC(), version)
+	if w.link.n > 0 {
+		off = w.link.putReply(out, headroom, version)
+	} else {
+		putEther(out[off:], w.e.c.TAP.MAC(), version)
+	}
 	w.replies = append(w.replies, tap.Frame{Buf: out, Off: off, Len: len(out) - off})
 }
 
@@ -693,6 +712,9 @@ func (w *outWorker) emit(j *outJob, err error) {
 		w.failed(w.writeUDP())
 		w.split(j)
 		w.failed(w.writeWire())
+		w.failed(w.writeLow())
+	case j.link > 0:
+		w.low = append(w.low, j.frame())
 	default:
 		w.tx = append(w.tx, j.pkt)
 	}
@@ -718,7 +740,13 @@ func (w *outWorker) split(j *outJob) {
 	err := frag.Split(b, &i, j.fragment, uint32(w.ipid), func(f []byte) error {
 		buf := make([]byte, headroom+len(f))
 		copy(buf[headroom:], f)
-		w.tx = append(w.tx, wire.Packet{Buf: buf, Off: headroom, Len: len(f)})
+		part := outJob{pkt: wire.Packet{Buf: buf, Off: headroom, Len: len(f)}, link: j.link}
+		if j.link > 0 {
+			copy(buf[headroom-j.link:], j.pkt.Buf[j.pkt.Off-j.link:j.pkt.Off])
+			w.low = append(w.low, part.frame())
+		} else {
+			w.tx = append(w.tx, part.pkt)
+		}
 		w.n.inc(OutFragments)
 		return nil
 	})
@@ -732,6 +760,7 @@ func (w *outWorker) split(j *outJob) {
 func (w *outWorker) write() error {
 	w.failed(w.writeUDP())
 	w.failed(w.writeWire())
+	w.failed(w.writeLow())
 	recordFrames(&w.tape, w.replies)
 	err := w.e.writeTAP(w.tap, w.replies, &w.n)
 	clear(w.replies)

@@ -187,7 +187,7 @@ func (w *outWorker) superSA(p *spd.Entry) *sad.SA {
 // in transport mode is not every packet's own.
 func (w *outWorker) bySocket(sa *sad.SA, p *plan, i *packet.Info) bool {
 	e := sa.P.Encap
-	if e == nil || w.e.c.UDP == nil || e.SPort != portNATT {
+	if w.bound() || e == nil || w.e.c.UDP == nil || e.SPort != portNATT {
 		return false
 	}
 	if !p.tunnel && (i.TTL != packet.DefaultTTL || i.Version == 4 && (i.TransOff != packet.IPv4Len || !i.DF) || i.Version == 6 && i.TransOff != packet.IPv6Len) {

@@ -145,6 +145,17 @@ func (l *Link) equal(m *Link) bool {
 // Link returns the present state of the interface.
 func (w *Wire) Link() Link { return *w.link.Load() }
 
+// Bare reports whether the interface has no address but a link-local one: that of
+// a bridge's port is the bridge's. It does not allocate.
+func (w *Wire) Bare() bool {
+	for _, p := range w.link.Load().Addrs {
+		if !p.Addr().IsLinkLocalUnicast() {
+			return false
+		}
+	}
+	return true
+}
+
 // Changes delivers the state of the interface after each change; of several
 // that nobody took only the last. It is closed when the interface is lost
 // (Err says why) or w is closed.

@@ -49,6 +49,10 @@ type Options struct {
 	// falls back by itself; for another the host must have what it needs.
 	Native string
 	Wait   string // as in tap.Options
+	// Mark, if not 0, is for an interface that package bump severs: sockets bear it
+	// (SO_MARK), so that what they send passes, and nothing is read or kept from
+	// the stack here, since the bump brings all there is.
+	Mark uint32
 
 	// refuse, of tests, is the host's lack of a path; nil: it has what it has.
 	refuse func(path string) error
@@ -102,9 +106,12 @@ func (w *Wire) open() error {
 		subscribed.end()
 		return err
 	}
-	w.following.Add(2)
+	w.following.Add(1)
 	go w.follow(subscribed)
-	go w.guard(w.events)
+	if w.events != nil {
+		w.following.Add(1)
+		go w.guard(w.events)
+	}
 	return nil
 }
 
@@ -115,6 +122,9 @@ func (w *Wire) take() error {
 		return err
 	}
 	w.sets.Store(&sets{divert: table(), local: local})
+	if w.options.Mark != 0 {
+		return w.sender.open(w, w.options.Native)
+	}
 	if err := w.openReader(w.index); err != nil {
 		return err
 	}
@@ -154,7 +164,13 @@ func (w *Wire) setLocal(local map[netip.Addr]struct{}) error {
 	w.setMu.Lock()
 	defer w.setMu.Unlock()
 	old := w.sets.Load()
-	if same(old.local, local) || w.chain == nil {
+	if same(old.local, local) {
+		return nil
+	}
+	if w.chain == nil {
+		if w.options.Mark != 0 {
+			w.sets.Store(&sets{divert: old.divert, local: local})
+		}
 		return nil
 	}
 	both := map[netip.Addr]struct{}{}
@@ -211,7 +227,9 @@ func (w *Wire) Close() error {
 		if w.chain != nil {
 			w.closeErr = w.chain.close()
 		}
-		w.closeErr = errors.Join(w.closeErr, restoreReversePath(w.name))
+		if w.options.Mark == 0 {
+			w.closeErr = errors.Join(w.closeErr, restoreReversePath(w.name))
+		}
 		if w.handle != nil {
 			w.handle.Close()
 		}

@@ -18,15 +18,19 @@ type packetOut struct {
 	headers  [maxBatch][etherLen]byte
 }
 
-func openPacketOut(index int) (*packetOut, error) {
+func openPacketOut(w *Wire) (*packetOut, error) {
 	// Protocol 0: it receives nothing.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, privilege("AF_PACKET socket", "CAP_NET_RAW", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: w.index}); err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("bind", err)
+	}
+	if err := w.mark(fd); err != nil {
+		unix.Close(fd)
+		return nil, err
 	}
 	sendBuffer(fd)
 	o := &packetOut{fd: fd}

@@ -80,7 +80,8 @@ func (p *pmtu) forgetKernel() {
 
 // PathMTU returns the length of the largest IP packet, in octets, that reaches
 // dst as far as is known. The first question about a destination, and one a
-// minute, costs a system call.
+// minute, costs a system call. With Options.Mark routes are not asked: they
+// have heard from us what fits the path to a peer before it is protected.
 func (w *Wire) PathMTU(dst netip.Addr) int { return w.pathMTU(dst, time.Now()) }
 
 func (w *Wire) pathMTU(dst netip.Addr, now time.Time) int {
@@ -106,9 +107,11 @@ func (w *Wire) pathMTU(dst netip.Addr, now time.Time) int {
 // of the administrator or from the kernel's own path MTU discovery. 0: none.
 func (w *Wire) kernelMTU(dst netip.Addr) int {
 	mtu := 0
-	rs, err := w.handle.RouteGetWithOptions(dst.AsSlice(), &netlink.RouteGetOptions{OifIndex: w.index})
-	if err == nil && len(rs) > 0 && rs[0].LinkIndex == w.index {
-		mtu = rs[0].MTU
+	if w.options.Mark == 0 {
+		rs, err := w.handle.RouteGetWithOptions(dst.AsSlice(), &netlink.RouteGetOptions{OifIndex: w.index})
+		if err == nil && len(rs) > 0 && rs[0].LinkIndex == w.index {
+			mtu = rs[0].MTU
+		}
 	}
 	if dst.Is6() { // a router may have announced less than the link's (RFC 4861, 4.6.4)
 		s, err := readSysctl(filepath.Join("/proc/sys/net/ipv6/conf", w.name, "mtu"))
@@ -143,6 +146,14 @@ func (w *Wire) VerifyTooBig(judge func(TooBig) bool) {
 		return
 	}
 	w.pmtu.judge.Store(&judge)
+}
+
+// Heard looks for an ICMP error about the path in an IP packet that passed by. With
+// Options.Mark it is the caller's to tell of all of them.
+func (w *Wire) Heard(b []byte) {
+	if isTooBig(b) {
+		w.heard(b)
+	}
 }
 
 // heard takes an ICMP error that passed by, whoever's packet it is.

@@ -149,7 +149,11 @@ func (w *Wire) gone(err error) error {
 }
 
 // wake makes a blocked ReadBatch return.
-func (r *reader) wake() { r.file.SetReadDeadline(time.Unix(1, 0)) }
+func (r *reader) wake() {
+	if r.file != nil {
+		r.file.SetReadDeadline(time.Unix(1, 0))
+	}
+}
 
 func (w *Wire) readLoop(fd uintptr) bool {
 	r := &w.reader
@@ -266,9 +270,7 @@ func (w *Wire) readQueued(fd uintptr, p *Packet) {
 // keeps applies the chain's test to a frame, and listens for errors about the path.
 func (w *Wire) keeps(frame []byte) bool {
 	r, b := &w.reader, frame[etherLen:]
-	if isTooBig(b) {
-		w.heard(b)
-	}
+	w.Heard(b)
 	switch w.sets.Load().judge(binary.BigEndian.Uint16(frame[12:]), b) {
 	case passes:
 		r.passed.Add(1)
@@ -282,6 +284,9 @@ func (w *Wire) keeps(frame []byte) bool {
 
 // kernelDrops adds up what the kernel counts and forgets at each question.
 func (r *reader) kernelDrops() uint64 {
+	if r.raw == nil {
+		return 0
+	}
 	r.raw.Control(func(fd uintptr) {
 		if s, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
 			r.drops.Add(uint64(s.Drops))

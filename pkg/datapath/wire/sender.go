@@ -77,6 +77,9 @@ func (s *sender) open(w *Wire, mode string) error {
 		if err := configureRaw(fd, family, w.name); err != nil {
 			return err
 		}
+		if err := w.mark(fd); err != nil {
+			return err
+		}
 		if s.raw[i], err = s.file[i].SyscallConn(); err != nil {
 			return err
 		}
@@ -123,7 +126,7 @@ func (s *sender) openFast(l *Link) (err error) {
 	}
 	if s.packet == nil && s.mode != NativeXDP {
 		if err = s.w.options.lack("AF_PACKET"); err == nil {
-			s.packet, err = openPacketOut(s.w.index)
+			s.packet, err = openPacketOut(s.w)
 		}
 	}
 	if s.xdp == nil && s.mode != NativePacket {
@@ -169,6 +172,14 @@ func (s *sender) reopen() {
 		return
 	}
 	s.giveUp(err)
+}
+
+// mark puts the mark of the options on a socket.
+func (w *Wire) mark(fd int) error {
+	if w.options.Mark == 0 {
+		return nil
+	}
+	return privilege("SO_MARK", "CAP_NET_ADMIN", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(w.options.Mark)))
 }
 
 func configureRaw(fd, family int, ifname string) error {

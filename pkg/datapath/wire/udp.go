@@ -180,6 +180,15 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 	s := &u.socks[i]
 	s.family = family
 	s.file = os.NewFile(uintptr(fd), "udp")
+	if err := u.w.mark(fd); err != nil {
+		return err
+	}
+	// The kernel's path MTU is what we have told it, of packets before they are protected.
+	discover := unix.IP_PMTUDISC_DO // the same number in IPv6
+	if u.w.options.Mark != 0 {
+		discover = unix.IP_PMTUDISC_PROBE
+	}
+	u.out.discover = discover
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		return err
 	}
@@ -191,7 +200,7 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 	opts := [][3]int{
 		{unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
 		{unix.IPPROTO_IP, unix.IP_RECVTOS, 1},
-		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
+		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, discover},
 		{unix.IPPROTO_IP, unix.IP_TTL, hopLimit},
 	}
 	var any unix.Sockaddr = &unix.SockaddrInet4{Port: int(o.Port)}
@@ -200,7 +209,7 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
-			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
+			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, discover},
 			{unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, hopLimit},
 			// RFC 6935: zero is allowed in a tunnel; the ICV decides.
 			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1},

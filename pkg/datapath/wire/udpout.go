@@ -32,6 +32,7 @@ type udpOut struct {
 	// Arguments and results of transmit.
 	from, to int
 	frag     bool
+	discover int // what sockets do about path MTUs
 	sent     int
 	errno    syscall.Errno
 
@@ -315,8 +316,8 @@ func (u *UDP) transmitOn(family, from, to int, frag bool) error {
 // may fragment, for which there is only a switch on the socket.
 func (o *udpOut) transmit(fd uintptr, family int) {
 	if o.frag {
-		fragmentation(fd, family, true)
-		defer fragmentation(fd, family, false)
+		fragmentation(fd, family, unix.IP_PMTUDISC_DONT)
+		defer fragmentation(fd, family, o.discover)
 	}
 	o.sent, o.errno = 0, 0
 	for at := o.from; at < o.to; at = o.from + o.sent {
@@ -332,13 +333,12 @@ func (o *udpOut) transmit(fd uintptr, family int) {
 	}
 }
 
-func fragmentation(fd uintptr, family int, on bool) {
-	level, opt, v := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
+// fragmentation sets what a socket does about path MTUs; the values are the same
+// in IPv6.
+func fragmentation(fd uintptr, family, v int) {
+	level, opt := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
 	if family == unix.AF_INET6 {
-		level, opt, v = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
-	}
-	if on {
-		v = unix.IP_PMTUDISC_DONT // the same number in IPv6
+		level, opt = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER
 	}
 	unix.SetsockoptInt(int(fd), level, opt, v)
 }

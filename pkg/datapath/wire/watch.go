@@ -28,7 +28,7 @@ const watchEvery = 20 * time.Millisecond
 func (c *watch) open(index int, reader syscall.RawConn) {
 	c.index = index
 	c.last = -watchEvery
-	if reader.Control(func(fd uintptr) {
+	if reader == nil || reader.Control(func(fd uintptr) {
 		var st unix.Stat_t
 		if unix.Fstat(int(fd), &st) == nil {
 			c.own = st.Ino
