@@ -44,6 +44,8 @@ const usage = `usage: missiu -i INTERFACE [options] startRaw|start|startTun|stop
   status            what the instance does
   monitor [high|low]
                     print or write the frames on both sides of it, or on one
+  tap high|low      exchange the frames of a side, of startInline, with standard
+                    input and output
 
 `
 
@@ -130,8 +132,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "missiu", buildVersion())
 		return exitOK
 	case f.NArg() == 0:
-		return bad("no verb; want startRaw, start, startTun, stop, status or monitor")
-	case f.NArg() > 1 && f.Arg(0) != "monitor":
+		return bad("no verb; want startRaw, start, startTun, stop, status, monitor or tap")
+	case f.NArg() > 1 && f.Arg(0) != "monitor" && f.Arg(0) != "tap":
 		return bad("more than one verb: %s", strings.Join(f.Args(), " "))
 	}
 	verb, words := f.Arg(0), f.Args()[1:]
@@ -141,8 +143,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		if len(words) > 1 || len(words) == 1 && sideNames[words[0]] == 0 {
 			return bad("monitor %s: want high, low or nothing", strings.Join(words, " "))
 		}
+	case "tap":
+		if len(words) != 1 || tapPurposes[words[0]] == "" {
+			return bad("tap %s: want high or low", strings.Join(words, " "))
+		}
 	default:
-		return bad("unknown verb %q; want startRaw, start, startTun, stop, status or monitor", verb)
+		return bad("unknown verb %q; want startRaw, start, startTun, stop, status, monitor or tap", verb)
 	}
 	o.tun = verb == "startTun" || f.Changed("tun")
 	if o.tunName == tunUnnamed {
@@ -195,6 +201,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		err = status(&o, stdout)
 	case "monitor":
 		err = monitor(&o, words, stdout, stderr)
+	case "tap":
+		err = tapSide(&o, words[0], os.Stdin, stdout)
 	default:
 		err = start(&o, args, stdout)
 	}

@@ -1,0 +1,165 @@
+package bump
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"os"
+	"sync/atomic"
+
+	unixsock "github.com/missiu/missiu/pkg/attach"
+	"github.com/missiu/missiu/pkg/datapath/tap"
+)
+
+// Purposes of the sockets of taps, for package attach.
+const (
+	PurposeHigh = "htap"
+	PurposeLow  = "ltap"
+)
+
+// MaxFrame is the length of the longest frame that a tap gives or takes, in octets.
+const MaxFrame = copyLen
+
+// Bounds of a tap: programs at a time, and what waits for each of them.
+const (
+	maxPrograms = 8
+	tapFrames   = 4096
+	tapOctets   = 16 << 20
+)
+
+// Tap lets programs attach to a side over a Unix socket (SOCK_SEQPACKET), as the
+// x-kernel's /dev/htap and /dev/ltap did. Each message, in both directions, is one
+// whole Ethernet frame from the destination address on, without frame check sequence,
+// VLAN tags where they were; checksums are finished.
+//
+//	state     messages from the socket              messages to it
+//	Closed    none                                  are dropped silently
+//	Passive   copies of what comes from the side    are dropped silently
+//	Active    the frames that come from the side,   go to the side
+//	          which go nowhere else
+//
+// Of several programs at a side each gets all frames. A program that is too slow
+// loses some, as from a device: Stats counts them. When the last one has gone
+// ReadBatch gets the frames of an active side again.
+type Tap struct {
+	b     *Bump
+	which Side
+	srv   *unixsock.Server
+
+	programs                atomic.Int64
+	given, lost, taken, bad atomic.Uint64
+}
+
+// TapStats are counters of a Tap since Listen.
+type TapStats struct {
+	Programs int    // attached now
+	Given    uint64 // frames that went to programs
+	Lost     uint64 // of those that did not, for want of room
+	Taken    uint64 // frames that came from programs
+	Bad      uint64 // messages that are no frame, or are that the side refused
+}
+
+// Listen makes the socket of a side at path. Close it before the Bump.
+func (b *Bump) Listen(which Side, path string) (*Tap, error) {
+	t := &Tap{b: b, which: which}
+	var err error
+	if t.srv, err = unixsock.Listen(path, maxPrograms, t.serve); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Close removes the socket and sends the programs away.
+func (t *Tap) Close() error { return t.srv.Close() }
+
+// Stats returns the counters.
+func (t *Tap) Stats() TapStats {
+	return TapStats{int(t.programs.Load()), t.given.Load(), t.lost.Load(), t.taken.Load(), t.bad.Load()}
+}
+
+// program is what one connection waits for.
+type program struct {
+	frames chan []byte
+	octets atomic.Int64
+}
+
+// serve is the life of one program at the side.
+func (t *Tap) serve(c *net.UnixConn) {
+	p := &program{frames: make(chan []byte, tapFrames)}
+	detach, err := t.b.Attach(t.which, true, func(fs []tap.Frame) { t.queue(p, fs) })
+	if err != nil {
+		return
+	}
+	t.programs.Add(1)
+	gone, sent := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(sent)
+		t.send(c, p, gone)
+	}()
+	t.receive(c)
+	detach()
+	t.programs.Add(-1)
+	close(gone)
+	c.Close() // ends a write
+	<-sent
+}
+
+// queue copies frames for a program. It is called by who reads the side, and
+// must not wait.
+func (t *Tap) queue(p *program, fs []tap.Frame) {
+	for k := range fs {
+		f := &fs[k]
+		if len(p.frames) == cap(p.frames) || p.octets.Load()+int64(f.Len) > tapOctets {
+			t.lost.Add(1)
+			continue
+		}
+		b := bytes.Clone(f.Buf[f.Off : f.Off+f.Len])
+		if f.Offload.GSOType != tap.GSONone || !tap.FinishChecksum(b, f.Offload) {
+			t.lost.Add(1) // the pair has none (see openPair)
+			continue
+		}
+		p.octets.Add(int64(len(b)))
+		p.frames <- b // has room: nobody else puts
+	}
+}
+
+func (t *Tap) send(c *net.UnixConn, p *program, gone <-chan struct{}) {
+	for {
+		select {
+		case <-gone:
+			return
+		case b := <-p.frames:
+			_, err := c.Write(b)
+			p.octets.Add(-int64(len(b)))
+			if err != nil {
+				c.Close() // ends receive
+				return
+			}
+			t.given.Add(1)
+		}
+	}
+}
+
+// receive writes what the program sends, until it goes.
+func (t *Tap) receive(c *net.UnixConn) {
+	fs := []tap.Frame{{Buf: make([]byte, Room+MaxFrame+1)}}
+	for {
+		n, err := c.Read(fs[0].Buf[Room:])
+		if err != nil {
+			return
+		}
+		if n < etherLen || n > MaxFrame {
+			t.bad.Add(1)
+			continue
+		}
+		fs[0].Off, fs[0].Len = Room, n
+		if _, err := t.b.WriteBatch(t.which, fs); err != nil {
+			if errors.Is(err, os.ErrClosed) {
+				return
+			}
+			t.bad.Add(1)
+			continue
+		}
+		t.taken.Add(1)
+	}
+}
