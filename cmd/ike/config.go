@@ -73,6 +73,7 @@ func (l *loader) readFile(path string, c *configuration) ([]*pad.Rule, error) {
 	if conf != nil {
 		defer conf.Wipe() // rules have keys of their own
 		ds = append(ds, ikeconf.Unsupported(conf)...)
+		ds = append(ds, conf.Load(ikeconf.OS{}, time.Now())...)
 	}
 	if ikeconf.Failed(ds) {
 		lines := make([]string, len(ds))

@@ -331,15 +331,20 @@ func (d *Daemon) Reload(ctx context.Context, db *pad.DB) {
 			delete(d.failures, label)
 		}
 	}
-	var gone []*lineage
+	peers := make(map[*lineage]*sa.Peer, len(d.lineages))
 	for l := range d.lineages {
-		if l.peer != nil && !stillPermits(db.Rule(l.peer.Rule.Label), l.peer) {
-			gone = append(gone, l)
+		if l.peer != nil {
+			peers[l] = l.peer
 		}
 	}
 	d.mu.Unlock()
-	for _, l := range gone {
-		l.log.Info("rule no longer permits this peer")
+	// Certificates take a while: nobody is kept waiting for d.mu.
+	for l, p := range peers {
+		err := stillPermits(db.Rule(p.Rule.Label), p, time.Now())
+		if err == nil {
+			continue
+		}
+		l.log.Info("rule no longer permits this peer", zap.Stringer("peer", p.Remote), zap.String("rule", p.Rule.Label), zap.Stringer("id", p.RemoteID), zap.Error(err))
 		if l.post((*lineage).delete) != nil {
 			l.kill()
 		}
@@ -348,13 +353,35 @@ func (d *Daemon) Reload(ctx context.Context, db *pad.DB) {
 	d.wake()
 }
 
-func stillPermits(r *pad.Rule, p *sa.Peer) bool {
-	if r == nil || !r.PermitsPeer(p.RemoteID) || r.Identity(p.Local.Addr()) != p.LocalID {
-		return false
+// stillPermits says why a rule that was read anew would not have let an IKE SA
+// with this peer come about: identities, key, own certificate, or the peer's, which
+// may be revoked by now.
+func stillPermits(r *pad.Rule, p *sa.Peer, now time.Time) error {
+	was := p.Rule
+	switch {
+	case r == nil:
+		return errors.New("rule is gone")
+	case !r.PermitsPeer(p.RemoteID):
+		return fmt.Errorf("identity %v is not permitted any more", p.RemoteID)
+	case r.Identity(p.Local.Addr()) != p.LocalID:
+		return errors.New("our identity has changed")
+	case r.LocalAuth != was.LocalAuth || r.RemoteAuth != was.RemoteAuth || r.LocalAuth == pad.Cert && !r.Own.Equal(was.Own):
+		return errors.New("authentication has changed")
 	}
-	now, ok := r.Keys(p.LocalID, p.RemoteID)
-	was, _ := p.Rule.Keys(p.LocalID, p.RemoteID)
-	return ok && now.Local.Equal(was.Local) && now.Remote.Equal(was.Remote)
+	if r.RemoteAuth == pad.Cert {
+		if _, err := r.Trust.Verify(p.Cert.Certs(), p.RemoteID.Wire(), now); err != nil {
+			return err
+		}
+	}
+	if r.LocalAuth == pad.Cert && r.RemoteAuth == pad.Cert {
+		return nil
+	}
+	keys, ok := r.Keys(p.LocalID, p.RemoteID)
+	old, _ := was.Keys(p.LocalID, p.RemoteID)
+	if !ok || r.LocalAuth == pad.Preshared && !keys.Local.Equal(old.Local) || r.RemoteAuth == pad.Preshared && !keys.Remote.Equal(old.Remote) {
+		return errors.New("pre-shared key has changed")
+	}
+	return nil
 }
 
 // wake makes Run look at the starters.

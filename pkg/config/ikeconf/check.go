@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/missiu/missiu/pkg/ike/cred"
+	"github.com/missiu/missiu/pkg/ike/pad"
 )
 
 // defaults are the rows' default values, read like any other.
@@ -51,7 +54,15 @@ type rule struct {
 	local     []item   // methods, one or two rounds
 	remote    []item
 	remoteIDs []ident
+
+	// Of Load: what certificates of either side come to.
+	cert    *cred.Own
+	ownName pad.ID
+	trust   *cred.Trust
 }
+
+// usesCerts reports whether either side proves itself by a certificate.
+func (r *rule) usesCerts() bool { return uses(r.local, certs...) || uses(r.remote, certs...) }
 
 // get returns the parameter in force: the rule's own, the top level's, the
 // default; nil if there is none.
@@ -143,6 +154,13 @@ func (c *checker) rule(b *block) *rule {
 	if !r.is("allow_weak", "yes") {
 		for _, s := range r.allSuites {
 			c.weak(s)
+		}
+	}
+	if h := r.get("sig_hash"); r.usesCerts() && !r.is("allow_weak", "yes") {
+		for _, i := range h.items {
+			if i.text == "sha1" {
+				c.errorf(i.pos, "%s %s: weak; needs allow_weak yes", h.word, shown(i.text))
+			}
 		}
 	}
 	for _, p := range r.list("remote_id") {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/missiu/missiu/pkg/ike/dn"
 	"github.com/missiu/missiu/pkg/ike/pad"
 )
 
@@ -168,13 +169,11 @@ func parseIdent(typ, s string, quoted bool) (id ident, why string) {
 			return id, "want"
 		}
 	case typeDN:
-		attrs, ok := parseDN(s)
-		if !ok {
+		name, err := dn.ParseText(s)
+		if err != nil {
 			return id, "want"
 		}
-		for _, a := range attrs {
-			id.pattern = id.pattern || a.value == "*"
-		}
+		id.pattern = name.IsPattern()
 	case typeKeyID:
 		if h, ok := strings.CutPrefix(s, "0x"); ok && !quoted {
 			b, err := hex.DecodeString(h)
@@ -195,7 +194,7 @@ func guess(s string) string {
 	if _, why := parseSpan(s, oneAddr); why == "" {
 		return "IP"
 	}
-	if _, ok := parseDN(s); ok {
+	if _, err := dn.ParseText(s); err == nil {
 		return "DN"
 	}
 	if strings.Contains(s, "@") {
@@ -205,40 +204,6 @@ func guess(s string) string {
 		return "IP"
 	}
 	return "FQDN"
-}
-
-// attribute of a distinguished name.
-type attribute struct{ name, value string }
-
-var dnAttributes = map[string]bool{
-	"C": true, "ST": true, "S": true, "SP": true, "L": true, "STREET": true, "O": true, "OU": true, "CN": true,
-	"SN": true, "GN": true, "SERIALNUMBER": true, "UID": true, "DC": true, "E": true, "EMAIL": true,
-	"EMAILADDRESS": true, "T": true, "TITLE": true, "DNQ": true, "INITIALS": true, "POSTALCODE": true,
-}
-
-// parseDN reads "C=US, O=Example\, Inc., CN=x".
-func parseDN(s string) (attrs []attribute, ok bool) {
-	for s != "" {
-		var field strings.Builder
-		i := 0
-		for ; i < len(s) && s[i] != ','; i++ {
-			if s[i] == '\\' && i+1 < len(s) && (s[i+1] == ',' || s[i+1] == '\\') {
-				i++
-			}
-			field.WriteByte(s[i])
-		}
-		if i+1 == len(s) { // ends in a comma
-			return nil, false
-		}
-		s = s[min(i+1, len(s)):]
-		name, value, found := strings.Cut(field.String(), "=")
-		name, value = strings.ToUpper(strings.TrimSpace(name)), strings.TrimSpace(value)
-		if !found || !dnAttributes[name] || value == "" {
-			return nil, false
-		}
-		attrs = append(attrs, attribute{name, value})
-	}
-	return attrs, len(attrs) > 0
 }
 
 func lastOf(p netip.Prefix) netip.Addr { return pad.Prefix(p).To }

@@ -6,7 +6,8 @@
 // Reading has three steps: tokens (scan.go), grammar by a table of keywords
 // (keywords.go, parse.go, value.go), meaning (check.go). The whole language is
 // understood and checked. What ike cannot do yet is told by Unsupported; who
-// starts a daemon from a configuration must ask it.
+// starts a daemon from a configuration must ask it, and then call Load, which reads
+// the certificates and keys that rules name.
 //
 // For cmd/ike and pkg/ike. A Config is not changed once made, except by Wipe.
 package ikeconf
@@ -95,7 +96,7 @@ func ParseRules(fsys Files, confPath, override string) (*Config, []Diagnostic) {
 
 func parseAll(fsys Files, confPath, secretsPath, override string, withSecrets bool) (*Config, []Diagnostic) {
 	l := newList(confPath)
-	src, err := read(fsys, confPath, false)
+	src, err := read(fsys, confPath, public, MaxFile)
 	if err != nil {
 		return nil, []Diagnostic{{File: confPath, Text: err.Error()}}
 	}
@@ -123,7 +124,7 @@ func parseAll(fsys Files, confPath, secretsPath, override string, withSecrets bo
 	sl := newList(secretsPath)
 	var raw []byte
 	if withSecrets {
-		raw, err = read(fsys, secretsPath, true)
+		raw, err = read(fsys, secretsPath, private, MaxFile)
 	}
 	defer clear(raw)
 	switch {
@@ -187,9 +188,17 @@ func (d *document) secretsFile(confPath string) string {
 	return filepath.Join(filepath.Dir(confPath), p.text)
 }
 
-// read reads a file of at most MaxFile octets. What makes it unfit is checked
+// care is what a file must be: only the user's own to read; nobody else's to write.
+type care bool
+
+const (
+	private care = true
+	public  care = false
+)
+
+// read reads a file of at most most octets. What makes it unfit is checked
 // on the open descriptor, so that it cannot be exchanged between.
-func read(fsys Files, path string, secret bool) ([]byte, error) {
+func read(fsys Files, path string, secret care, most int64) ([]byte, error) {
 	f, err := fsys.Open(path)
 	if err != nil {
 		return nil, fileError(err)
@@ -208,14 +217,14 @@ func read(fsys Files, path string, secret bool) ([]byte, error) {
 		owner = int(st.Uid)
 	}
 	switch {
-	case secret && perm&^0o600 != 0:
+	case secret == private && perm&^0o600 != 0:
 		return nil, fmt.Errorf("mode %04o; want 0600", perm)
-	case secret && owner != uid:
+	case secret == private && owner != uid:
 		return nil, fmt.Errorf("owned by uid %d; want %d", owner, uid)
-	case !secret && (perm&0o022 != 0 || owner != uid && owner != 0):
+	case secret == public && (perm&0o022 != 0 || owner != uid && owner != 0):
 		return nil, errors.New("writable by others")
-	case fi.Size() > MaxFile:
-		return nil, errors.New("larger than 1 MiB")
+	case fi.Size() > most:
+		return nil, fmt.Errorf("larger than %d MiB", most>>20)
 	}
 	// One buffer, so that no copies of a secret are left behind by growing.
 	b := make([]byte, fi.Size()+1)
@@ -252,7 +261,7 @@ func (notFound) Is(target error) bool { return target == fs.ErrNotExist }
 // all of it less one final newline is the key, hex digits if it begins with 0x.
 // The error does not name the file.
 func ReadKey(fsys Files, path string) (ipsec.Key, error) {
-	b, err := read(fsys, path, true)
+	b, err := read(fsys, path, private, MaxFile)
 	if err != nil {
 		return ipsec.Key{}, err
 	}

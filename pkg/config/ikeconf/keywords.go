@@ -38,7 +38,7 @@ const (
 	addrOrChoice
 	identity
 	idType
-	dn
+	dnText
 	url
 	file
 	auth
@@ -158,7 +158,7 @@ var table = []keyword{
 	{"ca_file", tr | many, aFile, "", ""},
 	{"peer_cert_file", inRule | many, aFile, "", ""},
 	{"peer_pubkey_file", inRule | many, aFile, "", ""},
-	{"required_issuer", tr | many, of(dn, "a distinguished name"), "", ""},
+	{"required_issuer", tr | many, of(dnText, "a distinguished name"), "", ""},
 	{"sig_hash", tr, someOf("identity", "sha1", "sha256", "sha384", "sha512"), "sha256, sha384, sha512, identity", ""},
 	{"rsa_pss", tr, oneOf("no", "prefer", "require"), "prefer", ""},
 	{"send_cert", tr, oneOf("always", "ifasked", "never"), "ifasked", ""},

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ike/dn"
 	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -25,11 +26,13 @@ func (c *Config) Labels() []string {
 // Rules makes the entries of the PAD, in the order of the file, with every
 // default filled in and keys of their own. local are the addresses of the
 // command line, which rules without local_addr are for; none means any. Rules
-// that Unsupported reports an error of are left out.
+// that Unsupported reports an error of are left out, and so are rules with
+// certificates before Load or where it reports an error.
 func (c *Config) Rules(local []netip.Addr) []*pad.Rule {
 	var out []*pad.Rule
 	for _, r := range c.rules {
-		if r.unsupported(nil) {
+		loaded := (r.cert != nil || !uses(r.local, certs...)) && (r.trust != nil || !uses(r.remote, certs...))
+		if loaded && r.unsupported(nil) {
 			out = append(out, c.padRule(r, local))
 		}
 	}
@@ -58,11 +61,22 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	}
 	p.RemotePort = uint16(n("remote_port"))
 	if id := r.get("local_id"); id != nil {
-		p.LocalID, _ = id.id.padPattern().Exact()
+		p.LocalID = id.id.exact()
 	}
 	for _, id := range r.remoteIDs {
 		p.RemoteIDs = append(p.RemoteIDs, id.padPattern())
 	}
+	if uses(r.local, certs...) {
+		p.LocalAuth, p.Own, p.LocalID = pad.Cert, r.cert, r.ownName
+	}
+	if uses(r.remote, certs...) {
+		p.RemoteAuth, p.Trust = pad.Cert, r.trust
+		if len(p.RemoteIDs) == 0 {
+			p.RemoteIDs = pad.Patterns{pad.AnyID} // of those in peer_cert_file
+		}
+	}
+	p.SendCert = map[string]pad.SendCert{"ifasked": pad.SendCertIfAsked, "always": pad.SendCertAlways, "never": pad.SendCertNever}[r.get("send_cert").text]
+	p.SendCertReq = r.is("send_certreq", "yes")
 	c.padKeys(r, p)
 
 	if !r.noSuites {
@@ -192,7 +206,21 @@ func (a addrSpan) ranges() []pad.Range {
 	return []pad.Range{{From: a.from, To: a.to}}
 }
 
-// padPattern is an identity as the PAD has it. Distinguished names it has not.
+// exact is an identity of our own as the PAD has it.
+func (id ident) exact() pad.ID {
+	if id.typ == typeDN {
+		n, _ := dn.ParseText(id.data)
+		b, err := n.DER()
+		if err != nil { // the parser has let nothing through that cannot be written
+			return pad.ID{}
+		}
+		return pad.ID{Type: ikev2.IDDERASN1DN, Data: string(b)}
+	}
+	x, _ := id.padPattern().Exact()
+	return x
+}
+
+// padPattern is an identity as the PAD has it.
 func (id ident) padPattern() pad.Pattern {
 	p := pad.Pattern{Not: id.not}
 	switch id.typ {
@@ -206,8 +234,9 @@ func (id ident) padPattern() pad.Pattern {
 	case typeKeyID:
 		p.ID = pad.ID{Type: ikev2.IDKeyID, Data: id.data}
 	case typeDN:
-		// Matches nothing that a peer can send as its DN is DER.
-		p.ID = pad.ID{Type: ikev2.IDDERASN1DN, Data: id.data}
+		n, _ := dn.ParseText(id.data)
+		p = pad.DNPattern(n)
+		p.Not = id.not
 	}
 	return p
 }
@@ -215,7 +244,7 @@ func (id ident) padPattern() pad.Pattern {
 // padKeys gives a rule the keys that are for its label, else those for pairs
 // of identities.
 func (c *Config) padKeys(r *rule, p *pad.Rule) {
-	if k, ok := c.labelKey(r.label); ok {
+	if k, ok := c.labelKey(r); ok {
 		p.PSK = pad.Keys{Local: k.local.Clone(), Remote: k.remote.Clone()}
 		return
 	}
@@ -227,9 +256,9 @@ func (c *Config) padKeys(r *rule, p *pad.Rule) {
 	}
 }
 
-func (c *Config) labelKey(label string) (*secret, bool) {
-	for _, s := range c.byLabel[label] {
-		if s.isKey() {
+func (c *Config) labelKey(r *rule) (*secret, bool) {
+	for _, s := range c.byLabel[r.label] {
+		if s.isKeyOf(r) {
 			return s, true
 		}
 	}
@@ -239,21 +268,25 @@ func (c *Config) labelKey(label string) (*secret, bool) {
 // pairs returns the keys for pairs of identities that a rule could use.
 func (c *Config) pairs(r *rule) (out []*secret) {
 	for _, s := range c.secrets {
-		if s.pair && s.isKey() && r.mayUse(s) {
+		if s.pair && s.isKeyOf(r) && r.mayUse(s) {
 			out = append(out, s)
 		}
 	}
 	return out
 }
 
-// isKey reports whether s is a pre-shared key for both sides.
-func (s *secret) isKey() bool { return s.local.Len() > 0 && s.remote.Len() > 0 }
+// isKeyOf reports whether s has a pre-shared key for each side of the rule that
+// needs one.
+func (s *secret) isKeyOf(r *rule) bool {
+	local, remote := uses(r.local, "preshared"), uses(r.remote, "preshared")
+	return (local || remote) && (!local || s.local.Len() > 0) && (!remote || s.remote.Len() > 0)
+}
 
 // mayUse reports whether the identities of s can be those of the rule. Where
 // patterns meet patterns it assumes so.
 func (r *rule) mayUse(s *secret) bool {
 	if id := r.get("local_id"); id != nil {
-		if own, ok := id.id.padPattern().Exact(); ok && !s.localID.padPattern().Match(own) {
+		if own := id.id.exact(); !own.IsZero() && !s.localID.padPattern().Match(own) {
 			return false
 		}
 	} else if t := s.localID.typ; t != typeIP && t != typeAny {
@@ -289,8 +322,8 @@ func (c *Config) checkSecrets(l *list) {
 		}
 		local, remote := uses(r.local, "preshared"), uses(r.remote, "preshared")
 		if local || remote {
-			key, found := c.labelKey(r.label)
-			if !found && len(c.pairs(r)) == 0 && !c.oneSide(r, local, remote) {
+			key, found := c.labelKey(r)
+			if !found && len(c.pairs(r)) == 0 {
 				l.errorf(r.b.pos, "rule %s: no key in %s", shown(r.label), c.SecretsPath)
 			}
 			if key != nil && remote && slices.ContainsFunc(r.list("remote_addr"), func(p *param) bool {
@@ -306,20 +339,4 @@ func (c *Config) checkSecrets(l *list) {
 			l.errorf(r.b.pos, "rule %s: no user in %s", shown(r.label), c.SecretsPath)
 		}
 	}
-}
-
-// oneSide reports whether there is a key for the one side that needs one.
-func (c *Config) oneSide(r *rule, local, remote bool) bool {
-	if local && remote {
-		return false
-	}
-	usable := func(s *secret) bool {
-		k := s.local
-		if remote {
-			k = s.remote
-		}
-		return k.Len() > 0 && (!s.pair || r.mayUse(s))
-	}
-	return slices.ContainsFunc(c.byLabel[r.label], usable) ||
-		slices.ContainsFunc(c.secrets, func(s *secret) bool { return s.pair && usable(s) })
 }

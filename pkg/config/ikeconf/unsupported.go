@@ -22,28 +22,17 @@ var without = map[string]struct {
 	"reauth_secs":           {[]string{"0"}, true},
 	"childsa_idletime_secs": {[]string{"0"}, true},
 
-	"required_issuer":    {nil, false}, // of certificates only
 	"eap_only":           {[]string{"no"}, false},
 	"mobike":             {[]string{"no"}, false},
 	"follow_redirect":    {[]string{"no"}, false},
 	"reauth_mode":        {nil, false},
 	"request_dns":        {nil, false},
-	"cert_file":          {nil, false},
-	"key_file":           {nil, false},
-	"ca_file":            {nil, false},
-	"peer_cert_file":     {nil, false},
 	"peer_pubkey_file":   {nil, false},
-	"sig_hash":           {nil, false},
-	"rsa_pss":            {nil, false},
-	"send_cert":          {nil, false},
-	"send_certreq":       {nil, false},
-	"request_http_certs": {[]string{"no"}, false},
-	"cert_url":           {nil, false},
-	"revocation":         {nil, false},
-	"crl_file":           {nil, false},
-	"fetch":              {[]string{"no"}, false},
-	"ocsp_url":           {nil, false},
-	"ocsp_in_ike":        {[]string{"none"}, false},
+	"request_http_certs": {[]string{"no"}, true},
+	"cert_url":           {nil, true},
+	"fetch":              {[]string{"no"}, true},
+	"ocsp_url":           {nil, true},
+	"ocsp_in_ike":        {[]string{"none"}, true},
 	"fetch_timeout_secs": {nil, false},
 	"proxy":              {nil, false},
 	"eap_method":         {nil, false},
@@ -53,6 +42,10 @@ var without = map[string]struct {
 	"xauth_id":           {nil, false},
 }
 
+// ofCerts are those of them that mean nothing to a rule without certificates,
+// which is not refused for them.
+var ofCerts = []string{"request_http_certs", "cert_url", "fetch", "ocsp_url", "ocsp_in_ike"}
+
 // Unsupported tells what cfg says that ike does not do yet, so that nothing is
 // silently ignored: errors where a rule cannot be had without it, warnings
 // where it can, as of one algorithm among others. A daemon must not start from
@@ -61,7 +54,7 @@ func Unsupported(cfg *Config) []Diagnostic {
 	l := newList(cfg.Path)
 	for _, p := range cfg.doc.top.params {
 		if p.kw.where&inRule == 0 {
-			unsupportedParam(l, p)
+			unsupportedParam(l, p, false)
 		}
 	}
 	for _, b := range cfg.doc.pools {
@@ -76,19 +69,21 @@ func Unsupported(cfg *Config) []Diagnostic {
 }
 
 // unsupportedParam reports p and returns false if it must not be passed over.
-func unsupportedParam(l *list, p *param) bool {
+// certs says that it is about a rule with certificates.
+func unsupportedParam(l *list, p *param, certs bool) bool {
 	w, listed := without[p.kw.key()]
 	off := p.kw.spec.form == seconds && p.num == 0
 	if !listed || !p.exists || off || slices.Contains(w.fine, p.text) {
 		return true
 	}
+	refuse := w.refuse && (certs || !slices.Contains(ofCerts, p.kw.key()))
 	switch {
-	case w.refuse:
+	case refuse:
 		l.errorf(p.pos, "%s: not implemented", p.word)
 	default:
 		l.warnf(p.pos, "%s: not implemented; no effect", p.word)
 	}
-	return !w.refuse
+	return !refuse
 }
 
 // unsupported reports what r cannot have, to l if there is one, and returns
@@ -110,7 +105,7 @@ func (r *rule) unsupported(l *list) bool {
 	}
 	for _, rounds := range [][]item{r.local, r.remote} {
 		for i, m := range rounds {
-			if m.text != "preshared" || i > 0 {
+			if m.text != "preshared" && !slices.Contains(certs, m.text) || i > 0 {
 				fail(m.pos, "authentication by %s is not implemented", m.text)
 			}
 		}
@@ -127,19 +122,12 @@ func (r *rule) unsupported(l *list) bool {
 			ps = r.list(key)
 		}
 		for _, p := range ps {
-			if p != nil && !unsupportedParam(l, p) {
+			if p != nil && !unsupportedParam(l, p, r.usesCerts()) {
 				ok = false
 			}
 		}
 	}
-	for _, key := range []string{"local_id", "remote_id"} {
-		for _, p := range r.list(key) {
-			if p.id.typ == typeDN {
-				fail(p.vpos, "%s: distinguished names are not implemented", p.word)
-			}
-		}
-	}
-	if t := r.get("local_id_type"); t != nil && r.get("local_id") == nil && exactTypes[t.text] != typeIP {
+	if t := r.get("local_id_type"); t != nil && r.get("local_id") == nil && exactTypes[t.text] != typeIP && !uses(r.local, certs...) {
 		fail(t.vpos, "local_id_type without local_id is not implemented")
 	}
 	ok = r.unsupportedSuites(l) && ok

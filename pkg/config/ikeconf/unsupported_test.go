@@ -11,8 +11,13 @@ func TestUnsupported(t *testing.T) {
 	const secrets = someKey + ` { user "u" password "p" }`
 	for _, tt := range []struct{ in, want string }{
 		{`{ label "a" auth_method preshared remote_addr any }`, ""},
-		{"{ label \"a\" remote_addr any auth_method cert cert_file c\nkey_file k ca_file a remote_id ANY }",
-			"1:41: authentication by cert is not implemented"},
+		{"{ label \"a\" remote_addr any auth_method cert cert_file c\nkey_file k ca_file a remote_id ANY }", ""},
+		{`{ label "a" remote_addr any auth_method cert cert_file c key_file k ca_file a remote_id ANY fetch yes ocsp_in_ike both request_http_certs yes
+		  cert_url "http://x" ocsp_url "http://x" }`, "1:93: fetch: not implemented\n1:103: ocsp_in_ike: not implemented\n1:120: request_http_certs: not implemented\n" +
+			"2:5: cert_url: not implemented\n2:25: ocsp_url: not implemented"},
+		{`{ label "a" remote_addr any auth_method pubkey key_file k peer_pubkey_file p }`,
+			"1:41: authentication by pubkey is not implemented"},
+		{`fetch yes { label "a" auth_method preshared remote_addr any }`, "1:1: warning: fetch: not implemented; no effect"},
 		{`auth_method preshared { label "a" remote_addr any local_auth_method eap }`,
 			"1:69: authentication by eap is not implemented"},
 		{`{ label "a" remote_addr any local_auth_method preshared remote_auth_method preshared then eap }`,
@@ -27,9 +32,8 @@ func TestUnsupported(t *testing.T) {
 		{`reauth_secs 1h { label "a" auth_method preshared remote_addr any reauth_secs 0s }`, ""},
 		{`exchange_mode aggressive { label "a" auth_method preshared remote_addr any }`, ""},
 		{`proxy "http://x" ca_file x { label "a" auth_method preshared remote_addr any }`,
-			"1:1: warning: proxy: not implemented; no effect\n1:18: warning: ca_file: not implemented; no effect"},
-		{`{ label "a" auth_method preshared remote_addr any local_id "C=US, CN=x" remote_id DN = "CN=*" }`,
-			"1:60: local_id: distinguished names are not implemented\n1:83: remote_id: distinguished names are not implemented"},
+			"1:1: warning: proxy: not implemented; no effect"},
+		{`{ label "a" auth_method preshared remote_addr any local_id "C=US, CN=x" remote_id DN = "CN=*" }`, ""},
 		{`{ label "a" auth_method preshared remote_addr any local_id_type fqdn }`,
 			"1:65: local_id_type without local_id is not implemented"},
 		{`pool "p" { addr 10.0.0.0/24 } { label "a" auth_method preshared remote_addr any }`,
@@ -56,6 +60,9 @@ func TestUnsupported(t *testing.T) {
 		if g := strings.Join(got, "\n"); g != tt.want {
 			t.Errorf("%s\ngot  %s\nwant %s", tt.in, g, tt.want)
 		}
+		if lds := cfg.Load(allFiles(somePEM()), time.Now()); Failed(lds) {
+			t.Errorf("%s\n%v", tt.in, lds)
+		}
 		if n := len(cfg.Rules(nil)); (n == 1) != !Failed(ds) {
 			t.Errorf("%s\n%d rules beside %v", tt.in, n, ds)
 		}
@@ -66,7 +73,8 @@ func TestUnsupported(t *testing.T) {
 // for the PAD, or Unsupported knows it. Who adds a keyword has to say which.
 func TestEveryKeyword(t *testing.T) {
 	used := map[string]bool{}
-	for _, w := range strings.Fields(`label local_addr remote_addr local_id remote_id local_id_type ike_version start_action
+	for _, w := range strings.Fields(`cert_file key_file ca_file peer_cert_file required_issuer sig_hash rsa_pss send_cert send_certreq
+		revocation ignore_crls crl_file label local_addr remote_addr local_id remote_id local_id_type ike_version start_action
 		remote_port auth_method local_auth_method remote_auth_method ike_port natt_port nat_traversal nat_keepalive_secs
 		retry_limit retry_timer_init retry_timer_max expire_timer dpd_secs dpd_action cookie_threshold half_open_limit
 		half_open_per_source ikesa_lifetime_secs ikesa_softlife_secs childsa_lifetime_secs childsa_softlife_secs

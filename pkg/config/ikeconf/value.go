@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/missiu/missiu/pkg/ike/dn"
 )
 
 // isValue reports whether the next token can be a value.
@@ -87,8 +89,9 @@ func (p *parser) plain(q *param) {
 		if !ok {
 			q.text = p.text(t)
 		}
-	case dn:
-		_, ok = parseDN(q.text)
+	case dnText:
+		_, err := dn.ParseText(q.text)
+		ok = err == nil
 	case url:
 		rest, isHTTP := strings.CutPrefix(q.text, "http://")
 		ok = isHTTP && rest != "" && rest[0] != '/' && !strings.ContainsAny(rest, " \"<>")

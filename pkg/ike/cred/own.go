@@ -80,7 +80,7 @@ func ParseKey(file, passphrase []byte) (crypto.Signer, error) {
 		case b.Type == "ENCRYPTED PRIVATE KEY":
 			// Its errors tell a wrong passphrase from nothing else.
 			if key, _, err = pkcs8.ParsePrivateKey(b.Bytes, passphrase); err != nil {
-				err = errors.New("passphrase is wrong, or not encrypted by PBES2")
+				return nil, errors.New("passphrase is wrong, or not encrypted by PBES2")
 			}
 		case b.Type == "PRIVATE KEY":
 			key, err = x509.ParsePKCS8PrivateKey(b.Bytes)
@@ -93,7 +93,7 @@ func ParseKey(file, passphrase []byte) (crypto.Signer, error) {
 		}
 		clear(b.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("unreadable key: %w", err)
+			return nil, errors.New("unreadable key")
 		}
 		s, ok := key.(crypto.Signer)
 		if !ok {
