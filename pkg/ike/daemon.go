@@ -333,7 +333,7 @@ func (d *Daemon) Reload(ctx context.Context, db *pad.DB) {
 	}
 	peers := make(map[*lineage]*sa.Peer, len(d.lineages))
 	for l := range d.lineages {
-		if l.peer != nil {
+		if l.peer != nil && !l.over {
 			peers[l] = l.peer
 		}
 	}

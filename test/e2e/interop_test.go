@@ -20,7 +20,7 @@ type duo struct {
 	charon *lab.Proc
 }
 
-const charonPlugins = "random nonce aes sha1 sha2 hmac kdf gcm chapoly gmp curve25519 openssl kernel-libipsec kernel-netlink socket-default vici"
+const charonPlugins = "random nonce pem pkcs1 pkcs8 x509 revocation constraints pubkey mgf1 aes sha1 sha2 hmac kdf gcm chapoly gmp curve25519 openssl kernel-libipsec kernel-netlink socket-default vici"
 
 // newDuo makes the hosts; settings are charon's, in words of strongswan.conf.
 func newDuo(t *testing.T, settings string) *duo {
@@ -37,7 +37,8 @@ func newDuo(t *testing.T, settings string) *duo {
 	return d
 }
 
-func (d *duo) startCharon(settings string) {
+// writeCharonConf writes strongswan.conf.
+func (d *duo) writeCharonConf(settings string) {
 	d.t.Helper()
 	d.b.WriteFile("/etc/strongswan.conf", "charon {\n load = "+charonPlugins+`
   retransmit_timeout = 0.5
@@ -57,7 +58,12 @@ func (d *duo) startCharon(settings string) {
       default = -1
     }
   }
-`+settings+"\n}\nswanctl {\n  load = random\n}\n", 0o644)
+`+settings+"\n}\nswanctl {\n  load = random pem pkcs1 pkcs8 x509 openssl\n}\n", 0o644)
+}
+
+func (d *duo) startCharon(settings string) {
+	d.t.Helper()
+	d.writeCharonConf(settings)
 	d.charon = d.b.Start("/usr/lib/ipsec/charon")
 	lab.Until(d.t, 20*time.Second, "charon to listen", func() (bool, string) {
 		return d.b.Run("test", "-S", "/run/charon.vici").Code == 0, d.charon.Output()
