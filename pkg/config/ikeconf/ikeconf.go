@@ -70,6 +70,7 @@ type Config struct {
 	rules   []*rule
 	labels  map[string]bool
 	secrets []*secret
+	bare    bool                 // of ParseRules
 	byLabel map[string][]*secret // pre-shared keys
 }
 
@@ -89,7 +90,8 @@ func ParseWith(fsys Files, confPath, secretsPath, override string) (*Config, []D
 }
 
 // ParseRules is ParseWith without the secrets, for whoever only asks what the
-// rules say: no key is missed, none is had.
+// rules say: no key is missed, none is had, and rules with certificates come
+// without them.
 func ParseRules(fsys Files, confPath, override string) (*Config, []Diagnostic) {
 	return parseAll(fsys, confPath, "", override, false)
 }
@@ -114,7 +116,7 @@ func parseAll(fsys Files, confPath, secretsPath, override string, withSecrets bo
 	if secretsPath == "" {
 		secretsPath = doc.secretsFile(confPath)
 	}
-	c := &Config{Path: confPath, SecretsPath: secretsPath, doc: doc}
+	c := &Config{Path: confPath, SecretsPath: secretsPath, doc: doc, bare: !withSecrets}
 	c.rules = analyse(doc, l)
 	c.labels = map[string]bool{}
 	for _, r := range c.rules {

@@ -188,6 +188,10 @@ func TestCertRules(t *testing.T) {
 	if !r.PermitsPeer(pad.ID{Type: ikev2.IDDERASN1DN, Data: subject}) || r.PermitsPeer(pad.ID{Type: ikev2.IDDERASN1DN, Data: string(ca.RawIssuer[:4])}) {
 		t.Error("distinguished name with a wildcard")
 	}
+	// To be explained, a rule needs no files.
+	if cfg, ds := ParseRules(files(certRule+"}", ""), "ike.conf", ""); cfg == nil || len(cfg.Rules(nil)) != 1 || cfg.Rules(nil)[0].RemoteAuth != pad.Cert {
+		t.Errorf("without files: %v", ds)
+	}
 	// Thousands of rules read a file once.
 	var many strings.Builder
 	many.WriteString(`ca_file "ca.pem" cert_file "own.pem" key_file "own.key" auth_method cert `)

@@ -32,7 +32,7 @@ func (c *Config) Rules(local []netip.Addr) []*pad.Rule {
 	var out []*pad.Rule
 	for _, r := range c.rules {
 		loaded := (r.cert != nil || !uses(r.local, certs...)) && (r.trust != nil || !uses(r.remote, certs...))
-		if loaded && r.unsupported(nil) {
+		if (loaded || c.bare) && r.unsupported(nil) {
 			out = append(out, c.padRule(r, local))
 		}
 	}
@@ -67,7 +67,10 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 		p.RemoteIDs = append(p.RemoteIDs, id.padPattern())
 	}
 	if uses(r.local, certs...) {
-		p.LocalAuth, p.Own, p.LocalID = pad.Cert, r.cert, r.ownName
+		p.LocalAuth = pad.Cert
+		if r.cert != nil {
+			p.Own, p.LocalID = r.cert, r.ownName
+		}
 	}
 	if uses(r.remote, certs...) {
 		p.RemoteAuth, p.Trust = pad.Cert, r.trust

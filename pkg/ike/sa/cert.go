@@ -64,10 +64,11 @@ func hashNotify(rules ...*pad.Rule) []ikev2.Payload {
 		}
 	}
 	for _, r := range rules {
-		if r.RemoteAuth == pad.Cert {
+		// Rules that are only explained have no certificates.
+		if r.RemoteAuth == pad.Cert && r.Trust != nil {
 			add(r.Trust.Hashes())
 		}
-		if r.LocalAuth == pad.Cert {
+		if r.LocalAuth == pad.Cert && r.Own != nil {
 			add(r.Own.Hashes())
 		}
 	}
@@ -82,7 +83,7 @@ func certRequest(rules ...*pad.Rule) []ikev2.Payload {
 	var all [][]byte
 	ask := false
 	for _, r := range rules {
-		if r.RemoteAuth != pad.Cert || !r.SendCertReq {
+		if r.RemoteAuth != pad.Cert || !r.SendCertReq || r.Trust == nil {
 			continue
 		}
 		ask = true
