@@ -99,6 +99,7 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 		p.ChildSoft.Bytes = uint64(s.num)
 	}
 	p.PFS, _ = r.pfs()
+	p.ChildAddKE, _ = r.childAddKE()
 	p.ESN = map[string]proposal.ESN{"no": proposal.ESNNo, "prefer": proposal.ESNPrefer, "require": proposal.ESNRequire}[r.get("childsa_esn").text]
 	p.ReplayWindow = uint32(n("childsa_replay"))
 	p.AggFrag = map[string]pad.AggFrag{"no": pad.AggFragNo, "prefer": pad.AggFragPrefer, "require": pad.AggFragRequire}[r.get("childsa_aggfrag").text]
@@ -200,6 +201,28 @@ func (r *rule) pfs() (kes []alg.KE, left []algorithm) {
 		}
 	}
 	return kes, left
+}
+
+// childAddKE returns the additional key exchange of child SAs, and the methods
+// of it that we do not have.
+func (r *rule) childAddKE() (add [][]alg.KE, left []algorithm) {
+	q := r.get("childsa_additional_ke")
+	if q == nil {
+		return nil, nil
+	}
+	var kes []alg.KE
+	some := false
+	for _, a := range q.algs {
+		has := a.none || implemented(a.ke)
+		some = some || has && !a.none
+		if kes = appendNew(kes, a.ke, has); !has {
+			left = append(left, a)
+		}
+	}
+	if some {
+		add = [][]alg.KE{kes}
+	}
+	return add, left
 }
 
 func (a addrSpan) ranges() []pad.Range {

@@ -17,7 +17,6 @@ var without = map[string]struct {
 	"mode_cfg":              {[]string{"pull"}, true},
 	"hook":                  {nil, true},
 	"redirect_to":           {nil, true},
-	"childsa_additional_ke": {[]string{"none"}, true},
 	"childless":             {[]string{"allow"}, true},
 	"reauth_secs":           {[]string{"0"}, true},
 	"childsa_idletime_secs": {[]string{"0"}, true},
@@ -131,6 +130,15 @@ func (r *rule) unsupported(l *list) bool {
 		fail(t.vpos, "local_id_type without local_id is not implemented")
 	}
 	ok = r.unsupportedSuites(l) && ok
+	if kes, left := r.childAddKE(); len(left) > 0 {
+		for _, a := range left {
+			if kes == nil {
+				fail(a.pos, "childsa_additional_ke %s: not implemented", shown(a.text))
+			} else {
+				l.warnf(a.pos, "childsa_additional_ke %s: not implemented; not offered", shown(a.text))
+			}
+		}
+	}
 	kes, left := r.pfs()
 	for _, a := range left {
 		if len(kes) == 0 {

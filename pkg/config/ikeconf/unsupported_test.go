@@ -26,8 +26,10 @@ func TestUnsupported(t *testing.T) {
 			`1:1: rule "a": IKEv1 is not implemented`},
 		{`{ label "a" ike_version any auth_method preshared remote_addr any }`,
 			`1:1: warning: rule "a": IKEv1 is not implemented; only IKEv2 is spoken`},
-		{`{ label "a" auth_method preshared remote_addr any child_addr 10.0.0.0/8 childsa_additional_ke 36 }`,
-			"1:51: child_addr: not implemented\n1:73: childsa_additional_ke: not implemented"},
+		{`{ label "a" auth_method preshared remote_addr any child_addr 10.0.0.0/8 childsa_additional_ke 35 }`,
+			"1:51: child_addr: not implemented\n1:95: childsa_additional_ke \"35\": not implemented"},
+		{`{ label "a" auth_method preshared remote_addr any childsa_additional_ke 36, 35 }`,
+			`1:77: warning: childsa_additional_ke "35": not implemented; not offered`},
 		{`{ label "a" auth_method preshared remote_addr any ppk no mobike no fragmentation yes reauth_secs 0 }`, ""},
 		{`reauth_secs 1h { label "a" auth_method preshared remote_addr any reauth_secs 0s }`, ""},
 		{`exchange_mode aggressive { label "a" auth_method preshared remote_addr any }`, ""},
@@ -79,7 +81,7 @@ func TestEveryKeyword(t *testing.T) {
 		retry_limit retry_timer_init retry_timer_max expire_timer dpd_secs dpd_action cookie_threshold half_open_limit
 		half_open_per_source ikesa_lifetime_secs ikesa_softlife_secs childsa_lifetime_secs childsa_softlife_secs
 		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_aggfrag childsa_per_queue childsa_replay initial_contact
-		unique_ids allow_weak nonce_len fragmentation fragment_size ppk ppk_id secrets_file log_level`) {
+		unique_ids allow_weak nonce_len fragmentation fragment_size ppk ppk_id childsa_additional_ke childsa_additional_ke secrets_file log_level`) {
 		used[w] = true
 	}
 	for _, k := range table {

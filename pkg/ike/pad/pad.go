@@ -167,6 +167,7 @@ type Rule struct {
 	// the IKE SA's, alg.KENone for none), sequence numbers, window, lifetimes
 	// where the policy says nothing.
 	PFS                  []alg.KE
+	ChildAddKE           [][]alg.KE // additional key exchanges where there is one, as of proposal.Child
 	ESN                  proposal.ESN
 	ReplayWindow         uint32
 	AggFrag              AggFrag

@@ -262,7 +262,11 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 		// peer's choice.
 		pfs = append([]alg.KE{rekeys.suite.KE}, pfs...)
 	}
-	o.proposals = proposal.WithAnyKE(proposal.WithKE(proposal.ForChild(alts, pfs, s.esn()), i.suite.KE))
+	ps := proposal.WithKE(proposal.ForChild(alts, pfs, s.esn()), i.suite.KE)
+	if i.state >= StateEstablished { // in IKE_AUTH there are no key exchanges
+		ps = proposal.WithAddKE(ps, s.rule.ChildAddKE)
+	}
+	o.proposals = proposal.WithAnyKE(ps)
 	if len(o.proposals) == 0 {
 		return fail(errors.New("policy has no usable algorithms"))
 	}
@@ -373,6 +377,12 @@ func (s *SA) accept(i *ikeSA, o *offer, ps []ikev2.Payload, initial bool, ni, nr
 		s.orphan(o, &LocalError{Exchange: x, Err: err})
 		return nil
 	}
+	g.ni, g.nr = ni, nr
+	return s.acceptGranted(i, o, g, x)
+}
+
+// acceptGranted is accept once all key exchanges are over.
+func (s *SA) acceptGranted(i *ikeSA, o *offer, g *granted, x ikev2.ExchangeType) *child {
 	if slices.Contains(o.deleted, peerSPI{g.suite.Proto(), g.peerSPI}) {
 		// The Delete has overtaken the answer.
 		g.wipe()
@@ -384,7 +394,6 @@ func (s *SA) accept(i *ikeSA, o *offer, ps []ikev2.Payload, initial bool, ni, nr
 		s.orphan(o, &LocalError{Exchange: x, Err: err})
 		return nil
 	}
-	g.ni, g.nr = ni, nr
 	c, _, err := s.install(i, g, o.spi, false)
 	if err != nil {
 		s.orphan(o, &LocalError{Exchange: x, Err: err})
@@ -478,6 +487,7 @@ type granted struct {
 	answer        ikev2.Proposal // responder
 	public        []byte         // responder's KE
 	shared        ipsec.Key
+	more          []ipsec.Key // of additional key exchanges
 	peerSPI       ipsec.SPI
 	local, remote []ipsec.TrafficSelector
 	tsi, tsr      []ipsec.TrafficSelector // responder: as they go into the answer
@@ -487,7 +497,10 @@ type granted struct {
 	rekeys        *child
 }
 
-func (g *granted) wipe() { g.shared.Wipe() }
+func (g *granted) wipe() {
+	g.shared.Wipe()
+	wipeAll(g.more)
+}
 
 // install derives the keys, emits InstallChild and records the child SA; as
 // responder it returns the payloads of the answer too, which is to be sent
@@ -495,7 +508,7 @@ func (g *granted) wipe() { g.shared.Wipe() }
 func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*child, []ikev2.Payload, error) {
 	defer g.wipe()
 	k, err := keymat.ChildSA(keymat.ChildSuite{Encr: g.suite.Encr, EncrBits: g.suite.Bits, Integ: g.suite.Integ},
-		i.suite.PRF, i.keys.D, g.shared, g.ni, g.nr)
+		i.suite.PRF, i.keys.D, g.shared, g.ni, g.nr, g.more...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -544,12 +557,17 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	if !responder {
 		return c, nil, nil
 	}
+	return c, g.payloads(spi), nil
+}
+
+// payloads are the responder's, with our SPI.
+func (g *granted) payloads(spi ipsec.SPI) []ikev2.Payload {
 	g.answer.SPI = proposal.SPIBytes(spi)
 	var ps []ikev2.Payload
 	if g.mode == ipsec.Transport {
 		ps = append(ps, notify(ikev2.USE_TRANSPORT_MODE))
 	}
-	if proto == ipsec.ESP {
+	if g.suite.Proto() == ipsec.ESP {
 		ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED))
 	}
 	if g.aggfrag {
@@ -565,7 +583,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	if g.public != nil {
 		ps = append(ps, &ikev2.KE{Method: ikev2.KEID(g.suite.KE), Data: g.public})
 	}
-	return c, append(ps, &ikev2.TSi{Selectors: toWire(g.tsi)}, &ikev2.TSr{Selectors: toWire(g.tsr)}), nil
+	return append(ps, &ikev2.TSi{Selectors: toWire(g.tsi)}, &ikev2.TSr{Selectors: toWire(g.tsr)})
 }
 
 // childLife merges lifetimes field by field: the policy's, else the rule's.

@@ -34,6 +34,10 @@ type createChild struct {
 	kes     int    // INVALID_KE_PAYLOADs
 	retries int    // TEMPORARY_FAILUREs
 	token   uint32 // of NeedSPI
+
+	// Additional key exchanges, and what was agreed on before them.
+	series *series
+	g      *granted
 }
 
 // wantRekeyChild queues a request to replace c, unless that is under way.
@@ -46,9 +50,24 @@ func (s *SA) wantRekeyChild(c *child) {
 	s.queue = append(s.queue, &createChild{req: ChildRequest{Policy: c.policy, Proposals: c.successors(), Queue: c.queue}, rekeys: c})
 }
 
-func (t *createChild) shape() shape { return shapeChildResponse }
+func (t *createChild) shape() shape {
+	if t.series != nil {
+		return shapeFollowResponse
+	}
+	return shapeChildResponse
+}
+
+// endSeries forgets the additional key exchanges.
+func (t *createChild) endSeries() {
+	t.series.wipe()
+	if t.g != nil {
+		t.g.wipe()
+	}
+	t.series, t.g = nil, nil
+}
 
 func (t *createChild) cancel(s *SA, err error) {
+	t.endSeries()
 	switch {
 	case t.o != nil:
 		s.abandon(t.o, err)
@@ -128,7 +147,18 @@ func (t *createChild) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	o, old := t.o, t.rekeys
-	c := s.accept(i, o, ps, false, o.ni, ikev2.Find[*ikev2.Nonce](ps).Data)
+	g, err := t.goOn(s, i, ps)
+	if g == nil && err == nil {
+		return // more key exchanges
+	}
+	var c *child
+	if err != nil {
+		s.orphan(o, &LocalError{Exchange: ikev2.CREATE_CHILD_SA, Err: err})
+	} else {
+		t.g = nil // its keys are the child SA's
+		c = s.acceptGranted(i, o, g, ikev2.CREATE_CHILD_SA)
+	}
+	t.endSeries()
 	t.o = nil
 	if old == nil {
 		return
@@ -156,6 +186,30 @@ func (t *createChild) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 	}
 }
 
+// goOn takes a good answer, and returns what was agreed on once all key
+// exchanges are over.
+func (t *createChild) goOn(s *SA, i *ikeSA, ps []ikev2.Payload) (*granted, error) {
+	over := false
+	var err error
+	if t.series == nil {
+		if t.g, err = s.checkAnswer(t.o, ps, false); err == nil {
+			t.g.ni, t.g.nr = t.o.ni, ikev2.Find[*ikev2.Nonce](ps).Data
+			t.series = &series{methods: t.g.suite.AddKE.Methods()}
+			over = len(t.series.methods) == 0
+		}
+	} else {
+		over, err = t.series.took(ps)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case !over:
+		return nil, t.series.next(s, i, t, ps)
+	}
+	t.g.more, t.series.secrets = t.series.secrets, nil
+	return t.g, nil
+}
+
 // refused is what follows an error notify.
 func (t *createChild) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 	err := &PeerError{ikev2.CREATE_CHILD_SA, n.Type}
@@ -171,7 +225,7 @@ func (t *createChild) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 	}
 	switch n.Type {
 	case ikev2.INVALID_KE_PAYLOAD:
-		if len(n.Data) == 2 {
+		if len(n.Data) == 2 && t.series == nil {
 			ke := alg.KE(binary.BigEndian.Uint16(n.Data))
 			offered := slices.ContainsFunc(t.o.proposals, func(c proposal.Child) bool { return slices.Contains(c.KE, ke) })
 			if t.kes++; t.kes <= maxKETries && offered && ke != alg.KENone && (t.o.key == nil || ke != t.o.key.KE()) {
@@ -180,8 +234,9 @@ func (t *createChild) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 				return
 			}
 		}
-	case ikev2.TEMPORARY_FAILURE:
+	case ikev2.TEMPORARY_FAILURE, ikev2.STATE_NOT_FOUND:
 		if t.retries++; t.retries <= maxRetries && !s.closing && !t.pointless() {
+			t.endSeries()
 			t.o.wipe()
 			s.release(t.o.spi, t.o.protos()...)
 			t.o = nil

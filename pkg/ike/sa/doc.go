@@ -54,6 +54,14 @@
 //
 // Behind a NAT, which AH does not pass, alternatives with AH are left out.
 //
+// # Several key exchanges
+//
+// Where the suite has additional key exchanges (RFC 9370), each of them has an
+// exchange of its own: IKE_INTERMEDIATE between IKE_SA_INIT and IKE_AUTH, whose
+// messages AUTH covers (RFC 9242), and IKE_FOLLOWUP_KE after CREATE_CHILD_SA, for a
+// child SA and for the IKE SA. Messages that are too long for a datagram go in
+// fragments (RFC 7383).
+//
 // # What kills the machine
 //
 // Nothing that is not authenticated changes the state of an IKE SA with keys:
@@ -80,7 +88,6 @@
 // cookie policy belong to pkg/ike (the arithmetic of cookies is here: Cookie,
 // CookieResponse). Certificates and signatures are pkg/ike/cred's, whose values
 // stand in the rule; they compute inside the input, which takes some milliseconds,
-// and read nothing. EAP, raw public keys, hash-and-URL, configuration payloads, MOBIKE,
-// fragmentation and additional key exchanges are not implemented: their
-// payloads are ignored, their notifies not sent.
+// and read nothing. EAP, raw public keys, hash-and-URL, configuration payloads and
+// MOBIKE are not implemented: their payloads are ignored, their notifies not sent.
 package sa

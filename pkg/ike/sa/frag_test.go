@@ -280,7 +280,7 @@ func TestMoreSuites(t *testing.T) {
 		{Ciphers: []proposal.Cipher{{Encr: alg.EncrAESCTR, Bits: 256}}, Integ: []alg.Integ{alg.IntegAESCMAC}, PRF: []alg.PRF{alg.PRFAESCMAC}, KE: []alg.KE{alg.KEX448}},
 		{Ciphers: []proposal.Cipher{{Encr: alg.EncrAESCCM16, Bits: 256}}, PRF: []alg.PRF{alg.PRFHMACSHA512}, KE: []alg.KE{alg.KEMODP8192}},
 		{Ciphers: []proposal.Cipher{{Encr: alg.EncrAESCCM8, Bits: 128}}, PRF: []alg.PRF{alg.PRFHMACSHA256}, KE: []alg.KE{alg.KEMLKEM768}},
-		{Ciphers: []proposal.Cipher{{Encr: alg.EncrAESGCM16, Bits: 256}}, PRF: []alg.PRF{alg.PRFHMACSHA384}, KE: []alg.KE{alg.KEMLKEM1024}},
+		{Ciphers: []proposal.Cipher{{Encr: alg.EncrAESGCM16, Bits: 256}}, PRF: []alg.PRF{alg.PRFHMACSHA384}, KE: []alg.KE{alg.KEMLKEM1024}, AddKE: [][]alg.KE{{alg.KEX25519}, {alg.KEECP384}}},
 	} {
 		l := narrowLab(t)
 		l.a.rule.Proposals, l.b.rule.Proposals = []proposal.IKE{p}, []proposal.IKE{p}

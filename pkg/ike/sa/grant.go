@@ -193,6 +193,9 @@ func (s *SA) choose(i *ikeSA, p Policy, offered *ikev2.SA, initial bool, rekeys,
 	}
 	from := func(alts []ipsec.Proposal) (proposal.ChildSuite, ikev2.Proposal, ipsec.SPI, error) {
 		ours := proposal.WithKE(proposal.ForChild(alts, s.rule.PFS, s.esn()), i.suite.KE)
+		if !initial {
+			ours = proposal.WithAddKE(ours, s.rule.ChildAddKE)
+		}
 		return proposal.ChooseChild(ours, offered, 0, initial)
 	}
 	suite, answer, peer, err := from(alts)
@@ -222,7 +225,10 @@ func single(l []ipsec.TrafficSelector) netip.Addr {
 	return netip.Addr{}
 }
 
-var errBusyIKE = errors.New("the IKE SA is being replaced or closed")
+var (
+	errBusyIKE    = errors.New("the IKE SA is being replaced or closed")
+	errChildGoing = errors.New("child SA is being closed")
+)
 
 // childRequest answers CREATE_CHILD_SA for a new child SA or to rekey one.
 func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
@@ -245,7 +251,7 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 			s.refuse(i, &ikev2.Notify{Protocol: n.Protocol, SPI: n.SPI, Type: ikev2.CHILD_SA_NOT_FOUND}, errors.New("no such child SA"))
 			return
 		case old.deleting || old.replaced != nil || old.peerNew != nil:
-			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errors.New("child SA is being closed"))
+			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errChildGoing)
 			return
 		}
 	}
@@ -263,7 +269,7 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 			// Gone or going while we waited.
 			s.release(spi, g.suite.Proto())
 			g.wipe()
-			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errors.New("child SA is being closed"))
+			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errChildGoing)
 			return
 		}
 		if err != nil {
@@ -272,6 +278,10 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 			return
 		}
 		g.nr = s.newNonce()
+		if methods := g.suite.AddKE.Methods(); methods != nil {
+			s.respond(i, append(g.payloads(spi), s.expectFollow(i, &follow{methods: methods, g: g, spi: spi, old: old}))...)
+			return
+		}
 		c, out, err := s.install(i, g, spi, true)
 		if err != nil {
 			s.release(spi, g.suite.Proto())

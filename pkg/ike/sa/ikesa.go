@@ -49,6 +49,8 @@ type ikeSA struct {
 	rekeyAt, expireAt time.Time
 	dropAt            time.Time // when it is forgotten though nobody deleted it
 
+	follow *follow // additional key exchanges that the peer has begun
+
 	// Rekeying. ni and nr are the nonces of the exchange that made this IKE
 	// SA; peerNew is what the peer made of it while our own request to rekey
 	// was on its way, until it is decided which of the two stays.

@@ -168,6 +168,8 @@ func (s *SA) handler(i *ikeSA, x ikev2.ExchangeType, ps []ikev2.Payload) (shape,
 	switch x {
 	case ikev2.INFORMATIONAL:
 		return shapeInformational, s.informational
+	case ikev2.IKE_FOLLOWUP_KE:
+		return shapeFollowRequest, s.followRequest
 	case ikev2.CREATE_CHILD_SA:
 		if sa := ikev2.Find[*ikev2.SA](ps); sa != nil && len(sa.Proposals) > 0 && sa.Proposals[0].Protocol == ikev2.ProtocolIKE {
 			return shapeRekeyRequest, s.rekeyRequest

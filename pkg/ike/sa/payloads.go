@@ -42,6 +42,8 @@ var (
 	shapeRekeyResponse        = shape{name: "CREATE_CHILD_SA response for an IKE SA", required: types{pSA, pNonce, pKE}, refusable: true}
 	shapeIntermediateRequest  = shape{name: "IKE_INTERMEDIATE request", required: types{pKE}}
 	shapeIntermediateResponse = shape{name: "IKE_INTERMEDIATE response", required: types{pKE}, refusable: true}
+	shapeFollowRequest        = shape{name: "IKE_FOLLOWUP_KE request", required: types{pKE}}
+	shapeFollowResponse       = shape{name: "IKE_FOLLOWUP_KE response", required: types{pKE}, refusable: true}
 	shapeInformational        = shape{name: "INFORMATIONAL", many: types{pD}}
 )
 

@@ -31,14 +31,25 @@ type rekeyIKE struct {
 	ke      alg.KE
 	kes     int
 	retries int
+
+	// Additional key exchanges: the IKE SA to be, and the secret of the first.
+	series *series
+	n      *ikeSA
+	shared ipsec.Key
 }
 
-func (t *rekeyIKE) shape() shape { return shapeRekeyResponse }
+func (t *rekeyIKE) shape() shape {
+	if t.series != nil {
+		return shapeFollowResponse
+	}
+	return shapeRekeyResponse
+}
 
 func (t *rekeyIKE) cancel(*SA, error) {
-	if t.key != nil {
-		t.key.Wipe()
-	}
+	wipeKey(t.key)
+	t.series.wipe()
+	t.shared.Wipe()
+	t.series, t.n, t.shared = nil, nil, ipsec.Key{}
 }
 
 // wantRekey queues a request to rekey the IKE SA, unless it is under way.
@@ -76,7 +87,7 @@ func (t *rekeyIKE) send(s *SA, i *ikeSA) {
 	}
 	t.ni = s.newNonce()
 	s.request(i, t, ikev2.CREATE_CHILD_SA,
-		proposal.OfferIKE(proposal.WithoutAddKE(s.rule.Proposals), binary.BigEndian.AppendUint64(nil, uint64(t.spi))),
+		proposal.OfferIKE(s.rule.Proposals, binary.BigEndian.AppendUint64(nil, uint64(t.spi))),
 		&ikev2.Nonce{Data: t.ni}, &ikev2.KE{Method: ikev2.KEID(ke), Data: t.key.Public()})
 }
 
@@ -101,7 +112,10 @@ func (t *rekeyIKE) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 		t.refused(s, i, n)
 		return
 	}
-	n, err := t.made(s, i, ps)
+	n, err := t.goOn(s, i, ps)
+	if err == nil && n == nil {
+		return // more key exchanges
+	}
 	if err != nil {
 		// The peer has made an IKE SA that we cannot have.
 		le := &LocalError{Exchange: ikev2.CREATE_CHILD_SA, Err: err}
@@ -132,6 +146,7 @@ func (t *rekeyIKE) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 // redundant and closed by whoever made it.
 func (s *SA) settle(old, kept, other *ikeSA) {
 	old.peerNew = nil
+	s.dropFollow(old)
 	old.to(StateRekeyed)
 	old.dropAt = s.now.Add(staleAfter)
 	if other != nil && other.state == StateEstablished {
@@ -157,7 +172,7 @@ func (t *rekeyIKE) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 	}
 	switch n.Type {
 	case ikev2.INVALID_KE_PAYLOAD:
-		if len(n.Data) == 2 {
+		if len(n.Data) == 2 && t.series == nil {
 			ke := alg.KE(binary.BigEndian.Uint16(n.Data))
 			if t.kes++; t.kes <= maxKETries && ke != t.key.KE() && offers(s.rule.Proposals, ke) {
 				t.ke = ke
@@ -165,7 +180,7 @@ func (t *rekeyIKE) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 				return
 			}
 		}
-	case ikev2.TEMPORARY_FAILURE:
+	case ikev2.TEMPORARY_FAILURE, ikev2.STATE_NOT_FOUND:
 		if t.retries++; t.retries <= maxRetries && !s.closing {
 			s.later(t)
 			return
@@ -183,33 +198,53 @@ func (s *SA) notRekeyed(i *ikeSA, err error) {
 	s.emit(RekeyFailed{OldIKE: i.local, Err: err})
 }
 
-// made makes the new IKE SA of a good answer.
-func (t *rekeyIKE) made(s *SA, old *ikeSA, ps []ikev2.Payload) (*ikeSA, error) {
-	sa := ikev2.Find[*ikev2.SA](ps)
-	suite, err := proposal.CheckIKE(proposal.WithoutAddKE(s.rule.Proposals), sa, 8)
-	if err != nil {
+// goOn takes a good answer, and returns the new IKE SA once it is there.
+func (t *rekeyIKE) goOn(s *SA, old *ikeSA, ps []ikev2.Payload) (*ikeSA, error) {
+	over := false
+	var err error
+	if t.series == nil {
+		if t.n, t.shared, err = t.agreed(s, ps); err == nil {
+			t.series = &series{methods: t.n.suite.AddKE.Methods()}
+			over = len(t.series.methods) == 0
+		}
+	} else {
+		over, err = t.series.took(ps)
+	}
+	switch {
+	case err != nil:
 		return nil, err
+	case !over:
+		return nil, t.series.next(s, old, t, ps)
+	}
+	return t.n, s.inherit(old, t.n, t.shared, t.series.secrets...)
+}
+
+// agreed is what the answer to CREATE_CHILD_SA says: the new IKE SA without keys.
+func (t *rekeyIKE) agreed(s *SA, ps []ikev2.Payload) (*ikeSA, ipsec.Key, error) {
+	sa := ikev2.Find[*ikev2.SA](ps)
+	suite, err := proposal.CheckIKE(s.rule.Proposals, sa, 8)
+	if err != nil {
+		return nil, ipsec.Key{}, err
 	}
 	ke := ikev2.Find[*ikev2.KE](ps)
 	if alg.KE(ke.Method) != suite.KE || suite.KE != t.key.KE() {
-		return nil, fmt.Errorf("key exchange by %v, suite has %v, sent %v", ke.Method, suite.KE, t.key.KE())
+		return nil, ipsec.Key{}, fmt.Errorf("key exchange by %v, suite has %v, sent %v", ke.Method, suite.KE, t.key.KE())
 	}
 	n := &ikeSA{initiator: true, local: t.spi, remote: SPI(binary.BigEndian.Uint64(sa.Proposals[0].SPI)), suite: suite,
 		ni: t.ni, nr: ikev2.Find[*ikev2.Nonce](ps).Data}
 	shared, err := t.key.Shared(ke.Data)
 	if err != nil {
-		return nil, err
+		return nil, ipsec.Key{}, err
 	}
-	defer shared.Wipe()
-	return n, s.inherit(old, n, shared)
+	return n, shared, nil
 }
 
 // inherit derives the keys of n from those of old (RFC 7296, 2.18).
-func (s *SA) inherit(old, n *ikeSA, shared ipsec.Key) error {
+func (s *SA) inherit(old, n *ikeSA, shared ipsec.Key, more ...ipsec.Key) error {
 	if n.remote == 0 {
 		return errors.New("SPI is 0")
 	}
-	seed, err := keymat.RekeySKEYSEED(old.suite.PRF, old.keys.D, shared, n.ni, n.nr)
+	seed, err := keymat.RekeySKEYSEED(old.suite.PRF, old.keys.D, shared, n.ni, n.nr, more...)
 	if err != nil {
 		return err
 	}
@@ -224,18 +259,27 @@ func (s *SA) inherit(old, n *ikeSA, shared ipsec.Key) error {
 	return nil
 }
 
-// rekeyRequest is the responder's side.
-func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
-	_, mine := i.active.(*rekeyIKE)
+// canBeRekeyed reports whether the peer may rekey i now, and whether we are
+// about to do so too.
+func (s *SA) canBeRekeyed(i *ikeSA) (mine bool, err error) {
+	_, mine = i.active.(*rekeyIKE)
 	switch _, isProbe := i.active.(*probe); {
 	case i.state != StateEstablished || i != s.cur || s.closing || i.peerNew != nil || len(s.ikes) >= maxIKESAs:
-		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errBusyIKE)
-		return
+		return mine, errBusyIKE
 	case i.active != nil && !mine && !isProbe && i.req != nil:
-		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errNoChildren)
+		return mine, errNoChildren
+	}
+	return mine, nil
+}
+
+// rekeyRequest is the responder's side.
+func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
+	mine, err := s.canBeRekeyed(i)
+	if err != nil {
+		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), err)
 		return
 	}
-	suite, answer, offered, err := proposal.ChooseIKE(proposal.WithoutAddKE(s.rule.Proposals), ikev2.Find[*ikev2.SA](ps), 8)
+	suite, answer, offered, err := proposal.ChooseIKE(s.rule.Proposals, ikev2.Find[*ikev2.SA](ps), 8)
 	if err != nil {
 		s.refuse(i, notify(ikev2.NO_PROPOSAL_CHOSEN), ofRule(err, s.rule))
 		return
@@ -245,22 +289,37 @@ func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
 		s.refuse(i, invalidKE(uint16(suite.KE)), fmt.Errorf("want key exchange by %v", suite.KE))
 		return
 	}
+	remote := SPI(binary.BigEndian.Uint64(offered.SPI))
+	if remote == 0 {
+		s.syntax(i, ikev2.CREATE_CHILD_SA, errors.New("SPI is 0"))
+		return
+	}
 	public, shared, err := dh.Respond(suite.KE, s.rand, ke.Data)
 	if err != nil { // RFC 6989, 5
 		s.syntax(i, ikev2.CREATE_CHILD_SA, err)
 		return
 	}
-	defer shared.Wipe()
-	n := &ikeSA{local: s.newSPI(), remote: SPI(binary.BigEndian.Uint64(offered.SPI)), suite: suite,
+	n := &ikeSA{local: s.newSPI(), remote: remote, suite: suite,
 		ni: ikev2.Find[*ikev2.Nonce](ps).Data, nr: s.newNonce()}
+	answer.SPI = binary.BigEndian.AppendUint64(nil, uint64(n.local))
+	out := []ikev2.Payload{&ikev2.SA{Proposals: []ikev2.Proposal{answer}}, &ikev2.Nonce{Data: n.nr}, &ikev2.KE{Method: ke.Method, Data: public}}
+	if methods := suite.AddKE.Methods(); methods != nil {
+		s.respond(i, append(out, s.expectFollow(i, &follow{methods: methods, n: n, shared: shared}))...)
+		return
+	}
+	defer shared.Wipe()
 	if err := s.inherit(i, n, shared); err != nil {
 		s.syntax(i, ikev2.CREATE_CHILD_SA, err)
 		return
 	}
-	answer.SPI = binary.BigEndian.AppendUint64(nil, uint64(n.local))
+	s.peerRekeyed(i, n, mine, out...)
+}
+
+// peerRekeyed answers by ps that n, which the peer wants in place of i, is there.
+func (s *SA) peerRekeyed(i, n *ikeSA, mine bool, ps ...ikev2.Payload) {
 	s.ikes = append(s.ikes, n)
 	s.emit(NewIKESA{Local: n.local, Remote: n.remote, Rekeys: i.local})
-	s.respond(i, &ikev2.SA{Proposals: []ikev2.Proposal{answer}}, &ikev2.Nonce{Data: n.nr}, &ikev2.KE{Method: ke.Method, Data: public})
+	s.respond(i, ps...)
 	if mine {
 		i.peerNew = n // which of the two stays, the answer to ours decides
 		return

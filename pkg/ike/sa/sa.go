@@ -311,7 +311,7 @@ func (s *SA) pump() {
 			t.start(s, i)
 		}
 	}
-	for s.cur != nil && s.cur.state == StateEstablished && s.cur.active == nil && s.cur.peerNew == nil {
+	for s.cur != nil && s.cur.state == StateEstablished && s.cur.active == nil && s.cur.peerNew == nil && !s.cur.rekeyedByPeer() {
 		i := s.cur
 		if s.closing {
 			(&deleteIKE{}).start(s, i)
@@ -385,6 +385,7 @@ func (s *SA) bury(i *ikeSA, again bool) {
 		return
 	}
 	s.forsake(i)
+	s.dropFollow(i)
 	i.active, i.req, i.then, i.peerNew = nil, nil, nil, nil
 	i.wipe()
 	if !again || i.lastResp == nil {
@@ -400,6 +401,7 @@ func (s *SA) gone(i *ikeSA) {
 		return
 	}
 	s.forsake(i)
+	s.dropFollow(i)
 	i.wipe()
 	i.to(StateGone)
 	s.ikes = slices.DeleteFunc(s.ikes, func(o *ikeSA) bool { return o == i })

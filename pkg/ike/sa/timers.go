@@ -30,6 +30,9 @@ func (s *SA) Deadline() time.Time {
 		d = earliest(d, i.dropAt)
 		d = earliest(d, i.inRequest.until)
 		d = earliest(d, i.inResponse.until)
+		if i.follow != nil {
+			d = earliest(d, i.follow.until)
+		}
 		if i.req != nil {
 			d = earliest(d, i.req.due)
 		}
@@ -88,6 +91,9 @@ func (s *SA) tickIKE(i *ikeSA) {
 		if s.due(r.until) {
 			r.reset()
 		}
+	}
+	if i.follow != nil && s.due(i.follow.until) {
+		s.dropFollow(i)
 	}
 	switch {
 	case s.due(i.dropAt) && i.state < StateEstablished:
