@@ -125,6 +125,7 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	if p.FragmentSize = n("fragment_size"); r.is("fragmentation", "no") {
 		p.FragmentSize = 0
 	}
+	p.Childless = map[string]pad.Childless{"allow": pad.ChildlessAllow, "force": pad.ChildlessForce, "no": pad.ChildlessNo}[r.get("childless").text]
 	c.padPPKs(r, p)
 	return p
 }

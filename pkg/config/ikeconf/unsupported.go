@@ -17,7 +17,6 @@ var without = map[string]struct {
 	"mode_cfg":              {[]string{"pull"}, true},
 	"hook":                  {nil, true},
 	"redirect_to":           {nil, true},
-	"childless":             {[]string{"allow"}, true},
 	"reauth_secs":           {[]string{"0"}, true},
 	"childsa_idletime_secs": {[]string{"0"}, true},
 

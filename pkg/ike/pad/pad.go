@@ -189,6 +189,8 @@ type Rule struct {
 	// octets, before it is sent in fragments (RFC 7383); 0: no fragments.
 	FragmentSize int
 
+	Childless Childless
+
 	// PPK says whether post-quantum pre-shared keys are used (RFC 8784). PPKID
 	// is the one that we name as initiator, and the only one that a peer may
 	// name; empty: none, and any of PPKs, by identity.
@@ -196,6 +198,17 @@ type Rule struct {
 	PPKID string
 	PPKs  map[string]ipsec.Key
 }
+
+// Childless says whether IKE_AUTH may do without a child SA (RFC 6023).
+type Childless uint8
+
+// Choices: where there is none to ask for, and as the peer likes; always, child
+// SAs come by exchanges of their own; never.
+const (
+	ChildlessAllow Childless = iota
+	ChildlessForce
+	ChildlessNo
+)
 
 // PPK says whether post-quantum pre-shared keys are used.
 type PPK uint8

@@ -39,11 +39,19 @@ func (t *authTask) cancel(s *SA, err error) {
 func (s *SA) startAuth(i *ikeSA) {
 	t := &authTask{}
 	i.active = t
-	if len(s.first) == 0 {
-		if !s.childless {
-			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: errors.New("no child SA to ask for, and the peer wants one")}, false)
+	if force := s.rule.Childless == pad.ChildlessForce; force || len(s.first) == 0 {
+		switch {
+		case !s.childless && force:
+			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: errors.New("the rule wants no child SA in IKE_AUTH, and the peer one")}, false)
+			return
+		case !s.childless || s.rule.Childless == pad.ChildlessNo:
+			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: errors.New("no child SA to ask for, and the peer or the rule wants one")}, false)
 			return
 		}
+		for _, r := range s.first {
+			s.queue = append(s.queue, &createChild{req: r})
+		}
+		s.first = nil
 		s.sendAuth(i, t)
 		return
 	}
@@ -274,6 +282,10 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	s.rule, s.peer.Rule, s.peer.LocalID = r, r, r.Identity(s.local.Addr())
+	if !has && r.Childless == pad.ChildlessNo {
+		s.syntax(i, ikev2.IKE_AUTH, errors.New("no child SA asked for")) // RFC 6023, 3
+		return
+	}
 	ppk, err := s.ppkAsked(i, r, ps, auth)
 	if err == nil {
 		err = s.verify(i, claim.IDi, auth, ps)
@@ -314,6 +326,11 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	if !has { // RFC 6023
 		finish()
+		return
+	}
+	if r.Childless == pad.ChildlessForce {
+		s.log(levelWarn, "child SA refused", attrNotify(ikev2.NO_ADDITIONAL_SAS), attrErr(errors.New("the rule wants none in IKE_AUTH")))
+		finish(notify(ikev2.NO_ADDITIONAL_SAS))
 		return
 	}
 	g, rf := s.grant(i, ps, true, nil)

@@ -377,7 +377,9 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	if said.hashes != nil {
 		out = append(out, hashNotify(s.candidate...)...)
 	}
-	out = append(out, notify(ikev2.CHILDLESS_IKEV2_SUPPORTED))
+	if s.rule.Childless != pad.ChildlessNo {
+		out = append(out, notify(ikev2.CHILDLESS_IKEV2_SUPPORTED))
+	}
 	m := &ikev2.Message{Header: i.header(ikev2.IKE_SA_INIT, 0, true), Payloads: out}
 	data, err := m.Append(nil)
 	if err != nil {

@@ -352,3 +352,64 @@ func TestPeerInsistsOnGroup(t *testing.T) {
 		}
 	})
 }
+
+// childless force: the child SAs come by CREATE_CHILD_SA; no: none does not do.
+func TestChildlessWords(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		a, b    pad.Childless
+		reqs    int
+		want    int  // child SAs
+		ok      bool // IKE SA
+		creates int  // messages of CREATE_CHILD_SA
+	}{
+		{"both force", pad.ChildlessForce, pad.ChildlessForce, 2, 2, true, 4},
+		{"we force", pad.ChildlessForce, pad.ChildlessAllow, 1, 1, true, 2},
+		{"peer forces", pad.ChildlessAllow, pad.ChildlessForce, 2, 1, true, 2},
+		{"nothing to ask for", pad.ChildlessAllow, pad.ChildlessAllow, 0, 0, true, 0},
+		{"we force, peer not", pad.ChildlessForce, pad.ChildlessNo, 1, 0, false, 0},
+		{"nothing to ask for, peer not", pad.ChildlessAllow, pad.ChildlessNo, 0, 0, false, 0},
+		{"nothing to ask for, we not", pad.ChildlessNo, pad.ChildlessAllow, 0, 0, false, 0},
+		{"neither", pad.ChildlessNo, pad.ChildlessNo, 1, 1, true, 0},
+	} {
+		l := newLab(t)
+		l.a.rule.Childless, l.b.rule.Childless = c.a, c.b
+		l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+		var reqs []ChildRequest
+		for n := range c.reqs {
+			reqs = append(reqs, reqA(uint32(n+1)))
+		}
+		l.a.do(l.a.sa.Start(l.now, reqs...))
+		for !l.a.sa.failed && len(l.wire) > 0 {
+			l.run()
+		}
+		if !c.ok {
+			if !l.a.sa.failed || len(told[Established](l.a)) != 0 {
+				t.Errorf("%s: %s; want a failure", c.name, l.a.describe())
+			}
+			continue
+		}
+		l.settle()
+		l.want(c.want)
+		if n := l.count(ikev2.CREATE_CHILD_SA); n != c.creates {
+			t.Errorf("%s: %d messages of CREATE_CHILD_SA, want %d", c.name, n, c.creates)
+		}
+	}
+	// A request without child SA that should not have come.
+	l := newLab(t)
+	l.b.rule.Childless = pad.ChildlessNo
+	l.stop = func(p packet) bool { return p.data[18] == byte(ikev2.IKE_AUTH) }
+	l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+	l.a.do(l.a.sa.Start(l.now, reqA(1)))
+	l.run()
+	m, err := ikev2.Open(l.kept[0].data, &sk{c: l.a.sa.cur.seal.c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.stop = nil
+	l.a.sa.cur.nextID--
+	ps := drop(pSA)(drop(pTSi)(drop(pTSr)(m.Payloads)))
+	if n := refusal(l.answer(l.craft(ikev2.IKE_AUTH, ps...))); n == nil || n.Type != ikev2.INVALID_SYNTAX {
+		t.Errorf("answer %v, want INVALID_SYNTAX", n)
+	}
+}
