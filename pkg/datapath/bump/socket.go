@@ -75,7 +75,7 @@ func (m *mmsg) call(trap, fd uintptr, from, to, flags int) (int, syscall.Errno) 
 type socket struct {
 	file *os.File
 	raw  syscall.RawConn
-	fn   func(uintptr) bool
+	fn   func(uintptr)
 
 	mu   sync.Mutex // arguments and results of fn
 	m    mmsg
@@ -83,8 +83,8 @@ type socket struct {
 	n    int
 	err  syscall.Errno
 	bad  bool
-	wait linger.Wait
-	cut  uint64 // frames that did not fit
+	wait *linger.Wait // nil: it writes only
+	cut  uint64       // frames that did not fit
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
@@ -99,14 +99,17 @@ type socketOptions struct {
 }
 
 func packetSocket(o socketOptions) (*socket, error) {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 		return nil, &tap.PrivilegeError{Op: "AF_PACKET socket", Capability: "CAP_NET_RAW", Err: err}
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	s := &socket{file: os.NewFile(uintptr(fd), "packet"), wait: linger.New(o.wait)}
+	s := &socket{}
+	if s.file, err = linger.Open(fd, "packet"); err != nil {
+		return nil, err
+	}
 	set := func(level, opt, v int) {
 		if err == nil {
 			err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, level, opt, v))
@@ -129,6 +132,9 @@ func packetSocket(o socketOptions) (*socket, error) {
 		if err == nil {
 			err = attach(fd, o.filter)
 		}
+		if err == nil {
+			s.wait, err = linger.New(o.wait, fd)
+		}
 	}
 	if err == nil {
 		err = os.NewSyscallError("bind", unix.Bind(fd, a))
@@ -137,7 +143,7 @@ func packetSocket(o socketOptions) (*socket, error) {
 		s.raw, err = s.file.SyscallConn()
 	}
 	if err != nil {
-		s.file.Close()
+		s.close()
 		return nil, err
 	}
 	return s, nil
@@ -198,7 +204,12 @@ func (s *socket) read(fs []tap.Frame) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fs, s.n, s.err, s.bad = fs[:min(len(fs), maxBatch)], 0, 0, false
-	err := s.raw.Read(s.fn)
+	var err error
+	for s.n == 0 && s.err == 0 && !s.bad && err == nil {
+		if err = s.raw.Control(s.fn); err == nil && s.n == 0 && s.err == 0 && !s.bad {
+			err = s.wait.Block()
+		}
+	}
 	s.fs = nil
 	s.m.release()
 	switch {
@@ -212,12 +223,12 @@ func (s *socket) read(fs []tap.Frame) (int, error) {
 	return s.n, nil
 }
 
-func (s *socket) readLoop(fd uintptr) bool {
+func (s *socket) readLoop(fd uintptr) {
 	for i := range s.fs {
 		f := &s.fs[i]
 		if f.Off < Room || f.Off >= len(f.Buf) {
 			s.bad = true
-			return true
+			return
 		}
 		s.m.set(i, f.Buf[f.Off-vnetLen:])
 		h := &s.m.hdrs[i].hdr
@@ -230,13 +241,10 @@ func (s *socket) readLoop(fd uintptr) bool {
 		case 0:
 			s.wait.Got()
 		case unix.EAGAIN:
-			if s.wait.Again() {
-				continue
-			}
-			return false
+			return
 		default:
 			s.err = errno
-			return true
+			return
 		}
 		for i := range n {
 			f, h := &s.fs[i], &s.m.hdrs[i]
@@ -254,10 +262,10 @@ func (s *socket) readLoop(fd uintptr) bool {
 		}
 		if s.n == 0 { // the buffers have changed places
 			s.m.release()
-			return s.readLoop(fd)
+			s.readLoop(fd)
+			return
 		}
 	}
-	return true
 }
 
 // auxTag is the VLAN tag that the kernel keeps beside a frame: its type and its
@@ -301,7 +309,7 @@ func (s *socket) write(fs []tap.Frame) (int, error) {
 	done := 0
 	for done < len(fs) {
 		s.fs, s.n, s.err, s.bad = fs[done:min(len(fs), done+maxBatch)], 0, 0, false
-		err := s.raw.Write(s.fn)
+		err := s.raw.Control(s.fn)
 		s.fs = nil
 		s.m.release()
 		done += s.n
@@ -319,7 +327,7 @@ func (s *socket) write(fs []tap.Frame) (int, error) {
 	return done, nil
 }
 
-func (s *socket) writeLoop(fd uintptr) bool {
+func (s *socket) writeLoop(fd uintptr) {
 	n := 0
 	for n < len(s.fs) {
 		f := &s.fs[n]
@@ -336,17 +344,20 @@ func (s *socket) writeLoop(fd uintptr) bool {
 		k, errno := s.m.call(unix.SYS_SENDMMSG, fd, s.n, n, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		if errno != 0 {
 			s.err, s.bad = errno, false
-			return true
+			return
 		}
 		s.n += k
 	}
-	return true
 }
 
 func (s *socket) close() {
-	if s != nil {
-		s.file.Close()
+	if s == nil {
+		return
 	}
+	if s.wait != nil {
+		s.wait.Close()
+	}
+	s.file.Close()
 }
 
 // kernelDrops is how many frames the socket had no room for.

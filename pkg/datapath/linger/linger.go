@@ -1,14 +1,31 @@
-// Package linger is interrupt moderation in user space: a reader that finds
-// nothing while packets come in quick succession sleeps for a moment before it
-// blocks. What arrives meanwhile is read in one go, without waking a thread for
-// each packet, which in a virtual machine costs more than the packet's work.
-// Sparse traffic never sleeps here, so the latency of an idle link is what it
-// would be without.
+// Package linger is how a reader waits for descriptors that have nothing, so that
+// neither many packets nor a single one cost more than they must.
 //
-// Called by the read loops of datapath/tap and datapath/wire.
+// While packets come in quick succession it is interrupt moderation in user
+// space: the reader sleeps for a moment before it blocks. What arrives meanwhile
+// is read in one go, without waking a thread for each packet, which in a virtual
+// machine costs more than the packet's work.
+//
+// While they come one by one the thread itself blocks in poll(2), as a C program
+// would: the next packet finds it there, with its processor, and not behind the
+// scheduler's search for work and the netpoller's descriptor. The scheduler does
+// not know of it and thinks the goroutine is running, so it lasts for Quick at
+// most; what the collector wants meanwhile it says by a signal, which ends poll.
+//
+// Otherwise the goroutine waits on the netpoller like any other: an idle process
+// costs nothing then, and in busy periods one thread serves several readers. The
+// descriptors are armed there only for this and for one event: registered for
+// good, as those of package os are, they would wake one of the scheduler's threads
+// for every packet.
+//
+// Called by the read loops of datapath/tap, datapath/wire and datapath/bump.
 package linger
 
 import (
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -21,58 +38,208 @@ const (
 	Pause = 30 * time.Microsecond
 	// Busy is the longest wait for a packet that still belongs to a busy period.
 	Busy = 250 * time.Microsecond
+	// Quick is how long a thread blocks by itself before the netpoller has its turn.
+	Quick = 20 * time.Millisecond
+	// yieldEvery bounds how long the netpoller may be without a thread should all
+	// else fail.
+	yieldEvery = 200 * time.Millisecond
 )
 
 // Modes of a reader.
 const (
-	Adaptive = "adaptive" // sleep as described above
-	Poll     = "poll"     // always block at once
+	Adaptive = "adaptive" // as described above
+	Poll     = "poll"     // always wait on the netpoller at once
 )
 
-// Wait belongs to one reader and is used by one goroutine at a time.
+// Wait belongs to one reader, and is used by one goroutine at a time except for
+// Interrupt and Close.
 type Wait struct {
-	off   bool
-	busy  bool
-	slept bool  // since asked
-	asked int64 // when the reader first found nothing; 0: it has not
+	off    bool
+	busy   bool
+	slept  bool  // since asked
+	polled bool  // since asked, in vain
+	asked  int64 // when the reader first found nothing; 0: it has not
+
+	procs   int32 // of the scheduler
+	yielded int64 // when it was last offered this thread's; 0: not since we waited on the netpoller
+
+	mu     sync.Mutex // held while the thread is in poll, so that Close can wait
+	closed atomic.Bool
+	fds    []unix.PollFd
+	ep     *os.File // nil: no descriptors
+	raw    syscall.RawConn
+	fn     func(uintptr) bool
+	armed  bool
+	err    error
 
 	now   func() int64 // nanoseconds, monotonic
 	sleep func()
+	poll  func(time.Duration) bool
 }
 
-// New returns a Wait of the given mode; "" means Adaptive.
-func New(mode string) Wait {
-	return Wait{off: mode == Poll, now: monotonic, sleep: pause}
-}
-
-// Got notes that the reader found something.
-func (w *Wait) Got() {
-	if w.off {
-		return
+// New returns a Wait of the given mode, "" meaning Adaptive, for fds, which are
+// not to be registered with the netpoller otherwise (see Open).
+func New(mode string, fds ...int) (*Wait, error) {
+	w := &Wait{off: mode == Poll, procs: int32(runtime.GOMAXPROCS(0)), now: monotonic, sleep: pause}
+	w.fn, w.poll = w.park, w.pollOnce
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
 	}
+	unix.SetNonblock(fd, true)
+	w.ep = os.NewFile(uintptr(fd), "epoll")
+	if w.raw, err = w.ep.SyscallConn(); err != nil {
+		w.ep.Close()
+		return nil, err
+	}
+	for i, f := range fds {
+		w.fds = append(w.fds, unix.PollFd{Fd: int32(f), Events: unix.POLLIN})
+		ev := unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(i)}
+		if err := unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, f, &ev); err != nil {
+			w.ep.Close()
+			return nil, os.NewSyscallError("epoll_ctl", err)
+		}
+	}
+	return w, nil
+}
+
+// Open makes a file of fd that does not block and that the netpoller knows
+// nothing of. Only the methods of its RawConn serve, and of those Control only.
+func Open(fd int, name string) (*os.File, error) {
+	if err := unix.SetNonblock(fd, false); err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return f, nil
+}
+
+// Got notes that the reader found something. It reports whether that came after
+// a silence: more is unlikely to be there already, and what came had better be
+// dealt with before anything else.
+func (w *Wait) Got() (alone bool) {
 	if w.asked == 0 {
 		w.busy = true
-		return
-	}
-	w.busy = w.now()-w.asked < int64(Busy)
-	w.asked, w.slept = 0, false
-}
-
-// Again is called when the reader found nothing. It reports whether to look
-// once more, having slept for Pause then; else the reader is to block.
-func (w *Wait) Again() bool {
-	if w.off {
 		return false
 	}
+	w.busy = w.now()-w.asked < int64(Busy)
+	w.asked, w.slept, w.polled = 0, false, false
+	return !w.busy
+}
+
+// Block is called when the reader found nothing, and returns when it is to look
+// again. The error is that of a Wait that was closed, or interrupted
+// (os.ErrDeadlineExceeded).
+func (w *Wait) Block() error {
 	if w.asked == 0 {
 		w.asked = w.now()
 	}
-	if !w.busy || w.slept {
+	if !w.off {
+		if w.busy && !w.slept {
+			w.slept = true
+			w.sleep()
+			return nil
+		}
+		if !w.busy && !w.polled && w.pollQuick() {
+			return nil
+		}
+	}
+	w.yielded = 0
+	w.armed = false
+	err := w.raw.Read(w.fn)
+	if err == nil {
+		err = w.err
+	}
+	if w.closed.Load() {
+		return os.ErrClosed
+	}
+	return err
+}
+
+// pollQuick blocks the thread in poll, and reports whether there is something.
+func (w *Wait) pollQuick() (found bool) {
+	w.polled = true
+	// Each of us keeps a processor of the scheduler's, and one has to be left.
+	if polling.Add(1) >= w.procs {
+		polling.Add(-1)
 		return false
 	}
-	w.slept = true
-	w.sleep()
-	return true
+	defer polling.Add(-1)
+	now := w.now()
+	if w.yielded == 0 || now-w.yielded > int64(yieldEvery) {
+		// The thread that waited on the netpoller may be this one, for it is
+		// how we were woken. Yielding starts another in its place.
+		w.yielded = now
+		runtime.Gosched()
+	}
+	for end := w.asked + int64(Quick); now < end && !w.closed.Load(); now = w.now() {
+		// A signal ends poll early; this is Go code in which it is heard.
+		if w.poll(time.Duration(end - now)) {
+			w.polled = false
+			return true
+		}
+	}
+	return false
+}
+
+// polling is how many threads are in poll.
+var polling atomic.Int32
+
+// pollOnce blocks the thread until there is something, for d at most, or until
+// there is a signal; it reports whether there is something. The scheduler is not
+// told: giving the processor away and getting it back is what costs.
+func (w *Wait) pollOnce(d time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed.Load() {
+		return false
+	}
+	ts := unix.NsecToTimespec(int64(d))
+	n, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(w.fds))), uintptr(len(w.fds)), uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+	return errno == 0 && n > 0
+}
+
+// park waits on the netpoller: false means that it has to wait.
+func (w *Wait) park(ep uintptr) bool {
+	w.err = nil
+	for i := range w.fds {
+		if w.armed {
+			break
+		}
+		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(i)}
+		if errno := epoll(unix.SYS_EPOLL_CTL, ep, unix.EPOLL_CTL_MOD, uintptr(w.fds[i].Fd), unsafe.Pointer(&ev)); errno != 0 {
+			w.err = os.NewSyscallError("epoll_ctl", errno)
+			return true
+		}
+	}
+	w.armed = true
+	var events [4]unix.EpollEvent
+	for {
+		n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+		if errno == unix.EINTR {
+			continue
+		}
+		return errno != 0 || n > 0
+	}
+}
+
+func epoll(trap, ep, op, fd uintptr, ev unsafe.Pointer) syscall.Errno {
+	_, _, errno := syscall.RawSyscall6(trap, ep, op, fd, uintptr(ev), 0, 0)
+	return errno
+}
+
+// Interrupt makes Block return an error from now on, within Quick.
+func (w *Wait) Interrupt() { w.ep.SetReadDeadline(time.Unix(1, 0)) }
+
+// Close makes Block return os.ErrClosed. The descriptors may be closed afterwards.
+func (w *Wait) Close() error {
+	w.closed.Store(true)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ep.Close()
 }
 
 var start = time.Now()

@@ -45,7 +45,8 @@ type device struct {
 }
 
 // queue is one queue of a TAP. The frame loops run inside RawConn callbacks
-// that are made once, because a closure per batch would be an allocation.
+// that are made once, because a closure per batch would be an allocation. The
+// netpoller does not know the file (see linger.Open).
 type queue struct {
 	d    *device
 	file *os.File
@@ -57,24 +58,28 @@ type queue struct {
 		n    int
 		size int // octets of fs[:n]
 		err  error
-		fn   func(uintptr) bool
-		wait linger.Wait
+		fn   func(uintptr)
+		wait *linger.Wait
+		// alone: the last frame came by itself after a silence, so there is
+		// hardly another yet.
+		alone bool
 	}
 	writers writers
 }
 
+// newDevice takes files over.
 func newDevice(files []*os.File, name string, o Options) (*device, error) {
 	d := &device{name: name, vnet: o.Offload == OffloadAuto}
 	if o.TUN {
 		d.bare = etherLen
 	}
-	for _, f := range files {
-		raw, err := f.SyscallConn()
+	for i, f := range files {
+		q, err := newQueue(d, f, name, o)
 		if err != nil {
+			closeAll(files[i+1:])
+			d.Close()
 			return nil, err
 		}
-		q := &queue{d: d, file: f, raw: raw}
-		q.r.fn, q.r.wait = q.readLoop, linger.New(o.Wait)
 		d.queues = append(d.queues, q)
 	}
 	if !d.vnet {
@@ -87,6 +92,41 @@ func newDevice(files []*os.File, name string, o Options) (*device, error) {
 		return d, err
 	}
 	return d, d.ioctl("TUNSETOFFLOAD", func(fd int) error { return d.askSuper(fd, o.ReadOffload) })
+}
+
+// newQueue takes f over.
+func newQueue(d *device, f *os.File, name string, o Options) (*queue, error) {
+	fd, err := dup(f)
+	if err != nil {
+		return nil, err
+	}
+	q := &queue{d: d}
+	if q.file, err = linger.Open(fd, name); err != nil {
+		return nil, err
+	}
+	q.r.fn = q.readLoop
+	if q.raw, err = q.file.SyscallConn(); err == nil {
+		q.r.wait, err = linger.New(o.Wait, fd)
+	}
+	if err != nil {
+		q.file.Close()
+		return nil, err
+	}
+	return q, nil
+}
+
+// dup closes f and returns a descriptor of the same, which the netpoller does not know.
+func dup(f *os.File) (int, error) {
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	if e := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); e != nil {
+		return -1, e
+	}
+	return fd, os.NewSyscallError("fcntl", err)
 }
 
 // setOffload is TUNSETOFFLOAD; tests are kernels that refuse some.
@@ -120,8 +160,7 @@ func (d *device) ioctl(op string, f func(fd int) error) error {
 	return nil
 }
 
-// failed translates an error of the netpoller. It has none of its own for a
-// device that is gone: that one is an event in error.
+// failed translates an error of a device that is closed or gone.
 func (d *device) failed(error) error {
 	if d.done.Load() {
 		return os.ErrClosed
@@ -167,7 +206,7 @@ func (d *device) Close() error {
 	d.done.Store(true)
 	var err error
 	for _, q := range d.queues {
-		err = errors.Join(err, q.file.Close())
+		err = errors.Join(err, q.r.wait.Close(), q.file.Close())
 	}
 	return err
 }
@@ -192,26 +231,36 @@ func (q *queue) ReadBatch(fs []Frame) (int, error) {
 	q.rmu.Lock()
 	defer q.rmu.Unlock()
 	q.r.fs, q.r.n, q.r.size, q.r.err = fs, 0, 0, nil
-	err := q.raw.Read(q.r.fn)
-	q.r.fs = nil
-	if err != nil && q.r.n == 0 {
+	r := &q.r
+	var err error
+	for r.n == 0 && r.err == nil && err == nil {
+		if !r.alone {
+			err = q.raw.Control(r.fn)
+		}
+		if r.n == 0 && r.err == nil && err == nil {
+			r.alone = false
+			err = r.wait.Block()
+		}
+	}
+	r.fs = nil
+	if r.n > 0 {
+		return r.n, nil // an error will come again
+	}
+	if err != nil {
 		return 0, q.d.failed(err)
 	}
-	if q.r.n > 0 {
-		return q.r.n, nil // an error will come again
-	}
-	return 0, q.d.fault(q.r.err)
+	return 0, q.d.fault(r.err)
 }
 
 // readLoop reads frames until there are none. The calls do not block, so the
 // scheduler need not know of them.
-func (q *queue) readLoop(fd uintptr) bool {
+func (q *queue) readLoop(fd uintptr) {
 	r := &q.r
 	for r.n < len(r.fs) && r.size < readLimit {
 		f := &r.fs[r.n]
 		if f.Off < HeadroomMin || f.Off+q.d.bare >= len(f.Buf) {
 			r.err = errHeadroom
-			return true
+			return
 		}
 		start := f.Off + q.d.bare
 		if q.d.vnet {
@@ -221,18 +270,12 @@ func (q *queue) readLoop(fd uintptr) bool {
 		switch errno {
 		case 0:
 		case unix.EAGAIN:
-			if r.n > 0 {
-				return true
-			}
-			if r.wait.Again() {
-				continue
-			}
-			return false
+			return
 		case unix.EINTR:
 			continue
 		default:
 			r.err = errno
-			return true
+			return
 		}
 		f.Offload = Offload{}
 		if q.d.vnet {
@@ -246,12 +289,14 @@ func (q *queue) readLoop(fd uintptr) bool {
 		}
 		f.Len = n + q.d.bare
 		r.size += n
-		if r.n == 0 {
-			r.wait.Got()
-		}
 		r.n++
+		if r.n == 1 {
+			// TCP and bulk follow a super-frame up.
+			if r.alone = r.wait.Got() && f.Offload.GSOType == GSONone; r.alone {
+				return
+			}
+		}
 	}
-	return true
 }
 
 // dress puts the Ethernet header in front of the n octets from a TUN, to the

@@ -70,10 +70,12 @@ func open(o Options) (*device, error) {
 		err = d.configure(o)
 	}
 	if err != nil {
-		if !adopted && d != nil {
-			d.Persist(false)
+		if d != nil {
+			if !adopted {
+				d.Persist(false)
+			}
+			d.Close()
 		}
-		closeAll(files)
 		return nil, err
 	}
 	return d, nil

@@ -4,8 +4,11 @@ import (
 	"encoding/binary"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/linger"
 )
 
 // writer is what one WriteBatch works with. The kernel takes each frame as a
@@ -18,7 +21,6 @@ type writer struct {
 	err  error
 	full bool // the kernel had no room
 	try  func(uintptr)
-	wait func(uintptr) bool
 	seg  *segmenter // from the first super-frame on that is cut here
 }
 
@@ -65,8 +67,7 @@ func (q *queue) writer() *writer {
 		return w
 	}
 	w := &writer{q: q}
-	w.try = func(fd uintptr) { w.loop(fd) }
-	w.wait = w.loop
+	w.try = w.loop
 	return w
 }
 
@@ -84,20 +85,20 @@ func (q *queue) WriteBatch(fs []Frame) (int, error) {
 	}
 	w := q.writer()
 	defer w.release()
-	w.fs, w.n, w.err, w.full = fs, 0, nil, false
-	// RawConn.Write would let one caller in at a time; it is for waiting.
-	err := q.raw.Control(w.try)
-	if err == nil && w.full {
-		err = q.raw.Write(w.wait)
-	}
-	if err != nil {
-		return w.n, q.d.failed(err)
+	w.fs, w.n, w.err, w.full = fs, 0, nil, true
+	for w.full { // while the kernel has no room: its bound is 2 GiB, so this is rare
+		if err := q.raw.Control(w.try); err != nil {
+			return w.n, q.d.failed(err)
+		}
+		if w.full {
+			time.Sleep(linger.Busy)
+		}
 	}
 	return w.n, q.d.fault(w.err)
 }
 
-// loop writes frames; false: the kernel has no room for the next.
-func (w *writer) loop(fd uintptr) bool {
+// loop writes frames until the kernel has no room.
+func (w *writer) loop(fd uintptr) {
 	w.full = false
 	for w.n < len(w.fs) {
 		errno := w.write(fd, &w.fs[w.n])
@@ -106,14 +107,13 @@ func (w *writer) loop(fd uintptr) bool {
 			w.n++
 		case unix.EAGAIN:
 			w.full = true
-			return false
+			return
 		case unix.EINTR:
 		default:
 			w.err = errno
-			return true
+			return
 		}
 	}
-	return true
 }
 
 func (w *writer) write(fd uintptr, f *Frame) syscall.Errno {

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +26,7 @@ var errHeadroom = errors.New("wire: packet with too little room before it")
 type reader struct {
 	file *os.File
 	raw  syscall.RawConn
-	fn   func(uintptr) bool
+	fn   func(uintptr)
 
 	mu  sync.Mutex // arguments and results of fn
 	ps  []Packet
@@ -37,7 +36,7 @@ type reader struct {
 
 	ring   *packetRing // nil: the socket's queue alone
 	ringed bool        // since it was opened
-	wait   linger.Wait
+	wait   *linger.Wait
 
 	read, passed, malformed, truncated, drops atomic.Uint64
 }
@@ -80,8 +79,13 @@ func (w *Wire) openReader(index int) error {
 		return err
 	}
 	r.ringed = r.ring != nil
-	r.file = os.NewFile(uintptr(fd), "packet")
-	r.fn, r.wait = w.readLoop, linger.New(w.options.Wait)
+	if r.file, err = linger.Open(fd, "packet"); err != nil {
+		return err
+	}
+	r.fn = w.readLoop
+	if r.wait, err = linger.New(w.options.Wait, fd); err != nil {
+		return err
+	}
 	r.raw, err = r.file.SyscallConn()
 	return err
 }
@@ -128,16 +132,23 @@ func (w *Wire) ReadBatch(ps []Packet) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ps, r.n, r.err = ps[:min(len(ps), maxBatch)], 0, nil
-	err := r.raw.Read(r.fn)
+	var err error
+	for r.n == 0 && r.err == nil && err == nil {
+		if err = r.raw.Control(r.fn); err == nil && r.n == 0 && r.err == nil {
+			err = r.wait.Block()
+		}
+	}
 	r.ps = nil
-	r.m.release(maxBatch)
+	if r.ring == nil {
+		r.m.release(maxBatch)
+	}
 	if err != nil {
 		return 0, w.gone(err)
 	}
 	return r.n, r.err
 }
 
-// gone says why the netpoller gave up.
+// gone says why there is no waiting any more.
 func (w *Wire) gone(err error) error {
 	if w.closing.Load() {
 		return os.ErrClosed
@@ -150,17 +161,18 @@ func (w *Wire) gone(err error) error {
 
 // wake makes a blocked ReadBatch return.
 func (r *reader) wake() {
-	if r.file != nil {
-		r.file.SetReadDeadline(time.Unix(1, 0))
+	if r.wait != nil {
+		r.wait.Interrupt()
 	}
 }
 
-func (w *Wire) readLoop(fd uintptr) bool {
+// readLoop reads until there is nothing or something is kept.
+func (w *Wire) readLoop(fd uintptr) {
 	r := &w.reader
 	for i := range r.ps {
 		if p := &r.ps[i]; p.Off < ReadHeadroom || p.Off >= len(p.Buf) {
 			r.err = errHeadroom
-			return true
+			return
 		}
 	}
 	for r.n == 0 {
@@ -174,18 +186,15 @@ func (w *Wire) readLoop(fd uintptr) bool {
 		case 0:
 			r.wait.Got()
 		case unix.EAGAIN:
-			if !r.wait.Again() {
-				return false
-			}
+			return
 		case unix.ENETDOWN:
 			// told once; if the interface is lost, follow wakes us
 		default:
 			r.err = errno
-			return true
+			return
 		}
 	}
 	r.read.Add(uint64(r.n))
-	return true
 }
 
 // readQueue receives from the socket. EAGAIN: there was nothing.
@@ -297,6 +306,7 @@ func (r *reader) kernelDrops() uint64 {
 
 // close ends ReadBatch, and the ring when nobody reads it any more.
 func (r *reader) close() {
+	r.wait.Close()
 	r.file.Close()
 	r.mu.Lock()
 	defer r.mu.Unlock()

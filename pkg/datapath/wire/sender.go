@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/missiu/missiu/pkg/datapath/linger"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
@@ -47,7 +48,7 @@ type sender struct {
 
 	file     [2]*os.File // IPv4, IPv6; nil where the host lacks the family
 	raw      [2]syscall.RawConn
-	fn       func(uintptr) bool
+	fn       func(uintptr)
 	m        mmsg
 	from, to int // arguments and results of fn
 	sent     int
@@ -66,14 +67,16 @@ func (s *sender) open(w *Wire, mode string) error {
 	s.fn = s.write
 	s.id = uint16(rand.Uint32())
 	for i, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
+		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		if err == unix.EAFNOSUPPORT {
 			continue
 		}
 		if err != nil {
 			return privilege("raw socket", "CAP_NET_RAW", err)
 		}
-		s.file[i] = os.NewFile(uintptr(fd), "raw")
+		if s.file[i], err = linger.Open(fd, "raw"); err != nil {
+			return err
+		}
 		if err := configureRaw(fd, family, w.name); err != nil {
 			return err
 		}
@@ -481,7 +484,7 @@ func (s *sender) writeRaw(ps []Packet) (int, syscall.Errno, error) {
 		return 0, unix.EAFNOSUPPORT, nil
 	}
 	s.from, s.to = 0, n
-	if err := s.raw[family].Write(s.fn); err != nil {
+	if err := s.raw[family].Control(s.fn); err != nil {
 		return 0, 0, s.w.gone(err)
 	}
 	s.ok.Add(uint64(s.sent))
@@ -556,7 +559,7 @@ func destination(p *Packet) netip.Addr {
 
 // write sends messages [from, to). It never waits: a full socket buffer is
 // ENOBUFS, because a stuck neighbour must not hold up the others.
-func (s *sender) write(fd uintptr) bool {
+func (s *sender) write(fd uintptr) {
 	s.sent, s.errno = 0, 0
 	for s.from < s.to {
 		n, errno := s.m.send(fd, s.from, s.to)
@@ -565,10 +568,9 @@ func (s *sender) write(fd uintptr) bool {
 				errno = unix.ENOBUFS
 			}
 			s.errno = errno
-			return true
+			return
 		}
 		s.from += n
 		s.sent += n
 	}
-	return true
 }

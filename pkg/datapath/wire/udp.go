@@ -21,15 +21,11 @@ import (
 //
 // It is one socket per family, bound to the interface and to no address, with
 // the addresses told per datagram: so there is no moment after a change of
-// address at which the kernel answers a peer with "port unreachable". An inner
-// epoll descriptor lets one goroutine wait for both on the netpoller.
+// address at which the kernel answers a peer with "port unreachable".
 type UDP struct {
 	w     *Wire
 	port  uint16
-	ep    *os.File
-	raw   syscall.RawConn
 	socks [2]udpSocket // IPv4, IPv6
-	pollF func(uintptr) bool
 	gro   bool
 
 	mu   sync.Mutex // arguments and results of reading
@@ -37,7 +33,12 @@ type UDP struct {
 	n    int
 	err  error
 	m    mmsg
-	wait linger.Wait
+	wait *linger.Wait
+	// turn is the socket that had something last. alone: a datagram came by
+	// itself after a silence, so there is hardly another yet.
+	turn  int
+	share uint8 // batches read
+	alone bool
 
 	out udpOut
 
@@ -51,11 +52,14 @@ type udpSocket struct {
 	file   *os.File // nil: the host lacks the family
 	raw    syscall.RawConn
 	recv   func(uintptr)
-	send   func(uintptr) bool
+	send   func(uintptr)
 	// segment: the kernel cuts trains into datagrams, from time after.
 	segment bool
 	after   time.Time
 }
+
+// udpShare is after how many batches the other family's socket has its turn.
+const udpShare = 8
 
 // hopLimit is that of the headers which the engine writes itself, so that a
 // tunnel looks the same whichever way its packets leave.
@@ -145,43 +149,45 @@ func (w *Wire) OpenUDP(o UDPOptions) (*UDP, error) {
 	if o.Port == 0 {
 		o.Port = portNATT
 	}
-	u := &UDP{w: w, port: o.Port, wait: linger.New(o.Wait)}
-	u.pollF = u.poll
-	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("epoll_create1", err)
-	}
-	unix.SetNonblock(ep, true)
-	u.ep = os.NewFile(uintptr(ep), "epoll")
-	if u.raw, err = u.ep.SyscallConn(); err != nil {
-		u.Close()
-		return nil, err
-	}
+	u := &UDP{w: w, port: o.Port}
+	var fds []int
 	for i, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		if err := u.open(i, family, o); err != nil {
+		fd, err := u.open(i, family, o)
+		if err != nil {
 			u.Close()
 			return nil, fmt.Errorf("%s: udp port %d: %w", w.name, o.Port, err)
 		}
+		if fd >= 0 {
+			fds = append(fds, fd)
+		}
+	}
+	var err error
+	if u.wait, err = linger.New(o.Wait, fds...); err != nil {
+		u.Close()
+		return nil, err
 	}
 	return u, nil
 }
 
-func (u *UDP) open(i, family int, o UDPOptions) error {
+// open returns the socket's descriptor, -1 if the host lacks the family.
+func (u *UDP) open(i, family int, o UDPOptions) (int, error) {
 	if lack := u.w.options.lack("SO_REUSEPORT"); o.shared && lack != nil {
-		return lack
+		return -1, lack
 	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err == unix.EAFNOSUPPORT {
-		return nil
+		return -1, nil
 	}
 	if err != nil {
-		return os.NewSyscallError("socket", err)
+		return -1, os.NewSyscallError("socket", err)
 	}
 	s := &u.socks[i]
 	s.family = family
-	s.file = os.NewFile(uintptr(fd), "udp")
+	if s.file, err = linger.Open(fd, "udp"); err != nil {
+		return -1, err
+	}
 	if err := u.w.mark(fd); err != nil {
-		return err
+		return -1, err
 	}
 	// The kernel's path MTU is what we have told it, of packets before they are protected.
 	discover := unix.IP_PMTUDISC_DO // the same number in IPv6
@@ -190,10 +196,10 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 	}
 	u.out.discover = discover
 	if s.raw, err = s.file.SyscallConn(); err != nil {
-		return err
+		return -1, err
 	}
-	s.recv = func(fd uintptr) { u.receive(fd) }
-	s.send = func(fd uintptr) bool { u.out.transmit(fd, family); return true }
+	s.recv = u.receive
+	s.send = func(fd uintptr) { u.out.transmit(fd, family) }
 	if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT); err == nil && !o.Plain {
 		s.segment = true
 	}
@@ -224,34 +230,31 @@ func (u *UDP) open(i, family int, o UDPOptions) error {
 	}
 	for _, p := range opts {
 		if err := unix.SetsockoptInt(fd, p[0], p[1], p[2]); err != nil {
-			return fmt.Errorf("setsockopt %v: %w", p, err)
+			return -1, fmt.Errorf("setsockopt %v: %w", p, err)
 		}
 	}
 	if err := unix.BindToDevice(fd, u.w.name); err != nil {
-		return privilege("SO_BINDTODEVICE", "CAP_NET_RAW", err)
+		return -1, privilege("SO_BINDTODEVICE", "CAP_NET_RAW", err)
 	}
 	if err := receiveBuffer(fd); err != nil {
-		return err
+		return -1, err
 	}
 	sendBuffer(fd)
 	if err := unix.Bind(fd, any); err != nil {
 		if err == unix.EADDRINUSE {
-			return ErrPortTaken
+			return -1, ErrPortTaken
 		}
-		return os.NewSyscallError("bind", err)
+		return -1, os.NewSyscallError("bind", err)
 	}
-	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}
-	var ctl error
-	if err := u.raw.Control(func(ep uintptr) { ctl = unix.EpollCtl(int(ep), unix.EPOLL_CTL_ADD, fd, &ev) }); err != nil {
-		return err
-	}
-	return os.NewSyscallError("epoll_ctl", ctl)
+	return fd, nil
 }
 
 // Close ends ReadBatch with os.ErrClosed.
 func (u *UDP) Close() error {
 	u.closeOnce.Do(func() {
-		u.ep.Close()
+		if u.wait != nil {
+			u.wait.Close()
+		}
 		for i := range u.socks {
 			if f := u.socks[i].file; f != nil {
 				f.Close()
@@ -269,47 +272,40 @@ func (u *UDP) ReadBatch(ds []Datagram) (int, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.ds, u.n, u.err = ds[:min(len(ds), maxBatch)], 0, nil
-	err := u.raw.Read(u.pollF)
-	u.ds = nil
-	u.m.release(maxBatch)
-	if err != nil {
-		return 0, os.ErrClosed
+	for u.n == 0 && u.err == nil {
+		if !u.alone {
+			u.receiveAny()
+		}
+		u.alone = u.n > 0 && u.alone
+		if u.n == 0 && u.err == nil && u.wait.Block() != nil {
+			u.err = os.ErrClosed
+		}
 	}
-	return u.n, u.err
+	u.m.release(len(u.ds))
+	u.ds = nil
+	if u.n > 0 {
+		return u.n, nil // an error will come again
+	}
+	return 0, u.err
 }
 
-// poll asks which sockets have something and reads them.
-func (u *UDP) poll(ep uintptr) bool {
-	var events [2]unix.EpollEvent
-	for {
-		n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
-		switch {
-		case errno == unix.EINTR:
-			continue
-		case errno != 0:
-			u.err = errno
-			return true
-		case n == 0:
-			if u.wait.Again() {
-				continue
-			}
-			return false
-		}
-		u.wait.Got()
-		for _, e := range events[:n] {
-			if u.n == len(u.ds) || u.err != nil {
-				break
-			}
-			if err := u.socks[e.Fd].raw.Control(u.socks[e.Fd].recv); err != nil {
+// receiveAny reads from the socket that had something last, and if that is none
+// or has had its share, from the other.
+func (u *UDP) receiveAny() {
+	for range u.socks {
+		if s := &u.socks[u.turn]; s.file != nil {
+			if s.raw.Control(s.recv) != nil {
 				u.err = os.ErrClosed
 			}
-		}
-		if u.n > 0 || u.err != nil {
 			if u.n > 0 {
-				u.err = nil // will come again
+				if u.share++; u.share%udpShare == 0 {
+					u.turn = 1 - u.turn
+				}
+				u.alone = u.wait.Got()
+				return
 			}
-			return true
 		}
+		u.turn = 1 - u.turn
 	}
 }
 

@@ -299,7 +299,7 @@ func (u *UDP) transmitOn(family, from, to int, frag bool) error {
 		o.sent, o.errno = 0, unix.EAFNOSUPPORT
 		return nil
 	}
-	if err := s.raw.Write(s.send); err != nil {
+	if err := s.raw.Control(s.send); err != nil {
 		return os.ErrClosed
 	}
 	for _, p := range o.pieces[from : from+o.sent] {
