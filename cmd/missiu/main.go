@@ -202,7 +202,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case "monitor":
 		err = monitor(&o, words, stdout, stderr)
 	case "tap":
-		err = tapSide(&o, words[0], os.Stdin, stdout)
+		err = tapSide(&o, words[0], os.Stdin, stdout, stderr)
 	default:
 		err = start(&o, args, stdout)
 	}

@@ -22,7 +22,7 @@ var tapPurposes = map[string]string{"high": bump.PurposeHigh, "low": bump.Purpos
 // tapSide attaches standard input and output to a side of an instance: each frame
 // is preceded by its length in four octets, big-endian. It goes on when the input
 // ends, and ends with the output, a signal, or the instance.
-func tapSide(o *options, side string, stdin io.Reader, stdout io.Writer) error {
+func tapSide(o *options, side string, stdin io.Reader, stdout, stderr io.Writer) error {
 	ctx, cancel := daemon.Signals(context.Background(), nil)
 	defer cancel()
 	c, err := attach.Dial(attach.Path(o.ifname, tapPurposes[side]))
@@ -36,6 +36,7 @@ func tapSide(o *options, side string, stdin io.Reader, stdout io.Writer) error {
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	fmt.Fprintf(stderr, "missiu: %s: attached, %s\n", o.ifname, side)
 	bad := make(chan error, 1)
 	go func() {
 		if err := toSide(c, stdin); err != nil {

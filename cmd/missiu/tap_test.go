@@ -48,7 +48,7 @@ func TestTapSide(t *testing.T) {
 	defer srv.Close()
 	o := &options{ifname: "eth9"}
 	var out bytes.Buffer
-	err = tapSide(o, "high", strings.NewReader(record("one")+record("another")+record("end")), &out)
+	err = tapSide(o, "high", strings.NewReader(record("one")+record("another")+record("end")), &out, io.Discard)
 	<-done
 	if err == nil || err.Error() != "eth9: missiu has ended" {
 		t.Errorf("error %v", err)
@@ -62,7 +62,7 @@ func TestTapSide(t *testing.T) {
 		"\x00\x10\x00\x00":           "frame 0: length 1048576, want 1 to",
 		"\x00\x00\x00\x05four":       "frame 0: unexpected EOF",
 	} {
-		if err := tapSide(o, "high", strings.NewReader(in), io.Discard); err == nil || !strings.Contains(err.Error(), want) {
+		if err := tapSide(o, "high", strings.NewReader(in), io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("input %q: %v, want %q", in, err, want)
 		}
 	}
@@ -71,10 +71,10 @@ func TestTapSide(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Close()
-	if err := tapSide(o, "high", strings.NewReader(record("one")), w); err == nil || !strings.Contains(err.Error(), "output: ") {
+	if err := tapSide(o, "high", strings.NewReader(record("one")), w, io.Discard); err == nil || !strings.Contains(err.Error(), "output: ") {
 		t.Errorf("closed output: %v", err)
 	}
-	if err := tapSide(o, "low", strings.NewReader(""), io.Discard); err == nil || !strings.Contains(err.Error(), "no missiu is running") {
+	if err := tapSide(o, "low", strings.NewReader(""), io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "no missiu is running") {
 		t.Errorf("no socket: %v", err)
 	}
 }

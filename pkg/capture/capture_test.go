@@ -224,6 +224,8 @@ func TestHub(t *testing.T) {
 	}
 	h.Publish(frames())
 	(*Hub)(nil).Publish(frames())
+	told := make(chan bool, 9)
+	h.Notify(func(active bool) { told <- active })
 	both := dial(t, h, path, Both)
 	high := dial(t, h, path, OnlyHigh)
 	if both.Interface(Low) != wired || both.Interface(High) != tapped || high.Interface(High) != tapped || high.Interface(Low) != (Interface{}) {
@@ -254,6 +256,9 @@ func TestHub(t *testing.T) {
 	}
 	if h.Active() {
 		t.Error("active after Close")
+	}
+	if first, last := <-told, <-told; !first || last || len(told) != 0 {
+		t.Errorf("told of the first reader %v, of the last %v, and %d times more", first, !last, len(told))
 	}
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("socket after Close: %v", err)

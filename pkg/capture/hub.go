@@ -28,6 +28,9 @@ type Hub struct {
 
 	mu    sync.Mutex
 	queue map[*queue]struct{}
+
+	notifyMu sync.Mutex
+	notify   func(active bool)
 }
 
 // NewHub makes a Hub that serves nobody yet.
@@ -47,6 +50,20 @@ func (h *Hub) Close() error {
 		return nil
 	}
 	return h.srv.Close()
+}
+
+// Notify has f called when the first reader comes and when the last has gone,
+// one after the other. It is called before Listen.
+func (h *Hub) Notify(f func(active bool)) { h.notify = f }
+
+// count notes that a reader came or went.
+func (h *Hub) count(by int32) {
+	h.notifyMu.Lock()
+	defer h.notifyMu.Unlock()
+	n := h.readers.Add(by)
+	if h.notify != nil && (n == 0 || n == 1 && by > 0) {
+		h.notify(n > 0)
+	}
 }
 
 // Active reports whether there is a reader. It is one atomic load.
@@ -110,7 +127,7 @@ func (h *Hub) serve(c *net.UnixConn) {
 	h.mu.Lock()
 	h.queue[q] = struct{}{}
 	h.mu.Unlock()
-	h.readers.Add(1)
+	h.count(1)
 	gone := make(chan struct{})
 	go func() { // it has no more to say; this ends with it
 		c.Read(b)
@@ -118,7 +135,7 @@ func (h *Hub) serve(c *net.UnixConn) {
 		close(gone)
 	}()
 	h.write(c, q, gone)
-	h.readers.Add(-1)
+	h.count(-1)
 	h.mu.Lock()
 	delete(h.queue, q)
 	h.mu.Unlock()

@@ -551,7 +551,7 @@ func (w *inWorker) write() {
 			f := &fs[k]
 			putEther(f.Buf[f.Off:], w.e.c.TAP.MAC(), f.Buf[f.Off+etherLen]>>4)
 		}
-		recordFrames(&w.tape, fs)
+		recordFrames(&w.tape, capture.High, capture.In, fs)
 		if err := w.e.writeTAP(w.tap, fs, &w.n); err != nil && w.err == nil {
 			w.err = err
 		}
@@ -559,6 +559,7 @@ func (w *inWorker) write() {
 	}
 	w.gro.Kinds = super
 	if len(w.raw) > 0 {
+		recordFrames(&w.tape, capture.High, capture.In, w.raw)
 		if err := w.e.writeTAP(w.tap, w.raw, &w.n); err != nil && w.err == nil {
 			w.err = err
 		}

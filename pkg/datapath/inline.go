@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"time"
 
+	"github.com/missiu/missiu/pkg/capture"
 	"github.com/missiu/missiu/pkg/datapath/frag"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/tap"
@@ -128,6 +129,7 @@ func putType(b []byte, off int, version uint8) {
 
 // writeLow writes what leaves behind link headers of its own.
 func (w *outWorker) writeLow() error {
+	recordFrames(&w.tape, capture.Low, capture.Out, w.low)
 	for fs := w.low; len(fs) > 0; {
 		n, err := w.e.c.Low.WriteBatch(fs)
 		if err != nil {
@@ -160,8 +162,13 @@ func (w *inWorker) runLow(ctx context.Context) error {
 		}
 		w.flows.Sweep(w.e.generation())
 		now := time.Now()
+		watched := w.tape.Start()
 		for i := range n {
-			w.bumped(&w.frames[i], now)
+			if watched {
+				w.watchFrame(&w.frames[i], now)
+			} else {
+				w.bumped(&w.frames[i], now)
+			}
 		}
 		if err := w.flush(now); err != nil {
 			return err

@@ -20,8 +20,8 @@ import (
 // was counted last for it.
 func outcome(last Counter) string {
 	switch last {
-	case numCounters, OutProtected, OutBypassed, OutFragments, OutAggregated, OutAggregates, OutReleased,
-		InProtected, InBypassed, InCoalesced, InSuper, InAggregated, InAggregates, InRejoined:
+	case numCounters, OutProtected, OutBypassed, OutFragments, OutAggregated, OutAggregates, OutReleased, OutOther,
+		InProtected, InBypassed, InCoalesced, InSuper, InAggregated, InAggregates, InRejoined, InOther:
 		return ""
 	}
 	return last.String()
@@ -47,7 +47,9 @@ func (w *inWorker) watch(p *wire.Packet, now time.Time) {
 
 // watchDatagram is datagram and flush for a monitor.
 func (w *inWorker) watchDatagram(d *wire.Datagram, now time.Time) {
-	recordDatagrams(&w.tape, capture.In, d)
+	if w.e.c.Low == nil { // else it came in a frame
+		w.e.recordDatagrams(&w.tape, capture.In, d)
+	}
 	w.n.last = numCounters
 	w.datagram(d, now)
 	w.watched(now)
@@ -61,17 +63,49 @@ func (w *inWorker) watched(now time.Time) {
 	w.tape.Publish()
 }
 
-// recordFrames records what the kernel gets.
-func recordFrames(t *capture.Tape, fs []tap.Frame) {
+// watchFrame is bumped and flush for a monitor.
+func (w *inWorker) watchFrame(f *tap.Frame, now time.Time) {
+	w.tape.Record(capture.Low, capture.In, nil, f.Buf[f.Off:f.Off+f.Len], "")
+	w.n.last = numCounters
+	w.bumped(f, now)
+	w.watched(now)
+}
+
+// recordFrames records what is written to a side.
+func recordFrames(t *capture.Tape, side capture.Side, dir capture.Direction, fs []tap.Frame) {
 	if t.On() {
 		for k := range fs {
-			t.Record(capture.High, capture.In, nil, fs[k].Buf[fs[k].Off:fs[k].Off+fs[k].Len], "")
+			t.Record(side, dir, nil, fs[k].Buf[fs[k].Off:fs[k].Off+fs[k].Len], "")
 		}
 	}
 }
 
+// recordPackets records what leaves by the interface.
+func (e *Engine) recordPackets(t *capture.Tape, ps []wire.Packet) {
+	if t.On() {
+		for k := range ps {
+			b := ps[k].Buf[ps[k].Off : ps[k].Off+ps[k].Len]
+			e.recordIP(t, capture.Out, b, nil)
+		}
+	}
+}
+
+// recordIP records the IP packet of head and data at low. Where frames of that side
+// have link headers it gets one of the kind that the kernel will put there; the
+// address of the next hop is zero.
+func (e *Engine) recordIP(t *capture.Tape, dir capture.Direction, head, data []byte) {
+	if e.c.Low == nil {
+		t.Record(capture.Low, dir, head, data, "")
+		return
+	}
+	b := make([]byte, etherLen, etherLen+len(head))
+	copy(b[6:], e.c.TAP.MAC())
+	putType(b, etherLen, head[0]>>4)
+	t.Record(capture.Low, dir, append(b, head...), data, "")
+}
+
 // recordDatagrams records what a socket gets or gives as IP packets.
-func recordDatagrams(t *capture.Tape, dir capture.Direction, d *wire.Datagram) {
+func (e *Engine) recordDatagrams(t *capture.Tape, dir capture.Direction, d *wire.Datagram) {
 	if !t.On() {
 		return
 	}
@@ -100,6 +134,6 @@ func recordDatagrams(t *capture.Tape, dir capture.Direction, d *wire.Datagram) {
 		binary.BigEndian.PutUint16(udp[4:], uint16(packet.UDPLen+len(p)))
 		packet.SetECN(ip, d.TOS&3)
 		packet.FixIPv4Checksum(ip)
-		t.Record(capture.Low, dir, head[:n+packet.UDPLen], p, "")
+		e.recordIP(t, dir, head[:n+packet.UDPLen], p)
 	}
 }

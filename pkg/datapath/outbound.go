@@ -761,7 +761,7 @@ func (w *outWorker) write() error {
 	w.failed(w.writeUDP())
 	w.failed(w.writeWire())
 	w.failed(w.writeLow())
-	recordFrames(&w.tape, w.replies)
+	recordFrames(&w.tape, capture.High, capture.In, w.replies)
 	err := w.e.writeTAP(w.tap, w.replies, &w.n)
 	clear(w.replies)
 	w.replies = w.replies[:0]
@@ -769,12 +769,7 @@ func (w *outWorker) write() error {
 }
 
 func (w *outWorker) writeWire() error {
-	if w.tape.On() {
-		for k := range w.tx {
-			p := &w.tx[k]
-			w.tape.Record(capture.Low, capture.Out, nil, p.Buf[p.Off:p.Off+p.Len], "")
-		}
-	}
+	w.e.recordPackets(&w.tape, w.tx)
 	for tx := w.tx; len(tx) > 0; {
 		n, err := w.e.c.Wire.WriteBatch(tx)
 		if err != nil {

@@ -246,7 +246,7 @@ func (w *outWorker) writeUDP() error {
 		to = w.e.c.UDP
 	}
 	for k := range g.ds {
-		recordDatagrams(&w.tape, capture.Out, &g.ds[k])
+		w.e.recordDatagrams(&w.tape, capture.Out, &g.ds[k])
 	}
 	for ds := g.ds; len(ds) > 0; {
 		n, err := to.WriteBatch(ds)

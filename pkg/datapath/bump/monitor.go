@@ -1,0 +1,71 @@
+package bump
+
+import (
+	"bytes"
+	"sync"
+	"time"
+
+	"github.com/missiu/missiu/pkg/capture"
+	"github.com/missiu/missiu/pkg/datapath/tap"
+)
+
+// Monitor shows the frames that come from passive sides to h while it has
+// readers. Those of active sides are shown by who reads them here. It is called
+// before h listens; failed gets the error of a side that cannot be watched.
+func (b *Bump) Monitor(h *capture.Hub, failed func(error)) {
+	m := &watcher{b: b, h: h}
+	h.Notify(func(active bool) {
+		if err := m.attach(active); err != nil {
+			failed(err)
+		}
+	})
+}
+
+type watcher struct {
+	b *Bump
+	h *capture.Hub
+
+	mu     sync.Mutex
+	detach []func()
+}
+
+func (m *watcher) attach(active bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, f := range m.detach {
+		f()
+	}
+	m.detach = nil
+	if !active {
+		return nil
+	}
+	for _, which := range []Side{High, Low} {
+		detach, err := m.b.Attach(which, false, func(fs []tap.Frame) { m.show(which, fs) })
+		if err != nil {
+			return err
+		}
+		m.detach = append(m.detach, detach)
+	}
+	return nil
+}
+
+func (m *watcher) show(which Side, fs []tap.Frame) {
+	if m.b.State(which) != Passive {
+		return
+	}
+	side, dir := capture.High, capture.Out
+	if which == Low {
+		side, dir = capture.Low, capture.In
+	}
+	now := time.Now()
+	out := make([]capture.Frame, len(fs))
+	for k := range fs {
+		f := &fs[k]
+		data := bytes.Clone(f.Buf[f.Off : f.Off+f.Len])
+		if f.Offload.GSOType == tap.GSONone {
+			tap.FinishChecksum(data, f.Offload)
+		}
+		out[k] = capture.Frame{Side: side, Dir: dir, Time: now, Len: len(data), Data: data}
+	}
+	m.h.Publish(out)
+}

@@ -1,0 +1,67 @@
+package bump
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/capture"
+)
+
+// TestMonitor: while a side is passive a monitor sees what comes from it, and the
+// flow goes on; closed sides show nothing, and nothing is copied without a monitor.
+func TestMonitor(t *testing.T) {
+	newLab(t)
+	b := open(t, Options{})
+	h := capture.NewHub(capture.Interface{Name: "e0", Link: capture.LinkEthernet}, capture.Interface{Name: "e0", Link: capture.LinkEthernet})
+	b.Monitor(h, func(err error) { t.Error(err) })
+	path := filepath.Join(t.TempDir(), "m")
+	if err := h.Listen(path); err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	set(t, b, Passive, Passive)
+	until(t, "neighbours", func() bool { return answered(t, 1, "10.9.0.2") == 1 })
+	if n := b.Stats(High).Read + b.Stats(Low).Read; n != 0 {
+		t.Errorf("%d frames copied for nobody", n)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	r, err := capture.Dial(ctx, path, capture.Both)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	until(t, "copiers", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.sides[High].copies != nil && b.sides[Low].copies != nil
+	})
+	if n := answered(t, 3, "10.9.0.2"); n != 3 {
+		t.Errorf("passive: %d of 3 pings answered", n)
+	}
+	seen := map[string]int{}
+	for seen["high out request"] < 3 || seen["low in reply"] < 3 {
+		f, err := r.Read()
+		if err != nil {
+			t.Fatalf("%v; seen %v", err, seen)
+		}
+		for _, what := range []string{"request", "reply"} {
+			if strings.Contains(f.Line(capture.LinkEthernet), "ICMP echo "+what) {
+				seen[fmt.Sprint(f.Side, " ", f.Dir, " ", what)]++
+			}
+		}
+	}
+	if len(seen) != 2 || seen["high out request"] != 3 || seen["low in reply"] != 3 {
+		t.Errorf("seen %v", seen)
+	}
+	r.Close()
+	until(t, "no copiers", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.sides[High].copies == nil && b.sides[Low].copies == nil
+	})
+}
