@@ -97,11 +97,23 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 		defer keyLog.Close()
 		log.Warn("every key goes to --keylog", zap.String("file", o.keyLog))
 	}
+	// The directory of the sockets of missiu, which may not be there yet.
+	var journal *ike.Journal
+	err := keysock.MakeDir(keysock.Dir)
+	if err == nil {
+		journal, err = ike.OpenJournal(ike.JournalPath(keysock.Dir, o.local[0]))
+	}
+	if err != nil {
+		log.Error("no journal of SAs: what is left after a crash will not be removed", zap.Error(err))
+		journal = nil
+	} else {
+		defer journal.Close()
+	}
 	inst := &instance{ifname: o.ifname, local: o.local[0]}
 	d, err := ike.New(ike.Config{
 		Local: o.local, Rules: conf.rules, Connect: o.connect, Limits: conf.limits,
 		IKEPort: conf.ikePort, NATTPort: conf.nattPort,
-		Listen: ike.ListenUDP, Dial: inst.dial, DialNATT: inst.dialNATT, KeyLog: keyLog,
+		Listen: ike.ListenUDP, Dial: inst.dial, DialNATT: inst.dialNATT, KeyLog: keyLog, Journal: journal,
 		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		},
@@ -142,7 +154,7 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 				}
 			}
 			// Both files are good and replace the old state, or nothing changes.
-			conf, err := l.load()
+			now, err := l.load()
 			if err != nil {
 				for line := range strings.Lines(err.Error()) {
 					log.Error(strings.TrimRight(line, "\n"))
@@ -150,8 +162,11 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 				log.Error("configuration unchanged")
 				break
 			}
-			level.SetLevel(conf.level)
-			d.Reload(ctx, conf.rules)
+			level.SetLevel(now.level)
+			if now.ikePort != conf.ikePort || now.nattPort != conf.nattPort {
+				log.Warn("ike_port and natt_port change with the next start only")
+			}
+			d.Reload(ctx, now.rules, now.limits)
 			log.Info("configuration read again")
 		}
 	}

@@ -67,6 +67,19 @@ func (b *budget) give(o origin) {
 	}
 }
 
+func (b *budget) setLimits(l Limits) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limits = l
+}
+
+// expire is a half-open IKE SA's time.
+func (b *budget) expire() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.limits.Expire
+}
+
 func (b *budget) halfOpen() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()

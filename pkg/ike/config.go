@@ -38,6 +38,8 @@ type Config struct {
 	// Ready is called once sockets are open and missiu has answered. May be nil.
 	Ready func()
 	Log   *zap.Logger
+	// Journal remembers the SAs in missiu that are ours; may be nil.
+	Journal *Journal
 	// KeyLog takes the keys of every SA; nil, as it should be: nobody does.
 	KeyLog *KeyLog
 	Rand   io.Reader // nil means crypto/rand
@@ -115,18 +117,22 @@ const (
 	spiTries      = 3 // for one that is free for ESP and AH
 )
 
-func (c *Config) defaults() {
+func (l *Limits) defaults() {
 	def := func(p *int, v int) {
 		if *p == 0 {
 			*p = v
 		}
 	}
-	def(&c.Limits.CookieThreshold, 32)
-	def(&c.Limits.HalfOpen, 1024)
-	def(&c.Limits.HalfOpenPerSource, 16)
-	if c.Limits.Expire == 0 {
-		c.Limits.Expire = time.Minute
+	def(&l.CookieThreshold, 32)
+	def(&l.HalfOpen, 1024)
+	def(&l.HalfOpenPerSource, 16)
+	if l.Expire == 0 {
+		l.Expire = time.Minute
 	}
+}
+
+func (c *Config) defaults() {
+	c.Limits.defaults()
 	if c.IKEPort == 0 {
 		c.IKEPort = 500
 	}

@@ -36,7 +36,7 @@ type Daemon struct {
 	lines   lines  // of the log, that strangers can cause
 	near    bucket // searches for the log
 
-	keyLogFailed atomic.Bool
+	keyLogFailed, journalFailed atomic.Bool
 
 	conns map[netip.Addr]Conn // IKE port, by our address; fixed once Run began
 	link  atomic.Pointer[link]
@@ -140,6 +140,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.conns[a] = c
 	}
 	d.setRules(ctx, d.cfg.Rules)
+	d.inherit()
 	events, err := d.firstConnect(ctx)
 	if err != nil || events == nil { // nil: told to stop before missiu was there
 		return err
@@ -318,10 +319,13 @@ func (d *Daemon) send(b []byte, local, remote netip.AddrPort) error {
 	return c.Send(b, local, remote)
 }
 
-// Reload puts a new rule database in force. IKE SAs whose rule is gone, or no
-// longer permits their peer or its key, are deleted; all others keep the rule
-// they have until they are made anew.
-func (d *Daemon) Reload(ctx context.Context, db *pad.DB) {
+// Reload puts a new rule database and new limits in force. IKE SAs whose rule is
+// gone, or no longer permits their peer or its key, are deleted. All others go on
+// without anything being sent; what their rule says of timers holds from now on,
+// the rest from their next rekeying.
+func (d *Daemon) Reload(ctx context.Context, db *pad.DB, limits Limits) {
+	limits.defaults()
+	d.budget.setLimits(limits)
 	d.setRules(ctx, db)
 	db = d.rules.Load()
 	d.mu.Lock()
@@ -332,25 +336,56 @@ func (d *Daemon) Reload(ctx context.Context, db *pad.DB) {
 		}
 	}
 	peers := make(map[*lineage]*sa.Peer, len(d.lineages))
+	var gone []*lineage
 	for l := range d.lineages {
-		if l.peer != nil && !l.over {
+		switch {
+		case l.over:
+		case l.peer != nil:
 			peers[l] = l.peer
+		case l.label != "" && db.Rule(l.label) == nil:
+			gone = append(gone, l)
 		}
+		// The others, which are not authenticated yet, established looks at.
 	}
 	d.mu.Unlock()
+	for _, l := range gone {
+		l.log.Info("rule is gone", zap.Stringer("peer", l.remote))
+		l.end()
+	}
 	// Certificates take a while: nobody is kept waiting for d.mu.
 	for l, p := range peers {
-		err := stillPermits(db.Rule(p.Rule.Label), p, time.Now())
-		if err == nil {
-			continue
-		}
-		l.log.Info("rule no longer permits this peer", zap.Stringer("peer", p.Remote), zap.String("rule", p.Rule.Label), zap.Stringer("id", p.RemoteID), zap.Error(err))
-		if l.post((*lineage).delete) != nil {
-			l.kill()
-		}
+		l.goOnBy(db.Rule(p.Rule.Label), p)
 	}
 	d.startRules(db)
 	d.wake()
+}
+
+// end deletes an IKE SA in order, if its inbox takes that.
+func (l *lineage) end() {
+	if l.post((*lineage).delete) != nil {
+		l.kill()
+	}
+}
+
+// goOnBy has an IKE SA with peer p go on by another rule, if that permits it.
+func (l *lineage) goOnBy(r *pad.Rule, p *sa.Peer) {
+	if err := stillPermits(r, p, time.Now()); err != nil {
+		l.log.Info("rule no longer permits this peer", zap.Stringer("peer", p.Remote), zap.String("rule", p.Rule.Label), zap.Stringer("id", p.RemoteID), zap.Error(err))
+		l.end()
+		return
+	}
+	err := l.post(func(l *lineage, _ time.Time) []sa.Output {
+		l.sa.SetRule(r)
+		l.d.mu.Lock()
+		defer l.d.mu.Unlock()
+		peer := *l.peer
+		peer.Rule = r
+		l.peer = &peer
+		return nil
+	})
+	if err != nil {
+		l.log.Warn("rule as before", zap.Error(err))
+	}
 }
 
 // stillPermits says why a rule that was read anew would not have let an IKE SA

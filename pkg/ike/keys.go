@@ -151,6 +151,7 @@ func (d *Daemon) connect(ctx, read context.Context) (<-chan event, error) {
 		if err := keys.Delete(ctx, i.id, i.src); err != nil && !errors.Is(err, syscall.ESRCH) {
 			d.log.Warn("SA not removed", zap.Stringer("sa", i.id), zap.Error(err))
 		}
+		d.cfg.Journal.remove(i.id)
 	}
 	d.link.Store(k)
 	d.initiate()
@@ -267,6 +268,9 @@ func (d *Daemon) refresh(ctx context.Context) error {
 	if err != nil && ctx.Err() == nil {
 		d.log.Warn("policies not read", zap.Error(err))
 	}
+	if err == nil {
+		d.dropUnwanted()
+	}
 	d.initiate()
 	waiting := d.waiting
 	d.waiting = nil
@@ -302,6 +306,7 @@ func (d *Daemon) removeSA(i installed) {
 	err := d.keys(func(ctx context.Context, k KeySocket) error { return k.Delete(ctx, i.id, i.src) })
 	switch {
 	case err == nil, errors.Is(err, syscall.ESRCH):
+		d.cfg.Journal.remove(i.id)
 	case errors.Is(err, errDown), errors.Is(err, keysock.ErrClosed):
 		d.mu.Lock()
 		d.stale = append(d.stale, i)
@@ -329,11 +334,13 @@ func (d *Daemon) handleEvent(e event) {
 		d.initiate()
 	case keysock.PolicyDeleted:
 		d.spd.delete(e.Policy.ID)
+		d.dropUnwanted()
 		d.mu.Lock()
 		delete(d.initSeen, e.Policy.ID)
 		d.mu.Unlock()
 	case keysock.PoliciesFlushed:
 		d.spd.replace(nil)
+		d.dropUnwanted()
 	case keysock.PoliciesChanged:
 		d.mirror.doubt()
 	case keysock.Lost:
@@ -343,7 +350,37 @@ func (d *Daemon) handleEvent(e event) {
 	}
 }
 
-var errDeleted = errors.New("deleted in missiu")
+var (
+	errDeleted  = errors.New("deleted in missiu")
+	errUnwanted = errors.New("its policy is gone")
+)
+
+// dropUnwanted deletes the child SAs whose policy is gone: nothing will be sent
+// on them, and nobody would ask for what comes in.
+func (d *Daemon) dropUnwanted() {
+	for _, l := range d.snapshot() {
+		d.mu.Lock()
+		unwanted := false
+		for k, n := range l.has {
+			unwanted = unwanted || n > 0 && !d.spd.has(k.policy)
+		}
+		d.mu.Unlock()
+		if !unwanted {
+			continue
+		}
+		err := l.post(func(l *lineage, now time.Time) (outs []sa.Output) {
+			for id, c := range l.children {
+				if !l.d.spd.has(c.policy) { // still
+					outs = append(outs, l.sa.ChildLost(now, id, errUnwanted)...)
+				}
+			}
+			return outs
+		})
+		if err != nil {
+			l.log.Warn("event dropped", zap.Error(err))
+		}
+	}
+}
 
 // toOwner posts a call to the lineage that made an SA.
 func (d *Daemon) toOwner(id ipsec.SAID, c call) {

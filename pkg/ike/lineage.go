@@ -147,7 +147,7 @@ func (d *Daemon) newLineage(local, remote netip.AddrPort, initiator bool) *linea
 func (l *lineage) config(initialContact bool) sa.Config {
 	return sa.Config{
 		Local: l.local, Remote: l.remote, IKEPort: l.d.cfg.IKEPort, NATTPort: l.d.cfg.NATTPort,
-		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.cfg.Limits.Expire, TellKeys: l.d.cfg.KeyLog != nil, Rand: l.d.cfg.Rand,
+		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.budget.expire(), TellKeys: l.d.cfg.KeyLog != nil, Rand: l.d.cfg.Rand,
 		Queues: int(l.d.queues.Load()),
 	}
 }
@@ -483,6 +483,9 @@ func (l *lineage) register(i installed) {
 	defer l.d.mu.Unlock()
 	l.d.bySA[i.id] = l
 	l.sas[i.id] = i.src
+	if err := l.d.cfg.Journal.add(i); err != nil && l.d.journalFailed.CompareAndSwap(false, true) {
+		l.log.Error("journal of SAs not written: what is left after a crash will not be removed", zap.Error(err))
+	}
 }
 
 func suiteOf(p *ipsec.SAParams) string {
@@ -609,6 +612,10 @@ func (l *lineage) established(o sa.Established) {
 	d.mu.Unlock()
 	if wasHalfOpen {
 		d.budget.give(l.origin)
+	}
+	// The configuration may have changed since this began.
+	if r := d.rules.Load().Rule(peer.Rule.Label); r != peer.Rule {
+		l.goOnBy(r, &peer)
 	}
 	for _, x := range old {
 		x.log.Info("replaced by a newer IKE SA of the same identity", zap.Stringer("id", peer.RemoteID))

@@ -158,6 +158,13 @@ func (s *tables) pair(out *ipsec.Policy) sa.Policy {
 	return sa.Policy{Out: out}
 }
 
+// has reports whether there is such a policy; 0 stands for none in particular.
+func (s *spd) has(id uint32) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return id == 0 || s.byID[id] != nil
+}
+
 // outbound returns the policy of an ACQUIRE.
 func (s *spd) outbound(id uint32) (sa.Policy, bool) {
 	s.mu.RLock()

@@ -121,3 +121,46 @@ d=${XDG_CONFIG_HOME:-~/.config}/wireshark; mkdir -p $d; grep -v '^"' /run/keys >
 		t.Errorf("by another file: %s", out)
 	}
 }
+
+// A killed ike leaves SAs behind: the next one replaces them, on both hosts,
+// without being asked. SAs of a policy that is taken away go, on both hosts.
+func TestSAsAreNotOrphaned(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	upAll(a, b)
+	pings(t, a, 1)
+	spis := func(n *lab.Node) map[uint32]bool {
+		m := map[uint32]bool{}
+		for _, s := range n.Mature() {
+			m[s.SPI] = true
+		}
+		return m
+	}
+	old := spis(a)
+	a.Do("killall -9 ike")
+	a.IKE.Wait(10 * time.Second)
+	if got := spis(a); fmt.Sprint(got) != fmt.Sprint(old) {
+		t.Fatalf("SAs %v after ike was killed, were %v", got, old)
+	}
+	a.StartIKE()
+	for _, n := range []*lab.Node{a, b} {
+		lab.Until(t, 20*time.Second, "two new SAs on "+n.Name, func() (bool, string) {
+			got := spis(n)
+			ok := len(got) == 2
+			for s := range got {
+				ok = ok && !old[s]
+			}
+			return ok, fmt.Sprint(got)
+		})
+	}
+	pings(t, b, 2)
+
+	a.LoadConfig("{ raddr 10.9.9.9 } ipsec { encr_algs gcm }\n")
+	for _, n := range []*lab.Node{a, b} {
+		lab.Until(t, 20*time.Second, "no SA on "+n.Name, func() (bool, string) { got := n.SAs(); return len(got) == 0, fmt.Sprint(got) })
+	}
+	a.KillIKE(5 * time.Second)
+	if out := a.Sh("ls /run/missiu"); strings.Contains(out, ".ike") || strings.Contains(out, ".sas") {
+		t.Errorf("ike leaves behind: %s", out)
+	}
+}

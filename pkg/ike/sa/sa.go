@@ -281,6 +281,15 @@ func (s *SA) Drop(now time.Time, reason error) []Output {
 // first that accepts the offer, or nil before that.
 func (s *SA) Rule() *pad.Rule { return s.rule }
 
+// SetRule goes on by another rule that permits the same peer: timers hold from now
+// on, all else from the next rekeying. Before the peer is authenticated it does
+// nothing.
+func (s *SA) SetRule(r *pad.Rule) {
+	if s.cur != nil && s.cur.state >= StateEstablished && !s.failed {
+		s.rule, s.peer.Rule = r, r
+	}
+}
+
 // Status describes the SA.
 func (s *SA) Status() Status {
 	st := Status{Peer: s.peer, Counters: s.counters}

@@ -1,0 +1,196 @@
+package ike
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
+)
+
+// What a new configuration changes it changes for whom it concerns: of two peers
+// one loses its SAs, the other hears nothing, and is probed by its new interval.
+func TestReloadTouchesWhatChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		addrC := netip.MustParseAddr("192.0.2.3")
+		n := &network{}
+		rules := func(keyC string, dpd time.Duration) *pad.DB {
+			rb, rc := pad.NewRule("b"), pad.NewRule("c")
+			rb.Remote, rb.PSK, rb.DPD = []pad.Range{pad.One(addrB)}, keys("b"), dpd
+			rc.Remote, rc.PSK = []pad.Range{pad.One(addrC)}, keys(keyC)
+			db, err := pad.NewDB([]*pad.Rule{rb, rc})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return db
+		}
+		a := newNode(t, n, addrA, addrB, "x", func(c *Config, m *missiu) {
+			c.Rules = rules("c", 0)
+			more := policies(addrA, addrC)
+			more[0].ID, more[1].ID = 3, 4
+			m.policies = append(m.policies, more...)
+		})
+		b, c := newNode(t, n, addrB, addrA, "b"), newNode(t, n, addrC, addrA, "c")
+		for _, rule := range []string{"b", "c"} {
+			if err := a.Up(t.Context(), rule); err != nil {
+				t.Fatal(err)
+			}
+		}
+		was := spiSet(b.m)
+		mark := len(n.packets())
+		a.Reload(t.Context(), rules("another", 30*time.Second), Limits{})
+		synctest.Wait()
+		if got := spiSet(b.m); !slices.Equal(got, was) || len(got) != 2 {
+			t.Errorf("SAs of the rule that is the same: %v, were %v", got, was)
+		}
+		if got := spiSet(c.m); len(got) != 0 {
+			t.Errorf("SAs of the rule with another key: %v", got)
+		}
+		for _, p := range n.packets()[mark:] {
+			if p.to.Addr() == addrB || p.from.Addr() == addrB {
+				t.Errorf("a message from %v to %v", p.from, p.to)
+			}
+		}
+		time.Sleep(31 * time.Second)
+		synctest.Wait()
+		if !slices.ContainsFunc(n.packets()[mark:], func(p packet) bool { return p.to.Addr() == addrB }) {
+			t.Error("no probe by the new interval")
+		}
+		for _, x := range []*node{a, b, c} {
+			x.stop(t)
+		}
+	})
+}
+
+// An SA whose policy goes, goes too, on both sides; one whose policy stays does
+// not. However missiu tells it.
+func TestPolicyGoes(t *testing.T) {
+	for name, tell := range map[string]func(m *missiu){
+		"one": func(m *missiu) { m.event(keysock.PolicyDeleted{Policy: m.policies[0]}) },
+		"all": func(m *missiu) { m.event(keysock.PoliciesFlushed{}) },
+		"transaction": func(m *missiu) {
+			m.mu.Lock()
+			m.policies = m.policies[1:]
+			m.mu.Unlock()
+			m.event(keysock.PoliciesChanged{})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, a, b := pair(t)
+				a.acquire(1, addrA, addrB)
+				synctest.Wait()
+				a.m.event(keysock.PoliciesChanged{}) // to the same
+				time.Sleep(time.Second)
+				synctest.Wait()
+				wantPair(t, a, b, 1)
+				tell(a.m)
+				time.Sleep(time.Second)
+				synctest.Wait()
+				wantPair(t, a, b, 0)
+				if r := a.Report(t.Context()); len(r.IKESAs) != 1 {
+					t.Errorf("IKE SAs: %+v, want one", r.IKESAs)
+				}
+				a.stop(t)
+				b.stop(t)
+			})
+		})
+	}
+}
+
+// The SAs that a killed ike left are removed, and their peer has new ones at once.
+func TestInheritance(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sas")
+	text := "+ esp 192.0.2.2 192.0.2.1 0x00001000\nnonsense\n+ esp 192.0.2.1 192.0.2.2 0x00002000\n+ ah 192.0.2.1 192.0.2.2 0x3000\n- ah 192.0.2.1 192.0.2.2 0x3000\n+ esp x y z\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func() *Journal {
+		j, err := OpenJournal(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	j := open()
+	left := func(proto ipsec.Protocol, dst netip.Addr, spi ipsec.SPI) ipsec.SAID {
+		return ipsec.SAID{Proto: proto, Dst: dst, SPI: spi}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{}
+		b := newNode(t, n, addrB, addrA, "k")
+		a := newNode(t, n, addrA, addrB, "k", func(c *Config, m *missiu) {
+			c.Journal = j
+			for _, id := range []ipsec.SAID{left(ipsec.ESP, addrA, 0x1000), left(ipsec.ESP, addrB, 0x2000), left(ipsec.ESP, addrA, 0x4000), left(ipsec.AH, addrB, 0x3000)} {
+				m.sas[id] = &ipsec.SAParams{SAID: id}
+			}
+		})
+		synctest.Wait()
+		a.m.mu.Lock()
+		for id, want := range map[ipsec.SAID]bool{
+			left(ipsec.ESP, addrA, 0x1000): false, left(ipsec.ESP, addrB, 0x2000): false,
+			left(ipsec.ESP, addrA, 0x4000): true, left(ipsec.AH, addrB, 0x3000): true, // not ours, and no longer ours
+		} {
+			if got := a.m.sas[id] != nil; got != want {
+				t.Errorf("%v is there: %v, want %v", id, got, want)
+			}
+		}
+		if len(a.m.sas) != 4 {
+			t.Errorf("%d SAs, want a new pair and the two of others", len(a.m.sas))
+		}
+		a.m.mu.Unlock()
+		if got := readJournal(mustOpen(t, path)); len(got) != 2 {
+			t.Errorf("journal: %v, want the new pair", got)
+		}
+		a.stop(t)
+		b.stop(t)
+	})
+	if got := readJournal(mustOpen(t, path)); len(got) != 0 {
+		t.Errorf("journal after an orderly end: %v", got)
+	}
+	j.Close()
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the journal is left: %v", err)
+	}
+	// It does not grow for ever, and it survives being written anew.
+	j = open()
+	i := installed{left(ipsec.ESP, addrB, 1), addrA}
+	keep := installed{left(ipsec.ESP, addrB, 2), addrA}
+	j.add(keep)
+	for range 20000 {
+		if err := j.add(i); err != nil {
+			t.Fatal(err)
+		}
+		j.remove(i.id)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Size() > 100000 || fi.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", fi, err)
+	}
+	if got := readJournal(mustOpen(t, path)); len(got) != 1 || got[keep.id] != keep.src {
+		t.Errorf("got %v", got)
+	}
+	j.Close()
+	os.Remove(path)
+	if err := os.Symlink("/etc/passwd", path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenJournal(path); err == nil {
+		t.Error("a symbolic link is followed")
+	}
+}
+
+func mustOpen(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
