@@ -50,7 +50,7 @@ type QueueStatus struct {
 	Queue int    `json:"queue"` // from 1
 	SAs   int    `json:"sas"`   // for it alone, both directions
 	Out   uint64 `json:"out"`   // packets protected
-	In    uint64 `json:"in"`    // packets accepted that were protected
+	In    uint64 `json:"in"`    // packets accepted by the worker of this number
 }
 
 // status asks one instance, or all that run when no interface is named.

@@ -35,9 +35,8 @@
 //
 // With several queues of the TAP (one unless asked for: two were not faster on
 // two processors with both ends on them) each has an outbound worker, and each
-// socket of port 4500 an inbound worker that writes to the queue of its number.
-// The kernel keeps a flow on one queue, and an inbound SA on one socket, so
-// flows stay in order. An SA for one queue (RFC 9611) has that worker alone; of
+// socket of port 4500 an inbound worker. A flow stays on one queue (spread.go),
+// and the kernel gives an inbound SA to one socket, so flows stay in order. An SA for one queue (RFC 9611) has that worker alone; of
 // one for any queue the workers take turns, batch by batch (turn), because a
 // receiver's window forgives no packets that overtake thousands. Native ESP and
 // clear packets have one inbound worker, whatever the number of queues.
@@ -151,6 +150,8 @@ type Engine struct {
 	release *outWorker   // its own worker, so that held packets need no lock of out's
 	in      []*inWorker  // interface, UDP, MoreUDP
 	late    *inWorker    // of the same goroutine: packets that came before their keys
+	queues  []tap.Queue  // of the TAP; nil: it has one
+	homes   *homes       // if it has several
 	hold    holdQueue
 	early   earlyQueue
 	failed  atomic.Uint64 // DropOutHold of no worker
@@ -172,7 +173,11 @@ func New(c Config) (*Engine, error) {
 	if c.Flows == 0 {
 		c.Flows = flow.DefaultSize
 	}
-	for k, q := range c.TAP.Queues() {
+	qs := c.TAP.Queues()
+	if len(qs) > 1 {
+		e.queues, e.homes = qs, new(homes)
+	}
+	for k, q := range qs {
 		w := newOutWorker(e, batch, c.Flows)
 		w.queue = ipsec.Queue(k + 1)
 		if k == 0 {
@@ -190,12 +195,9 @@ func New(c Config) (*Engine, error) {
 	e.in = append(e.in, newInWorker(e, c.Flows))
 	if c.UDP != nil {
 		e.in = append(e.in, newInWorker(e, c.Flows))
-		qs := c.TAP.Queues()
-		for k, u := range c.MoreUDP {
+		for _, u := range c.MoreUDP {
 			w := newInWorker(e, c.Flows)
-			// Answers to what is written on a queue come by it: what came by
-			// one socket goes by that of the same number.
-			w.udp, w.tap = u, qs[(k+1)%len(qs)]
+			w.udp = u
 			e.in = append(e.in, w)
 		}
 	}
@@ -278,7 +280,7 @@ func (e *Engine) Stats() Stats {
 // QueueStats is what the workers of one queue of the TAP have done.
 type QueueStats struct {
 	Out uint64 // packets protected
-	In  uint64 // packets accepted that were protected
+	In  uint64 // packets accepted, of its socket of port 4500; the first has all native ones too
 }
 
 // Queues tells of the workers by queue.

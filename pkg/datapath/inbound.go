@@ -25,8 +25,9 @@ import (
 // the TAP. One goroutine owns it.
 type inWorker struct {
 	e       *Engine
-	tap     tap.Queue    // to write to; nil: the first
 	udp     wire.UDPConn // to read from; nil: the first
+	part    []tap.Frame  // of a batch, for one of several queues
+	of      []uint8      // the queue of each frame
 	n       counters
 	pkts    []wire.Packet
 	dgrams  []wire.Datagram
@@ -552,7 +553,7 @@ func (w *inWorker) write() {
 			putEther(f.Buf[f.Off:], w.e.c.TAP.MAC(), f.Buf[f.Off+etherLen]>>4)
 		}
 		recordFrames(&w.tape, capture.High, capture.In, fs)
-		if err := w.e.writeTAP(w.tap, fs, &w.n); err != nil && w.err == nil {
+		if err := w.writeTAP(fs); err != nil && w.err == nil {
 			w.err = err
 		}
 		w.gro.Reset()

@@ -141,6 +141,9 @@ func (w *outWorker) frame(f *tap.Frame, now time.Time) {
 	b := f.Buf[f.Off : f.Off+f.Len]
 	switch neigh.Classify(b) {
 	case neigh.Data:
+		if w.e.homes != nil {
+			w.e.homes.saw(flowHash(b[etherLen:]), int(w.queue)-1)
+		}
 		switch {
 		case f.Offload.GSOType != tap.GSONone:
 			w.superFrame(f, now)

@@ -239,3 +239,69 @@ func BenchmarkQueues(b *testing.B) {
 		})
 	}
 }
+
+// recordingQueue keeps the source ports of what is written on it.
+type recordingQueue struct {
+	memTAP
+	ports *[]uint16
+}
+
+func (r recordingQueue) WriteBatch(fs []tap.Frame) (int, error) {
+	for _, f := range fs {
+		ip := f.Buf[f.Off+etherLen:]
+		*r.ports = append(*r.ports, binary.BigEndian.Uint16(ip[20:]))
+	}
+	return len(fs), nil
+}
+
+// TestQueueOfFlow: inbound frames are written on the queue of their flow, in
+// order, and flows spread.
+func TestQueueOfFlow(t *testing.T) {
+	q := newQueued(t, 3, queuePair.src)
+	got := make([][]uint16, 3)
+	for k := range got {
+		q.e.queues[k] = recordingQueue{memTAP{q.node}, &got[k]}
+	}
+	w := q.e.in[0]
+	var fs []tap.Frame
+	for n := range 900 {
+		b := append(make([]byte, headroom), udpPacket(queuePair.out, queuePair.in, uint16(n%300), 5001, 30)...)
+		fs = append(fs, tap.Frame{Buf: b, Off: headroom - etherLen, Len: len(b) - headroom + etherLen})
+	}
+	if err := w.writeTAP(fs); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[uint16]int{}
+	for k, ports := range got {
+		if len(ports) < 900/5 {
+			t.Errorf("queue %d has %d of 900 frames", k, len(ports))
+		}
+		for i, p := range ports {
+			if at, ok := seen[p]; ok && at != k {
+				t.Errorf("flow %d is on queues %d and %d", p, at, k)
+			}
+			seen[p] = k
+			if n := len(ports) / 3; i >= n && p != ports[i-n] {
+				t.Fatalf("queue %d: out of order", k)
+			}
+		}
+	}
+	// One that the kernel sends by another queue is written there.
+	for k, w := range q.workers() {
+		q.put(w, 0, udpPacket(queuePair.in, queuePair.out, 5001, 7, 30), tap.Offload{})
+		w.frame(&w.frames[0], time.Now())
+		got[k] = nil
+		if err := q.e.in[0].writeTAP(fs[7:8]); err != nil || len(got[k]) != 1 {
+			t.Errorf("written on another queue than %d", k)
+		}
+	}
+	for _, p := range []struct{ src, dst netip.Addr }{{queuePair.in, queuePair.out}, {netip.MustParseAddr("fd01::1"), netip.MustParseAddr("fd02::7")}} {
+		a, b := udpPacket(p.src, p.dst, 1000, 80, 9), udpPacket(p.dst, p.src, 80, 1000, 9)
+		if flowHash(a) != flowHash(b) {
+			t.Errorf("%v: both directions differ", p)
+		}
+		for n := range a {
+			flowHash(a[:n]) // whatever is missing
+		}
+	}
+}

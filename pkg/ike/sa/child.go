@@ -240,7 +240,9 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 		if fb.full {
 			return fail(errQueuesFull)
 		}
-		s.beside(o, i, fb)
+		if s.beside(o, i, fb); len(o.proposals) == 0 {
+			return fail(errors.New("policy has no usable algorithms"))
+		}
 		return o, nil
 	default:
 		o.resource = s.asksQueues(r.Policy) && s.fallback(&r) == nil

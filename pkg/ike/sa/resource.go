@@ -3,6 +3,7 @@ package sa
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ike/pad"
@@ -95,21 +96,30 @@ func (s *SA) fallback(r *ChildRequest) *child {
 // beside makes o, for a queue, one for an SA like fb.
 func (s *SA) beside(o *offer, i *ikeSA, fb *child) {
 	o.fallback, o.resource, o.req.Flow = fb, true, nil
-	o.proposals = proposal.WithAnyKE(proposal.WithKE([]proposal.Child{s.like(fb.suite)}, i.suite.KE))
+	o.proposals = proposal.WithAnyKE(proposal.WithKE(s.like(fb), i.suite.KE))
 	o.tsi, o.tsr = append(o.tsi, fb.local...), append(o.tsr, fb.remote...)
 }
 
-// like is what makes an SA of the same algorithms. Whether there is a key
-// exchange of its own is left to the rule, since IKE_AUTH has none.
-func (s *SA) like(suite proposal.ChildSuite) proposal.Child {
-	c := proposal.Child{AH: suite.AH, KE: s.rule.PFS, ESN: []bool{suite.ESN}, Hard: suite.Hard, Soft: suite.Soft}
-	if !suite.AH {
-		c.Ciphers = []proposal.Cipher{suite.Cipher}
+// like is what the policy of fb offers, as far as it makes an SA of the same
+// algorithms. Whether there is a key exchange of its own is left to the rule,
+// since IKE_AUTH has none.
+func (s *SA) like(fb *child) (l []proposal.Child) {
+	suite := fb.suite
+	for _, c := range proposal.ForChild(fb.policy.alternatives(), s.rule.PFS, s.esn()) {
+		if c.AH != suite.AH || !c.AH && !slices.Contains(c.Ciphers, suite.Cipher) ||
+			len(c.Integ) > 0 && !slices.Contains(c.Integ, suite.Integ) || len(c.Integ) == 0 && suite.Integ != alg.IntegNone {
+			continue
+		}
+		if !c.AH {
+			c.Ciphers = []proposal.Cipher{suite.Cipher}
+		}
+		if len(c.Integ) > 0 {
+			c.Integ = []alg.Integ{suite.Integ}
+		}
+		c.ESN = []bool{suite.ESN}
+		return []proposal.Child{c}
 	}
-	if suite.Integ != alg.IntegNone {
-		c.Integ = []alg.Integ{suite.Integ}
-	}
-	return c
+	return nil
 }
 
 // groupOf finds the fallback SA of what a peer asks for, and how many there are
