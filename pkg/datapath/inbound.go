@@ -561,7 +561,7 @@ func (w *inWorker) write() {
 	w.gro.Kinds = super
 	if len(w.raw) > 0 {
 		recordFrames(&w.tape, capture.High, capture.In, w.raw)
-		if err := w.e.writeTAP(w.tap, w.raw, &w.n); err != nil && w.err == nil {
+		if err := w.e.writeTAP(nil, w.raw, &w.n); err != nil && w.err == nil {
 			w.err = err
 		}
 		clear(w.raw)

@@ -181,7 +181,7 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 // what that has.
 func (s *SA) choose(i *ikeSA, p Policy, offered *ikev2.SA, initial bool, rekeys, fb *child) (proposal.ChildSuite, ikev2.Proposal, ipsec.SPI, error) {
 	if fb != nil {
-		return proposal.ChooseChild(proposal.WithKE(s.like(fb), i.suite.KE), offered, 0, initial)
+		return proposal.ChooseChild(s.like(i, fb), offered, 0, initial)
 	}
 	alts := p.alternatives()
 	if rekeys != nil {

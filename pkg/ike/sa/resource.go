@@ -96,14 +96,14 @@ func (s *SA) fallback(r *ChildRequest) *child {
 // beside makes o, for a queue, one for an SA like fb.
 func (s *SA) beside(o *offer, i *ikeSA, fb *child) {
 	o.fallback, o.resource, o.req.Flow = fb, true, nil
-	o.proposals = proposal.WithAnyKE(proposal.WithKE(s.like(fb), i.suite.KE))
+	o.proposals = proposal.WithAnyKE(s.like(i, fb))
 	o.tsi, o.tsr = append(o.tsi, fb.local...), append(o.tsr, fb.remote...)
 }
 
 // like is what the policy of fb offers, as far as it makes an SA of the same
-// algorithms. Whether there is a key exchange of its own is left to the rule,
-// since IKE_AUTH has none.
-func (s *SA) like(fb *child) (l []proposal.Child) {
+// algorithms. Which key exchanges of its own there are is left to the rule,
+// since in IKE_AUTH there are none.
+func (s *SA) like(i *ikeSA, fb *child) []proposal.Child {
 	suite := fb.suite
 	for _, c := range proposal.ForChild(fb.policy.alternatives(), s.rule.PFS, s.esn()) {
 		if c.AH != suite.AH || !c.AH && !slices.Contains(c.Ciphers, suite.Cipher) ||
@@ -117,7 +117,7 @@ func (s *SA) like(fb *child) (l []proposal.Child) {
 			c.Integ = []alg.Integ{suite.Integ}
 		}
 		c.ESN = []bool{suite.ESN}
-		return []proposal.Child{c}
+		return proposal.WithAddKE(proposal.WithKE([]proposal.Child{c}, i.suite.KE), s.rule.ChildAddKE)
 	}
 	return nil
 }
