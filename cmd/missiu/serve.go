@@ -58,7 +58,8 @@ type instance struct {
 	eng   *datapath.Engine
 	mon   *capture.Hub
 
-	routes *routing // nil: --routes none
+	routes   *routing // nil: --routes none
+	restored bool     // what an instance before had is in force, so policies may be saved and routed
 
 	undiverted bool // a change of the divert set went wrong: all is to be set
 }
@@ -217,9 +218,10 @@ func (in *instance) open(adopted string) (err error) {
 		Failed:    func(k sad.OutKey) { in.eng.Failed(k) },
 		Overhead:  in.overhead,
 		Divert:    in.divert,
+		Policies:  in.policiesChanged,
 		Status:    in.status,
 	})
-	in.rec = newRecorder(in.keys, in.reroute)
+	in.rec = newRecorder(in.keys)
 	in.mon = capture.NewHub(capture.Interface{Name: ifname, Link: capture.LinkIP}, capture.Interface{Name: in.tap.Name(), Link: capture.LinkEthernet})
 	c := datapath.Config{
 		TAP: in.tap, Wire: in.wire, SAD: db, SPD: pol, Default: in.o.defaultAction(), KeepMSS: in.o.mss == "keep",
@@ -238,7 +240,7 @@ func (in *instance) open(adopted string) (err error) {
 		return err
 	}
 	in.wire.VerifyTooBig(func(t wire.TooBig) bool { return sent(db, &t) })
-	if in.srv, err = keysock.NewServer(keysock.Path(ifname), in.rec, keysock.ServerOptions{Abstract: in.o.abstract}); err != nil {
+	if in.srv, err = keysock.NewServer(keysock.Path(ifname), in.keys, keysock.ServerOptions{Abstract: in.o.abstract}); err != nil {
 		return err
 	}
 	in.keys.Attach(in.srv)
@@ -257,6 +259,7 @@ func (in *instance) open(adopted string) (err error) {
 	if len(saved) > 0 {
 		in.log.Warn("took over after an instance that was killed", zap.Int("policies", len(saved)))
 	}
+	in.restored = true
 	in.reroute(true)
 	if in.natt, err = natt.Listen(nattPath(ifname), in.sendIKE); err != nil {
 		return err
@@ -316,6 +319,14 @@ func (in *instance) follow(ctx context.Context) error {
 			in.srv.Do(func() { in.reroute(false) }) // tunnels may leave our end open
 			in.log.Info("interface changed", zap.Bool("up", l.Up), zap.Int("mtu", l.MTU), zap.Stringer("mac", l.MAC))
 		}
+	}
+}
+
+// policiesChanged has them routed, and saved.
+func (in *instance) policiesChanged(batch bool) {
+	if in.restored {
+		in.reroute(batch)
+		in.rec.note()
 	}
 }
 

@@ -98,6 +98,8 @@ type Options struct {
 	// packet passes by them in between. An error of the former refuses the
 	// change with EIO; after one of the latter the set is merely too large.
 	Divert func(c DivertChange) error
+	// Policies: those in force have changed, many at once if batch.
+	Policies func(batch bool)
 	// Status returns the JSON document for keysock's Status.
 	Status func() ([]byte, error)
 }

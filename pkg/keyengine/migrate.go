@@ -50,7 +50,7 @@ func (e *Engine) Migrate(m *keysock.Migration) error {
 			e.o.SAD.Insert(v.is) // nothing else has the SAID, as relocations has seen
 		}
 	}
-	if err := e.commit(ed); err != nil {
+	if err := e.commit(ed, false); err != nil {
 		for _, v := range l {
 			if v.is.P.SAID != v.was.P.SAID {
 				v.remove(e.o.SAD, v.is)

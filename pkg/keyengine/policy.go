@@ -93,7 +93,7 @@ func (e *Engine) FlushPolicies(conn uint64) (removed bool) {
 	}
 	ed := e.o.SPD.Edit()
 	all := ed.Flush()
-	if len(all) == 0 || e.commit(ed) != nil {
+	if len(all) == 0 || e.commit(ed, true) != nil {
 		ed.Abort()
 		return false
 	}
@@ -123,7 +123,7 @@ func (e *Engine) Commit(conn uint64) error {
 		sas.wipe()
 		return err
 	}
-	if err := e.commit(ed); err != nil {
+	if err := e.commit(ed, true); err != nil {
 		sas.wipe()
 		return err
 	}
@@ -142,10 +142,6 @@ func (e *Engine) Abort(conn uint64) error {
 	e.tx = nil
 	return nil
 }
-
-// Drafting reports whether conn has a transaction open, so that what it does is
-// not in force yet.
-func (e *Engine) Drafting(conn uint64) bool { return e.tx != nil && e.tx.conn == conn }
 
 // view is the SPD as conn sees it.
 func (e *Engine) view(conn uint64) *spd.Edit {
@@ -174,7 +170,7 @@ func (e *Engine) edit(conn uint64, f func(*spd.Edit) (*spd.Entry, error)) (*keys
 		ed.Abort()
 		return nil, policyError(err)
 	}
-	if err := e.commit(ed); err != nil {
+	if err := e.commit(ed, false); err != nil {
 		return nil, err
 	}
 	e.watch(n)
@@ -182,8 +178,8 @@ func (e *Engine) edit(conn uint64, f func(*spd.Edit) (*spd.Entry, error)) (*keys
 }
 
 // commit puts ed in force between the two changes of the divert set, or
-// aborts it.
-func (e *Engine) commit(ed *spd.Edit) error {
+// aborts it. batch: it may be of many policies.
+func (e *Engine) commit(ed *spd.Edit, batch bool) error {
 	added, removed := ed.Divert()
 	if len(added) > 0 && e.o.Divert != nil {
 		c := DivertChange{Add: added, Set: func() []netip.Prefix { return union(ed.Remotes(), removed) }}
@@ -199,6 +195,9 @@ func (e *Engine) commit(ed *spd.Edit) error {
 		// Too large a set is safe: the packets come here, find no policy and
 		// go on.
 		_ = e.o.Divert(DivertChange{Remove: removed, Set: ed.Remotes})
+	}
+	if e.o.Policies != nil {
+		e.o.Policies(batch)
 	}
 	return nil
 }
@@ -452,7 +451,7 @@ func (e *Engine) expirePolicy(id uint32, now time.Time) {
 		e.timers.set(e.polTimer[id], now.Add(expireRetry))
 		return
 	}
-	if _, err := ed.DeleteID(id); err == nil && e.commit(ed) == nil { // an Edit of this moment has no conflict, and takes nothing into the divert set
+	if _, err := ed.DeleteID(id); err == nil && e.commit(ed, false) == nil { // an Edit of this moment has no conflict, and takes nothing into the divert set
 		e.srv.PolicyExpired(policyInfo(n))
 	}
 	e.watch(n)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/pkg/keysock"
 )
 
 func inbound(src string, a ipsec.Action) *ipsec.Policy {
@@ -341,19 +342,52 @@ func TestPolicyFlags(t *testing.T) {
 	})
 }
 
-// What is drafted is not in force.
-func TestDrafting(t *testing.T) {
+// Whatever changes the policies in force is told of once, and nothing else.
+func TestPoliciesHook(t *testing.T) {
 	testRig(t, func(r *rig) {
+		var told []bool
+		r.o.Policies = func(batch bool) { told = append(told, batch) }
+		want := func(what string, l ...bool) {
+			r.Helper()
+			if !slices.Equal(told, l) {
+				r.Errorf("%s: told %v, want %v", what, told, l)
+			}
+			told = nil
+		}
+		p := inbound("10.2.0.0/16", ipsec.Discard)
+		r.policyAdd(1, p)
+		want("add", false)
+		r.policyAdd(1, p)
+		want("add what is there")
+		q := tunnel(ipsec.LevelUnique, 9)
 		r.do(func() {
-			if err := r.Begin(1); err != nil {
-				r.Fatal(err)
-			}
-			if !r.Drafting(1) || r.Drafting(2) {
-				r.Error("connection 1 has a transaction, 2 has none")
-			}
-			if err := r.Abort(1); err != nil || r.Drafting(1) {
-				r.Errorf("after Abort: %v, still drafting %v", err, r.Drafting(1))
-			}
+			r.Begin(1)
+			r.AddPolicy(1, q)
+			r.DeletePolicy(1, p.Dir, p.Sel)
 		})
+		want("within a transaction")
+		r.do(func() { r.Abort(1) })
+		want("aborted")
+		r.do(func() {
+			r.Begin(1)
+			r.AddPolicy(1, q)
+			r.errno(r.Commit(1), 0)
+		})
+		want("commit", true)
+		r.do(func() {
+			r.errno(r.Migrate(&keysock.Migration{Dir: q.Dir, Sel: q.Sel, Moves: []keysock.Move{{
+				Proto: ipsec.ESP, Mode: ipsec.Tunnel, OldSrc: q.Requests[0].Src, OldDst: q.Requests[0].Dst, NewSrc: self6, NewDst: peer6,
+			}}}), 0)
+		})
+		want("migrate", false)
+		p.Hard = ipsec.Lifetime{AddTime: 10 * time.Second}
+		r.do(func() { r.UpdatePolicy(1, p) })
+		want("update", false)
+		r.after(11 * time.Second)
+		want("expiry", false)
+		r.do(func() { r.FlushPolicies(1) })
+		want("flush", true)
+		r.do(func() { r.FlushPolicies(1) })
+		want("flush of nothing")
 	})
 }
