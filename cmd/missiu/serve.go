@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/missiu/missiu/pkg/attach"
 	"github.com/missiu/missiu/pkg/capture"
@@ -213,13 +214,15 @@ func (in *instance) open(adopted string) (err error) {
 		LegacyRefused: func(id ipsec.SAID, e alg.Encr, a alg.Integ) {
 			in.log.Warn("SA with a legacy algorithm refused; --allow-legacy takes it", zap.Stringer("sa", id), zap.Stringer("encr", e), zap.Stringer("auth", a))
 		},
-		Installed: func(k sad.OutKey) { in.eng.Installed(k); in.saChanged() },
-		Removed:   func(*sad.SA) { in.saChanged() },
-		Failed:    func(k sad.OutKey) { in.eng.Failed(k) },
-		Overhead:  in.overhead,
-		Divert:    in.divert,
-		Policies:  in.policiesChanged,
-		Status:    in.status,
+		Installed:     func(k sad.OutKey) { in.eng.Installed(k); in.saChanged() },
+		Removed:       func(*sad.SA) { in.saChanged() },
+		Failed:        func(k sad.OutKey) { in.eng.Failed(k) },
+		Overhead:      in.overhead,
+		Divert:        in.divert,
+		Policies:      in.policiesChanged,
+		AddAddress:    func(p netip.Prefix) error { return in.address(tap.AddAddress, p) },
+		DeleteAddress: func(p netip.Prefix) error { return in.address(tap.DeleteAddress, p) },
+		Status:        in.status,
 	})
 	in.rec = newRecorder(in.keys)
 	in.mon = capture.NewHub(capture.Interface{Name: ifname, Link: capture.LinkIP}, capture.Interface{Name: in.tap.Name(), Link: capture.LinkEthernet})
@@ -328,6 +331,18 @@ func (in *instance) policiesChanged(batch bool) {
 		in.reroute(batch)
 		in.rec.note()
 	}
+}
+
+// address changes an address of the device, which routes may name.
+func (in *instance) address(change func(index int, p netip.Prefix) error, p netip.Prefix) error {
+	if in.tap == nil {
+		return fmt.Errorf("%w: no device for addresses", unix.EOPNOTSUPP)
+	}
+	if err := change(in.tap.Index(), p); err != nil {
+		return fmt.Errorf("address %v: %w", p, err)
+	}
+	in.reroute(true)
+	return nil
 }
 
 // overhead gives the TAP the MTU that the SAs leave (DESIGN, decision 4).

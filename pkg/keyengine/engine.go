@@ -100,6 +100,9 @@ type Options struct {
 	Divert func(c DivertChange) error
 	// Policies: those in force have changed, many at once if batch.
 	Policies func(batch bool)
+	// AddAddress gives the device an address, DeleteAddress takes it away (see
+	// keysock.Addresser).
+	AddAddress, DeleteAddress func(p netip.Prefix) error
 	// Status returns the JSON document for keysock's Status.
 	Status func() ([]byte, error)
 }
@@ -139,7 +142,10 @@ type Engine struct {
 	refused uint64
 }
 
-var _ keysock.Backend = (*Engine)(nil)
+var (
+	_ keysock.Backend   = (*Engine)(nil)
+	_ keysock.Addresser = (*Engine)(nil)
+)
 
 // New makes an Engine. Attach has to follow before anything else.
 func New(o Options) *Engine {
@@ -233,6 +239,19 @@ func (e *Engine) Supported() keysock.Supported {
 		s.Encr, s.Auth = append(s.Encr, alg.LegacyEncr()...), append(s.Auth, alg.LegacyInteg()...)
 	}
 	return s
+}
+
+// AddAddress implements keysock.Addresser.
+func (e *Engine) AddAddress(p netip.Prefix) error { return onDevice(e.o.AddAddress, p) }
+
+// DeleteAddress implements keysock.Addresser.
+func (e *Engine) DeleteAddress(p netip.Prefix) error { return onDevice(e.o.DeleteAddress, p) }
+
+func onDevice(f func(netip.Prefix) error, p netip.Prefix) error {
+	if f == nil {
+		return refuse(syscall.EOPNOTSUPP, "no device for addresses")
+	}
+	return f(p)
 }
 
 // Status implements keysock.Backend.

@@ -81,3 +81,12 @@ type Backend interface {
 	// Status returns a JSON document about the daemon.
 	Status() ([]byte, error)
 }
+
+// Addresser is a Backend with a device. Without it requests for addresses are
+// refused with EOPNOTSUPP.
+type Addresser interface {
+	// AddAddress gives the device an address and DeleteAddress takes it away. That
+	// it has it already is no error; that it has it not is ENOENT.
+	AddAddress(p netip.Prefix) error
+	DeleteAddress(p netip.Prefix) error
+}

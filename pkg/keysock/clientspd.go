@@ -3,6 +3,7 @@ package keysock
 import (
 	"context"
 	"encoding/json"
+	"net/netip"
 	"syscall"
 
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -108,6 +109,25 @@ func (c *Client) Commit(ctx context.Context) error {
 // Abort forgets the draft.
 func (c *Client) Abort(ctx context.Context) error {
 	return c.do(ctx, &pfkey.Message{Header: pfkey.Header{Type: pfkey.XAbort}}, nil)
+}
+
+// AddAddress gives the TAP or TUN of the engine an address, which goes when the
+// engine is stopped. One that it has is no error.
+func (c *Client) AddAddress(ctx context.Context, p netip.Prefix) error {
+	return c.address(ctx, pfkey.XAddrAdd, p)
+}
+
+// DeleteAddress takes it away; ENOENT if it is not there.
+func (c *Client) DeleteAddress(ctx context.Context, p netip.Prefix) error {
+	return c.address(ctx, pfkey.XAddrDelete, p)
+}
+
+func (c *Client) address(ctx context.Context, t pfkey.MsgType, p netip.Prefix) error {
+	if !p.IsValid() {
+		return refuse(syscall.EINVAL, "address %v", p)
+	}
+	a := &pfkey.Address{PrefixLen: uint8(p.Bits()), Addr: netip.AddrPortFrom(p.Addr(), 0)}
+	return c.do(ctx, &pfkey.Message{Header: pfkey.Header{Type: t}, Src: a}, nil)
 }
 
 // Status returns a JSON document about the daemon.

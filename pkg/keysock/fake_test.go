@@ -22,6 +22,7 @@ type fakeBackend struct {
 	nextSPI  ipsec.SPI
 	failed   []uint32 // seqs of AcquireFailed
 	aborted  []uint64
+	addrs    []netip.Prefix
 	status   []byte
 	getSPIs  []GetSPI
 
@@ -247,3 +248,17 @@ func (f *fakeBackend) Abort(conn uint64) error {
 }
 
 func (f *fakeBackend) Status() ([]byte, error) { return f.status, nil }
+
+func (f *fakeBackend) AddAddress(p netip.Prefix) error {
+	f.addrs = append(f.addrs, p)
+	return nil
+}
+
+func (f *fakeBackend) DeleteAddress(p netip.Prefix) error {
+	i := slices.Index(f.addrs, p)
+	if i < 0 {
+		return syscall.ENOENT
+	}
+	f.addrs = slices.Delete(f.addrs, i, i+1)
+	return nil
+}

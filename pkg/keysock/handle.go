@@ -1,6 +1,7 @@
 package keysock
 
 import (
+	"net/netip"
 	"syscall"
 
 	"github.com/missiu/missiu/proto/pfkey"
@@ -82,6 +83,8 @@ func (s *Server) dispatch(c *conn, m *pfkey.Message, raw []byte) error {
 		return s.transaction(c, m)
 	case pfkey.XStatus:
 		return s.status(c, m)
+	case pfkey.XAddrAdd, pfkey.XAddrDelete:
+		return s.address(c, m)
 	}
 	return refuse(syscall.EOPNOTSUPP, "%v from a client", m.Type)
 }
@@ -304,6 +307,35 @@ func bare(m *pfkey.Message) *message {
 		answerHeader(a, m)
 		return nil
 	}}
+}
+
+// address gives the device an address, or takes one.
+func (s *Server) address(c *conn, m *pfkey.Message) error {
+	if m.Src == nil {
+		return refuse(syscall.EINVAL, "no source address")
+	}
+	p := netip.PrefixFrom(m.Src.Addr.Addr(), int(m.Src.PrefixLen))
+	if a := p.Addr(); a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Is4In6() || p.Bits() == 0 {
+		return refuse(syscall.EINVAL, "address %v", p)
+	}
+	b, ok := s.b.(Addresser)
+	if !ok {
+		return refuse(syscall.EOPNOTSUPP, "no device for addresses")
+	}
+	var err error
+	if m.Type == pfkey.XAddrAdd {
+		err = b.AddAddress(p)
+	} else {
+		err = b.DeleteAddress(p)
+	}
+	if err != nil {
+		return err
+	}
+	return s.reply(c, &message{put: func(a *pfkey.Message, _ int) error {
+		answerHeader(a, m)
+		a.Src = m.Src
+		return nil
+	}}, false)
 }
 
 // statusPart is how much of a status document one message holds.

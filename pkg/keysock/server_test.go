@@ -3,8 +3,10 @@ package keysock
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"reflect"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -216,6 +218,37 @@ func TestStatus(t *testing.T) {
 			t.Errorf("document of %d octets: got %d, %v", len(doc), len(got), err)
 		}
 	}
+}
+
+func TestAddresses(t *testing.T) {
+	r := start(t, ServerOptions{})
+	c, x := r.dial(), r.stranger()
+	four, six := netip.MustParsePrefix("10.9.8.7/32"), netip.MustParsePrefix("2001:db8::7/64")
+	for _, p := range []netip.Prefix{four, six} {
+		if err := c.AddAddress(r.ctx(), p); err != nil {
+			t.Errorf("add %v: %v", p, err)
+		}
+	}
+	if err := c.DeleteAddress(r.ctx(), four); err != nil {
+		t.Error(err)
+	}
+	if err := c.DeleteAddress(r.ctx(), four); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("delete what is not there: %v, want ENOENT", err)
+	}
+	r.inServer(func() {
+		if !slices.Equal(r.b.addrs, []netip.Prefix{six}) {
+			t.Errorf("got %v, want %v", r.b.addrs, six)
+		}
+	})
+	for _, bad := range []string{"0.0.0.0/32", "224.0.0.1/32", "127.0.0.1/8", "::1/128", "10.0.0.1/0", "::ffff:10.0.0.1/128"} {
+		if err := c.AddAddress(r.ctx(), netip.MustParsePrefix(bad)); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("add %s: %v, want EINVAL", bad, err)
+		}
+	}
+	if err := c.AddAddress(r.ctx(), netip.Prefix{}); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("add nothing: %v, want EINVAL", err)
+	}
+	x.ask(&pfkey.Message{Header: pfkey.Header{Type: pfkey.XAddrAdd}}, uint8(syscall.EINVAL))
 }
 
 func TestEvents(t *testing.T) {

@@ -85,6 +85,10 @@
 //	                       and never sends it
 //	X_LOST    228  engine to client <base, count>: so many messages for this
 //	                       socket were dropped here
+//	X_ADDRADD 229  <base, address(S)>  gives the engine's device, the TAP or TUN,
+//	                       an address, as a peer has assigned one (RFC 7296,
+//	                       2.19); one that it has is no error
+//	X_ADDRDELETE 230  <base, address(S)>  takes it away; ENOENT
 //
 // Extensions, offsets from their start; what is not named is zero:
 //

@@ -272,6 +272,11 @@ func TestNames(t *testing.T) {
 			t.Errorf("message %d has no name", i)
 		}
 	}
+	for i := MsgType(minPrivateMsg); i <= maxPrivateMsg; i++ {
+		if strings.Contains(i.String(), "(") {
+			t.Errorf("message %d has no name", i)
+		}
+	}
 	for i := ExtType(1); i <= maxPublicExt; i++ {
 		if strings.Contains(i.String(), "(") || new(Message).slot(i, false) == nil {
 			t.Errorf("extension %d has no name or no decoder", i)

@@ -45,8 +45,10 @@ const (
 	XAbort        MsgType = 226
 	XStatus       MsgType = 227
 	XLost         MsgType = 228
+	XAddrAdd      MsgType = 229
+	XAddrDelete   MsgType = 230
 	minPrivateMsg         = XBegin
-	maxPrivateMsg         = XLost
+	maxPrivateMsg         = XAddrDelete
 )
 
 var msgNames = map[MsgType]string{
@@ -57,6 +59,7 @@ var msgNames = map[MsgType]string{
 	XSPDFlush: "X_SPDFLUSH", XSPDSetIdx: "X_SPDSETIDX", XSPDExpire: "X_SPDEXPIRE",
 	XSPDDelete2: "X_SPDDELETE2", XNATTNewMapping: "X_NAT_T_NEW_MAPPING", XMigrate: "X_MIGRATE",
 	XBegin: "X_BEGIN", XCommit: "X_COMMIT", XAbort: "X_ABORT", XStatus: "X_STATUS", XLost: "X_LOST",
+	XAddrAdd: "X_ADDRADD", XAddrDelete: "X_ADDRDELETE",
 }
 
 func (t MsgType) String() string { return name(msgNames, t, "MsgType") }

@@ -297,6 +297,19 @@ func TestTunRoutesOfSA(t *testing.T) {
 	if got := routeTo(a.Host, "10.2.0.1"); got != "tun0 10.1.0.1" {
 		t.Errorf("with an SA: route %s, want tun0 10.1.0.1", got)
 	}
+	// An address on the device, as a peer may assign one, is what it names then.
+	const addrAdd, addrDelete = "e5", "e6"
+	for _, tt := range []struct{ verb, want, route string }{
+		{addrAdd, "0", "tun0 10.1.0.77"}, {addrAdd, "0", "tun0 10.1.0.77"}, {addrDelete, "0", "tun0 10.1.0.1"}, {addrDelete, fmt.Sprint(int(syscall.ENOENT)), "tun0 10.1.0.1"},
+	} {
+		m := "02" + tt.verb + "0000" + "05000000" + "01000000" + "00000000" + "03000500" + "00200000" + "02000000" + "0a01004d" + "0000000000000000"
+		if got := strings.TrimSpace(a.Must("bin/pfkey", "/run/missiu/eth0.pfkey", "raw", m)); got != tt.want {
+			t.Errorf("message %s: errno %s, want %s", tt.verb, got, tt.want)
+		}
+		if got := routeTo(a.Host, "10.2.0.1"); got != tt.route {
+			t.Errorf("after message %s: route %s, want %s", tt.verb, got, tt.route)
+		}
+	}
 	b.KillIKE(10 * time.Second)
 	lab.Until(t, 10*time.Second, "the route to go with the SA", func() (bool, string) {
 		r := routeTo(a.Host, "10.2.0.1")

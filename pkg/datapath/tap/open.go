@@ -3,6 +3,8 @@ package tap
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -307,6 +309,37 @@ func noLinkLocal(name string) error {
 		return nil // no IPv6
 	}
 	return err
+}
+
+// AddAddress gives the device with this index an address, which goes with the
+// device, by DeleteAddress, or by hand. It makes no route to the prefix. One that
+// is there is no error.
+func AddAddress(index int, p netip.Prefix) error {
+	a := address(index, p)
+	a.Flags = unix.IFA_F_NOPREFIXROUTE | unix.IFA_F_NODAD
+	err := netlink.AddrAdd(link(index), a)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}
+
+// DeleteAddress takes it away; ENOENT if it is not there.
+func DeleteAddress(index int, p netip.Prefix) error {
+	err := netlink.AddrDel(link(index), address(index, p))
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return unix.ENOENT
+	}
+	return err
+}
+
+func address(index int, p netip.Prefix) *netlink.Addr {
+	n := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+	return &netlink.Addr{IPNet: n, LinkIndex: index}
+}
+
+func link(index int) netlink.Link {
+	return &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: index}}
 }
 
 // ours returns the devices that were made for the interface ifname.

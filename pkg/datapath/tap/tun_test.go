@@ -3,6 +3,8 @@ package tap
 import (
 	"errors"
 	"net"
+	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -71,6 +73,34 @@ func TestAdoptTUN(t *testing.T) {
 		e.Close()
 		if ok, err := Remove("mi-phys"); !ok || err != nil {
 			t.Errorf("Remove: got %v, %v", ok, err)
+		}
+	}
+}
+
+// Addresses come usable and without a route, and go.
+func TestAddresses(t *testing.T) {
+	for _, tun := range []bool{false, true} {
+		d := openTest(t, Options{TUN: tun, MAC: testMAC})
+		sh(t, "echo 0 >/proc/sys/net/ipv6/conf/"+d.Name()+"/disable_ipv6")
+		for _, s := range []string{"198.51.100.7/32", "198.51.100.8/24", "2001:db8::7/64"} {
+			p := netip.MustParsePrefix(s)
+			for range 2 {
+				if err := AddAddress(d.Index(), p); err != nil {
+					t.Fatalf("%s: %v", s, err)
+				}
+			}
+			if got := sh(t, "ip -o addr show dev "+d.Name()+" to "+p.Addr().String()); !strings.Contains(got, " "+s+" ") || strings.Contains(got, "tentative") {
+				t.Errorf("%s: got %q", s, got)
+			}
+			if got := sh(t, "(ip route; ip -6 route) | grep -v fe80 | grep dev."+d.Name()+" || true"); got != "" {
+				t.Errorf("%s: route %s", s, got)
+			}
+			if err := DeleteAddress(d.Index(), p); err != nil {
+				t.Errorf("%s: %v", s, err)
+			}
+			if err := DeleteAddress(d.Index(), p); !errors.Is(err, unix.ENOENT) {
+				t.Errorf("%s again: %v, want ENOENT", s, err)
+			}
 		}
 	}
 }
