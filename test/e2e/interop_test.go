@@ -18,6 +18,8 @@ type duo struct {
 	a      *lab.Node
 	b      *lab.Host
 	charon *lab.Proc
+	// secrets are further entries of charon's.
+	secrets string
 }
 
 const charonPlugins = "random nonce pem pkcs1 pkcs8 x509 revocation constraints pubkey mgf1 aes sha1 sha2 hmac kdf gcm chapoly gmp curve25519 openssl kernel-libipsec kernel-netlink socket-default vici"
@@ -108,8 +110,8 @@ secrets {
   ike-t {
     secret = "%s"
   }
-}
-`, children, conn, lab.PSK), 0o600)
+%s}
+`, children, conn, lab.PSK, d.secrets), 0o600)
 	d.load()
 }
 

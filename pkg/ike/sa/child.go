@@ -318,8 +318,8 @@ func (o *offer) payloads(initial bool) []ikev2.Payload {
 	if o.mode == ipsec.Transport {
 		ps = append(ps, notify(ikev2.USE_TRANSPORT_MODE))
 	}
-	if slices.Contains(o.protos(), ipsec.ESP) {
-		// The data path does not strip TFC padding (RFC 4303, 2.7).
+	if slices.Contains(o.protos(), ipsec.ESP) && o.mode != ipsec.Tunnel {
+		// Only an inner IP header tells where the data ends (RFC 4303, 2.7).
 		ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED))
 	}
 	if o.aggfrag {
@@ -569,7 +569,7 @@ func (g *granted) payloads(spi ipsec.SPI) []ikev2.Payload {
 	if g.mode == ipsec.Transport {
 		ps = append(ps, notify(ikev2.USE_TRANSPORT_MODE))
 	}
-	if g.suite.Proto() == ipsec.ESP {
+	if g.suite.Proto() == ipsec.ESP && g.mode != ipsec.Tunnel {
 		ps = append(ps, notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED))
 	}
 	if g.aggfrag {

@@ -1,6 +1,7 @@
 package sa
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -172,4 +173,27 @@ func TestNarrowedAway(t *testing.T) {
 			t.Errorf("ChildFailed %v, want one for ACQUIRE 2", f)
 		}
 	})
+}
+
+// Behind an inner IP header TFC padding is known for what it is; elsewhere we say
+// that we want none (RFC 4303, 2.7).
+func TestTFCPadding(t *testing.T) {
+	sel := ipsec.Selector{Src: pfx("0.0.0.0/0"), Dst: pfx("0.0.0.0/0")}
+	for _, m := range []ipsec.Mode{ipsec.Tunnel, ipsec.Transport} {
+		l := newLab(t)
+		l.b.policies = []Policy{policy(sel, m, 2)}
+		l.establish()
+		l.clearEvents()
+		l.a.do(l.a.sa.AddChild(l.now, ChildRequest{Seq: 2, Policy: policy(sel, m, 1)}))
+		l.settle()
+		for _, n := range []*node{l.a, l.b} {
+			said := false
+			for _, o := range told[Log](n) {
+				said = said || strings.HasPrefix(o.Msg, "sent CREATE_CHILD_SA") && strings.Contains(fmt.Sprint(o.Attrs), "TFC_PADDING_NOT_SUPPORTED")
+			}
+			if said != (m == ipsec.Transport) {
+				t.Errorf("%v mode, %s: ESP_TFC_PADDING_NOT_SUPPORTED said: %v", m, n.name, said)
+			}
+		}
+	}
 }
