@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/missiu/missiu/pkg/daemon"
+	"github.com/missiu/missiu/pkg/datapath/bump"
 	"github.com/missiu/missiu/pkg/datapath/linger"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 	"github.com/missiu/missiu/pkg/datapath/wire"
@@ -36,12 +37,17 @@ const (
 	exitUsage
 )
 
-const usage = `usage: missiu -i INTERFACE [options] startRaw|start|startTun|stop|status
+const usage = `usage: missiu -i INTERFACE [options] startRaw|start|startTun|startInline|stop|status|state
 
   startRaw, start   protect what is routed to a new TAP; returns when ready
   startTun          the same with --tun: a TUN, and routes for what policy covers
+  startInline       sever the interface: every frame between it and the kernel
+                    goes through missiu, with no route and no address changed
   stop              end the instance and leave the host as it was
   status            what the instance does
+  state [high|low] [closed|passive|active]
+                    show or change what becomes of the frames of a severed interface,
+                    from the kernel (high) or from the interface (low)
   monitor [high|low]
                     print or write the frames on both sides of it, or on one
   tap high|low      exchange the frames of a side, of startInline, with standard
@@ -56,7 +62,14 @@ const (
 	stopTimeout  = 15 * time.Second
 )
 
+// Values of --fail.
+const (
+	failClosed = "closed"
+	failOpen   = "open"
+)
+
 type options struct {
+	change          stateChange // of state
 	ifname          string
 	log             string
 	tap             string
@@ -72,9 +85,11 @@ type options struct {
 	defaultRule     string
 	cpuProfile      string
 	abstract        string
+	fail            string
 	write           string
 	count           int
 	tun             bool
+	inline          bool
 	foreground      bool
 	child           bool // started by Spawn
 	json            bool
@@ -105,6 +120,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&o.crypto, "crypto", "auto", "auto, or std for the standard library's ciphers only")
 	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
 	f.StringVar(&o.abstract, "abstract", "", "`@NAME`: a second name of the PF_KEY socket, in the abstract namespace")
+	f.StringVar(&o.fail, "fail", failClosed, "closed or open: what becomes of a severed interface when missiu dies")
 	f.BoolVar(&o.legacy, "allow-legacy", false, "accept manual SAs with legacy algorithms: DES, 3DES, MD5, RFC 1828, 1829, 1851")
 	f.BoolVar(&o.unauthenticated, "allow-unauthenticated", false, "accept manual ESP SAs without integrity")
 	f.StringVar(&o.cpuProfile, "cpuprofile", "", "write a CPU profile to `file` at the end, for go tool pprof")
@@ -132,13 +148,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "missiu", buildVersion())
 		return exitOK
 	case f.NArg() == 0:
-		return bad("no verb; want startRaw, start, startTun, stop, status, monitor or tap")
-	case f.NArg() > 1 && f.Arg(0) != "monitor" && f.Arg(0) != "tap":
+		return bad("no verb; want startRaw, start, startTun, startInline, stop, status, state, monitor or tap")
+	case f.NArg() > 1 && f.Arg(0) != "monitor" && f.Arg(0) != "state" && f.Arg(0) != "tap":
 		return bad("more than one verb: %s", strings.Join(f.Args(), " "))
 	}
 	verb, words := f.Arg(0), f.Args()[1:]
 	switch verb {
-	case "startRaw", "start", "startTun", "stop", "status":
+	case "startRaw", "start", "startTun", "startInline", "stop", "status":
+	case "state":
+		if err := o.parseState(words); err != nil {
+			return bad("state: %v", err)
+		}
 	case "monitor":
 		if len(words) > 1 || len(words) == 1 && sideNames[words[0]] == 0 {
 			return bad("monitor %s: want high, low or nothing", strings.Join(words, " "))
@@ -148,8 +168,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return bad("tap %s: want high or low", strings.Join(words, " "))
 		}
 	default:
-		return bad("unknown verb %q; want startRaw, start, startTun, stop, status, monitor or tap", verb)
+		return bad("unknown verb %q; want startRaw, start, startTun, startInline, stop, status, state, monitor or tap", verb)
 	}
+	o.inline = verb == "startInline"
 	o.tun = verb == "startTun" || f.Changed("tun")
 	if o.tunName == tunUnnamed {
 		o.tunName = ""
@@ -166,6 +187,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("-i %q: not a name of an interface", o.ifname)
 	case o.count < 0:
 		return bad("-c %d: want a number of frames", o.count)
+	case o.fail != failClosed && o.fail != failOpen:
+		return bad("--fail %q: want closed or open", o.fail)
+	case f.Changed("fail") && !o.inline:
+		return bad("--fail is for startInline: in the other modes what policy protects stays blocked")
+	case o.inline && (o.tun || o.tap != "" || o.routes != routesNone || o.queues > 1):
+		return bad("startInline has no device, routes or queues: --tap, --tun, --routes and --queues do not go with it")
 	case o.tap != "" && !validIfname(o.tap):
 		return bad("--tap %q: not a name of an interface", o.tap)
 	case o.tunName != "" && !validIfname(o.tunName):
@@ -199,6 +226,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		err = stop(&o)
 	case "status":
 		err = status(&o, stdout)
+	case "state":
+		err = state(&o, stdout)
 	case "monitor":
 		err = monitor(&o, words, stdout, stderr)
 	case "tap":
@@ -218,13 +247,17 @@ const tunUnnamed = "/"
 
 // Values of Status.Mode.
 const (
-	modeRaw = "raw"
-	modeTUN = "tun"
+	modeRaw    = "raw"
+	modeTUN    = "tun"
+	modeInline = "inline"
 )
 
 func (o *options) mode() string {
-	if o.tun {
+	switch {
+	case o.tun:
 		return modeTUN
+	case o.inline:
+		return modeInline
 	}
 	return modeRaw
 }
@@ -318,12 +351,13 @@ func stopDead(ifname, path string) error {
 		return err
 	}
 	defer lock.Close()
-	routed, err := route.Cleanup(ifname)
-	removed, err2 := wire.Cleanup(ifname)
-	if err := errors.Join(err, err2); err != nil {
+	severed, err := bump.Cleanup(ifname)
+	routed, err2 := route.Cleanup(ifname)
+	removed, err3 := wire.Cleanup(ifname)
+	if err := errors.Join(err, err2, err3); err != nil {
 		return err
 	}
-	if removeState(ifname) || removed || routed {
+	if removeState(ifname) || removed || routed || severed {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", ifname, keysock.ErrNoInstance)

@@ -24,6 +24,7 @@ import (
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/daemon"
 	"github.com/missiu/missiu/pkg/datapath"
+	"github.com/missiu/missiu/pkg/datapath/bump"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/sad"
 	"github.com/missiu/missiu/pkg/datapath/spd"
@@ -48,9 +49,12 @@ type instance struct {
 	o     *options
 	log   *zap.Logger
 	since time.Time
-	wire  *wire.Wire
+	wire  physical
 	tap   tap.Device
-	udps  []*wire.UDP // of port 4500; none: no ESP in UDP
+	udps  []*wire.UDP  // of port 4500; none: no ESP in UDP, or port serves
+	port  wire.UDPConn // what IKE leaves by; nil: nothing
+	bump  *bump.Bump   // nil: not severed
+	ctl   *attach.Server
 	sad   *sad.DB
 	keys  *keyengine.Engine
 	rec   *recorder
@@ -113,9 +117,12 @@ func serve(o *options) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := in.fits(adopted); err != nil {
+		return err
+	}
 	if err := in.open(adopted); err != nil {
 		// Nothing half done; but what a killed predecessor keeps closed stays so.
-		if adopted == "" {
+		if adopted == "" && (in.bump == nil || !in.bump.Adopted()) {
 			in.closeDevices()
 			in.close()
 		}
@@ -168,10 +175,15 @@ func openLog(o *options) (*zap.Logger, *daemon.LogFile, error) {
 // the policies of a killed predecessor are in force before packets move.
 func (in *instance) open(adopted string) (err error) {
 	ifname := in.o.ifname
-	if in.wire, err = wire.Open(ifname, wire.Options{Native: in.o.native, Wait: in.o.wait}); err != nil {
+	if in.o.inline {
+		return in.openInline()
+	}
+	w, err := wire.Open(ifname, wire.Options{Native: in.o.native, Wait: in.o.wait})
+	if err != nil {
 		return err
 	}
-	link := in.wire.Link()
+	in.wire = w
+	link := w.Link()
 	name := in.o.device()
 	if name == "" {
 		name = adopted
@@ -198,13 +210,29 @@ func (in *instance) open(adopted string) (err error) {
 		in.log.Warn("the tap has one queue", zap.Int("wanted", in.o.queues))
 	}
 	plain := in.o.offload == tap.OffloadNone || in.o.udp == "plain"
-	if in.udps, err = in.wire.OpenUDPs(queues, wire.UDPOptions{GRO: !plain, Plain: plain, Wait: in.o.wait}); err != nil {
+	if in.udps, err = w.OpenUDPs(queues, wire.UDPOptions{GRO: !plain, Plain: plain, Wait: in.o.wait}); err != nil {
 		in.udps = nil
 		if !errors.Is(err, wire.ErrPortTaken) {
 			return err
 		}
 		in.log.Warn("no ESP in UDP: port 4500 is taken", zap.Error(err))
 	}
+	var c datapath.Config
+	for k, u := range in.udps {
+		if k == 0 {
+			c.UDP, in.port = u, u
+		} else {
+			c.MoreUDP = append(c.MoreUDP, u)
+		}
+	}
+	return in.openEngine(c)
+}
+
+// openEngine makes what all modes have, over the devices. c holds what is the
+// mode's own.
+func (in *instance) openEngine(c datapath.Config) (err error) {
+	ifname := in.o.ifname
+	queues := len(in.tap.Queues())
 	db, pol := sad.NewDB(), spd.NewDB()
 	in.sad = db
 	in.keys = keyengine.New(keyengine.Options{
@@ -226,18 +254,12 @@ func (in *instance) open(adopted string) (err error) {
 	})
 	in.rec = newRecorder(in.keys)
 	in.mon = capture.NewHub(capture.Interface{Name: ifname, Link: capture.LinkIP}, capture.Interface{Name: in.tap.Name(), Link: capture.LinkEthernet})
-	c := datapath.Config{
+	c = datapath.Config{
+		Low: c.Low, Bridged: c.Bridged, Heard: c.Heard, UDP: c.UDP, MoreUDP: c.MoreUDP,
 		TAP: in.tap, Wire: in.wire, SAD: db, SPD: pol, Default: in.o.defaultAction(), KeepMSS: in.o.mss == "keep",
 		NeedSA: in.keys.NeedSA, LimitReached: in.keys.LimitReached, NewMapping: in.keys.NewMapping,
 		IKE:     func(local, remote netip.AddrPort, msg []byte) bool { return in.natt.Deliver(local, remote, msg) },
 		Monitor: in.mon, Log: in.log,
-	}
-	for k, u := range in.udps {
-		if k == 0 {
-			c.UDP = u
-		} else {
-			c.MoreUDP = append(c.MoreUDP, u)
-		}
 	}
 	if in.eng, err = datapath.New(c); err != nil {
 		return err
@@ -293,10 +315,15 @@ func (in *instance) run(ctx context.Context) error {
 
 // follow adapts to changes of the interface.
 func (in *instance) follow(ctx context.Context) error {
+	bumped, failed := in.bumpNews()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case e := <-bumped:
+			in.bumpEvent(e)
+		case err := <-failed:
+			in.log.Error("the interface cannot be used yet; tried again", zap.Error(err))
 		case f := <-in.wire.Fallbacks():
 			in.log.Warn("a fast path is not to be had", zap.String("path", f.Path), zap.String("instead", f.To), zap.Error(f.Err))
 		case err := <-in.routeErrors():
@@ -348,6 +375,9 @@ func (in *instance) address(change func(index int, p netip.Prefix) error, p neti
 // overhead gives the TAP the MTU that the SAs leave (DESIGN, decision 4).
 func (in *instance) overhead() {
 	link := in.wire.Link().MTU
+	if in.bump != nil {
+		return // the interface's is the kernel's, and ICMP and MSS tell what is less
+	}
 	inner := in.keys.InnerMTU(link)
 	if inner == link { // no SAs yet
 		inner -= worstOverhead
@@ -410,14 +440,14 @@ func sent(db *sad.DB, t *wire.TooBig) bool {
 // sendIKE sends a message of the key daemon from port 4500, behind the non-ESP
 // marker; a keepalive goes without it.
 func (in *instance) sendIKE(m natt.Message) {
-	if in.udps == nil {
+	if in.port == nil {
 		return
 	}
 	b := m.Payload
 	if len(b) != 1 {
 		b = append(make([]byte, 4, 4+len(b)), b...)
 	}
-	_, err := in.udps[0].WriteBatch([]wire.Datagram{{Buf: b, Len: len(b), Local: m.Local, Remote: m.Remote}})
+	_, err := in.port.WriteBatch([]wire.Datagram{{Buf: b, Len: len(b), Local: m.Local, Remote: m.Remote}})
 	if err != nil {
 		in.log.Debug("ike message not sent", zap.Stringer("peer", m.Remote), zap.Error(err))
 	}
@@ -440,6 +470,9 @@ func (in *instance) status() ([]byte, error) {
 		s.Counters["udp_sent_trains"], s.Counters["udp_sent_singles"] = us.Trains, us.Singles
 		s.Counters["udp_trains_refused"], s.Counters["udp_send_refused"] = us.Fallbacks, us.Refused
 		s.Counters["udp_truncated"], s.Counters["udp_kernel_drops"] = us.Truncated, us.KernelDrops
+	}
+	if in.bump != nil {
+		in.bumpStatus(&s)
 	}
 	ws := in.wire.Stats()
 	s.Counters["wire_sent_xdp"], s.Counters["wire_sent_packet"], s.Counters["wire_sent_raw"] = ws.SentXDP, ws.SentPacket, ws.Sent-ws.SentXDP-ws.SentPacket
@@ -520,6 +553,14 @@ func (in *instance) closeDevices() {
 	}
 	if _, err := route.Cleanup(in.o.ifname); err != nil { // also of an instance before
 		in.log.Error("routes stay", zap.Error(err))
+	}
+	if in.ctl != nil {
+		in.ctl.Close()
+	}
+	if in.bump != nil {
+		if err := in.bump.Close(); err != nil {
+			in.log.Error("interface not opened again", zap.Error(err))
+		}
 	}
 	if in.tap != nil {
 		if err := in.tap.Persist(false); err != nil {

@@ -54,7 +54,7 @@ func loadPolicies(ifname string) ([]ipsec.Policy, error) {
 // reports whether there were any.
 func removeState(ifname string) bool {
 	any := false
-	for _, p := range []string{statePath(ifname), statePath(ifname) + ".new", keysock.Path(ifname), keysock.Path(ifname) + ".lock", nattPath(ifname), attach.Path(ifname, capture.Purpose)} {
+	for _, p := range []string{statePath(ifname), statePath(ifname) + ".new", keysock.Path(ifname), keysock.Path(ifname) + ".lock", nattPath(ifname), attach.Path(ifname, capture.Purpose), attach.Path(ifname, statePurpose)} {
 		if os.Remove(p) == nil {
 			any = true
 		}

@@ -25,11 +25,12 @@ type Status struct {
 	Pid       int               `json:"pid"`
 	Version   string            `json:"version"`
 	Since     time.Time         `json:"since"`
-	Mode      string            `json:"mode"` // "raw", "tun"
+	Mode      string            `json:"mode"` // "raw", "tun", "inline"
 	Default   string            `json:"default"`
 	TAP       TAPStatus         `json:"tap"` // or TUN
 	Routes    RouteStatus       `json:"routes"`
-	MTU       int               `json:"mtu"` // of the interface
+	Bump      *BumpStatus       `json:"bump,omitempty"` // of an interface that is severed
+	MTU       int               `json:"mtu"`            // of the interface
 	Paths     map[string]string `json:"paths"`
 	SAs       int               `json:"sas"`
 	Policies  int               `json:"policies"`
@@ -145,9 +146,12 @@ func ask(path string) (*Status, error) {
 func (s *Status) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(t, "%s\tpid %d, up %v, mtu %d\n", s.Interface, s.Pid, time.Since(s.Since).Truncate(time.Second), s.MTU)
-	if s.Mode == modeTUN {
+	switch {
+	case s.Bump != nil:
+		fmt.Fprintf(t, "  severed\thigh %s, low %s; when missiu dies: %s\n", s.Bump.High, s.Bump.Low, s.Bump.Fail)
+	case s.Mode == modeTUN:
 		fmt.Fprintf(t, "  tun\t%s, mtu %d\n", s.TAP.Name, s.TAP.MTU)
-	} else {
+	default:
 		fmt.Fprintf(t, "  tap\t%s, %s, mtu %d\n", s.TAP.Name, s.TAP.MAC, s.TAP.MTU)
 	}
 	if r := s.Routes; r.Table != 0 {

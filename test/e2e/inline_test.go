@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/test/e2e/lab"
+)
+
+// startInline severs the interface of a node.
+func startInline(n *lab.Node, options ...string) {
+	n.Do(strings.Join(append([]string{"./missiu -i", n.If, "-l missiu.log"}, append(options, "startInline")...), " "))
+}
+
+// A host whose interface is severed works as before, address by address and
+// route by route, and what policy protects is ESP on the wire.
+func TestInline(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b, r := routed(t, false)
+	before := a.Snapshot()
+	for _, n := range []*lab.Node{a, b} {
+		startInline(n)
+	}
+	for _, section := range []string{"addresses", "routes", "rules"} {
+		if d := (lab.Snapshot{section: before[section]}).Diff(without(a.Snapshot(), section)); d != "" {
+			t.Errorf("changed: %s", d)
+		}
+	}
+	if out := a.Do("./missiu -i eth0 state"); out != "eth0: high active, low active\n" {
+		t.Errorf("state says %q", out)
+	}
+	pings(t, a, 20)
+	if got := a.Ping(5, "-s", "4000", b.Addr.String()); got != 5 {
+		t.Errorf("long datagrams in clear: %d of 5", got)
+	}
+	a.Transfer(b, b.Addr, 16<<20)
+	b.Transfer(a, a.Addr, 16<<20)
+
+	c := r.Capture("eth0")
+	for _, n := range []*lab.Node{a, b} {
+		n.StartIKE()
+		n.LoadConfig(policyFor(n, "", "encr_algs gcm"))
+	}
+	lab.Until(t, 20*time.Second, "the SAs", func() (bool, string) {
+		return a.Ping(1, "-W", "1", b.Addr.String()) == 1, "no ping"
+	})
+	pings(t, a, 50)
+	pings(t, b, 50)
+	a.Transfer(b, b.Addr, 16<<20)
+	b.Transfer(a, a.Addr, 16<<20)
+	if got := a.Ping(5, "-s", "4000", b.Addr.String()); got != 5 {
+		t.Errorf("long datagrams: %d of 5", got)
+	}
+	s := a.Status()
+	if s.Counters["out_protected"] < 5000 || s.Counters["in_protected"] < 5000 {
+		t.Errorf("%d packets protected, %d opened, want at least 5000 each", s.Counters["out_protected"], s.Counters["in_protected"])
+	}
+	ps := c.Stop()
+	lab.NoClear(t, ps)
+	if n := len(lab.Of(ps, lab.ESP)); n < 10000 {
+		t.Errorf("%d ESP packets, want at least 10000", n)
+	}
+	a.KillIKE(10 * time.Second)
+	a.StopMissiu()
+	if d := before.Diff(a.Snapshot()); d != "" {
+		t.Errorf("not as before:\n%s", d)
+	}
+}
+
+func without(s lab.Snapshot, section string) lab.Snapshot { return lab.Snapshot{section: s[section]} }
+
+// Two gateways that are bumps in the stack: hosts behind them, tunnels with and
+// without UDP, a path with a smaller MTU.
+func TestInlineGateways(t *testing.T) {
+	lab.NeedRoot(t)
+	for _, udp := range []bool{false, true} {
+		t.Run(fmt.Sprintf("udp=%v", udp), func(t *testing.T) {
+			g := newGateways(t, false)
+			g.inline = true
+			for _, n := range []*lab.Node{g.ga, g.gb} {
+				startInline(n)
+			}
+			g.ga.Sh("ip route add 10.2.0.0/24 via 192.0.2.254; ip -6 route add fd0b::/64 via fd01::fe")
+			g.gb.Sh("ip route add 10.1.0.0/24 via 198.51.100.254; ip -6 route add fd0a::/64 via fd02::fe")
+			g.r.Sh("ip route add 10.1.0.0/24 via 192.0.2.1; ip route add 10.2.0.0/24 via 198.51.100.1; ip -6 route add fd0a::/64 via fd01::1; ip -6 route add fd0b::/64 via fd02::1")
+			if n := g.ha.Ping(3, g.hb.Addr.String()); n != 3 {
+				t.Errorf("forwarded in clear: %d of 3 pings", n)
+			}
+			g.secure(udp, false)
+			for _, inner := range []string{"10.2.0.2", "fd0b::2"} {
+				g.traffic(t, inner, udp)
+			}
+		})
+	}
+}
+
+// Whatever shape clear text has that policy wants protected, no socket gets it,
+// tagged frames included.
+func TestInlineClearShapes(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	ears := b.Start("/usr/bin/python3", "-uc", ears)
+	ears.Says("listening", 20*time.Second)
+	startInline(b)
+	heard := func(what string) int { return strings.Count(ears.Output(), what) }
+	settle := func() {
+		n := heard("witness")
+		a.Python(shapes, macOf(b), "witness")
+		lab.Until(t, 20*time.Second, "the witness", func() (bool, string) { return heard("witness") > n, ears.Output() })
+	}
+	a.Python(shapes, macOf(b))
+	settle()
+	for _, shape := range []string{"plain4", "plain6", "fragments4", "fragments6", "vlan0-4", "atomic6", "tcp", "broadcast4"} {
+		if heard(shape+"\n") == 0 {
+			t.Errorf("%q does not pass a severed interface\n%s", shape, ears.Output())
+		}
+	}
+	b.LoadConfig("{ raddr 192.168.3.118 } ipsec { encr_algs gcm }\n{ raddr fd00:3::118 } ipsec { encr_algs gcm }\n")
+	was := len(ears.Output())
+	a.Python(shapes, macOf(b))
+	settle()
+	if got := strings.ReplaceAll(ears.Output()[was:], "witness\n", ""); got != "" {
+		t.Errorf("clear text reached sockets:\n%s", got)
+	}
+}
