@@ -278,8 +278,11 @@ func show(w io.Writer, r *ike.Report) {
 		}
 		for _, c := range i.Children {
 			gone := ""
+			if c.Queue != 0 {
+				gone = fmt.Sprintf(", queue %d", c.Queue)
+			}
 			if c.Deleting {
-				gone = ", being deleted"
+				gone += ", being deleted"
 			}
 			fmt.Fprintf(t, "  %s\tin %s, out %s, %s, %s%s\n", c.Proto, c.SPIIn, c.SPIOut, c.Mode, c.Suite, gone)
 			fmt.Fprintf(t, "    selectors\t%s to %s\n", strings.Join(c.LocalTS, " "), strings.Join(c.PeerTS, " "))

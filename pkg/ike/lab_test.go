@@ -123,6 +123,8 @@ type missiu struct {
 	packets   uint64 // that every SA counts
 	refuseAdd syscall.Errno
 	trace     func(string)
+	queues    ipsec.Queue
+	forQueues []ipsec.Queue // of GETSPIs
 }
 
 type fakeKeys struct {
@@ -204,11 +206,12 @@ func (k *fakeKeys) Close() error {
 }
 
 func (k *fakeKeys) Register(context.Context, ...ipsec.Protocol) (keysock.Supported, error) {
-	return keysock.Supported{}, k.do("register", func(*missiu) error { return nil })
+	return keysock.Supported{Queues: k.m.queues}, k.do("register", func(*missiu) error { return nil })
 }
 func (k *fakeKeys) Events() <-chan keysock.Event { return k.events }
 func (k *fakeKeys) GetSPI(_ context.Context, g keysock.GetSPI) (spi ipsec.SPI, err error) {
 	return spi, k.do("getspi", func(m *missiu) error {
+		m.forQueues = append(m.forQueues, g.Queue)
 		if spi = g.Min; spi == 0 {
 			m.spi++
 			spi = m.spi

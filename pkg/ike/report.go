@@ -60,6 +60,7 @@ type ChildReport struct {
 	Mode     string   `json:"mode"`
 	Suite    string   `json:"suite"`
 	ReqID    uint32   `json:"reqid"`
+	Queue    uint16   `json:"queue,omitempty"` // of missiu's, for which alone it is
 	Policy   uint32   `json:"policy"`
 	LocalTS  []string `json:"local_ts"`
 	PeerTS   []string `json:"peer_ts"`
@@ -201,7 +202,7 @@ func (l *lineage) report(now time.Time) IKEReport {
 	for _, c := range s.Children {
 		r.Children = append(r.Children, ChildReport{
 			Proto: c.Suite.Proto().String(), SPIIn: c.In.String(), SPIOut: c.Out.String(), Mode: c.Mode.String(), Suite: c.Suite.String(),
-			ReqID: uint32(c.ReqID), Policy: policyID(c.Policy), LocalTS: texts(c.LocalTS), PeerTS: texts(c.PeerTS),
+			ReqID: uint32(c.ReqID), Queue: uint16(c.Queue), Policy: policyID(c.Policy), LocalTS: texts(c.LocalTS), PeerTS: texts(c.PeerTS),
 			Age: int64(now.Sub(c.Created) / time.Second), RekeyIn: in(c.RekeyAt), ExpireIn: in(c.ExpireAt), Deleting: c.Deleting,
 		})
 	}

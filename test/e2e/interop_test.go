@@ -24,8 +24,9 @@ type duo struct {
 
 const charonPlugins = "random nonce pem pkcs1 pkcs8 x509 revocation constraints pubkey mgf1 aes sha1 sha2 hmac kdf gcm chapoly gmp curve25519 openssl kernel-libipsec kernel-netlink socket-default vici"
 
-// newDuo makes the hosts; settings are charon's, in words of strongswan.conf.
-func newDuo(t *testing.T, settings string) *duo {
+// newDuo makes the hosts; settings are charon's, in words of strongswan.conf,
+// options missiu's.
+func newDuo(t *testing.T, settings string, options ...string) *duo {
 	t.Helper()
 	lab.NeedRoot(t)
 	a, b := lab.Pair(t)
@@ -33,7 +34,7 @@ func newDuo(t *testing.T, settings string) *duo {
 	a.Must("ip", "addr", "add", "10.1.0.1/24", "dev", "lo")
 	d.b.Must("ip", "addr", "add", "10.2.0.1/24", "dev", "lo")
 	d.startCharon(settings)
-	a.StartMissiu()
+	a.StartMissiu(options...)
 	d.route()
 	d.policy("encr_algs gcm")
 	return d

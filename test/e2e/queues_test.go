@@ -153,6 +153,41 @@ func TestQueues(t *testing.T) {
 	}
 }
 
+// TestQueuesStrangers: a peer that knows nothing of SAs for single queues has the
+// one for all, whoever begins; both queues use it.
+func TestQueuesStrangers(t *testing.T) {
+	d := newDuo(t, "", "--queues", "2")
+	d.rule("")
+	d.peer("", "")
+	d.pings("begun here")
+	if !strings.Contains(d.a.IKE.Output(), "SA_RESOURCE_INFO") {
+		t.Error("no SA_RESOURCE_INFO was sent")
+	}
+	for range 3 {
+		d.a.Python(knockSender, "10.2.0.1")
+	}
+	lab.Until(t, 10*time.Second, "packets of both queues", func() (bool, string) {
+		var s struct {
+			Queues []struct{ Out, SAs int } `json:"queues"`
+		}
+		out := d.a.Do("./missiu status --json")
+		if err := json.Unmarshal([]byte(out), &s); err != nil || len(s.Queues) != 2 {
+			return false, out
+		}
+		return s.Queues[0].Out > 0 && s.Queues[1].Out > 0 && s.Queues[0].SAs+s.Queues[1].SAs == 0, out
+	})
+	if n := len(d.a.Mature()); n != 2 {
+		t.Errorf("%d SAs, want 2", n)
+	}
+	d.down()
+	d.up()
+	d.pings("begun by the peer")
+	if n := len(d.a.Mature()); n != 2 {
+		t.Errorf("begun by the peer: %d SAs, want 2", n)
+	}
+	d.down()
+}
+
 // knockSender sends one datagram on each of many flows.
 const knockSender = `
 import socket, sys

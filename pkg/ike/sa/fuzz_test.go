@@ -107,15 +107,20 @@ func FuzzReceive(f *testing.F) {
 // answers: a peer that is authentic and malicious. No panic, and the machine
 // either goes on or has ended in order.
 func FuzzInner(f *testing.F) {
-	l := newLab(f)
+	l := newQueues(f, 2, 2)
 	l.establish()
 	o, err := l.a.sa.newOffer(l.a.sa.cur, reqA(2), l.a.sa.children[0])
 	if err != nil {
 		f.Fatal(err)
 	}
 	o.spi, o.ni = 0x5000, make([]byte, 32)
+	q, err := l.a.sa.newOffer(l.a.sa.cur, forQueue(3, 2), nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	q.spi, q.ni = 0x5001, make([]byte, 32)
 	for _, ps := range [][]ikev2.Payload{o.payloads(false), {&ikev2.Delete{Protocol: ikev2.ProtocolESP, SPIs: []uint32{0x10000001}}},
-		{&ikev2.Delete{Protocol: ikev2.ProtocolIKE}}, {notify(ikev2.AUTHENTICATION_FAILED)}, {notify(ikev2.INVALID_KE_PAYLOAD, 0, 19)}, nil} {
+		{&ikev2.Delete{Protocol: ikev2.ProtocolIKE}}, {notify(ikev2.AUTHENTICATION_FAILED)}, {notify(ikev2.INVALID_KE_PAYLOAD, 0, 19)}, q.payloads(false), {notify(ikev2.TS_MAX_QUEUE)}, nil} {
 		b, err := ikev2.AppendPayloads(nil, ps)
 		if err != nil {
 			f.Fatal(err)
@@ -132,7 +137,7 @@ func FuzzInner(f *testing.F) {
 			return
 		}
 		for _, response := range []bool{false, true} {
-			l := newLab(t)
+			l := newQueues(t, 2, 2)
 			l.establish()
 			i := l.a.sa.cur
 			id := i.nextID
