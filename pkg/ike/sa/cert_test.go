@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -372,4 +373,70 @@ func TestCertificateExpires(t *testing.T) {
 			t.Errorf("Failed %v", f)
 		}
 	}
+}
+
+// FuzzAuth feeds arbitrary contents of IKE_AUTH under the right keys, to the
+// responder and to the initiator, which expect certificates: a peer that nobody has
+// authenticated yet. No panic, and nobody is let in.
+func FuzzAuth(f *testing.F) {
+	add := func(ps ...ikev2.Payload) {
+		b, err := ikev2.AppendPayloads(nil, ps)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(byte(ps[0].PayloadType()), b)
+	}
+	file, err := os.ReadFile("../cred/testdata/certs.pem")
+	if err != nil {
+		f.Fatal(err)
+	}
+	cs, err := cred.ParseCertificates(file)
+	if err != nil {
+		f.Fatal(err)
+	}
+	id := fqdn("x.example").Wire()
+	auth := &ikev2.Auth{Method: ikev2.AuthSignature, Data: append([]byte{12, 0x30, 10, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2}, make([]byte, 70)...)}
+	for _, c := range []ikev2.Payload{
+		&ikev2.Cert{Encoding: ikev2.CertX509Signature, Data: cs[3].Raw}, &ikev2.Cert{Encoding: ikev2.CertX509Signature, Data: cs[0].Raw},
+		&ikev2.Cert{Encoding: ikev2.CertHashURLX509, Data: []byte("x")}, &ikev2.CertReq{Encoding: ikev2.CertX509Signature, Authority: make([]byte, 45)},
+		notify(ikev2.SIGNATURE_HASH_ALGORITHMS, 0, 2, 0),
+	} {
+		add(&ikev2.IDi{ID: id}, c, auth)
+		add(&ikev2.IDr{ID: id}, c, auth)
+	}
+	policy := cred.Policy{Hashes: allHashes}
+	own := credtest.CA("own", credtest.Key("p256", 0), labValid, credtest.Names("own.example"))
+	chain, err := cred.NewOwn([]*x509.Certificate{own.Certificate}, own.Key, policy)
+	if err != nil {
+		f.Fatal(err)
+	}
+	trust, err := cred.NewTrust(cred.TrustConfig{CAs: cs[:1], Policy: policy})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, first byte, inner []byte) {
+		if len(inner) > 60000 {
+			return
+		}
+		for _, response := range []bool{false, true} {
+			l := newLab(t)
+			l.stop = func(p packet) bool { return p.data[18] == byte(ikev2.IKE_AUTH) }
+			for _, n := range []*node{l.a, l.b} {
+				n.rule.LocalAuth, n.rule.Own, n.rule.LocalID = pad.Cert, chain, fqdn("own.example")
+				n.rule.RemoteAuth, n.rule.Trust, n.rule.RemoteIDs = pad.Cert, trust, pad.Patterns{pad.AnyID}
+			}
+			l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+			l.a.do(l.a.sa.Start(l.now, reqA(1)))
+			l.run()
+			from, to := l.a, l.b
+			if response {
+				from, to = l.b, l.a
+			}
+			i := from.sa.cur
+			to.do(to.sa.Receive(l.now, Datagram{to.sa.local, to.sa.remote, sealRaw(t, i.header(ikev2.IKE_AUTH, 1, response), i.seal, first, inner)}))
+			if len(told[Established](to)) != 0 || len(to.sads) != 0 {
+				t.Fatalf("let in")
+			}
+		}
+	})
 }
