@@ -36,7 +36,7 @@ const (
 // it are left alone if the packet is bypassed, and lie under new headers
 // otherwise. Packets are processed in place, and whatever of Buf lies around
 // them is the Plane's to write until it returns. Apply copies a packet that has
-// less than Headroom octets in front or Tailroom behind it before it is changed.
+// less than Headroom octets in front or Tailroom behind it, unless it is bypassed.
 //
 // One goroutine at a time may use a Plane, but for Installed, Failed, Held,
 // Stats, FragmentDrops and Wake, which are for all. A program with several
@@ -174,10 +174,15 @@ func (p *Plane) Apply(pk Packet, now time.Time) Result {
 		return Result{Verdict: Dropped, Reason: DropOutMalformed}
 	}
 	w.flows.Sweep(p.e.generation())
-	if pk.Off < Headroom || len(pk.Buf)-pk.Off-pk.Len < Tailroom {
-		pk = p.copy(pk.Bytes())
+	if pk.Off >= Headroom && len(pk.Buf)-pk.Off-pk.Len >= Tailroom {
+		return p.apply(pk, now, false)
 	}
-	return p.apply(pk, now, false)
+	c := p.copy(pk.Bytes())
+	r := p.apply(c, now, false)
+	if r.Verdict == Bypassed && len(r.Packets) == 1 && r.Packets[0].Off == c.Off && &r.Packets[0].Buf[0] == &c.Buf[0] {
+		r.Packets[0].Buf, r.Packets[0].Off = pk.Buf, pk.Off // it was not needed
+	}
+	return r
 }
 
 func (p *Plane) apply(pk Packet, now time.Time, whole bool) Result {

@@ -167,16 +167,20 @@ func TestPlaneInPlace(t *testing.T) {
 	if o := r.Packets[0]; &o.Buf[0] != &pk.Buf[0] || o.Off != pk.Off || o.Len != pk.Len {
 		t.Errorf("opened to %d+%d, want %d+%d of the same buffer", o.Off, o.Len, pk.Off, pk.Len)
 	}
-	other := roomy(udpPacket(a4, b4, 1, 2, 300))
-	for k := range other.Off {
-		other.Buf[k] = byte(k)
-	}
-	was := bytes.Clone(other.Buf)
-	for what, f := range map[string]func(Packet, time.Time) Result{"apply": a.Apply, "permit": b.Permit, "fragreceive": b.FragReceive} {
-		r = f(other, time.Now())
-		wantResult(t, what, r, Bypassed, 1)
-		if o := r.Packets[0]; &o.Buf[0] != &other.Buf[0] || o.Off != other.Off || o.Len != other.Len || !bytes.Equal(o.Buf, was) {
-			t.Errorf("%s: bypassed packet or its link header changed", what)
+	for _, off := range []int{Headroom, 14} {
+		ip := udpPacket(a4, b4, 1, 2, 300)
+		other := Packet{make([]byte, off+len(ip)+Tailroom), off, len(ip)}
+		for k := range other.Buf {
+			other.Buf[k] = byte(k)
+		}
+		copy(other.Bytes(), ip)
+		was := bytes.Clone(other.Buf)
+		for what, f := range map[string]func(Packet, time.Time) Result{"apply": a.Apply, "permit": b.Permit, "fragreceive": b.FragReceive} {
+			r = f(other, time.Now())
+			wantResult(t, what, r, Bypassed, 1)
+			if o := r.Packets[0]; &o.Buf[0] != &other.Buf[0] || o.Off != other.Off || o.Len != other.Len || !bytes.Equal(o.Buf, was) {
+				t.Errorf("%s at %d: bypassed packet or what is around it changed", what, off)
+			}
 		}
 	}
 }
