@@ -72,6 +72,13 @@ func (in *instance) openInline() (err error) {
 	if err := in.openEngine(c); err != nil {
 		return err
 	}
+	for _, side := range []bump.Side{bump.High, bump.Low} {
+		t, err := in.bump.Listen(side, attach.Path(o.ifname, tapPurposes[side.String()]))
+		if err != nil {
+			return err
+		}
+		in.taps = append(in.taps, t)
+	}
 	if in.ctl, err = attach.Listen(attach.Path(o.ifname, statePurpose), maxStateClients, in.serveState); err != nil {
 		return err
 	}
@@ -115,6 +122,12 @@ func (in *instance) bumpStatus(s *Status) {
 		b := in.bump.Stats(side)
 		for what, n := range map[string]uint64{"read": b.Read, "written": b.Written, "silent": b.Silent, "refused": b.Refused, "kernel_drops": b.Dropped} {
 			s.Counters[fmt.Sprintf("bump_%v_%s", side, what)] = n
+		}
+	}
+	for k, t := range in.taps {
+		ts := t.Stats()
+		for what, n := range map[string]uint64{"programs": uint64(ts.Programs), "given": ts.Given, "lost": ts.Lost, "taken": ts.Taken, "bad": ts.Bad} {
+			s.Counters[fmt.Sprintf("tap_%v_%s", bump.Side(k), what)] = n
 		}
 	}
 	if p, ok := in.port.(*bump.Port); ok {

@@ -55,6 +55,7 @@ type instance struct {
 	port  wire.UDPConn // what IKE leaves by; nil: nothing
 	bump  *bump.Bump   // nil: not severed
 	ctl   *attach.Server
+	taps  []*bump.Tap // of high and low
 	sad   *sad.DB
 	keys  *keyengine.Engine
 	rec   *recorder
@@ -253,7 +254,11 @@ func (in *instance) openEngine(c datapath.Config) (err error) {
 		Status:        in.status,
 	})
 	in.rec = newRecorder(in.keys)
-	in.mon = capture.NewHub(capture.Interface{Name: ifname, Link: capture.LinkIP}, capture.Interface{Name: in.tap.Name(), Link: capture.LinkEthernet})
+	low := capture.Interface{Name: ifname, Link: capture.LinkIP}
+	if in.bump != nil {
+		low.Link = capture.LinkEthernet
+	}
+	in.mon = capture.NewHub(low, capture.Interface{Name: in.tap.Name(), Link: capture.LinkEthernet})
 	c = datapath.Config{
 		Low: c.Low, Bridged: c.Bridged, Heard: c.Heard, UDP: c.UDP, MoreUDP: c.MoreUDP,
 		TAP: in.tap, Wire: in.wire, SAD: db, SPD: pol, Default: in.o.defaultAction(), KeepMSS: in.o.mss == "keep",
@@ -288,6 +293,9 @@ func (in *instance) openEngine(c datapath.Config) (err error) {
 	in.reroute(true)
 	if in.natt, err = natt.Listen(nattPath(ifname), in.sendIKE); err != nil {
 		return err
+	}
+	if in.bump != nil {
+		in.bump.Monitor(in.mon, func(err error) { in.log.Warn("a passive side is not monitored", zap.Error(err)) })
 	}
 	return in.mon.Listen(attach.Path(ifname, capture.Purpose))
 }
@@ -556,6 +564,9 @@ func (in *instance) closeDevices() {
 	}
 	if in.ctl != nil {
 		in.ctl.Close()
+	}
+	for _, t := range in.taps {
+		t.Close()
 	}
 	if in.bump != nil {
 		if err := in.bump.Close(); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/missiu/missiu/pkg/attach"
 	"github.com/missiu/missiu/pkg/capture"
+	"github.com/missiu/missiu/pkg/datapath/bump"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
 )
@@ -54,7 +55,7 @@ func loadPolicies(ifname string) ([]ipsec.Policy, error) {
 // reports whether there were any.
 func removeState(ifname string) bool {
 	any := false
-	for _, p := range []string{statePath(ifname), statePath(ifname) + ".new", keysock.Path(ifname), keysock.Path(ifname) + ".lock", nattPath(ifname), attach.Path(ifname, capture.Purpose), attach.Path(ifname, statePurpose)} {
+	for _, p := range []string{statePath(ifname), statePath(ifname) + ".new", keysock.Path(ifname), keysock.Path(ifname) + ".lock", nattPath(ifname), attach.Path(ifname, capture.Purpose), attach.Path(ifname, statePurpose), attach.Path(ifname, bump.PurposeHigh), attach.Path(ifname, bump.PurposeLow)} {
 		if os.Remove(p) == nil {
 			any = true
 		}

@@ -9,8 +9,9 @@ import (
 	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
-// Monitor shows the frames that come from passive sides to h while it has
-// readers. Those of active sides are shown by who reads them here. It is called
+// Monitor shows h, while it has readers, the frames that come from passive sides,
+// and those of active ones that programs take. The others are shown by who reads
+// them here, with what becomes of them. It is called
 // before h listens; failed gets the error of a side that cannot be watched.
 func (b *Bump) Monitor(h *capture.Hub, failed func(error)) {
 	m := &watcher{b: b, h: h}
@@ -50,7 +51,7 @@ func (m *watcher) attach(active bool) error {
 }
 
 func (m *watcher) show(which Side, fs []tap.Frame) {
-	if m.b.State(which) != Passive {
+	if m.b.State(which) != Passive && !m.b.sides[which].taken() {
 		return
 	}
 	side, dir := capture.High, capture.Out

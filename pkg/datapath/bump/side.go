@@ -135,6 +135,11 @@ func (s *side) hand(fs []tap.Frame) (taken bool) {
 	return taken
 }
 
+// taken: a program has the frames in the place of ReadBatch.
+func (s *side) taken() bool {
+	return slices.ContainsFunc(*s.attached.Load(), func(a *attachment) bool { return a.take })
+}
+
 // WriteBatch sends whole frames to a side: to the kernel, which receives them as from
 // the interface, or out of the interface. If the side is not active they are
 // silently dropped. It stops at the first that is refused, fs[n], and returns n
