@@ -72,7 +72,7 @@ race:
 fuzz:
 	@scripts/fuzz $(FUZZTIME)
 
-# missiu beside other tunnels, into results/; needs root and some 45 minutes. The second one takes
+# missiu beside other tunnels, into results/; needs root and some 15 minutes. The second one takes
 # less than three minutes.
 bench:
 	@scripts/setup --bench

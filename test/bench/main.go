@@ -69,19 +69,25 @@ var errUsage = errors.New("wrong usage")
 // works are what can be measured.
 var works = []string{"tcp1", "tcp4", "udp1400", "udp64", "ping", "overload"}
 
+// bareWorks are what is measured on a wire without offload unless flags say
+// otherwise: no goal speaks of it, but the figures must not rest on offload.
+var bareWorks = []string{"tcp1", "udp1400"}
+
 // pace is how long things take.
 type pace struct {
 	rounds int
+	bare   int           // rounds on a wire without offload
 	window time.Duration // of a TCP measurement
 	trial  time.Duration // of one rate
 	trials int
 	step   float64 // precision of the search
 	pings  int
+	limit  time.Duration // of the whole run: rounds but the first of a setting are left out beyond it
 }
 
 var (
-	full  = pace{rounds: 3, window: 2 * time.Second, trial: 500 * time.Millisecond, trials: 10, step: 1.06, pings: 400}
-	quick = pace{rounds: 2, window: time.Second, trial: 250 * time.Millisecond, trials: 8, step: 1.15, pings: 150}
+	full  = pace{rounds: 3, bare: 2, window: time.Second, trial: 250 * time.Millisecond, trials: 8, step: 1.1, pings: 300, limit: 14 * time.Minute}
+	quick = pace{rounds: 2, bare: 2, window: time.Second, trial: 250 * time.Millisecond, trials: 8, step: 1.15, pings: 300, limit: 165 * time.Second}
 )
 
 // plan is what to do.
@@ -90,6 +96,7 @@ type plan struct {
 	systems  []*system
 	works    []string
 	settings []report.Setting
+	everyone bool   // has all works, because flags name them; else those that goals and tables need
 	out      string // name of the files without suffix
 	lock     string
 	patience time.Duration // for others' work, in all
@@ -129,12 +136,12 @@ func parse(args []string) (*plan, error) {
 		rounds   = f.Int("rounds", 0, "how often each system has its turn")
 		out      = f.String("o", "", "`file` for the report; .md and .svg are added (default: below results/)")
 		lock     = f.String("lock", "", "lock `file` to hold while measuring a system, for machines that several measure on")
-		patience = f.Duration("patience", 0, "how long to wait in all for others to leave the machine alone (default 10m; quick: 20s)")
+		patience = f.Duration("patience", 0, "how long to wait in all for others to leave the machine alone (default 1m; quick: 20s)")
 	)
 	if err := flags(f, args); err != nil {
 		return nil, err
 	}
-	p := &plan{pace: full, lock: *lock, patience: 10 * time.Minute}
+	p := &plan{pace: full, lock: *lock, patience: time.Minute}
 	choose := func(s, otherwise string) []string {
 		if s == "" {
 			s = otherwise
@@ -151,7 +158,7 @@ func parse(args []string) (*plan, error) {
 		defSystems, defWorks, defFamilies, defOffload = strings.Join(quickSystems, ","), "tcp1,tcp4,udp1400,udp64,ping", "4", "on"
 	}
 	if *rounds > 0 {
-		p.rounds = *rounds
+		p.rounds, p.bare, p.limit = *rounds, *rounds, 24*time.Hour
 	}
 	if *patience > 0 {
 		p.patience = *patience
@@ -163,6 +170,7 @@ func parse(args []string) (*plan, error) {
 		}
 		p.systems = append(p.systems, &systems[i])
 	}
+	p.everyone = *workList != ""
 	for _, n := range choose(*workList, defWorks) {
 		if !slices.Contains(works, n) {
 			return nil, fmt.Errorf("%w: no work %q; there are %s", errUsage, n, strings.Join(works, ", "))
@@ -222,17 +230,38 @@ func (p *plan) run() error {
 	})
 	err := lab.Stage(func(t lab.TB) {
 		lab.Bin(t)
-		for _, set := range p.settings {
-			p.phase(t, set)
+		for _, family := range []int{4, 6} {
+			var sets []report.Setting // with offload first
+			for _, offload := range []bool{true, false} {
+				if set := (report.Setting{Family: family, Offload: offload}); slices.Contains(p.settings, set) {
+					sets = append(sets, set)
+				}
+			}
+			if len(sets) > 0 {
+				p.family(t, sets)
+			}
 		}
 	})
 	// What was measured before an interruption is worth telling.
 	return errors.Join(err, p.write())
 }
 
-// phase measures all systems in one setting.
-func (p *plan) phase(t lab.TB, set report.Setting) {
-	fmt.Fprintf(os.Stderr, "%v\n", set)
+// worksOf are what a system is measured in.
+func (p *plan) worksOf(s *system, set report.Setting) []string {
+	if p.everyone {
+		return p.works
+	}
+	return slices.DeleteFunc(slices.Clone(p.works), func(w string) bool {
+		if !set.Offload && !(s.bare && slices.Contains(bareWorks, w)) {
+			return true
+		}
+		return s.works != nil && !slices.Contains(s.works, w)
+	})
+}
+
+// family starts all systems and measures them in one setting after the other,
+// which differ in the wire only.
+func (p *plan) family(t lab.TB, sets []report.Setting) {
 	var ins []*instance
 	defer func() {
 		for _, in := range ins {
@@ -240,19 +269,19 @@ func (p *plan) phase(t lab.TB, set report.Setting) {
 		}
 	}()
 	for _, s := range p.systems {
+		if !slices.ContainsFunc(sets, func(set report.Setting) bool { return len(p.worksOf(s, set)) > 0 }) {
+			continue
+		}
 		unlock := p.hold(t)
-		in, err := startInstance(s, set)
+		in, err := startInstance(s, sets[0])
 		ins = append(ins, in)
 		t.Cleanup(in.t.End)
-		if err == nil {
-			err = p.check(in, set, "")
-		}
 		if err == nil {
 			err = in.freeze()
 		}
 		unlock()
 		if err != nil {
-			p.note("%s, %v: does not work: %v", s.Title, set, err)
+			p.note("%s, %v: does not work: %v", s.Title, sets[0], err)
 			in.t.End()
 			for _, l := range in.t.Logs() {
 				fmt.Fprintln(os.Stderr, l)
@@ -262,13 +291,40 @@ func (p *plan) phase(t lab.TB, set report.Setting) {
 		}
 		fmt.Fprintf(os.Stderr, "  %s is up\n", s.ID)
 	}
-	for round := range p.rounds {
+	for i, set := range sets {
+		if i > 0 {
+			for _, in := range ins {
+				if err := in.t.Try(in.noOffload); err != nil {
+					p.note("%s, %v: %v", in.Title, set, err)
+				}
+			}
+		}
+		p.phase(t, set, ins)
+	}
+}
+
+// phase measures systems in one setting.
+func (p *plan) phase(t lab.TB, set report.Setting, ins []*instance) {
+	fmt.Fprintf(os.Stderr, "%v, after %v\n", set, time.Since(p.results.Start).Round(time.Second))
+	ins = slices.DeleteFunc(slices.Clone(ins), func(in *instance) bool { return len(p.worksOf(in.system, set)) == 0 })
+	rounds := p.rounds
+	if !set.Offload {
+		rounds = p.bare
+	}
+	end, took := p.results.Start.Add(p.share(set)), time.Duration(0)
+	for round := range rounds {
+		start := time.Now()
+		if round > 0 && start.Add(took).After(end) {
+			p.note("%v: %d rounds instead of %d, for want of time", set, round, rounds)
+			break
+		}
 		for i := range ins {
 			in := ins[(i+round)%len(ins)]
 			unlock := p.hold(t)
 			p.turn(in, set, round)
 			unlock()
 		}
+		took = time.Since(start)
 	}
 	for _, in := range ins {
 		unlock := p.hold(t)
@@ -282,6 +338,27 @@ func (p *plan) phase(t lab.TB, set report.Setting) {
 		in.freeze()
 		unlock()
 	}
+}
+
+// share is the part of the limit, from the start, in which the rounds of a
+// setting and of those before it are to end.
+func (p *plan) share(set report.Setting) time.Duration {
+	sum, upTo := 0, 0
+	for _, family := range []int{4, 6} {
+		for _, offload := range []bool{true, false} {
+			s := report.Setting{Family: family, Offload: offload}
+			if !slices.Contains(p.settings, s) {
+				continue
+			}
+			if sum++; offload {
+				sum += 3 // it has many more works, and starts the systems
+			}
+			if s == set {
+				upTo = sum
+			}
+		}
+	}
+	return p.limit * time.Duration(upTo) / time.Duration(sum)
 }
 
 // hold takes the lock file, if there is one.
@@ -299,15 +376,20 @@ func (p *plan) hold(t lab.TB) (unlock func()) {
 	return func() { f.Close() }
 }
 
-// turn measures all works of one system once.
+// turn measures all works of one system once; in the first round it looks at
+// the wire, too.
 func (p *plan) turn(in *instance, set report.Setting, round int) {
-	if err := in.thaw(); err != nil {
+	err := in.thaw()
+	if err == nil && round == 0 {
+		err = p.check(in, set, "")
+	}
+	if err != nil {
 		p.note("%s, %v, round %d: %v", in.Title, set, round+1, err)
 		in.freeze()
 		return
 	}
 	defer in.freeze()
-	for _, w := range p.works {
+	for _, w := range p.worksOf(in.system, set) {
 		if w == "overload" && round > 0 {
 			continue
 		}

@@ -38,10 +38,8 @@ func startInstance(s *system, set report.Setting, flags ...string) (*instance, e
 	in := &instance{system: s, t: lab.NewTest(), rate: map[int]float64{}}
 	err := in.t.Try(func(t lab.TB) {
 		in.ends = newEnds(t, s.ID, set.Family == 6)
-		for _, x := range in.both() {
-			if !set.Offload {
-				x.Must("ethtool", "-K", "eth0", "gso", "off", "tso", "off", "gro", "off", "tx-udp-segmentation", "off")
-			}
+		if !set.Offload {
+			in.noOffload(t)
 		}
 		for i, x := range in.both() {
 			in.client[i] = startAgent(t, x.Host)
@@ -57,6 +55,13 @@ func startInstance(s *system, set report.Setting, flags ...string) (*instance, e
 		in.warm(t)
 	})
 	return in, err
+}
+
+// noOffload keeps super-frames from the wire.
+func (in *instance) noOffload(lab.TB) {
+	for _, x := range in.both() {
+		x.Must("ethtool", "-K", "eth0", "gso", "off", "tso", "off", "gro", "off", "tx-udp-segmentation", "off")
+	}
 }
 
 func startAgent(t lab.TB, h *lab.Host) *rpc.Client {

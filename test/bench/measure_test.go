@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/missiu/missiu/test/bench/report"
 	"github.com/missiu/missiu/test/bench/traffic"
@@ -119,6 +120,62 @@ func TestFlags(t *testing.T) {
 		if _, err := parse(strings.Fields(bad)); !errors.Is(err, errUsage) {
 			t.Errorf("%q: %v", bad, err)
 		}
+	}
+}
+
+// A whole run measures what the goals speak of, each system in what it is needed
+// for; flags that name works mean them for all.
+func TestWorksOf(t *testing.T) {
+	with := report.Setting{Family: 4, Offload: true}
+	without := report.Setting{Family: 4}
+	all, err := parse(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	named, err := parse([]string{"--works", "udp64,ping"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []struct {
+		system    string
+		on, off   string
+		whenNamed string
+	}{
+		{report.Missiu, strings.Join(works, " "), "tcp1 udp1400", "udp64 ping"},
+		{report.WireGuard, "tcp1 tcp4 udp1400 udp64 ping", "tcp1 udp1400", "udp64 ping"},
+		{report.Libipsec, "tcp1 udp1400", "tcp1 udp1400", "udp64 ping"},
+		{report.MissiuStd, "tcp1", "", "udp64 ping"},
+		{report.Missiu100k, "tcp1 udp64", "", "udp64 ping"},
+	} {
+		i := slices.IndexFunc(systems, func(s system) bool { return s.ID == k.system })
+		s := &systems[i]
+		for _, c := range []struct {
+			p    *plan
+			set  report.Setting
+			want string
+		}{{all, with, k.on}, {all, without, k.off}, {named, with, k.whenNamed}, {named, without, k.whenNamed}} {
+			if got := strings.Join(c.p.worksOf(s, c.set), " "); got != c.want {
+				t.Errorf("%s, %v: %q, want %q", k.system, c.set, got, c.want)
+			}
+		}
+	}
+}
+
+func TestShare(t *testing.T) {
+	p, err := parse(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := time.Duration(0)
+	for _, set := range []report.Setting{{Family: 4, Offload: true}, {Family: 4}, {Family: 6, Offload: true}, {Family: 6}} {
+		if d := p.share(set); d <= last || d > p.limit {
+			t.Errorf("%v: until %v of %v, after %v", set, d, p.limit, last)
+		} else {
+			last = d
+		}
+	}
+	if last != p.limit {
+		t.Errorf("all: %v, want %v", last, p.limit)
 	}
 }
 

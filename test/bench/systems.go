@@ -49,6 +49,9 @@ type system struct {
 	start func(t lab.TB, e *ends, flags ...string) []*lab.Proc
 	// needs is a program that scripts/setup --bench installs.
 	needs func() string
+	// works are those that goals and tables need of it; nil: all.
+	works []string
+	bare  bool // measured without offload, too
 }
 
 // The ports of the peers.
@@ -83,18 +86,21 @@ const (
 	cbcSHA2 = "encr_algs aes-cbc(128) encr_auth_algs sha256"
 )
 
+// peerWorks are all but overload: how others bear that is no goal of ours.
+var peerWorks = []string{"tcp1", "tcp4", "udp1400", "udp64", "ping"}
+
 // systems are all, in the order of the tables.
 var systems = []system{
-	{report.System{ID: report.Missiu, Title: "missiu, AES-128-GCM, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: gcm}), nil},
-	{report.System{ID: report.MissiuNative, Title: "missiu, AES-128-GCM, native ESP"}, nativeESP, missiu(missiuOptions{algs: gcm}), nil},
-	{report.System{ID: report.MissiuStd, Title: "missiu --crypto std, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: gcm, flags: []string{"--crypto", "std"}}), nil},
-	{report.System{ID: report.MissiuSHA1, Title: "missiu, AES-CBC + SHA-1, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: cbcSHA1}), nil},
-	{report.System{ID: report.MissiuSHA256, Title: "missiu, AES-CBC + SHA-256, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: cbcSHA2}), nil},
-	{report.System{ID: report.Missiu100k, Title: "missiu, 100,000 SAs and policies, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: gcm, others: 50000}), nil},
-	{report.System{ID: report.WireGuard, Title: "wireguard-go"}, wireguard, startWireGuard, wireguardProgram},
-	{report.System{ID: report.OpenVPN, Title: "OpenVPN, AES-128-GCM"}, openvpn, startOpenVPN, program("openvpn")},
-	{report.System{ID: report.Libipsec, Title: "strongSwan libipsec, AES-128-GCM"}, espInUDP, startLibipsec, program("/usr/lib/ipsec/charon")},
-	{report.System{ID: report.Plain, Title: "plain veth"}, readable, startPlain, nil},
+	{report.System{ID: report.Missiu, Title: "missiu, AES-128-GCM, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: gcm}), nil, nil, true},
+	{report.System{ID: report.MissiuNative, Title: "missiu, AES-128-GCM, native ESP"}, nativeESP, missiu(missiuOptions{algs: gcm}), nil, nil, true},
+	{report.System{ID: report.MissiuStd, Title: "missiu --crypto std, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: gcm, flags: []string{"--crypto", "std"}}), nil, []string{"tcp1"}, false},
+	{report.System{ID: report.MissiuSHA1, Title: "missiu, AES-CBC + SHA-1, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: cbcSHA1}), nil, []string{"tcp1"}, false},
+	{report.System{ID: report.MissiuSHA256, Title: "missiu, AES-CBC + SHA-256, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: cbcSHA2}), nil, []string{"tcp1"}, false},
+	{report.System{ID: report.Missiu100k, Title: "missiu, 100,000 SAs and policies, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: gcm, others: 50000}), nil, []string{"tcp1", "udp64"}, false},
+	{report.System{ID: report.WireGuard, Title: "wireguard-go"}, wireguard, startWireGuard, wireguardProgram, peerWorks, true},
+	{report.System{ID: report.OpenVPN, Title: "OpenVPN, AES-128-GCM"}, openvpn, startOpenVPN, program("openvpn"), peerWorks, true},
+	{report.System{ID: report.Libipsec, Title: "strongSwan libipsec, AES-128-GCM"}, espInUDP, startLibipsec, program("/usr/lib/ipsec/charon"), []string{"tcp1", "udp1400"}, true},
+	{report.System{ID: report.Plain, Title: "plain veth"}, readable, startPlain, nil, []string{"tcp1", "tcp4", "udp1400", "ping"}, true},
 }
 
 // ends are two gateways a and b on one wire, whose endpoints are in them: each
