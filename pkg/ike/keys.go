@@ -560,6 +560,13 @@ func (d *Daemon) ask(local, remote netip.Addr, rule *pad.Rule, s *starter, t *ti
 	for l := range d.lineages {
 		first = first && (l.remote.Addr() != remote || l.over)
 	}
+	l := d.newInitiator(local, remote, rule, s, t, reqs)
+	d.mu.Unlock()
+	d.launch(l, first, rule, reqs)
+}
+
+// newInitiator makes a lineage that will speak first; d.mu is held.
+func (d *Daemon) newInitiator(local, remote netip.Addr, rule *pad.Rule, s *starter, t *ticket, reqs []sa.ChildRequest) *lineage {
 	l := d.newLineage(netip.AddrPortFrom(local, d.cfg.IKEPort), netip.AddrPortFrom(remote, rule.RemotePort), true)
 	l.label = rule.Label
 	if t != nil {
@@ -572,7 +579,11 @@ func (d *Daemon) ask(local, remote netip.Addr, rule *pad.Rule, s *starter, t *ti
 	if s != nil {
 		l.starter, s.lineage = s, l
 	}
-	d.mu.Unlock()
+	return l
+}
+
+// launch runs it. first: there is no other IKE SA with the peer.
+func (d *Daemon) launch(l *lineage, first bool, rule *pad.Rule, reqs []sa.ChildRequest) {
 	l.sa = sa.NewInitiator(l.config(first && rule.InitialContact), rule)
 	if !d.start(l, func(now time.Time) []sa.Output { return l.sa.Start(now, reqs...) }) {
 		endAll(l.ups, errStopping)
@@ -599,7 +610,7 @@ func (d *Daemon) serving(local, remote netip.Addr) *lineage {
 	var making, last *lineage
 	for l := range d.lineages {
 		switch {
-		case l.local.Addr() != local || l.remote.Addr() != remote || l.over || l.halfOpen:
+		case l.local.Addr() != local || l.remote.Addr() != remote || l.over || l.retiring || l.halfOpen:
 		case l.peer == nil:
 			making = l
 		case last == nil || l.proven > last.proven:

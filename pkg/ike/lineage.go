@@ -37,11 +37,12 @@ type lineage struct {
 	ended    chan struct{}
 
 	rekeys map[rekeyKey][]*ticket // of the goroutine
-	known  bool                   // of the goroutine: the peer is authenticated
-	lines  rate                   // of the goroutine
-	done   bool                   // of the goroutine
-	dropAt time.Time              // of the goroutine: when to end without the peer; zero: never
-	lone   []lone                 // of the goroutine, soonest first
+	upkeep
+	known  bool      // of the goroutine: the peer is authenticated
+	lines  rate      // of the goroutine
+	done   bool      // of the goroutine
+	dropAt time.Time // of the goroutine: when to end without the peer; zero: never
+	lone   []lone    // of the goroutine, soonest first
 
 	// Of the goroutine: packets counted by inbound child SAs when last asked.
 	children map[ipsec.SAID]childCount
@@ -61,6 +62,8 @@ type lineage struct {
 	has           map[acquireKey]int           // child SAs by policy and protocol
 	starter       *starter
 	label         string    // of the rule, once there is one for certain
+	retiring      bool      // takes no new children: its successor is being made
+	then          func()    // follows its end
 	ups, ends     []*ticket // wait for it to be established, and to end
 }
 
@@ -212,33 +215,31 @@ func (l *lineage) run(first func(time.Time) []sa.Output) {
 	defer timer.Stop()
 	l.carryOut(first(time.Now()))
 	for !l.done {
-		var due <-chan time.Time
-		t := l.sa.Deadline()
-		if !l.dropAt.IsZero() && (t.IsZero() || l.dropAt.Before(t)) {
-			t = l.dropAt
-		}
-		if len(l.lone) > 0 && (t.IsZero() || l.lone[0].at.Before(t)) {
-			t = l.lone[0].at
-		}
-		if !t.IsZero() {
+		var expired <-chan time.Time
+		if t := l.deadline(); !t.IsZero() {
 			timer.Reset(max(0, time.Until(t)))
-			due = timer.C
+			expired = timer.C
 		}
 		select {
 		case dg := <-l.packets:
 			l.carryOut(l.sa.Receive(time.Now(), dg))
 		case c := <-l.calls:
 			l.carryOut(c(l, time.Now()))
-		case <-due:
-			if !l.dropAt.IsZero() && !time.Now().Before(l.dropAt) {
+		case <-expired:
+			if due(l.dropAt, time.Now()) {
 				l.carryOut(l.sa.Drop(time.Now(), sa.ErrClosed))
 				return
 			}
 			if l.missOthers(time.Now()) {
 				break
 			}
-			l.pollChildren()
-			l.carryOut(l.sa.Tick(time.Now()))
+			l.carryOut(l.keepUp(time.Now()))
+			if now := time.Now(); due(l.sa.Deadline(), now) {
+				l.pollChildren()
+				l.carryOut(l.sa.Tick(time.Now()))
+			}
+		case <-l.made:
+			l.carryOut(l.succeeded(time.Now()))
 		case <-l.killed:
 			l.carryOut(l.sa.Drop(time.Now(), sa.ErrClosed))
 			return
@@ -313,6 +314,8 @@ func (l *lineage) carryOut(outs []sa.Output) {
 			l.d.mu.Unlock()
 		case sa.Established:
 			l.established(o)
+		case sa.AuthLifetime:
+			l.authLifetime(time.Now(), o.Within)
 		case sa.IKEKeys:
 			l.d.tellIKE(o)
 		case sa.RekeyFailed:
@@ -589,6 +592,7 @@ func (l *lineage) newIKESA(o sa.NewIKESA) {
 func (l *lineage) established(o sa.Established) {
 	d := l.d
 	l.known = true
+	l.authenticated(time.Now(), o.Peer.Rule, o.Initiator)
 	l.log.Info("peer authenticated", zap.Stringer("peer", o.Peer.Remote), zap.Stringer("id", o.Peer.RemoteID), zap.Stringer("local_id", o.Peer.LocalID),
 		zap.String("rule", o.Peer.Rule.Label), zap.Stringer("spi_local", o.Local), zap.Stringer("spi_remote", o.Remote),
 		zap.Bool("initiator", o.Initiator), zap.Bool("nat_local", o.NATLocal), zap.Bool("nat_remote", o.NATRemote))
@@ -672,7 +676,12 @@ func (l *lineage) failed(err error) {
 	if d.stopping {
 		l.kill() // nobody is left to repeat the last response for
 	}
+	then := l.then
+	l.then = nil
 	d.mu.Unlock()
+	if then != nil {
+		then()
+	}
 	d.wake()
 	if errors.Is(err, sa.ErrTimeout) && peer != nil && peer.Rule.DPDAction == pad.DPDRestart && s == nil {
 		d.addStarter(l.local.Addr(), l.remote.Addr(), false)

@@ -164,3 +164,42 @@ func TestSAsAreNotOrphaned(t *testing.T) {
 		t.Errorf("ike leaves behind: %s", out)
 	}
 }
+
+// Reauthentication against charon, make before break, begun by either: pings go
+// on through it and none is lost.
+func TestInteropReauthentication(t *testing.T) {
+	d := newDuo(t, "make_before_break = yes")
+	for _, tt := range []struct{ name, conf, conn string }{
+		{"ours", "reauth_secs 4 rekey_fuzz 0", ""},
+		{"theirs", "", "reauth_time = 4s\nover_time = 20s\nrand_time = 0s\nrekey_time = 0"},
+		{"ours, by AUTH_LIFETIME of theirs", "", "reauth_time = 5s\nover_time = 10s\nrand_time = 0s\nrekey_time = 0"},
+		{"theirs, by AUTH_LIFETIME of ours", "reauth_secs 25", "over_time = 20s"},
+	} {
+		d.peer(tt.conn, "")
+		d.rule(tt.conf)
+		oursBegins := strings.HasPrefix(tt.name, "ours")
+		if oursBegins {
+			d.a.Do("./ike up t")
+		} else {
+			d.up()
+		}
+		spi := func() string {
+			s := statusOfIKE(t, d.a)
+			if len(s.IKESAs) == 0 {
+				return ""
+			}
+			return s.IKESAs[len(s.IKESAs)-1].SPILocal
+		}
+		was := spi()
+		traffic := d.a.Start(lab.PingArgs(600, 10*time.Millisecond, 10*time.Second, "10.2.0.1")...)
+		lab.Until(t, 60*time.Second, tt.name+": another IKE SA alone", func() (bool, string) {
+			s := statusOfIKE(t, d.a)
+			return len(s.IKESAs) == 1 && s.IKESAs[0].SPILocal != was && len(s.IKESAs[0].Children) == 1, fmt.Sprintf("%+v", s)
+		})
+		traffic.Wait(60 * time.Second)
+		if got := lab.Answered(traffic.Output(), 600); got != 600 {
+			t.Errorf("%s: %d of 600 pings answered", tt.name, got)
+		}
+		d.down()
+	}
+}

@@ -110,6 +110,8 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	p.Retransmit.Max = max(p.Retransmit.Init, dur("retry_timer_max"))
 	p.StartAction = map[string]pad.StartAction{"trap": pad.StartTrap, "start": pad.StartNow, "none": pad.StartNone}[r.get("start_action").text]
 	p.DPD = dur("dpd_secs")
+	p.Reauth, p.ReauthBreak = dur("reauth_secs"), r.is("reauth_mode", "break_before_make")
+	p.ChildIdle = dur("childsa_idletime_secs")
 	p.DPDAction = pad.DPDClear
 	if a := r.get("dpd_action"); a != nil && a.text == "restart" || a == nil && p.StartAction == pad.StartNow {
 		p.DPDAction = pad.DPDRestart

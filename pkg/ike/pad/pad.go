@@ -175,6 +175,13 @@ type Rule struct {
 	ChildHard, ChildSoft ipsec.Lifetime
 	RekeyFuzz            int // percent of the lifetime by which soft limits vary
 
+	// Reauth is how long an authentication counts, 0 for ever; ReauthBreak has the
+	// initiator delete the old IKE SA before it makes a new one.
+	Reauth      time.Duration
+	ReauthBreak bool
+	// ChildIdle: child SAs without traffic for so long are deleted; 0: never.
+	ChildIdle time.Duration
+
 	Retransmit     Retransmit
 	DPD            time.Duration // idle time before a probe; 0: never
 	DPDAction      DPDAction

@@ -2,6 +2,7 @@ package sa
 
 import (
 	"crypto/hmac"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -188,6 +189,7 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 	}
 	s.peer.RemoteID = id
 	s.established(i, ikev2.FindNotify(ps, ikev2.INITIAL_CONTACT) != nil)
+	s.hearAuthLifetime(ikev2.FindNotify(ps, ikev2.AUTH_LIFETIME))
 	has, err := childTriple(ps)
 	switch n := refusal(ps); {
 	case t.offer == nil:
@@ -241,6 +243,17 @@ func (s *SA) established(i *ikeSA, onlyOne bool) {
 		NATLocal: s.natLocal, NATRemote: s.natRemote, OnlyOne: onlyOne,
 	})
 	s.log(levelInfo, "IKE SA established", slog.String("id", s.peer.RemoteID.String()), slog.String("suite", i.suite.String()), slog.Bool("ppk", s.ppk))
+}
+
+// hearAuthLifetime tells what the responder says of how long our proof counts
+// (RFC 4478, 3). A malformed one counts for nothing, as does one to a responder.
+func (s *SA) hearAuthLifetime(n *ikev2.Notify) {
+	if n == nil || !s.initiator || len(n.Data) != 4 {
+		return
+	}
+	if secs := binary.BigEndian.Uint32(n.Data); secs > 0 {
+		s.emit(AuthLifetime{time.Duration(secs) * time.Second})
+	}
 }
 
 // endHandshake forgets what only AUTH needed.
@@ -316,6 +329,9 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	if ppk != nil {
 		out = append(out, ppk)
+	}
+	if secs := r.Reauth / time.Second; secs > 0 {
+		out = append(out, notify(ikev2.AUTH_LIFETIME, binary.BigEndian.AppendUint32(nil, uint32(secs))...))
 	}
 	s.onlyOne = ikev2.FindNotify(ps, ikev2.INITIAL_CONTACT) != nil
 	s.candidate = nil

@@ -195,6 +195,9 @@ func (s *SA) informational(i *ikeSA, ps []ikev2.Payload) {
 				}
 			}
 		case *ikev2.Notify:
+			if p.Type == ikev2.AUTH_LIFETIME {
+				s.hearAuthLifetime(p)
+			}
 			if !p.Type.IsError() {
 				continue
 			}

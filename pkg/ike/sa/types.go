@@ -257,6 +257,11 @@ func (k IKEKeys) Wipe() {
 	}
 }
 
+// AuthLifetime is the peer's wish that we prove our identity anew, by a new IKE
+// SA, within a time from now (RFC 4478). It is for the initiator of the first IKE
+// SA.
+type AuthLifetime struct{ Within time.Duration }
+
 // Done is the last output of an SA.
 type Done struct{}
 
@@ -284,6 +289,7 @@ func (RekeyFailed) output()  {}
 func (PeerMoved) output()    {}
 func (Failed) output()       {}
 func (IKEKeys) output()      {}
+func (AuthLifetime) output() {}
 func (Done) output()         {}
 func (Log) output()          {}
 
