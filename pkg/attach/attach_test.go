@@ -1,12 +1,17 @@
 package attach
 
 import (
+	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // echo serves one packet.
@@ -87,4 +92,51 @@ func TestStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
+}
+
+// TestStranger: a process of another user is sent away unread, even if the mode
+// of the socket lets it connect.
+func TestStranger(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: becomes another user")
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "x")
+	s, err := Listen(path, 1, echo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, p := range []string{filepath.Dir(dir), dir, path} {
+		if err := os.Chmod(p, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	type answer struct {
+		n   int
+		err error
+	}
+	done := make(chan answer)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with its user
+		const nobody = 65534
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), nobody, ^uintptr(0)); errno != 0 {
+			done <- answer{0, errno}
+			return
+		}
+		c, err := Dial(path)
+		if err != nil {
+			done <- answer{0, err}
+			return
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.Write([]byte("hello"))
+		n, err := c.Read(make([]byte, 100))
+		done <- answer{n, err}
+	}()
+	a := <-done
+	if a.n != 0 || !errors.Is(a.err, io.EOF) && !errors.Is(a.err, unix.ECONNRESET) {
+		t.Errorf("a stranger got %d octets, %v", a.n, a.err)
+	}
 }
