@@ -16,6 +16,8 @@ type Want struct {
 	// its own come from there. Prefer are such addresses that come first.
 	Local  []netip.Prefix
 	Prefer []netip.Addr
+	// Except are sources whose packets go into the device although Pass is set.
+	Except []netip.Prefix
 }
 
 // PlanOptions of Plan.
@@ -38,9 +40,10 @@ type PlanOptions struct {
 // Multicast, loopback and link-local addresses stay out.
 //
 // A peer within a destination of its own tunnel stays out (RFC 4301 has IKE and
-// ESP to it leave as they are), unless the destination is the peer itself, or
-// policy protects what our end of the tunnel sends to it: then it goes in, since
-// what the device must not have never gets there (see the package's comment).
+// ESP to it leave as they are) but for the sources that policy means, unless the
+// destination is the peer itself, or policy protects what our end of the tunnel
+// sends to it: then it goes in, since what the device must not have never gets
+// there (see the package's comment).
 func Plan(ps []*ipsec.Policy, sas []*ipsec.SAParams, o PlanOptions) []Want {
 	p := plan{wants: map[netip.Prefix]*Want{}}
 	for _, q := range ps {
@@ -190,6 +193,12 @@ func (p *plan) peer(ps []*ipsec.Policy, local, peer netip.Addr, outer []netip.Ad
 		}
 	}
 	p.keepOut(host)
+	w := p.wants[host]
+	for _, q := range ps {
+		if q.Dir == ipsec.Out && q.Action != ipsec.Bypass && q.Sel.Dst.Contains(peer) && !slices.Contains(w.Except, q.Sel.Src) {
+			w.Except = append(w.Except, q.Sel.Src)
+		}
+	}
 }
 
 // covered reports whether policy protects or discards anything from src to dst.

@@ -44,6 +44,9 @@ func show(ws []Want) string {
 		for _, a := range w.Prefer {
 			s += " prefer " + a.String()
 		}
+		for _, p := range w.Except {
+			s += " but " + p.String()
+		}
 		l = append(l, s)
 	}
 	return strings.Join(l, "; ")
@@ -65,14 +68,14 @@ func TestPlan(t *testing.T) {
 			PlanOptions{}, "10.2.0.0/24 from 10.1.0.0/24 from 10.7.0.0/24 prefer 192.0.2.1"},
 		{"transport", []*ipsec.Policy{policy("protect 192.0.2.1/32 192.0.2.2/32")}, PlanOptions{}, "192.0.2.2/32 from 192.0.2.1/32"},
 		{"the selector is the peer", []*ipsec.Policy{policy("protect 192.0.2.1/32 192.0.2.2/32 192.0.2.1 192.0.2.2")}, PlanOptions{}, "192.0.2.2/32 from 192.0.2.1/32 prefer 192.0.2.1"},
-		{"the peer in the selector", []*ipsec.Policy{policy("protect 10.1.0.0/24 192.0.2.0/24 192.0.2.1 192.0.2.2")}, PlanOptions{}, "192.0.2.0/24 from 10.1.0.0/24 prefer 192.0.2.1; 192.0.2.2/32 pass"},
+		{"the peer in the selector", []*ipsec.Policy{policy("protect 10.1.0.0/24 192.0.2.0/24 192.0.2.1 192.0.2.2")}, PlanOptions{}, "192.0.2.0/24 from 10.1.0.0/24 prefer 192.0.2.1; 192.0.2.2/32 pass but 10.1.0.0/24"},
 		{"and protected itself", []*ipsec.Policy{policy("protect 192.0.2.0/24 192.0.2.0/24 192.0.2.1 192.0.2.2")}, PlanOptions{}, "192.0.2.0/24 from 192.0.2.0/24 prefer 192.0.2.1"},
-		{"our end open", []*ipsec.Policy{policy("protect 10.1.0.0/24 192.0.2.0/24 0.0.0.0 192.0.2.2")}, PlanOptions{Outer: []netip.Addr{adr("192.0.2.1")}}, "192.0.2.0/24 from 10.1.0.0/24; 192.0.2.2/32 pass"},
+		{"our end open", []*ipsec.Policy{policy("protect 10.1.0.0/24 192.0.2.0/24 0.0.0.0 192.0.2.2")}, PlanOptions{Outer: []netip.Addr{adr("192.0.2.1")}}, "192.0.2.0/24 from 10.1.0.0/24; 192.0.2.2/32 pass but 10.1.0.0/24"},
 		{"our end open, protected", []*ipsec.Policy{policy("protect 192.0.2.1/32 192.0.2.0/24 0.0.0.0 192.0.2.2")}, PlanOptions{Outer: []netip.Addr{adr("192.0.2.1")}}, "192.0.2.0/24 from 192.0.2.1/32"},
 		{"everything", []*ipsec.Policy{policy("protect 10.1.0.0/24 0.0.0.0/0 192.0.2.1 192.0.2.2")}, PlanOptions{},
-			"0.0.0.0/0 from 10.1.0.0/24 prefer 192.0.2.1; 127.0.0.0/8 pass; 192.0.2.2/32 pass; 224.0.0.0/4 pass; 255.255.255.255/32 pass"},
+			"0.0.0.0/0 from 10.1.0.0/24 prefer 192.0.2.1; 127.0.0.0/8 pass; 192.0.2.2/32 pass but 10.1.0.0/24; 224.0.0.0/4 pass; 255.255.255.255/32 pass"},
 		{"everything, IPv6", []*ipsec.Policy{policy("protect fd01::/64 ::/0 2001:db8::1 2001:db8::2")}, PlanOptions{},
-			"::/0 from fd01::/64 prefer 2001:db8::1; ::1/128 pass; 2001:db8::2/128 pass; fe80::/10 pass; ff00::/8 pass"},
+			"::/0 from fd01::/64 prefer 2001:db8::1; ::1/128 pass; 2001:db8::2/128 pass but fd01::/64; fe80::/10 pass; ff00::/8 pass"},
 		{"other families' peers do not matter", []*ipsec.Policy{policy("protect fd01::/64 fd02::/64 192.0.2.1 192.0.2.2")}, PlanOptions{}, "fd02::/64 from fd01::/64 prefer 192.0.2.1"},
 		{"multicast", []*ipsec.Policy{policy("protect 10.1.0.0/24 224.0.0.5/32 192.0.2.1 192.0.2.2"), policy("protect 239.0.0.1/32 10.2.0.0/24 192.0.2.1 192.0.2.2")}, PlanOptions{}, ""},
 		{"bypass and discard", []*ipsec.Policy{policy("bypass 0.0.0.0/0 10.2.0.9/32"), policy("discard 0.0.0.0/0 10.3.0.0/24"), policy("protect 10.1.0.0/24 10.2.0.0/16 192.0.2.1 192.0.2.2"), policy("bypass 0.0.0.0/0 10.3.0.0/24")},

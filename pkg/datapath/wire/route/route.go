@@ -3,19 +3,23 @@
 // policies of the key engine and hands the plan to a Table, which follows changes
 // of addresses, links and other routes by itself.
 //
-//	rule 200, not bound to the interface:  our table, then the others as ever
+//	rule 200, not bound to the interface:     our table, then the others as ever
+//	rule 199, from 10.1.0.0/24 to 192.0.2.2:  another table, with all into the device
 //
 //	our table   10.2.0.0/24  dev tun0 src 10.1.0.1     protected or discarded
 //	            10.2.0.0/24  unreachable, of the highest metric: if the device is
 //	                         down or deleted, nothing leaves in clear
 //	            0.0.0.0/0    dev tun0 ...
 //	            10.1.0.0/24  throw: another interface's route, of the main table
-//	            192.0.2.2    throw: a peer, within 0.0.0.0/0
+//	            192.0.2.2    throw: a peer, within 0.0.0.0/0; rule 199 is for what
+//	                         policy protects of its traffic
 //
 // No route of the operator's is touched. A throw has the kernel look into the
 // next table, so an excluded destination follows the main table whatever becomes
 // of it. What is protected by policy wins over routes by the interface that
-// missiu is for, and loses to more specific ones by other interfaces.
+// missiu is for, and loses to more specific ones by other interfaces. Where those
+// have a less specific one, there is no unreachable route behind the device's, or
+// sockets that are bound to them would be cut off.
 //
 // Nothing of ours comes back into the device: ESP leaves by sockets that are
 // bound to the interface, for which the kernel's rule does not hold, or without
@@ -48,7 +52,8 @@ import (
 var Dir = "/run/missiu"
 
 const (
-	// Priority of the rules: before main (32766), after local (0).
+	// Priority of the rules: before main (32766), after local (0). Those for what
+	// peers are not excluded from come one before.
 	Priority = 200
 	// firstTable and the index of the interface make the number of the table.
 	firstTable = 0x6d690000
@@ -56,6 +61,8 @@ const (
 	protocol = 109
 	// lastMetric is that of the unreachable routes.
 	lastMetric = 1<<31 - 1
+	// exceptions and the number of the table make that of the second one.
+	exceptions = 0x10000
 )
 
 // Timing of what follows changes.
@@ -96,7 +103,7 @@ func file(ifname string) string { return filepath.Join(Dir, ifname+".routes") }
 // the first Apply.
 func Open(o Options) (*Table, error) {
 	t := &Table{o: o, table: firstTable + o.Index, kick: make(chan struct{}, 1), stop: make(chan struct{}), errs: make(chan error, 1)}
-	if n := saved(o.Interface); n != 0 {
+	if n := saved(o.Interface); n != 0 { // what it has is adopted
 		t.table = n
 	} else if err := save(o.Interface, t.table); err != nil {
 		return nil, err
@@ -155,6 +162,21 @@ func rule(family, table int, ifname string) *netlink.Rule {
 	return r
 }
 
+// exception leads what comes from src and goes to dst into the device.
+func exception(table int, src, dst netip.Prefix) *netlink.Rule {
+	r := netlink.NewRule()
+	r.Family, r.Table, r.Priority, r.Protocol = unix.AF_INET, table+exceptions, Priority-1, protocol
+	if dst.Addr().Is6() {
+		r.Family = unix.AF_INET6
+	}
+	r.Src, r.Dst = ipNet(src), ipNet(dst)
+	return r
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
 func (t *Table) addRules() error {
 	for _, f := range families {
 		if err := t.handle.RuleAdd(rule(f, t.table, t.o.Interface)); err != nil && !errors.Is(err, unix.EEXIST) && !lacks(err) {
@@ -185,17 +207,22 @@ func Cleanup(ifname string) (bool, error) {
 		rules, e := dump(func() ([]netlink.Rule, error) { return h.RuleList(f) })
 		err = errors.Join(err, e)
 		for i := range rules {
-			if r := &rules[i]; r.Table == table {
-				if r.Family = f; h.RuleDel(r) != nil {
+			r := &rules[i]
+			r.Family = f
+			switch r.Table {
+			case table:
+				if h.RuleDel(r) != nil {
 					// Its interface is gone, and with it the name that identifies it.
 					err = errors.Join(err, h.RuleDel(rule(f, table, ifname)))
 				}
+			case table + exceptions:
+				err = errors.Join(err, gone(h.RuleDel(r)))
 			}
 		}
 		rs, e := tables(h, f)
 		err = errors.Join(err, e)
 		for i := range rs {
-			if rs[i].Table == table {
+			if rs[i].Table == table || rs[i].Table == table+exceptions {
 				err = errors.Join(err, gone(h.RouteDel(&rs[i])))
 			}
 		}
@@ -357,10 +384,11 @@ func (t *Table) tell(err error) {
 	t.errs <- err // the only sender, so there is room
 }
 
-// key is what the kernel tells routes of one table apart by.
+// key is what the kernel tells routes apart by.
 type key struct {
 	dst    netip.Prefix
 	backup bool
+	second bool // in the second table
 }
 
 // entry is one route as it is to be.
@@ -371,9 +399,10 @@ type entry struct {
 
 // host is what the routes depend on.
 type host struct {
-	owned  map[netip.Addr]bool // addresses; true: of the device
-	others []netip.Prefix      // destinations that the main table leads elsewhere
+	owned  map[netip.Addr]bool   // addresses; true: of the device
+	others map[netip.Prefix]bool // destinations that the main table leads elsewhere
 	ours   []netlink.Route
+	rules  []netlink.Rule // of the second table
 }
 
 // look reads it.
@@ -382,7 +411,7 @@ func (t *Table) look() (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &host{owned: map[netip.Addr]bool{}}
+	h := &host{owned: map[netip.Addr]bool{}, others: map[netip.Prefix]bool{}}
 	for i := range addrs {
 		a, ok := netip.AddrFromSlice(addrs[i].IP)
 		if a = a.Unmap(); ok && addrs[i].Flags&unix.IFA_F_TENTATIVE == 0 && !a.IsLinkLocalUnicast() && !a.IsLoopback() {
@@ -396,12 +425,22 @@ func (t *Table) look() (*host, error) {
 		}
 		for i := range rs {
 			switch r := &rs[i]; {
-			case r.Table == t.table:
+			case r.Table == t.table, r.Table == t.table+exceptions:
 				h.ours = append(h.ours, *r)
 			case r.Table == unix.RT_TABLE_MAIN && t.elsewhere(r):
 				if d, ok := destination(r); ok {
-					h.others = append(h.others, d)
+					h.others[d] = true
 				}
+			}
+		}
+		rules, err := dump(func() ([]netlink.Rule, error) { return t.handle.RuleList(f) })
+		if err != nil {
+			return nil, err
+		}
+		for i := range rules {
+			if r := rules[i]; r.Table == t.table+exceptions {
+				r.Family = f
+				h.rules = append(h.rules, r)
 			}
 		}
 	}
@@ -444,15 +483,33 @@ func (t *Table) want(h *host) map[key]entry {
 			continue
 		}
 		m[key{dst: w.Dst}] = entry{src: t.source(w, h)}
-		m[key{w.Dst, true}] = entry{}
+		if !around(h.others, w.Dst) {
+			m[key{dst: w.Dst, backup: true}] = entry{}
+		}
 		t.count++
 	}
-	for _, d := range h.others {
+	for _, w := range t.wants {
+		if len(w.Except) > 0 {
+			all, _ := w.Dst.Addr().Prefix(0)
+			m[key{dst: all, second: true}], m[key{dst: all, backup: true, second: true}] = entry{}, entry{}
+		}
+	}
+	for d := range h.others {
 		if p.swallowed(d) {
 			m[key{dst: d}] = entry{throw: true}
 		}
 	}
 	return m
+}
+
+// around reports whether one of ps holds d.
+func around(ps map[netip.Prefix]bool, d netip.Prefix) bool {
+	for n := d.Bits(); n >= 0; n-- {
+		if p, _ := d.Addr().Prefix(n); ps[p] {
+			return true
+		}
+	}
+	return false
 }
 
 // source is the address that packets of this host to w.Dst come from: one that
@@ -538,6 +595,7 @@ func (t *Table) reconcile() error {
 			errs = append(errs, fmt.Errorf("route to %v: %w", k.dst, err))
 		}
 	}
+	errs = append(errs, t.except(h.rules))
 	slices.SortStableFunc(extra, func(a, b *netlink.Route) int { return rank(a) - rank(b) })
 	for _, r := range extra {
 		if err := gone(t.handle.RouteDel(r)); err != nil {
@@ -545,6 +603,49 @@ func (t *Table) reconcile() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// except makes rules have the exceptions, given those that there are.
+func (t *Table) except(rules []netlink.Rule) error {
+	type pair struct{ src, dst netip.Prefix }
+	have := map[pair]*netlink.Rule{}
+	var errs []error
+	for i := range rules {
+		r := &rules[i]
+		p := pair{prefixOf(r.Src), prefixOf(r.Dst)}
+		if r.Src == nil { // all
+			p.src, _ = p.dst.Addr().Prefix(0)
+		}
+		have[p] = r
+	}
+	for _, w := range t.wants {
+		for _, src := range w.Except {
+			p := pair{src.Masked(), w.Dst}
+			if have[p] != nil {
+				delete(have, p)
+				continue
+			}
+			if err := t.handle.RuleAdd(exception(t.table, p.src, p.dst)); err != nil && !errors.Is(err, unix.EEXIST) {
+				errs = append(errs, fmt.Errorf("rule for %v to %v: %w", p.src, p.dst, err))
+			}
+		}
+	}
+	for p, r := range have {
+		if err := gone(t.handle.RuleDel(r)); err != nil {
+			errs = append(errs, fmt.Errorf("rule for %v to %v: %w", p.src, p.dst, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// prefixOf is n, the zero Prefix if it is nil.
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a, bits)
 }
 
 // rank orders deletions: the device's routes, those behind them, exclusions.
@@ -563,6 +664,7 @@ func (t *Table) read(r *netlink.Route) (k key, e entry, ok bool) {
 	if k.dst, ok = destination(r); !ok {
 		return k, e, false
 	}
+	k.second = r.Table != t.table
 	switch {
 	case r.Type == unix.RTN_THROW:
 		e.throw = true
@@ -578,8 +680,10 @@ func (t *Table) read(r *netlink.Route) (k key, e entry, ok bool) {
 }
 
 func (t *Table) put(k key, e entry) error {
-	a := k.dst.Addr()
-	r := &netlink.Route{Table: t.table, Protocol: protocol, Dst: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(k.dst.Bits(), a.BitLen())}}
+	r := &netlink.Route{Table: t.table, Protocol: protocol, Dst: ipNet(k.dst)}
+	if k.second {
+		r.Table += exceptions
+	}
 	switch {
 	case e.throw:
 		r.Type = unix.RTN_THROW

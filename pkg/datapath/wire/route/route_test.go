@@ -175,6 +175,19 @@ func TestTable(t *testing.T) {
 	time.Sleep(3 * settle)
 	check(t, "10.2.5.1", "d0 10.1.0.1")
 	sh(t, "ip route del 10.2.5.0/24")
+	// A socket that is bound to another interface keeps that one's routes.
+	sh(t, "ip route add 10.2.0.0/15 via 10.1.0.9; ip -6 route add fd00::/8 via fd01::9")
+	until(t, "10.2.0.2 oif e1 | grep via.10.1.0.9", "e1 10.1.0.1")
+	until(t, "fd02::2 oif e1 | grep via.fd01::9", "e1 fd01::1")
+	check(t, "10.2.0.2", "d0 10.1.0.1")
+	check(t, "fd02::2", "d0 fd01::1")
+	sh(t, "ip route del 10.2.0.0/15; ip -6 route del fd00::/8")
+	n, _ := tb.Number()
+	for end := time.Now().Add(10 * time.Second); strings.Count(sh(t, fmt.Sprintf("ip route show table %d; ip -6 route show table %[1]d", n)), "unreachable") != 3; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the unreachable routes are not back")
+		}
+	}
 	// Without the device nothing leaves in clear; with it all is back.
 	sh(t, "ip link set d0 down")
 	check(t, "10.2.0.2", "No route to host")
@@ -184,7 +197,6 @@ func TestTable(t *testing.T) {
 	until(t, "10.2.0.2", "d0 10.1.0.1")
 	until(t, "fd02::2", "d0 fd01::1")
 	// What somebody takes away comes back.
-	n, _ := tb.Number()
 	sh(t, fmt.Sprintf("ip route flush table %d; ip rule del pref %d; ip -6 rule del pref %d", n, Priority, Priority))
 	until(t, "10.2.0.2", "d0 10.1.0.1")
 	until(t, "fd02::2", "d0 fd01::1")
@@ -213,6 +225,15 @@ func TestTableDefault(t *testing.T) {
 	} {
 		check(t, dst, want)
 	}
+	// What policy protects of the traffic with the peer is not excluded.
+	for dst, want := range map[string]string{
+		"198.51.100.2 from 10.1.0.1": "d0", "198.51.100.2 from 10.1.0.5 iif e1": "d0", "198.51.100.2 from 192.0.2.1": "e0",
+		"2001:db8:9::2 from fd01::1": "d0", "2001:db8:9::2 from 2001:db8::1": "e0",
+	} {
+		if got, _, _ := strings.Cut(get(t, dst), " "); got != want {
+			t.Errorf("%s: got %s, want %s", dst, got, want)
+		}
+	}
 	// The peer's way follows the main table.
 	sh(t, "ip route add 198.51.100.0/24 via 10.1.0.9")
 	check(t, "198.51.100.2", "e1 10.1.0.1")
@@ -220,6 +241,7 @@ func TestTableDefault(t *testing.T) {
 	check(t, "198.51.100.2", "e0 192.0.2.1")
 	// The peer itself as the selector.
 	apply(t, tb, PlanOptions{}, "protect 192.0.2.1/32 192.0.2.2/32 192.0.2.1 192.0.2.2")
+	check(t, "198.51.100.2 from 10.1.0.1", "e0")
 	check(t, "192.0.2.2", "d0 192.0.2.1")
 	check(t, "192.0.2.2 oif e0", "e0 192.0.2.1")
 	check(t, "192.0.2.3", "e0 192.0.2.1")
