@@ -18,14 +18,25 @@ type SwanConn struct {
 	Local, Remote     string // addresses, which are the identities too
 	LocalTS, RemoteTS string // prefixes
 	PSK               string
-	IKE, ESP          string // proposals in swanctl's words; "" for its defaults
-	Trap              bool   // the first packet brings the SA up
-	Rekey             string // of the child, such as "5s"; "" for hours
+	Cert              *SwanCert // instead of PSK
+	IKE, ESP          string    // proposals in swanctl's words; "" for its defaults
+	Trap              bool      // the first packet brings the SA up
+	Rekey             string    // of the child, such as "5s"; "" for hours
 	IKERekey          string
 	DPD               string // "" for none
 	OpenSSL           bool   // its algorithms before strongSwan's own, which are slow
 	Settings          string // further lines of strongswan.conf's section charon
 }
+
+// SwanCert is how the two prove who they are by certificates: PEM, and the names
+// in the certificates, which are the identities.
+type SwanCert struct {
+	Own, Key, CA  string
+	Local, Remote string
+}
+
+// certPlugins are for certificates.
+const certPlugins = "pem pkcs1 pkcs8 x509 constraints pubkey "
 
 // The plugins by name: Debian's default is to load what is installed, and
 // kernel-libipsec must come before kernel-netlink to get the SAs.
@@ -39,6 +50,12 @@ func StartStrongSwan(h *Host, c SwanConn) *StrongSwan {
 	if c.OpenSSL {
 		// Of several that offer an algorithm the first serves; named twice, the last place counts.
 		plugins = "openssl " + strings.Replace(plugins, " openssl", "", 1)
+	}
+	if x := c.Cert; x != nil {
+		plugins = certPlugins + plugins
+		h.WriteFile("/etc/swanctl/x509/own.pem", x.Own, 0o644)
+		h.WriteFile("/etc/swanctl/x509ca/ca.pem", x.CA, 0o644)
+		h.WriteFile("/etc/swanctl/private/own.pem", x.Key, 0o600)
 	}
 	h.WriteFile("/etc/strongswan.conf", `charon {
   load = `+plugins+`
@@ -95,8 +112,13 @@ func (c SwanConn) config() string {
 	line("proposals", c.IKE)
 	line("rekey_time", c.IKERekey)
 	line("dpd_delay", c.DPD)
-	fmt.Fprintf(&b, "    local {\n      auth = psk\n      id = %s\n    }\n", c.Local)
-	fmt.Fprintf(&b, "    remote {\n      auth = psk\n      id = %s\n    }\n", c.Remote)
+	if x := c.Cert; x != nil {
+		fmt.Fprintf(&b, "    local {\n      auth = pubkey\n      certs = own.pem\n      id = %s\n    }\n", x.Local)
+		fmt.Fprintf(&b, "    remote {\n      auth = pubkey\n      id = %s\n    }\n", x.Remote)
+	} else {
+		fmt.Fprintf(&b, "    local {\n      auth = psk\n      id = %s\n    }\n", c.Local)
+		fmt.Fprintf(&b, "    remote {\n      auth = psk\n      id = %s\n    }\n", c.Remote)
+	}
 	b.WriteString("    children {\n      t {\n")
 	line("local_ts", c.LocalTS)
 	line("remote_ts", c.RemoteTS)
@@ -106,6 +128,9 @@ func (c SwanConn) config() string {
 		line("start_action", "trap")
 	}
 	b.WriteString("      }\n    }\n  }\n}\n")
+	if c.Cert != nil {
+		return b.String()
+	}
 	fmt.Fprintf(&b, "secrets {\n  ike-t {\n    id = %s\n    secret = \"%s\"\n  }\n}\n", c.Remote, c.PSK)
 	return b.String()
 }
