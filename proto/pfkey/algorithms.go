@@ -41,31 +41,34 @@ type EncrAlg uint8
 // Encryption algorithms (RFC 2367, 3.5, Linux and KAME). The keys of AES-CTR,
 // CCM, GCM, GMAC and ChaCha20-Poly1305 end with their nonce or salt.
 const (
-	EncrNone             EncrAlg = 0
-	EncrDESIV64          EncrAlg = 1 // RFC 1829 in the ESP of RFC 1827; the number of the IPsec DOI (RFC 2407, 4.4.4)
-	EncrDESCBC           EncrAlg = 2
-	Encr3DESCBC          EncrAlg = 3
-	EncrCAST128CBC       EncrAlg = 6
-	EncrBlowfishCBC      EncrAlg = 7
-	EncrDESIV32          EncrAlg = 9 // as EncrDESIV64
-	EncrNULL             EncrAlg = 11
-	EncrAESCBC           EncrAlg = 12
-	EncrAESCTR           EncrAlg = 13
-	EncrAESCCM8          EncrAlg = 14
-	EncrAESCCM12         EncrAlg = 15
-	EncrAESCCM16         EncrAlg = 16
-	EncrAESGCM8          EncrAlg = 18
-	EncrAESGCM12         EncrAlg = 19
-	EncrAESGCM16         EncrAlg = 20
-	EncrCamelliaCBC      EncrAlg = 22
-	EncrNULLAESGMAC      EncrAlg = 23
-	EncrSM4CBC           EncrAlg = 24
-	EncrChaCha20Poly1305 EncrAlg = 28  // private: its IKEv2 number, free here
-	Encr3DESIV64         EncrAlg = 240 // private: RFC 1851 in the ESP of RFC 1827, with two keys or three
-	Encr3DESIV32         EncrAlg = 241 // private: likewise
-	EncrSerpentCBC       EncrAlg = 252
-	EncrTwofishCBC       EncrAlg = 253
-	MaxEncrAlg                   = EncrTwofishCBC
+	EncrNone                EncrAlg = 0
+	EncrDESIV64             EncrAlg = 1 // RFC 1829 in the ESP of RFC 1827; the number of the IPsec DOI (RFC 2407, 4.4.4)
+	EncrDESCBC              EncrAlg = 2
+	Encr3DESCBC             EncrAlg = 3
+	EncrCAST128CBC          EncrAlg = 6
+	EncrBlowfishCBC         EncrAlg = 7
+	EncrDESIV32             EncrAlg = 9 // as EncrDESIV64
+	EncrNULL                EncrAlg = 11
+	EncrAESCBC              EncrAlg = 12
+	EncrAESCTR              EncrAlg = 13
+	EncrAESCCM8             EncrAlg = 14
+	EncrAESCCM12            EncrAlg = 15
+	EncrAESCCM16            EncrAlg = 16
+	EncrAESGCM8             EncrAlg = 18
+	EncrAESGCM12            EncrAlg = 19
+	EncrAESGCM16            EncrAlg = 20
+	EncrCamelliaCBC         EncrAlg = 22
+	EncrNULLAESGMAC         EncrAlg = 23
+	EncrSM4CBC              EncrAlg = 24
+	EncrChaCha20Poly1305    EncrAlg = 28  // private: its IKEv2 number, free here
+	EncrAESCCMICV8IIV       EncrAlg = 29  // private, likewise; RFC 8750
+	EncrAESGCMICV16IIV      EncrAlg = 30  // private, likewise; RFC 8750
+	EncrChaCha20Poly1305IIV EncrAlg = 31  // private, likewise; RFC 8750
+	Encr3DESIV64            EncrAlg = 240 // private: RFC 1851 in the ESP of RFC 1827, with two keys or three
+	Encr3DESIV32            EncrAlg = 241 // private: likewise
+	EncrSerpentCBC          EncrAlg = 252
+	EncrTwofishCBC          EncrAlg = 253
+	MaxEncrAlg                      = EncrTwofishCBC
 )
 
 var encrNames = map[EncrAlg]string{
@@ -75,7 +78,8 @@ var encrNames = map[EncrAlg]string{
 	EncrAESCCM8: "aes-ccm-8", EncrAESCCM12: "aes-ccm-12", EncrAESCCM16: "aes-ccm-16",
 	EncrAESGCM8: "aes-gcm-8", EncrAESGCM12: "aes-gcm-12", EncrAESGCM16: "aes-gcm-16",
 	EncrCamelliaCBC: "camellia-cbc", EncrNULLAESGMAC: "null-aes-gmac", EncrSM4CBC: "sm4-cbc",
-	EncrChaCha20Poly1305: "chacha20-poly1305", EncrSerpentCBC: "serpent-cbc", EncrTwofishCBC: "twofish-cbc",
+	EncrChaCha20Poly1305: "chacha20-poly1305", EncrAESCCMICV8IIV: "aes-ccm-8-iiv", EncrAESGCMICV16IIV: "aes-gcm-16-iiv", EncrChaCha20Poly1305IIV: "chacha20-poly1305-iiv",
+	EncrSerpentCBC: "serpent-cbc", EncrTwofishCBC: "twofish-cbc",
 }
 
 func (e EncrAlg) String() string { return name(encrNames, e, "EncrAlg") }

@@ -89,7 +89,8 @@ type core interface {
 // it, each with a Scratch of its own.
 type Cipher struct {
 	core     core
-	ivLen    int
+	ivLen    int  // of PutIV
+	implicit bool // and not on the wire
 	icvLen   int
 	blockLen int
 	combined bool
@@ -141,7 +142,10 @@ func newCipher(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key, ba
 	if err := e.CheckKey(encrKey.Bytes()); err != nil {
 		return nil, fmt.Errorf("%v: %w", e, err)
 	}
-	c := &Cipher{ivLen: info.IVLen, icvLen: info.ICVLen, blockLen: info.BlockLen, combined: info.AEAD, counts: info.Counter}
+	c := &Cipher{ivLen: info.IVLen, implicit: info.Implicit, icvLen: info.ICVLen, blockLen: info.BlockLen, combined: info.AEAD, counts: info.Counter}
+	if c.implicit {
+		c.ivLen = implicitLen
+	}
 	var m *mac.MAC
 	if !info.AEAD && !bare {
 		var err error
@@ -163,7 +167,7 @@ func newCipher(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key, ba
 		} else {
 			c.core, err = newCBC(key, m)
 		}
-	case alg.EncrAESGCM8, alg.EncrAESGCM12, alg.EncrAESGCM16:
+	case alg.EncrAESGCM8, alg.EncrAESGCM12, alg.EncrAESGCM16, alg.EncrAESGCM16IIV:
 		switch {
 		case useGCM():
 			c.core = newOwnGCM(key, salt, info.ICVLen)
@@ -172,13 +176,13 @@ func newCipher(e alg.Encr, encrKey ipsec.Key, a alg.Integ, authKey ipsec.Key, ba
 		default:
 			c.core, err = newGCM(key, salt, info.ICVLen)
 		}
-	case alg.EncrChaCha20Poly1305:
+	case alg.EncrChaCha20Poly1305, alg.EncrChaCha20Poly1305IIV:
 		var p cipher.AEAD
 		p, err = chacha20poly1305.New(key)
 		c.core = &std{p, [4]byte(salt)}
 	case alg.EncrAESCTR:
 		c.core, err = newCTR(key, salt, m)
-	case alg.EncrAESCCM8, alg.EncrAESCCM12, alg.EncrAESCCM16:
+	case alg.EncrAESCCM8, alg.EncrAESCCM12, alg.EncrAESCCM16, alg.EncrAESCCM8IIV:
 		c.core, err = newCCM(key, salt, info.ICVLen)
 	case alg.EncrNULLAESGMAC:
 		var g core
@@ -214,8 +218,16 @@ func checkKey(e alg.Encr, k ipsec.Key) error {
 	return &KeyLengthError{e, k.Len(), want}
 }
 
-// IVLen is the length in octets of the IV on the wire.
+// IVLen is the length in octets of the IV that Seal and Open want.
 func (c *Cipher) IVLen() int { return c.ivLen }
+
+// implicitLen is that of an implicit IV (RFC 8750, 4).
+const implicitLen = 8
+
+// ImplicitIV reports whether the IV stands nowhere in the packet: both sides make
+// it by PutIV of the packet's sequence number, of 64 bits or with 32 zero bits in
+// front (RFC 8750, 4).
+func (c *Cipher) ImplicitIV() bool { return c.implicit }
 
 // ICVLen is the length in octets of the ICV.
 func (c *Cipher) ICVLen() int { return c.icvLen }

@@ -129,6 +129,12 @@ func TestRoundTrip(t *testing.T) {
 	for _, su := range suites() {
 		c := su.cipher(t, 1)
 		info := su.e.Info()
+		if c.ImplicitIV() != info.Implicit {
+			t.Errorf("%v: implicit IV %v", su, c.ImplicitIV())
+		}
+		if info.Implicit {
+			info.IVLen = 8
+		}
 		if icv := info.ICVLen + su.a.Info().ICVLen; c.IVLen() != info.IVLen || c.ICVLen() != icv || c.BlockLen() != info.BlockLen || c.AEAD() != info.AEAD {
 			t.Errorf("%v: IV %d, ICV %d, block %d, AEAD %v; want %d, %d, %d, %v", su, c.IVLen(), c.ICVLen(), c.BlockLen(), c.AEAD(), info.IVLen, icv, info.BlockLen, info.AEAD)
 		}

@@ -18,24 +18,27 @@ type Encr uint8
 // Encryption transforms. The zero value means "no ESP encryption chosen";
 // NULL encryption (RFC 2410) is a value of its own.
 const (
-	EncrNone             Encr = iota
-	EncrNULL                  // RFC 2410
-	EncrAESCBC                // RFC 3602
-	EncrAESGCM8               // RFC 4106
-	EncrAESGCM12              // RFC 4106
-	EncrAESGCM16              // RFC 4106
-	EncrChaCha20Poly1305      // RFC 7634
-	EncrAESCTR                // RFC 3686
-	EncrAESCCM8               // RFC 4309
-	EncrAESCCM12              // RFC 4309
-	EncrAESCCM16              // RFC 4309
-	EncrNULLAESGMAC           // ENCR_NULL_AUTH_AES_GMAC, RFC 4543
-	EncrDESCBC                // legacy, RFC 2405
-	Encr3DESCBC               // legacy, RFC 2451
-	EncrDESIV64               // legacy and old, RFC 1829
-	EncrDESIV32               // legacy and old, RFC 1829
-	Encr3DESIV64              // legacy and old, RFC 1851
-	Encr3DESIV32              // legacy and old, RFC 1851
+	EncrNone                Encr = iota
+	EncrNULL                     // RFC 2410
+	EncrAESCBC                   // RFC 3602
+	EncrAESGCM8                  // RFC 4106
+	EncrAESGCM12                 // RFC 4106
+	EncrAESGCM16                 // RFC 4106
+	EncrChaCha20Poly1305         // RFC 7634
+	EncrAESCTR                   // RFC 3686
+	EncrAESCCM8                  // RFC 4309
+	EncrAESCCM12                 // RFC 4309
+	EncrAESCCM16                 // RFC 4309
+	EncrNULLAESGMAC              // ENCR_NULL_AUTH_AES_GMAC, RFC 4543
+	EncrAESGCM16IIV              // RFC 8750; of ESP alone, as are the next two
+	EncrAESCCM8IIV               // RFC 8750
+	EncrChaCha20Poly1305IIV      // RFC 8750
+	EncrDESCBC                   // legacy, RFC 2405
+	Encr3DESCBC                  // legacy, RFC 2451
+	EncrDESIV64                  // legacy and old, RFC 1829
+	EncrDESIV32                  // legacy and old, RFC 1829
+	Encr3DESIV64                 // legacy and old, RFC 1851
+	Encr3DESIV32                 // legacy and old, RFC 1851
 	numEncr
 
 	firstLegacyEncr = EncrDESCBC
@@ -51,28 +54,32 @@ type EncrInfo struct {
 	BlockLen int    // plaintext is padded to a multiple of this before ESP's own 4
 	AEAD     bool
 	Counter  bool // the IV is a counter; a key whose counter began anew gives away what it protects
+	Implicit bool // the IV is the sequence number and not on the wire (RFC 8750)
 	Old      bool // RFC 1827: neither sequence number nor ICV
 }
 
 var encrs = [numEncr]EncrInfo{
-	EncrNone:             {Name: "none"},
-	EncrNULL:             {Name: "null", BlockLen: 1},
-	EncrAESCBC:           {Name: "aes-cbc", KeyBits: []int{128, 192, 256}, IVLen: 16, BlockLen: 16},
-	EncrAESGCM8:          {Name: "aes-gcm-8", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 8, BlockLen: 1, AEAD: true, Counter: true},
-	EncrAESGCM12:         {Name: "aes-gcm-12", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 12, BlockLen: 1, AEAD: true, Counter: true},
-	EncrAESGCM16:         {Name: "aes-gcm-16", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
-	EncrChaCha20Poly1305: {Name: "chacha20-poly1305", KeyBits: []int{256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
-	EncrAESCTR:           {Name: "aes-ctr", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, BlockLen: 1, Counter: true},
-	EncrAESCCM8:          {Name: "aes-ccm-8", KeyBits: []int{128, 192, 256}, SaltLen: 3, IVLen: 8, ICVLen: 8, BlockLen: 1, AEAD: true, Counter: true},
-	EncrAESCCM12:         {Name: "aes-ccm-12", KeyBits: []int{128, 192, 256}, SaltLen: 3, IVLen: 8, ICVLen: 12, BlockLen: 1, AEAD: true, Counter: true},
-	EncrAESCCM16:         {Name: "aes-ccm-16", KeyBits: []int{128, 192, 256}, SaltLen: 3, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
-	EncrNULLAESGMAC:      {Name: "null-aes-gmac", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
-	EncrDESCBC:           {Name: "des-cbc", KeyBits: []int{64}, IVLen: 8, BlockLen: 8},
-	Encr3DESCBC:          {Name: "3des-cbc", KeyBits: []int{192}, IVLen: 8, BlockLen: 8},
-	EncrDESIV64:          {Name: "des-iv64", KeyBits: []int{64}, IVLen: 8, BlockLen: 8, Old: true},
-	EncrDESIV32:          {Name: "des-iv32", KeyBits: []int{64}, IVLen: 4, BlockLen: 8, Old: true},
-	Encr3DESIV64:         {Name: "3des-iv64", KeyBits: []int{128, 192}, IVLen: 8, BlockLen: 8, Old: true},
-	Encr3DESIV32:         {Name: "3des-iv32", KeyBits: []int{128, 192}, IVLen: 4, BlockLen: 8, Old: true},
+	EncrNone:                {Name: "none"},
+	EncrNULL:                {Name: "null", BlockLen: 1},
+	EncrAESCBC:              {Name: "aes-cbc", KeyBits: []int{128, 192, 256}, IVLen: 16, BlockLen: 16},
+	EncrAESGCM8:             {Name: "aes-gcm-8", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 8, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESGCM12:            {Name: "aes-gcm-12", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 12, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESGCM16:            {Name: "aes-gcm-16", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
+	EncrChaCha20Poly1305:    {Name: "chacha20-poly1305", KeyBits: []int{256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESCTR:              {Name: "aes-ctr", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, BlockLen: 1, Counter: true},
+	EncrAESCCM8:             {Name: "aes-ccm-8", KeyBits: []int{128, 192, 256}, SaltLen: 3, IVLen: 8, ICVLen: 8, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESCCM12:            {Name: "aes-ccm-12", KeyBits: []int{128, 192, 256}, SaltLen: 3, IVLen: 8, ICVLen: 12, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESCCM16:            {Name: "aes-ccm-16", KeyBits: []int{128, 192, 256}, SaltLen: 3, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
+	EncrNULLAESGMAC:         {Name: "null-aes-gmac", KeyBits: []int{128, 192, 256}, SaltLen: 4, IVLen: 8, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true},
+	EncrAESGCM16IIV:         {Name: "aes-gcm-16-iiv", KeyBits: []int{128, 192, 256}, SaltLen: 4, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true, Implicit: true},
+	EncrAESCCM8IIV:          {Name: "aes-ccm-8-iiv", KeyBits: []int{128, 192, 256}, SaltLen: 3, ICVLen: 8, BlockLen: 1, AEAD: true, Counter: true, Implicit: true},
+	EncrChaCha20Poly1305IIV: {Name: "chacha20-poly1305-iiv", KeyBits: []int{256}, SaltLen: 4, ICVLen: 16, BlockLen: 1, AEAD: true, Counter: true, Implicit: true},
+	EncrDESCBC:              {Name: "des-cbc", KeyBits: []int{64}, IVLen: 8, BlockLen: 8},
+	Encr3DESCBC:             {Name: "3des-cbc", KeyBits: []int{192}, IVLen: 8, BlockLen: 8},
+	EncrDESIV64:             {Name: "des-iv64", KeyBits: []int{64}, IVLen: 8, BlockLen: 8, Old: true},
+	EncrDESIV32:             {Name: "des-iv32", KeyBits: []int{64}, IVLen: 4, BlockLen: 8, Old: true},
+	Encr3DESIV64:            {Name: "3des-iv64", KeyBits: []int{128, 192}, IVLen: 8, BlockLen: 8, Old: true},
+	Encr3DESIV32:            {Name: "3des-iv32", KeyBits: []int{128, 192}, IVLen: 4, BlockLen: 8, Old: true},
 }
 
 // Info returns the sizes of e; the zero EncrInfo for a value that does not exist.

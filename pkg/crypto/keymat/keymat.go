@@ -235,6 +235,9 @@ func IKESA(s IKESuite, skeyseed ipsec.Key, ni, nr []byte, spiI, spiR uint64) (*I
 	if err != nil {
 		return nil, err
 	}
+	if s.Encr.Info().Implicit {
+		return nil, &UnsupportedError{fmt.Sprintf("%v in an IKE SA", s.Encr)} // RFC 8750, 5
+	}
 	if a == 0 && !s.Encr.Info().AEAD {
 		return nil, &UnsupportedError{fmt.Sprintf("%v without integrity in an IKE SA", s.Encr)}
 	}

@@ -207,6 +207,7 @@ func TestRefused(t *testing.T) {
 		{p, alg.EncrAESGCM16, 128, alg.IntegHMACSHA1},
 		{p, 99, 128, alg.IntegHMACSHA1},
 		{p, alg.EncrNULL, 0, alg.IntegNone},
+		{p, alg.EncrAESGCM16IIV, 128, alg.IntegNone},
 	} {
 		_, err := IKESA(s, k, n, n, 1, 2)
 		unsupported(fmt.Sprint("IKE SA ", s), err)

@@ -71,6 +71,7 @@ type Scratch struct {
 	a    aead.Scratch
 	aad  [12]byte // SPI, sequence number of 32 or 64 bits
 	high [4]byte  // ESN high half, appended for the ICV
+	iv   [8]byte  // implicit
 
 	// Of a batch whose packets are encrypted side by side.
 	ms    [batch]aead.Message
@@ -93,6 +94,7 @@ type Transform struct {
 	spi   uint32
 	esn   bool
 	old   bool // RFC 1827
+	bare  bool // the IV is implicit: none in the packet
 	head  int  // octets in front of the IV
 	hdr   int  // HeaderLen
 	align int  // of payload, padding, pad length, next header
@@ -124,7 +126,10 @@ func New(p *ipsec.SAParams) (*Transform, error) {
 	if t.old {
 		t.head = oldHeader
 	}
-	t.hdr = t.head + c.IVLen()
+	t.hdr = t.head
+	if t.bare = c.ImplicitIV(); !t.bare {
+		t.hdr += c.IVLen()
+	}
 	return t, nil
 }
 
@@ -210,7 +215,7 @@ func (t *Transform) seal(s *Scratch, p *Packet) (int, error) {
 		return 0, err
 	}
 	aad, tail := t.cover(s, p.Seq)
-	if err := t.c.Seal(&s.a, out[t.hdr:], aad, out[t.head:t.hdr], plain, tail); err != nil {
+	if err := t.c.Seal(&s.a, out[t.hdr:], aad, t.iv(s, out), plain, tail); err != nil {
 		return 0, ErrRoom // every length was made by frame
 	}
 	return len(out), nil
@@ -276,8 +281,16 @@ func (t *Transform) frame(s *Scratch, p *Packet) (out, plain []byte, err error) 
 	if !t.old {
 		binary.BigEndian.PutUint32(out[4:], uint32(p.Seq))
 	}
-	t.c.PutIV(&s.a, out[t.head:t.hdr], p.Seq)
+	t.c.PutIV(&s.a, t.iv(s, out), p.Seq)
 	return out, plain, nil
+}
+
+// iv is where the IV of a packet stands: in it, or beside it.
+func (t *Transform) iv(s *Scratch, b []byte) []byte {
+	if t.bare {
+		return s.iv[:]
+	}
+	return b[t.head:t.hdr]
 }
 
 // Open verifies each packet and takes it apart. Err becomes nil, ErrAuth,
@@ -304,7 +317,11 @@ func (t *Transform) open(s *Scratch, p *Packet) (n int, next uint8, err error) {
 	}
 	dst := p.Dst[:n]
 	aad, tail := t.cover(s, p.Seq)
-	if err := t.c.Open(&s.a, dst, aad, p.Src[t.head:t.hdr], p.Src[t.hdr:], tail); err != nil {
+	iv := t.iv(s, p.Src)
+	if t.bare {
+		t.c.PutIV(&s.a, iv, p.Seq)
+	}
+	if err := t.c.Open(&s.a, dst, aad, iv, p.Src[t.hdr:], tail); err != nil {
 		return 0, 0, ErrAuth // every length was checked above
 	}
 	// From here on the packet is as authentic as it can be; wrong padding is the

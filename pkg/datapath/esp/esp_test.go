@@ -400,9 +400,9 @@ func TestPadding(t *testing.T) {
 			pkt := make([]byte, tr.hdr+16+tr.icv)
 			binary.BigEndian.PutUint32(pkt, tr.spi)
 			binary.BigEndian.PutUint32(pkt[4:], 9)
-			tr.c.PutIV(&s.a, pkt[8:tr.hdr], 9)
+			tr.c.PutIV(&s.a, tr.iv(s, pkt), 9)
 			aad, tail := tr.cover(s, 9)
-			if err := tr.c.Seal(&s.a, pkt[tr.hdr:], aad, pkt[8:tr.hdr], []byte(tt.plain), tail); err != nil {
+			if err := tr.c.Seal(&s.a, pkt[tr.hdr:], aad, tr.iv(s, pkt), []byte(tt.plain), tail); err != nil {
 				t.Fatal(err)
 			}
 			p := openOne(tr, s, pkt, 9)
@@ -687,6 +687,51 @@ func TestOld(t *testing.T) {
 				tr.Open(s, back)
 			}); a != 0 || one[0].Err != nil || back[0].Err != nil || back[0].N != 1300 {
 				t.Errorf("%v: %v allocations, %v, %v, %d octets", su, a, one[0].Err, back[0].Err, back[0].N)
+			}
+		}
+	}
+}
+
+// RFC 8750: the packet is that of the cipher with its IV in the packet, less the
+// IV, if that is the sequence number; and another sequence number does not open
+// it. So it is with ESN, where the high half is nowhere in the packet.
+func TestImplicitIV(t *testing.T) {
+	s := NewScratch()
+	for iiv, with := range map[alg.Encr]alg.Encr{
+		alg.EncrAESGCM16IIV: alg.EncrAESGCM16, alg.EncrAESCCM8IIV: alg.EncrAESCCM8, alg.EncrChaCha20Poly1305IIV: alg.EncrChaCha20Poly1305,
+	} {
+		for _, esn := range []bool{false, true} {
+			n, _ := iiv.KeyLen(256)
+			p := &ipsec.SAParams{SAID: ipsec.SAID{Proto: ipsec.ESP, SPI: 0x1234}, Encr: iiv, ESN: esn, EncrKey: ipsec.NewKey(bytes.Repeat([]byte{7}, n))}
+			bare, err := New(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Encr = with
+			full, err := New(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seq := uint64(77)
+			if esn {
+				seq |= 5 << 32
+			}
+			payload := []byte("an inner packet")
+			pkt := sealOne(t, bare, s, payload, 4, seq)
+			long := sealOne(t, full, s, payload, 4, seq)
+			if want := append(bytes.Clone(long[:8]), long[16:]...); !bytes.Equal(pkt, want) {
+				t.Errorf("%v, ESN %v: got %x, want %x", iiv, esn, pkt, want)
+			}
+			if bare.HeaderLen() != 8 || full.HeaderLen() != 16 {
+				t.Errorf("%v: headers of %d and %d octets, want 8 and 16", iiv, bare.HeaderLen(), full.HeaderLen())
+			}
+			if p := openOne(bare, s, bytes.Clone(pkt), seq); p.Err != nil || !bytes.Equal(p.Dst[:p.N], payload) {
+				t.Errorf("%v: %v, %x", iiv, p.Err, p.Dst[:p.N])
+			}
+			if esn {
+				if p := openOne(bare, s, bytes.Clone(pkt), seq+1<<32); p.Err == nil {
+					t.Errorf("%v: opened with another high half", iiv)
+				}
 			}
 		}
 	}

@@ -10,17 +10,20 @@ import (
 // algorithms have no number here, since they are never negotiated.
 
 var encrIDs = map[alg.Encr]ikev2.EncrID{
-	alg.EncrNULL:             ikev2.EncrNULL,
-	alg.EncrAESCBC:           ikev2.EncrAES_CBC,
-	alg.EncrAESGCM8:          ikev2.EncrAES_GCM_8,
-	alg.EncrAESGCM12:         ikev2.EncrAES_GCM_12,
-	alg.EncrAESGCM16:         ikev2.EncrAES_GCM_16,
-	alg.EncrChaCha20Poly1305: ikev2.EncrCHACHA20_POLY1305,
-	alg.EncrAESCTR:           ikev2.EncrAES_CTR,
-	alg.EncrAESCCM8:          ikev2.EncrAES_CCM_8,
-	alg.EncrAESCCM12:         ikev2.EncrAES_CCM_12,
-	alg.EncrAESCCM16:         ikev2.EncrAES_CCM_16,
-	alg.EncrNULLAESGMAC:      ikev2.EncrNULL_AUTH_AES_GMAC,
+	alg.EncrNULL:                ikev2.EncrNULL,
+	alg.EncrAESCBC:              ikev2.EncrAES_CBC,
+	alg.EncrAESGCM8:             ikev2.EncrAES_GCM_8,
+	alg.EncrAESGCM12:            ikev2.EncrAES_GCM_12,
+	alg.EncrAESGCM16:            ikev2.EncrAES_GCM_16,
+	alg.EncrChaCha20Poly1305:    ikev2.EncrCHACHA20_POLY1305,
+	alg.EncrAESCTR:              ikev2.EncrAES_CTR,
+	alg.EncrAESCCM8:             ikev2.EncrAES_CCM_8,
+	alg.EncrAESCCM12:            ikev2.EncrAES_CCM_12,
+	alg.EncrAESCCM16:            ikev2.EncrAES_CCM_16,
+	alg.EncrNULLAESGMAC:         ikev2.EncrNULL_AUTH_AES_GMAC,
+	alg.EncrAESCCM8IIV:          ikev2.EncrAES_CCM_8_IIV,
+	alg.EncrAESGCM16IIV:         ikev2.EncrAES_GCM_16_IIV,
+	alg.EncrChaCha20Poly1305IIV: ikev2.EncrCHACHA20_POLY1305_IIV,
 }
 
 var integIDs = map[alg.Integ]ikev2.IntegID{
@@ -50,6 +53,7 @@ var prfIDs = map[alg.PRF]ikev2.PRFID{
 var sizedByAttribute = map[alg.Encr]bool{
 	alg.EncrAESCBC: true, alg.EncrAESGCM8: true, alg.EncrAESGCM12: true, alg.EncrAESGCM16: true,
 	alg.EncrAESCTR: true, alg.EncrAESCCM8: true, alg.EncrAESCCM12: true, alg.EncrAESCCM16: true, alg.EncrNULLAESGMAC: true,
+	alg.EncrAESCCM8IIV: true, alg.EncrAESGCM16IIV: true,
 }
 
 // EncrTransform makes the ENCR transform of a cipher with a key of bits.
