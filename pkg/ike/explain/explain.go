@@ -174,7 +174,7 @@ func (c *Config) request(b *strings.Builder, d datagram, m *ikev2.Message, data 
 			continue
 		}
 		shown++
-		verdict(b, r, offered)
+		verdict(b, r, m)
 	}
 	if len(candidates) == 0 {
 		fmt.Fprintf(b, "  no rule is for %v with %v\n  answer: N(%v)\n", local.Addr(), peer.Addr(), ikev2.NO_PROPOSAL_CHOSEN)
@@ -226,22 +226,26 @@ func covers(r *pad.Rule, local, peer netip.Addr) (ok bool, why string) {
 	return false, ""
 }
 
-// verdict tells what a rule makes of an offer: of the whole, and of each
+// verdict tells what a rule makes of the offer of m: of the whole, and of each
 // proposal.
-func verdict(b *strings.Builder, r *pad.Rule, offered *ikev2.SA) {
-	suite, _, peer, err := proposal.ChooseIKE(r.Proposals, offered, 0)
+func verdict(b *strings.Builder, r *pad.Rule, m *ikev2.Message) {
+	offered, mine := ikev2.Find[*ikev2.SA](m.Payloads), r.Proposals
+	if ikev2.FindNotify(m.Payloads, ikev2.INTERMEDIATE_EXCHANGE_SUPPORTED) == nil {
+		mine = proposal.WithoutAddKE(mine)
+	}
+	suite, _, peer, err := proposal.ChooseIKE(mine, offered, 0)
 	if err == nil {
 		fmt.Fprintf(b, "  rule %q: proposal %d, %v\n", r.Label, peer.Number, suite)
 	} else {
 		fmt.Fprintf(b, "  rule %q: none\n", r.Label)
 	}
-	ours := proposal.OfferIKE(r.Proposals, nil).Proposals
+	ours := proposal.OfferIKE(mine, nil).Proposals
 	for i, p := range offered.Proposals {
 		if i == maxOffers {
 			return
 		}
 		one := &ikev2.SA{Proposals: []ikev2.Proposal{p}}
-		if s, _, _, err := proposal.ChooseIKE(r.Proposals, one, 0); err != nil {
+		if s, _, _, err := proposal.ChooseIKE(mine, one, 0); err != nil {
 			fmt.Fprintf(b, "    proposal %d: no: %s\n", p.Number, proposal.Difference(fmt.Sprintf("rule %q", r.Label), ours, one.Proposals))
 		} else {
 			fmt.Fprintf(b, "    proposal %d: would do, %v\n", p.Number, s)

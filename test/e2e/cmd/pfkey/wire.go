@@ -31,7 +31,7 @@ const (
 )
 
 var (
-	encrNames = map[uint8]string{0: "", 3: "3des-cbc", 11: "null", 12: "aes-cbc", 18: "aes-gcm8", 19: "aes-gcm12", 20: "aes-gcm16", 28: "chacha20poly1305"}
+	encrNames = map[uint8]string{0: "", 3: "3des-cbc", 11: "null", 12: "aes-cbc", 18: "aes-gcm8", 19: "aes-gcm12", 20: "aes-gcm16", 28: "chacha20poly1305", 30: "aes-gcm16-iiv"}
 	authNames = map[uint8]string{0: "", 3: "sha1", 5: "sha256", 6: "sha384", 7: "sha512"}
 	stateName = [4]string{"larval", "mature", "dying", "dead"}
 	modeNames = map[uint8]string{0: "any", 1: "transport", 2: "tunnel"}
