@@ -34,6 +34,7 @@ type Daemon struct {
 	secrets secrets
 	answers bucket // unauthenticated ones
 	lines   lines  // of the log, that strangers can cause
+	peers   lines  // and authenticated peers
 	near    bucket // searches for the log
 
 	keyLogFailed, journalFailed atomic.Bool
@@ -113,6 +114,8 @@ func New(c Config) (*Daemon, error) {
 		heldDown: map[string]bool{},
 		failures: map[string]failure{},
 		since:    time.Now(),
+		lines:    lines{allowance: ofStrangers},
+		peers:    lines{allowance: ofPeers},
 	}
 	d.rules.Store(c.Rules)
 	d.names.base, d.names.inForce = c.Rules, c.Rules

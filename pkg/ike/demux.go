@@ -160,8 +160,10 @@ func (d *Daemon) answer(dg sa.Datagram, h ikev2.Header, n ikev2.NotifyType, data
 }
 
 // about gives the log for lines about a stranger; nil: there are too many.
-func (d *Daemon) about(source netip.Addr) *zap.Logger {
-	left, ok := d.lines.allow(source, time.Now())
+func (d *Daemon) about(source netip.Addr) *zap.Logger { return d.limited(&d.lines, source) }
+
+func (d *Daemon) limited(l *lines, source netip.Addr) *zap.Logger {
+	left, ok := l.allow(source, time.Now())
 	switch {
 	case !ok:
 		return nil

@@ -6,13 +6,14 @@ import (
 	"time"
 )
 
-// lines bounds how many lines of the log strangers can cause: so many of one
-// source, and so many of all. What is left out is counted, and told with the
-// next line that is not.
+// lines bounds how many lines of the log peers can cause: so many of one source,
+// and so many of all. What is left out is counted, and told with the next line
+// that is not.
 //
 // Sources come and go; when there are too many, those that have caused nothing
 // of late are forgotten, and if there are none everybody shares one allowance.
 type lines struct {
+	allowance
 	mu    sync.Mutex
 	all   rate
 	by    map[netip.Prefix]*rate
@@ -26,13 +27,15 @@ type rate struct {
 	last time.Time
 }
 
-// Lines a second, and at once.
-const (
-	sourceRate, sourceDepth = 10.0, 60.0
-	allRate, allDepth       = 200.0, 2000.0
-	peerRate, peerDepth     = 20.0, 400.0 // of an authenticated peer
-	maxSources              = 4096
+// allowance is how many lines a second there may be, and how many at once.
+type allowance struct{ rate, depth, allRate, allDepth float64 }
+
+var (
+	ofStrangers = allowance{10, 60, 200, 2000}
+	ofPeers     = allowance{50, 1000, 2000, 20000} // authenticated; many may be behind one NAT
 )
+
+const maxSources = 4096
 
 func (r *rate) allow(now time.Time, perSecond, depth float64) bool {
 	if r.last.IsZero() {
@@ -53,7 +56,7 @@ func (l *lines) allow(source netip.Addr, now time.Time) (left uint64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := l.of(originOf(source, false).source, now)
-	if !r.allow(now, sourceRate, sourceDepth) || !l.all.allow(now, allRate, allDepth) {
+	if !r.allow(now, l.rate, l.depth) || !l.all.allow(now, l.allRate, l.allDepth) {
 		l.out++
 		l.total++
 		return 0, false
@@ -69,7 +72,7 @@ func (l *lines) of(source netip.Prefix, now time.Time) *rate {
 	}
 	if len(l.by) >= maxSources {
 		for s, r := range l.by {
-			if now.Sub(r.last).Seconds()*sourceRate >= sourceDepth {
+			if now.Sub(r.last).Seconds()*l.rate >= l.depth {
 				delete(l.by, s)
 			}
 		}
@@ -86,14 +89,6 @@ func (l *lines) of(source netip.Prefix, now time.Time) *rate {
 	r := &rate{}
 	l.by[source] = r
 	return r
-}
-
-// leaveOut counts a line that an authenticated peer was too quick for.
-func (l *lines) leaveOut() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.out++
-	l.total++
 }
 
 func (l *lines) leftOut() uint64 {

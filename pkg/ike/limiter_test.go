@@ -8,7 +8,7 @@ import (
 
 // A source has its lines, all together have theirs, and what is left out is told.
 func TestLines(t *testing.T) {
-	var l lines
+	l := lines{allowance: ofStrangers}
 	now := time.Unix(0, 0)
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	count := func(from netip.Addr, n int) (ok int) {
@@ -19,15 +19,15 @@ func TestLines(t *testing.T) {
 		}
 		return ok
 	}
-	if got := count(a, 1000); got != sourceDepth {
-		t.Errorf("%d lines at once, want %v", got, sourceDepth)
+	if got := count(a, 1000); got != int(l.depth) {
+		t.Errorf("%d lines at once, want %v", got, l.depth)
 	}
-	if left, ok := l.allow(b, now); !ok || left != 1000-sourceDepth {
-		t.Errorf("another source: %v, %d left out before; want %v", ok, left, 1000-sourceDepth)
+	if left, ok := l.allow(b, now); !ok || left != 1000-uint64(l.depth) {
+		t.Errorf("another source: %v, %d left out before; want %v", ok, left, 1000-l.depth)
 	}
 	now = now.Add(time.Second)
-	if got := count(a, 1000); got != sourceRate {
-		t.Errorf("%d lines a second later, want %v", got, sourceRate)
+	if got := count(a, 1000); got != int(l.rate) {
+		t.Errorf("%d lines a second later, want %v", got, l.rate)
 	}
 	// Sources without number: bounded in lines and in memory.
 	from := netip.MustParseAddr("10.0.0.0")
@@ -36,8 +36,8 @@ func TestLines(t *testing.T) {
 		from = from.Next()
 		n += count(from, 1)
 	}
-	if n > allDepth || len(l.by) > maxSources+1 {
-		t.Errorf("%d lines, %d sources kept; want at most %v and %d", n, len(l.by), allDepth, maxSources+1)
+	if n > int(l.allDepth) || len(l.by) > maxSources+1 {
+		t.Errorf("%d lines, %d sources kept; want at most %v and %d", n, len(l.by), l.allDepth, maxSources+1)
 	}
 	if got := l.leftOut(); got < 97000 {
 		t.Errorf("%d counted", got)

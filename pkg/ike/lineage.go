@@ -39,7 +39,6 @@ type lineage struct {
 	rekeys map[rekeyKey][]*ticket // of the goroutine
 	upkeep
 	known  bool      // of the goroutine: the peer is authenticated
-	lines  rate      // of the goroutine
 	done   bool      // of the goroutine
 	dropAt time.Time // of the goroutine: when to end without the peer; zero: never
 	lone   []lone    // of the goroutine, soonest first
@@ -341,7 +340,7 @@ func (l *lineage) send(o sa.Send) {
 	if h, _, err := ikev2.ParseHeader(o.Data); err == nil && o.Again && l.mayLog() {
 		l.d.logMessage(l.log, "sent again", h, o.Remote, len(o.Data), l.rule())
 	}
-	if err := l.d.send(o.Data, o.Local, o.Remote); err != nil {
+	if err := l.d.send(o.Data, o.Local, o.Remote); err != nil && l.mayLog() {
 		l.log.Warn("send", zap.Stringer("peer", o.Remote), zap.Error(err))
 	}
 }
@@ -593,9 +592,11 @@ func (l *lineage) established(o sa.Established) {
 	d := l.d
 	l.known = true
 	l.authenticated(time.Now(), o.Peer.Rule, o.Initiator)
-	l.log.Info("peer authenticated", zap.Stringer("peer", o.Peer.Remote), zap.Stringer("id", o.Peer.RemoteID), zap.Stringer("local_id", o.Peer.LocalID),
-		zap.String("rule", o.Peer.Rule.Label), zap.Stringer("spi_local", o.Local), zap.Stringer("spi_remote", o.Remote),
-		zap.Bool("initiator", o.Initiator), zap.Bool("nat_local", o.NATLocal), zap.Bool("nat_remote", o.NATRemote))
+	if l.mayLog() {
+		l.log.Info("peer authenticated", zap.Stringer("peer", o.Peer.Remote), zap.Stringer("id", o.Peer.RemoteID), zap.Stringer("local_id", o.Peer.LocalID),
+			zap.String("rule", o.Peer.Rule.Label), zap.Stringer("spi_local", o.Local), zap.Stringer("spi_remote", o.Remote),
+			zap.Bool("initiator", o.Initiator), zap.Bool("nat_local", o.NATLocal), zap.Bool("nat_remote", o.NATRemote))
+	}
 	d.mu.Lock()
 	peer := o.Peer
 	l.peer = &peer
@@ -726,18 +727,12 @@ func (l *lineage) forget() {
 	d.wake()
 }
 
-// mayLog asks whether there may be one more line about this peer. Of one that is
-// not authenticated nothing else bounds how many there are.
+// mayLog asks whether there may be one more line that this peer has caused.
 func (l *lineage) mayLog() bool {
-	now := time.Now()
 	if !l.initiator && !l.known {
 		return l.d.about(l.remote.Addr()) != nil
 	}
-	ok := l.lines.allow(now, peerRate, peerDepth)
-	if !ok {
-		l.d.lines.leaveOut()
-	}
-	return ok
+	return l.d.limited(&l.d.peers, l.remote.Addr()) != nil
 }
 
 // rule is the label of the rule, as far as it is known.

@@ -150,7 +150,7 @@ func (d *Daemon) Up(ctx context.Context, label string) error {
 	}
 	for _, p := range all {
 		t := newTicket()
-		d.ask(p.local, p.remote, rule, nil, t)
+		d.ask(p.local, p.remote, rule, nil, t, d.missing(p, d.open(p))...)
 		if err = t.wait(ctx); err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -163,6 +163,16 @@ func (d *Daemon) Up(ctx context.Context, label string) error {
 // both want. A policy with SAs for single flows is asked for by packets.
 func (d *Daemon) wanted(p path) (reqs []sa.ChildRequest) {
 	for _, q := range d.spd.towards(p.local, p.remote) {
+		if q.Out.Flags&ipsec.PolicyPerFlow == 0 {
+			reqs = append(reqs, requestsFor(q)...)
+		}
+	}
+	return reqs
+}
+
+// open is what policies want that leave their peer open.
+func (d *Daemon) open(p path) (reqs []sa.ChildRequest) {
+	for _, q := range d.spd.open(p.local, p.remote) {
 		if q.Out.Flags&ipsec.PolicyPerFlow == 0 {
 			reqs = append(reqs, requestsFor(q)...)
 		}

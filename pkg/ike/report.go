@@ -95,7 +95,7 @@ func (d *Daemon) Report(ctx context.Context) *Report {
 		Pid: os.Getpid(), Since: d.since, Local: d.cfg.Local, Missiu: d.link.Load() != nil, HalfOpen: d.budget.halfOpen(),
 		Counters: map[string]uint64{
 			"malformed": c.malformed.Load(), "other_version": c.version.Load(), "unknown_spi": c.unknownSPI.Load(), "cookies": c.cookies.Load(),
-			"refused": c.refused.Load(), "inbox_full": c.full.Load(), "lines_left_out": d.lines.leftOut(),
+			"refused": c.refused.Load(), "inbox_full": c.full.Load(), "lines_left_out": d.lines.leftOut() + d.peers.leftOut(),
 		},
 		IKESAs: []IKEReport{}, Rules: []RuleReport{},
 	}

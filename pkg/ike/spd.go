@@ -232,6 +232,19 @@ func (s *spd) towards(local, remote netip.Addr) []sa.Policy {
 	return s.inOrder(es)
 }
 
+// open returns the tunnels that leave their peer open and may be this one's.
+func (s *spd) open(local, remote netip.Addr) []sa.Policy {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var es []*entry
+	for _, e := range s.byID {
+		if e.p.Dir == ipsec.Out && e.p.Requests[0].AnyPeer() && serves(e.p, ipsec.Tunnel, local, remote) {
+			es = append(es, e)
+		}
+	}
+	return s.inOrder(es)
+}
+
 // maxNear bounds what near returns.
 const maxNear = 16
 

@@ -16,7 +16,7 @@ func (d *Daemon) LogStatus() {
 	d.log.Info("status", zap.Int("ike_sas", len(ls)), zap.Int("half_open", d.budget.halfOpen()), zap.Bool("missiu", d.link.Load() != nil),
 		zap.Uint64("malformed", c.malformed.Load()), zap.Uint64("other_version", c.version.Load()), zap.Uint64("unknown_spi", c.unknownSPI.Load()),
 		zap.Uint64("cookies", c.cookies.Load()), zap.Uint64("refused", c.refused.Load()), zap.Uint64("inbox_full", c.full.Load()),
-		zap.Uint64("lines_left_out", d.lines.leftOut()))
+		zap.Uint64("lines_left_out", d.lines.leftOut()+d.peers.leftOut()))
 	for _, l := range ls {
 		err := l.post(func(l *lineage, now time.Time) []sa.Output {
 			l.logStatus(now)
