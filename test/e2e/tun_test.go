@@ -189,6 +189,41 @@ func TestTunHostToHost(t *testing.T) {
 	}
 }
 
+// The same over IPv6, and in transport mode: neighbours are still found.
+func TestTunTransport6(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	a.Addr, a.Peer = netip.MustParseAddr("fd00:3::118"), netip.MustParseAddr("fd00:3::119")
+	b.Addr, b.Peer = a.Peer, a.Addr
+	nodes := []*lab.Node{a, b}
+	for _, n := range nodes {
+		n.Do("./missiu -i eth0 -l missiu.log startTun")
+		n.StartIKE()
+		n.LoadConfig(fmt.Sprintf("{ raddr %v } ipsec { encr_algs gcm }\n", n.Peer))
+		if got := routeTo(n.Host, n.Peer.String()); got != "tun0 "+n.Addr.String() {
+			t.Errorf("%s: route to the peer: %s, want tun0", n.Name, got)
+		}
+	}
+	c := a.Capture("eth0")
+	for _, n := range nodes {
+		n.Must("ip", "-6", "neigh", "flush", "dev", "eth0")
+		if got := n.Ping(5, n.Peer.String()); got != 5 {
+			t.Errorf("%s: %d of 5 pings answered; counters %v", n.Name, got, nonzero(n))
+		}
+	}
+	a.Transfer(b, b.Addr, 4<<20)
+	ps := c.Stop()
+	lab.NoClear(t, ps)
+	if n := lab.Count(ps); n[lab.ESP] < 100 || n[lab.ESPinUDP] != 0 {
+		t.Errorf("on the link: %v, want ESP alone", n)
+	}
+	for _, s := range a.Mature() {
+		if s.Mode != "transport" {
+			t.Errorf("SA %+v, want transport", s)
+		}
+	}
+}
+
 // Everything through a tunnel between two missius, with what does not belong
 // into it; a crash, which must not open the host, and an end that leaves nothing.
 func TestTunRoutes(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -49,6 +50,49 @@ func TestTUN(t *testing.T) {
 			return true
 		})
 	})
+}
+
+// Several queues are as good as those of a TAP.
+func TestTUNQueues(t *testing.T) {
+	d := openTest(t, Options{TUN: true, MAC: testMAC, MTU: 1400, ReadOffload: true, Queues: 2})
+	if n := len(d.Queues()); n != 2 {
+		t.Fatalf("%d queues, want 2", n)
+	}
+	sh(t, "ip addr add 198.51.100.1/24 dev "+d.Name())
+	got := make(chan int, 1)
+	for _, q := range d.Queues() {
+		go func() {
+			fs := frames(4, 64)
+			for {
+				n, err := q.ReadBatch(fs)
+				if err != nil {
+					return
+				}
+				for _, f := range fs[:n] {
+					var i packet.Info
+					if packet.Decode(f.Buf[f.Off+etherLen:f.Off+f.Len], &i) && i.DstPort == 9 {
+						got <- i.Len
+					}
+				}
+			}
+		}()
+	}
+	c, err := net.Dial("udp4", "198.51.100.2:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case n := <-got:
+		if n != 128 {
+			t.Errorf("packet of %d octets, want 128", n)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("no packet on either queue")
+	}
 }
 
 // What a killed instance left is taken over by its like only.

@@ -91,10 +91,11 @@ type Table struct {
 
 	closing sync.Once
 
-	mu    sync.Mutex
-	wants []Want
-	fresh bool // Apply was called
-	count int  // destinations in the device
+	mu     sync.Mutex
+	wants  []Want
+	fresh  bool // Apply was called
+	closed bool
+	count  int // destinations in the device
 }
 
 func file(ifname string) string { return filepath.Join(Dir, ifname+".routes") }
@@ -261,10 +262,13 @@ func tables(h *netlink.Handle, family int) ([]netlink.Route, error) {
 	})
 }
 
-// Close ends following, and leaves everything in place.
+// Close ends following, and leaves everything in place; Apply does nothing any more.
 func (t *Table) Close() {
 	t.closing.Do(func() {
 		close(t.stop)
+		t.mu.Lock()
+		t.closed = true
+		t.mu.Unlock()
 		t.events.Close()
 		t.done.Wait()
 		t.handle.Close()
@@ -287,6 +291,9 @@ func (t *Table) Errors() <-chan error { return t.errs }
 func (t *Table) Apply(wants []Want) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return nil
+	}
 	t.wants, t.fresh = slices.Clone(wants), true
 	err := t.reconcile()
 	if err != nil {
@@ -360,7 +367,7 @@ func (t *Table) follow() {
 		}
 		t.mu.Lock()
 		var err error
-		if t.fresh {
+		if t.fresh && !t.closed {
 			if err = t.addRules(); err == nil {
 				err = t.reconcile()
 			}

@@ -253,6 +253,7 @@ func TestTableOfAKilledOne(t *testing.T) {
 	tb := openLab(t)
 	apply(t, tb, PlanOptions{}, "protect 10.1.0.0/24 10.2.0.0/24 192.0.2.1 198.51.100.2", "protect 10.1.0.0/24 10.3.0.0/24 192.0.2.1 198.51.100.2")
 	tb.Close()
+	apply(t, tb, PlanOptions{}) // too late
 	next, err := Open(tb.o)
 	if err != nil {
 		t.Fatal(err)
