@@ -24,6 +24,7 @@ command for the ike that runs, see ike COMMAND --help.
 
   -f FILE   configuration file (default ` + defaultConf + `)
   -n        check the configuration, report, exit
+  -show     the same, and print the rules in force with every default
   -c PEER   negotiate with PEER at start; may be repeated
   -v 2      IKE version
   -p @FILE  pre-shared key from FILE (mode 0600; @- is standard input);
@@ -50,6 +51,7 @@ type options struct {
 	file      string // -f, or the default where it is in force; "" for none
 	fileGiven bool
 	check     bool
+	show      bool
 	secret    string // value of -p or -P
 	secretOpt string // "-p" or "-P"
 	ikeLife   time.Duration
@@ -75,6 +77,7 @@ func parseArgs(args []string) (*options, error) {
 	fs.Usage = func() {}
 	fs.Func("f", "", func(s string) error { o.file, o.fileGiven = s, true; return nonEmpty(s) })
 	fs.BoolVar(&o.check, "n", false, "")
+	fs.BoolVar(&o.show, "show", false, "")
 	fs.BoolVar(&o.version, "V", false, "")
 	fs.Func("c", "", func(s string) error {
 		a, err := addr(s)
@@ -129,6 +132,7 @@ func parseArgs(args []string) (*options, error) {
 		}
 		o.local = append(o.local, a)
 	}
+	o.check = o.check || o.show
 	if len(o.local) == 0 && !o.check {
 		return nil, errors.New("no local address")
 	}

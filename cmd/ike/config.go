@@ -22,6 +22,7 @@ type configuration struct {
 	limits            ike.Limits
 	ikePort, nattPort uint16
 	level             zapcore.Level
+	shown             string // of -show
 }
 
 // loader reads the configuration, at start and on HUP.
@@ -58,6 +59,9 @@ func (l *loader) load() (*configuration, error) {
 			return nil, fmt.Errorf("ike: %s: %w", l.o.secretOpt, err)
 		}
 		rules = append(rules, r)
+		if l.o.show {
+			c.shown += fmt.Sprintf("\n# and the rule of the command line, with its key for any identity, for %v\n", r.Remote)
+		}
 	}
 	db, err := pad.NewDB(rules)
 	if err != nil {
@@ -90,6 +94,9 @@ func (l *loader) readFile(path string, c *configuration) ([]*pad.Rule, error) {
 		HalfOpen: conf.HalfOpen, HalfOpenPerSource: conf.HalfOpenPerSource, Expire: conf.Expire,
 	}
 	c.ikePort, c.nattPort = conf.IKEPort, conf.NATTPort
+	if l.o.show {
+		c.shown = conf.Show()
+	}
 	if err := c.level.UnmarshalText([]byte(conf.LogLevel)); err != nil {
 		return nil, fmt.Errorf("%s: log_level: %w", path, err)
 	}

@@ -63,6 +63,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		}
 		return exitConfig
 	}
+	if o.show {
+		io.WriteString(stdout, conf.shown)
+	}
 	if o.check {
 		return exitOK
 	}

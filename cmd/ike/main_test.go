@@ -48,6 +48,7 @@ func TestRunExits(t *testing.T) {
 		{[]string{"down", "a", "b"}, 2, "", "ike down: want the label of one rule"},
 		{[]string{"rekey", "--timeout", "-1s", "a"}, 2, "", "want a time above 0"},
 		{[]string{"rekey", "--tmieout", "1s", "a"}, 2, "", "unknown flag"},
+		{[]string{"-show", "-p", "@" + good, "-c", "10.0.0.7"}, 0, "# and the rule of the command line, with its key for any identity, for [10.0.0.7]", ""},
 		{[]string{"explain"}, 2, "", "ike explain: want one capture"},
 		{[]string{"explain", "-a", "me", "x"}, 2, "", "want an IP address"},
 		{[]string{"explain", "-f", filepath.Join(dir, "none.conf"), "x"}, 3, "", "none.conf"},
@@ -154,6 +155,9 @@ func TestConfigurationFile(t *testing.T) {
 		{open, 3, "mode 0644; want 0600"},
 	} {
 		var out, errs bytes.Buffer
+		if got := run([]string{"-show", "-f", tt.conf}, nil, &out, &errs); got != tt.exit || strings.Contains(out.String(), "\n    dpd_secs 30\n") != (got == 0) {
+			t.Errorf("%s: -show: got %d, %q", tt.conf, got, out.String())
+		}
 		if got := run([]string{"-n", "-f", tt.conf}, nil, &out, &errs); got != tt.exit || !strings.Contains(errs.String(), tt.err) {
 			t.Errorf("%s: got %d, %q; want %d, %q", tt.conf, got, errs.String(), tt.exit, tt.err)
 		}
