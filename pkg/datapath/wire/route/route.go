@@ -180,14 +180,24 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 func (t *Table) addRules() error {
 	for _, f := range families {
-		if err := t.handle.RuleAdd(rule(f, t.table, t.o.Interface)); err != nil && !errors.Is(err, unix.EEXIST) && !lacks(err) {
+		err := t.handle.RuleAdd(rule(f, t.table, t.o.Interface))
+		switch {
+		case err == nil, errors.Is(err, unix.EEXIST), f == unix.AF_INET6 && noIPv6():
+		case lacks(err):
+			return fmt.Errorf("rule: %w (the kernel needs CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES)", err)
+		default:
 			return fmt.Errorf("rule: %w", err)
 		}
 	}
 	return nil
 }
 
-// lacks: the host has not this family.
+func noIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return errors.Is(err, os.ErrNotExist)
+}
+
+// lacks: the host has not this family, or the kernel was built without it.
 func lacks(err error) bool {
 	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }
@@ -282,8 +292,8 @@ func (t *Table) Number() (table, destinations int) {
 	return t.table, t.count
 }
 
-// Errors delivers what went wrong while following a change; it is tried again
-// until it succeeds, which delivers nil.
+// Errors delivers what went wrong while following a change, once for the same
+// error; it is tried again until it succeeds, which delivers nil.
 func (t *Table) Errors() <-chan error { return t.errs }
 
 // Apply makes the table what wants says and what follows from the state of the
@@ -353,7 +363,7 @@ func (t *Table) listen() {
 // follow looks again after changes by others.
 func (t *Table) follow() {
 	defer t.done.Done()
-	bad := false
+	told := "" // the error
 	for {
 		select {
 		case <-t.stop:
@@ -373,12 +383,15 @@ func (t *Table) follow() {
 			}
 		}
 		t.mu.Unlock()
-		if err != nil || bad {
-			t.tell(err)
-		}
-		if bad = err != nil; bad {
+		text := ""
+		if err != nil {
+			text = err.Error()
 			time.AfterFunc(again, t.wake)
 		}
+		if text != told {
+			t.tell(err)
+		}
+		told = text
 	}
 }
 
@@ -598,7 +611,7 @@ func (t *Table) reconcile() error {
 	})
 	var errs []error
 	for _, k := range keys {
-		if err := t.put(k, want[k]); err != nil {
+		if err := t.put(k, want[k]); err != nil && !(k.dst.Addr().Is6() && noIPv6()) {
 			errs = append(errs, fmt.Errorf("route to %v: %w", k.dst, err))
 		}
 	}

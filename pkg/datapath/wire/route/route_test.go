@@ -247,6 +247,32 @@ func TestTableDefault(t *testing.T) {
 	check(t, "192.0.2.3", "e0 192.0.2.1")
 }
 
+// An error is told once and tried again; so is the end of it.
+func TestTableErrors(t *testing.T) {
+	tb := openLab(t)
+	apply(t, tb, PlanOptions{}, "protect 10.1.0.0/24 10.2.0.0/16 192.0.2.1 198.51.100.2")
+	tell := func(want bool) {
+		t.Helper()
+		select {
+		case err := <-tb.Errors():
+			if (err != nil) != want {
+				t.Fatalf("got %v, want an error: %v", err, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("nothing told")
+		}
+	}
+	sh(t, "ip link set d0 down")
+	tell(true)
+	select {
+	case err := <-tb.Errors():
+		t.Errorf("told again: %v", err)
+	case <-time.After(again + 5*settle):
+	}
+	sh(t, "ip link set d0 up")
+	tell(false)
+}
+
 // What a killed instance leaves is in force until the next one's first Apply,
 // or Cleanup.
 func TestTableOfAKilledOne(t *testing.T) {
@@ -267,7 +293,9 @@ func TestTableOfAKilledOne(t *testing.T) {
 		t.Errorf("%s rules, want 1", got)
 	}
 	next.Close()
-	sh(t, "ip link del d0; ip link del e0") // with it, all is to go
+	sh(t, "ip link del d0")
+	check(t, "10.2.0.2", "No route to host") // closed without a device, too
+	sh(t, "ip link del e0")                  // and all is to go
 	if ok, err := Cleanup("e0"); !ok || err != nil {
 		t.Errorf("Cleanup: got %v, %v", ok, err)
 	}
