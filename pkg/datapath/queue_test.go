@@ -224,8 +224,10 @@ func BenchmarkQueues(b *testing.B) {
 			b.SetBytes(2 * 45 * 1398)
 			b.ReportAllocs()
 			var wg sync.WaitGroup
-			for _, w := range q.workers() {
+			for k, w := range q.workers() {
 				wg.Go(func() {
+					big := slices.Clone(big)
+					big[21] += byte(k) // a flow of its own
 					for range b.N {
 						q.put(w, 0, big, o)
 						w.frame(&w.frames[0], time.Now())
