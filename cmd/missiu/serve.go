@@ -179,7 +179,7 @@ func (in *instance) open(adopted string) (err error) {
 	if in.o.inline {
 		return in.openInline()
 	}
-	w, err := wire.Open(ifname, wire.Options{Native: in.o.native, Wait: in.o.wait})
+	w, err := wire.Open(ifname, wire.Options{Native: in.o.native, Readers: in.o.queues, Wait: in.o.wait})
 	if err != nil {
 		return err
 	}
@@ -226,6 +226,7 @@ func (in *instance) open(adopted string) (err error) {
 			c.MoreUDP = append(c.MoreUDP, u)
 		}
 	}
+	c.MoreWire = w.MoreReaders()
 	return in.openEngine(c)
 }
 
@@ -260,7 +261,7 @@ func (in *instance) openEngine(c datapath.Config) (err error) {
 	}
 	in.mon = capture.NewHub(low, capture.Interface{Name: in.tap.Name(), Link: capture.LinkEthernet})
 	c = datapath.Config{
-		Low: c.Low, Bridged: c.Bridged, Heard: c.Heard, UDP: c.UDP, MoreUDP: c.MoreUDP,
+		Low: c.Low, Bridged: c.Bridged, Heard: c.Heard, UDP: c.UDP, MoreUDP: c.MoreUDP, MoreWire: c.MoreWire,
 		TAP: in.tap, Wire: in.wire, SAD: db, SPD: pol, Default: in.o.defaultAction(), KeepMSS: in.o.mss == "keep",
 		NeedSA: in.keys.NeedSA, LimitReached: in.keys.LimitReached, NewMapping: in.keys.NewMapping,
 		IKE:     func(local, remote netip.AddrPort, msg []byte) bool { return in.natt.Deliver(local, remote, msg) },

@@ -34,12 +34,13 @@
 //	everything else       cut into packets; by the interface
 //
 // With several queues of the TAP (one unless asked for: two were not faster on
-// two processors with both ends on them) each has an outbound worker, and each
-// socket of port 4500 an inbound worker. A flow stays on one queue (spread.go),
-// and the kernel gives an inbound SA to one socket, so flows stay in order. An SA for one queue (RFC 9611) has that worker alone; of
-// one for any queue the workers take turns, batch by batch (turn), because a
-// receiver's window forgives no packets that overtake thousands. Native ESP and
-// clear packets have one inbound worker, whatever the number of queues.
+// two processors with both ends on them) each has an outbound worker, and there
+// are as many inbound workers for ESP in UDP and for native ESP, with a socket
+// each, between which the kernel shares packets out by SPI; all else comes to the
+// first. A flow stays on one queue (spread.go), and an inbound SA with one
+// worker, so flows stay in order. An SA for one queue (RFC 9611) has that worker
+// alone; of one for any queue the workers take turns, batch by batch (turn),
+// because a receiver's window forgives no packets that overtake thousands.
 //
 // "Everything else" is bundles, what is to be fragmented, and transport mode
 // whose header a socket would not make: options, another TTL, no DF.
@@ -106,6 +107,9 @@ type Config struct {
 	TAP  tap.Device
 	Wire Wire
 	UDP  wire.UDPConn // nil: no ESP in UDP
+	// MoreWire are readers beside Wire's, each with an inbound worker and the
+	// native ESP of SPIs of its own.
+	MoreWire []wire.PacketReader
 	// MoreUDP are further sockets of UDP's port, which share its datagrams out
 	// by SPI. Each has an inbound worker.
 	MoreUDP []wire.UDPConn
@@ -148,7 +152,7 @@ type Engine struct {
 	out     *outWorker   // of the TAP's first queue
 	more    []*outWorker // of the others
 	release *outWorker   // its own worker, so that held packets need no lock of out's
-	in      []*inWorker  // interface, UDP, MoreUDP
+	in      []*inWorker  // interface, UDP, MoreUDP, MoreWire
 	late    *inWorker    // of the same goroutine: packets that came before their keys
 	queues  []tap.Queue  // of the TAP; nil: it has one
 	homes   *homes       // if it has several
@@ -195,11 +199,16 @@ func New(c Config) (*Engine, error) {
 	e.in = append(e.in, newInWorker(e, c.Flows))
 	if c.UDP != nil {
 		e.in = append(e.in, newInWorker(e, c.Flows))
-		for _, u := range c.MoreUDP {
+		for k, u := range c.MoreUDP {
 			w := newInWorker(e, c.Flows)
-			w.udp = u
+			w.udp, w.number = u, k+1
 			e.in = append(e.in, w)
 		}
+	}
+	for k, r := range c.MoreWire {
+		w := newInWorker(e, c.Flows)
+		w.wire, w.number = r, k+1
+		e.in = append(e.in, w)
 	}
 	return e, nil
 }
@@ -215,8 +224,11 @@ func (e *Engine) Run(parent context.Context) error {
 	}
 	g.Go(func() error { return e.release.runRelease(ctx) })
 	g.Go(func() error { return ended(ctx, "interface", e.in[0].run(ctx)) })
+	for _, w := range e.in[len(e.in)-len(e.c.MoreWire):] {
+		g.Go(func() error { return ended(ctx, "interface", w.run(ctx)) })
+	}
 	if e.c.UDP != nil {
-		for _, w := range e.in[1:] {
+		for _, w := range e.in[1 : 2+len(e.c.MoreUDP)] {
 			g.Go(func() error { return ended(ctx, "udp 4500", w.runUDP(ctx)) })
 		}
 	}
@@ -280,7 +292,7 @@ func (e *Engine) Stats() Stats {
 // QueueStats is what the workers of one queue of the TAP have done.
 type QueueStats struct {
 	Out uint64 // packets protected
-	In  uint64 // packets accepted, of its socket of port 4500; the first has all native ones too
+	In  uint64 // packets accepted, of its socket of port 4500 and its reader
 }
 
 // Queues tells of the workers by queue.
@@ -290,8 +302,8 @@ func (e *Engine) Queues() []QueueStats {
 	for k, w := range e.more {
 		qs[k+1].Out = w.n.v[OutProtected].Load()
 	}
-	for k, w := range e.in {
-		qs[max(0, k-1)%len(qs)].In += w.n.v[InProtected].Load()
+	for _, w := range e.in {
+		qs[w.number%len(qs)].In += w.n.v[InProtected].Load()
 	}
 	return qs
 }

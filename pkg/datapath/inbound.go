@@ -25,9 +25,11 @@ import (
 // the TAP. One goroutine owns it.
 type inWorker struct {
 	e       *Engine
-	udp     wire.UDPConn // to read from; nil: the first
-	part    []tap.Frame  // of a batch, for one of several queues
-	of      []uint8      // the queue of each frame
+	number  int               // of several of its kind
+	wire    wire.PacketReader // to read from; nil: the first
+	udp     wire.UDPConn      // likewise
+	part    []tap.Frame       // of a batch, for one of several queues
+	of      []uint8           // the queue of each frame
 	n       counters
 	pkts    []wire.Packet
 	dgrams  []wire.Datagram
@@ -122,6 +124,10 @@ func (w *inWorker) run(ctx context.Context) error {
 	if w.e.c.Low != nil {
 		return w.runLow(ctx)
 	}
+	from := w.wire
+	if from == nil {
+		from = w.e.c.Wire
+	}
 	for i := range w.pkts {
 		w.pkts[i].Buf = make([]byte, bufSize)
 	}
@@ -129,7 +135,7 @@ func (w *inWorker) run(ctx context.Context) error {
 		for i := range w.pkts {
 			w.pkts[i].Off = headroom + etherLen
 		}
-		n, err := w.e.c.Wire.ReadBatch(w.pkts)
+		n, err := from.ReadBatch(w.pkts)
 		if err != nil {
 			return err
 		}

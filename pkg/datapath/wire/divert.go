@@ -108,7 +108,7 @@ func (w *Wire) filter(divert *bart.Lite) error {
 	if divert != nil && divert.Size6() <= maxFilterPrefixes {
 		v6 = coverOf(divert.All6())
 	}
-	f, err := socketFilter(v4, v6)
+	f, err := socketFilter(v4, v6, 1+len(w.more))
 	if err != nil {
 		return err
 	}

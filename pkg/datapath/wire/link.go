@@ -51,7 +51,9 @@ func (w *Wire) follow(s *subscription) {
 		local, err := w.look()
 		if lost := (*LinkError)(nil); errors.As(err, &lost) {
 			w.lost.Store(lost)
-			w.reader.wake()
+			for _, r := range w.readers() {
+				r.wake()
+			}
 			return
 		}
 		if err == nil {

@@ -17,6 +17,7 @@ import (
 // Wire is an open interface. It implements Conn. It is safe for concurrent use.
 type Wire struct {
 	reader reader
+	more   []*reader // beside it
 	sender sender
 	pmtu   pmtu
 	chain  *chain
@@ -49,6 +50,9 @@ type Options struct {
 	// falls back by itself; for another the host must have what it needs.
 	Native string
 	Wait   string // as in tap.Options
+	// Readers is how many goroutines are to read packets side by side: see
+	// MoreReaders. 0 means one.
+	Readers int
 	// Mark, if not 0, is for an interface that package bump severs: sockets bear it
 	// (SO_MARK), so that what they send passes, and nothing is read or kept from
 	// the stack here, since the bump brings all there is.
@@ -115,6 +119,46 @@ func (w *Wire) open() error {
 	return nil
 }
 
+// readers are all.
+func (w *Wire) readers() []*reader { return append([]*reader{&w.reader}, w.more...) }
+
+// PacketReader reads packets as Conn does. One goroutine at a time may.
+type PacketReader interface {
+	ReadBatch(ps []Packet) (int, error)
+}
+
+// MoreReaders are the others of Options.Readers, or of as many as the kernel
+// gives: number k, from 1, has the unfragmented ESP packets of SPIs that leave k
+// when divided by the number of readers, and ReadBatch of Wire the rest.
+func (w *Wire) MoreReaders() []PacketReader {
+	rs := make([]PacketReader, len(w.more))
+	for k, r := range w.more {
+		rs[k] = r
+	}
+	return rs
+}
+
+// openReaders opens n, or one where that fails.
+func (w *Wire) openReaders(n int) error {
+	for k := 1; k < n; k++ {
+		r := new(reader)
+		err := w.options.lack("AF_PACKET")
+		if err == nil {
+			err = r.open(w, w.index, k, n)
+		}
+		if err != nil {
+			for _, o := range w.more {
+				o.close()
+			}
+			w.more = nil
+			w.fellBack("AF_PACKET", "one reader", err)
+			break
+		}
+		w.more = append(w.more, r)
+	}
+	return w.reader.open(w, w.index, 0, 1+len(w.more))
+}
+
 // take does what Close undoes.
 func (w *Wire) take() error {
 	local, err := w.look()
@@ -125,7 +169,7 @@ func (w *Wire) take() error {
 	if w.options.Mark != 0 {
 		return w.sender.open(w, w.options.Native)
 	}
-	if err := w.openReader(w.index); err != nil {
+	if err := w.openReaders(max(1, w.options.Readers)); err != nil {
 		return err
 	}
 	if err := w.sender.open(w, w.options.Native); err != nil {
@@ -202,13 +246,19 @@ func same(a, b map[netip.Addr]struct{}) bool {
 
 // Stats returns the counters.
 func (w *Wire) Stats() Stats {
-	r, s := &w.reader, &w.sender
-	return Stats{
-		Read: r.read.Load(), Passed: r.passed.Load(), Malformed: r.malformed.Load(), Truncated: r.truncated.Load(),
-		KernelDrops: r.kernelDrops(),
-		Sent:        s.ok.Load(), SentXDP: s.byXDP.Load(), SentPacket: s.byPacket.Load(), SendTooBig: s.tooBig.Load(), SendNoBufs: s.noBufs.Load(), SendDenied: s.denied.Load(), SendOther: s.other.Load(),
+	s := &w.sender
+	st := Stats{
+		Sent: s.ok.Load(), SentXDP: s.byXDP.Load(), SentPacket: s.byPacket.Load(), SendTooBig: s.tooBig.Load(), SendNoBufs: s.noBufs.Load(), SendDenied: s.denied.Load(), SendOther: s.other.Load(),
 		TooBig: w.pmtu.believed.Load(), TooBigOdd: w.pmtu.odd.Load(),
 	}
+	for _, r := range w.readers() {
+		st.Read += r.read.Load()
+		st.Passed += r.passed.Load()
+		st.Malformed += r.malformed.Load()
+		st.Truncated += r.truncated.Load()
+		st.KernelDrops += r.kernelDrops()
+	}
+	return st
 }
 
 // Close gives the interface back: chain deleted, sysctls as before.
@@ -220,8 +270,10 @@ func (w *Wire) Close() error {
 			w.events.Close()
 		}
 		w.following.Wait()
-		if w.reader.file != nil {
-			w.reader.close()
+		for _, r := range w.readers() {
+			if r.file != nil {
+				r.close()
+			}
 		}
 		w.sender.close()
 		if w.chain != nil {

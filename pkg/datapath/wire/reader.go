@@ -21,9 +21,12 @@ const vnetLen = tap.HeadroomMin
 
 var errHeadroom = errors.New("wire: packet with too little room before it")
 
-// reader is the AF_PACKET socket. It is bound to ETH_P_ALL because only then
-// it sees what the ingress chain drops.
+// reader is an AF_PACKET socket. It is bound to ETH_P_ALL because only then
+// it sees what the ingress chain drops. Of several each has the ESP packets of
+// the SPIs that leave its number when divided by how many there are; the first
+// has everything else too.
 type reader struct {
+	w    *Wire
 	file *os.File
 	raw  syscall.RawConn
 	fn   func(uintptr)
@@ -43,7 +46,9 @@ type reader struct {
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
-func (w *Wire) openReader(index int) error {
+// open opens number k of n.
+func (r *reader) open(w *Wire, index, k, n int) error {
+	r.w = w
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return privilege("AF_PACKET socket", "CAP_NET_RAW", err)
@@ -55,7 +60,6 @@ func (w *Wire) openReader(index int) error {
 	}
 	set(unix.PACKET_VNET_HDR, 1)
 	set(unix.PACKET_IGNORE_OUTGOING, 1)
-	r := &w.reader
 	if err == nil && w.options.Native != NativeRaw {
 		lack := w.options.lack("TPACKET_V2")
 		if lack == nil {
@@ -69,7 +73,15 @@ func (w *Wire) openReader(index int) error {
 		err = receiveBuffer(fd)
 	}
 	if err == nil {
-		err = attachFilter(fd, nil)
+		var f []unix.SockFilter
+		if k > 0 {
+			f, err = spiFilter(k, n)
+		} else {
+			f, err = socketFilter(nil, nil, n)
+		}
+		if err == nil {
+			err = attachFilter(fd, f)
+		}
 	}
 	if err == nil {
 		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: index}))
@@ -82,7 +94,7 @@ func (w *Wire) openReader(index int) error {
 	if r.file, err = linger.Open(fd, "packet"); err != nil {
 		return err
 	}
-	r.fn = w.readLoop
+	r.fn = r.readLoop
 	if r.wait, err = linger.New(w.options.Wait, fd); err != nil {
 		return err
 	}
@@ -111,24 +123,20 @@ func privilege(op, capability string, err error) error {
 	return os.NewSyscallError(op, err)
 }
 
-// attachFilter exchanges the socket's filter; nil: for an empty divert set.
+// attachFilter exchanges the socket's filter.
 func attachFilter(fd int, f []unix.SockFilter) error {
-	if f == nil {
-		var err error
-		if f, err = socketFilter(nil, nil); err != nil {
-			return err
-		}
-	}
 	p := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
 	return os.NewSyscallError("SO_ATTACH_FILTER", unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &p))
 }
 
-// ReadBatch implements Conn.
-func (w *Wire) ReadBatch(ps []Packet) (int, error) {
+// ReadBatch implements Conn. Of several readers it is the first.
+func (w *Wire) ReadBatch(ps []Packet) (int, error) { return w.reader.ReadBatch(ps) }
+
+// ReadBatch has the contract of Conn's.
+func (r *reader) ReadBatch(ps []Packet) (int, error) {
 	if len(ps) == 0 {
 		return 0, nil
 	}
-	r := &w.reader
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ps, r.n, r.err = ps[:min(len(ps), maxBatch)], 0, nil
@@ -143,7 +151,7 @@ func (w *Wire) ReadBatch(ps []Packet) (int, error) {
 		r.m.release(maxBatch)
 	}
 	if err != nil {
-		return 0, w.gone(err)
+		return 0, r.w.gone(err)
 	}
 	return r.n, r.err
 }
@@ -167,8 +175,7 @@ func (r *reader) wake() {
 }
 
 // readLoop reads until there is nothing or something is kept.
-func (w *Wire) readLoop(fd uintptr) {
-	r := &w.reader
+func (r *reader) readLoop(fd uintptr) {
 	for i := range r.ps {
 		if p := &r.ps[i]; p.Off < ReadHeadroom || p.Off >= len(p.Buf) {
 			r.err = errHeadroom
@@ -178,9 +185,9 @@ func (w *Wire) readLoop(fd uintptr) {
 	for r.n == 0 {
 		errno := unix.EAGAIN
 		if r.ring != nil {
-			errno = w.readRing(fd)
+			errno = r.readRing(fd)
 		} else {
-			errno = w.readQueue(fd)
+			errno = r.readQueue(fd)
 		}
 		switch errno {
 		case 0:
@@ -198,8 +205,7 @@ func (w *Wire) readLoop(fd uintptr) {
 }
 
 // readQueue receives from the socket. EAGAIN: there was nothing.
-func (w *Wire) readQueue(fd uintptr) syscall.Errno {
-	r := &w.reader
+func (r *reader) readQueue(fd uintptr) syscall.Errno {
 	for i := range r.ps {
 		p := &r.ps[i]
 		r.m.set(i, p.Buf[p.Off-ReadHeadroom:])
@@ -215,7 +221,7 @@ func (w *Wire) readQueue(fd uintptr) syscall.Errno {
 			continue
 		}
 		p.Len = int(r.m.hdrs[i].n) - ReadHeadroom
-		if p.Len <= 0 || !w.keeps(p.Buf[p.Off-etherLen:p.Off+p.Len]) {
+		if p.Len <= 0 || !r.keeps(p.Buf[p.Off-etherLen:p.Off+p.Len]) {
 			continue
 		}
 		p.Offload = tap.DecodeOffload(p.Buf[p.Off-ReadHeadroom:])
@@ -227,8 +233,7 @@ func (w *Wire) readQueue(fd uintptr) syscall.Errno {
 
 // readRing takes packets from the ring, as many as there are and ps holds. It
 // copies only what is kept. EAGAIN: there was nothing.
-func (w *Wire) readRing(fd uintptr) syscall.Errno {
-	r := &w.reader
+func (r *reader) readRing(fd uintptr) syscall.Errno {
 	errno := unix.EAGAIN
 	for r.n < len(r.ps) {
 		b, queued, cut := r.ring.peek()
@@ -240,11 +245,11 @@ func (w *Wire) readRing(fd uintptr) syscall.Errno {
 		switch {
 		case queued:
 			r.ring.take()
-			w.readQueued(fd, p)
+			r.readQueued(fd, p)
 			continue
 		case cut || len(b) > len(p.Buf)-p.Off+ReadHeadroom:
 			r.truncated.Add(1)
-		case len(b) > ReadHeadroom && w.keeps(b[vnetLen:]):
+		case len(b) > ReadHeadroom && r.keeps(b[vnetLen:]):
 			copy(p.Buf[p.Off-ReadHeadroom:], b)
 			p.Len = len(b) - ReadHeadroom
 			p.Offload = tap.DecodeOffload(b)
@@ -256,8 +261,7 @@ func (w *Wire) readRing(fd uintptr) syscall.Errno {
 }
 
 // readQueued receives the packet that was too long for the ring.
-func (w *Wire) readQueued(fd uintptr, p *Packet) {
-	r := &w.reader
+func (r *reader) readQueued(fd uintptr, p *Packet) {
 	r.m.set(0, p.Buf[p.Off-ReadHeadroom:])
 	n, errno := r.m.recv(fd, 0, 1)
 	if errno == unix.ENETDOWN { // told once, before packets
@@ -269,7 +273,7 @@ func (w *Wire) readQueued(fd uintptr, p *Packet) {
 		r.truncated.Add(1)
 	default:
 		p.Len = int(r.m.hdrs[0].n) - ReadHeadroom
-		if p.Len > 0 && w.keeps(p.Buf[p.Off-etherLen:p.Off+p.Len]) {
+		if p.Len > 0 && r.keeps(p.Buf[p.Off-etherLen:p.Off+p.Len]) {
 			p.Offload = tap.DecodeOffload(p.Buf[p.Off-ReadHeadroom:])
 			r.n++
 		}
@@ -277,10 +281,10 @@ func (w *Wire) readQueued(fd uintptr, p *Packet) {
 }
 
 // keeps applies the chain's test to a frame, and listens for errors about the path.
-func (w *Wire) keeps(frame []byte) bool {
-	r, b := &w.reader, frame[etherLen:]
-	w.Heard(b)
-	switch w.sets.Load().judge(binary.BigEndian.Uint16(frame[12:]), b) {
+func (r *reader) keeps(frame []byte) bool {
+	b := frame[etherLen:]
+	r.w.Heard(b)
+	switch r.w.sets.Load().judge(binary.BigEndian.Uint16(frame[12:]), b) {
 	case passes:
 		r.passed.Add(1)
 		return false

@@ -111,19 +111,12 @@ const maxFilterSpans = 200
 // pass a superset of what judge keeps, and ICMP for path MTU discovery. Tags of
 // VLANs, which the kernel keeps beside the packet, and frames for other hosts
 // are refused as the chain does. Offsets count from the Ethernet header.
-func socketFilter(v4, v6 cover) ([]unix.SockFilter, error) {
+//
+// Of several readers it is the first's, which leaves the others their ESP.
+func socketFilter(v4, v6 cover, readers int) ([]unix.SockFilter, error) {
 	const all = 0x40000
 	drop, take := bpf.RetConstant{}, bpf.RetConstant{Val: all}
-	program := []bpf.Instruction{
-		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 4},
-		bpf.LoadExtension{Num: bpf.ExtVLANTag},
-		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xfff},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1}, drop,
-		bpf.LoadExtension{Num: bpf.ExtType},
-		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: unix.PACKET_OTHERHOST, SkipTrue: 1}, drop,
-		bpf.LoadExtension{Num: bpf.ExtProto},
-	}
+	program := forUs()
 	// words ends a program with a test of the loaded word against ranges.
 	words := func(rs cover) []bpf.Instruction {
 		if len(rs) > maxFilterSpans {
@@ -144,13 +137,67 @@ func socketFilter(v4, v6 cover) ([]unix.SockFilter, error) {
 		}
 		return p
 	}
-	four := protos(14+9, protoESP, protoAH, protoIPComp, protoICMP)
+	four := espOf(true, 0, readers, nil)
+	four = append(four, protos(14+9, protoESP, protoAH, protoIPComp, protoICMP)...)
 	four = append(four, bpf.LoadAbsolute{Off: 14 + 12, Size: 4})
 	four = append(four, words(v4)...)
-	six := protos(14+6, protoESP, protoAH, protoIPComp, protoICMPv6, protoHopByHop, protoRouting, protoFragment, protoDstOpts)
+	six := espOf(false, 0, readers, nil)
+	six = append(six, protos(14+6, protoESP, protoAH, protoIPComp, protoICMPv6, protoHopByHop, protoRouting, protoFragment, protoDstOpts)...)
 	six = append(six, bpf.LoadAbsolute{Off: 14 + 8, Size: 4})
 	six = append(six, words(v6)...)
 
+	return dispatch(program, four, six)
+}
+
+// spiFilter is the filter of reader number k, from 1, of n.
+func spiFilter(k, n int) ([]unix.SockFilter, error) {
+	drop := []bpf.Instruction{bpf.RetConstant{}}
+	return dispatch(forUs(), espOf(true, k, n, drop), espOf(false, k, n, drop))
+}
+
+// forUs begins a program: what is not for this host or in a VLAN is dropped. The
+// type of what goes on is loaded.
+func forUs() []bpf.Instruction {
+	drop := bpf.RetConstant{}
+	return []bpf.Instruction{
+		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 4},
+		bpf.LoadExtension{Num: bpf.ExtVLANTag},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xfff},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1}, drop,
+		bpf.LoadExtension{Num: bpf.ExtType},
+		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: unix.PACKET_OTHERHOST, SkipTrue: 1}, drop,
+		bpf.LoadExtension{Num: bpf.ExtProto},
+	}
+}
+
+// espOf takes whole ESP packets of the SPIs of reader k of n, drops those of
+// others, and goes on with rest, or behind it, for all else.
+func espOf(v4 bool, k, n int, rest []bpf.Instruction) []bpf.Instruction {
+	if n < 2 {
+		return rest
+	}
+	protoAt, spiAt := uint32(14+6), []bpf.Instruction{bpf.LoadAbsolute{Off: 14 + 40, Size: 4}}
+	if v4 {
+		protoAt = 14 + 9
+		spiAt = []bpf.Instruction{bpf.LoadMemShift{Off: 14}, bpf.LoadIndirect{Off: 14, Size: 4}}
+	}
+	p := append(spiAt,
+		bpf.ALUOpConstant{Op: bpf.ALUOpMod, Val: uint32(n)},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(k), SkipFalse: 1},
+		bpf.RetConstant{Val: 0x40000}, bpf.RetConstant{})
+	if v4 { // fragments are put together by the first
+		p = append([]bpf.Instruction{bpf.LoadAbsolute{Off: 14 + 6, Size: 2},
+			bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0x3fff, SkipTrue: uint8(len(p))}}, p...)
+	}
+	p = append([]bpf.Instruction{bpf.LoadAbsolute{Off: protoAt, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: protoESP, SkipFalse: uint8(len(p))}}, p...)
+	return append(p, rest...)
+}
+
+// dispatch ends a program by IP version, and translates it.
+func dispatch(program, four, six []bpf.Instruction) ([]unix.SockFilter, error) {
+	drop := bpf.RetConstant{}
 	program = append(program, bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IP, SkipFalse: 1}, bpf.Jump{Skip: uint32(len(six) + 2)})
 	program = append(program, bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IPV6, SkipTrue: 1}, drop)
 	program = append(program, six...)
