@@ -193,6 +193,9 @@ func (b *Bump) open() error {
 		return err
 	}
 	high, low := Closed, Closed
+	if err := b.table.probe(b.ifname); err != nil {
+		return err
+	}
 	if b.adopted, err = b.table.exists(); err != nil {
 		return err
 	}
@@ -202,8 +205,6 @@ func (b *Bump) open() error {
 		if s, err := loadState(b.ifname); err == nil {
 			high, low, b.lro = s.High, s.Low, s.LRO
 		}
-	} else if err := b.table.probe(b.ifname); err != nil {
-		return err
 	}
 	// Listening comes first, so that no change is missed.
 	if err := b.listen(); err != nil {
@@ -263,9 +264,9 @@ func (b *Bump) set(high, low State) error {
 	if err := saveState(b.ifname, saved{high, low, b.lro}); err != nil {
 		return err
 	}
-	if link.Index != 0 { // else the chains stay as they are, and check makes them
+	if link.Index != 0 || b.table.wild { // else the chains stay as they are, and check makes them
 		kx, ku := pairNames(b.ifname)
-		if err := b.table.apply(&plan{device: link.Name, kx: kx, ku: ku, kxIndex: b.pair.kx, high: high, low: low}); err != nil {
+		if err := b.table.apply(&plan{device: link.Name, index: link.Index, kx: kx, ku: ku, kxIndex: b.pair.kx, high: high, low: low}); err != nil {
 			return err
 		}
 	}

@@ -21,10 +21,16 @@ import (
 //
 //	table netdev missiu-bump-<if> {
 //	    flags owner, persist                 # owner alone with FailOpen
-//	    chain rx { type filter hook ingress device <if> priority -500
+//	    chain rx { type filter hook ingress device "*" priority -500
+//	        iif <index> goto low
+//	        iifname <if> goto low }
+//	    chain low {
 //	        meta mark IN meta mark set 0 accept
 //	        meta mark set 1 fwd to KX }      # low Active
-//	    chain tx { type filter hook egress device <if> priority -500
+//	    chain tx { type filter hook egress device "*" priority -500
+//	        oif <index> goto high
+//	        oifname <if> goto high }
+//	    chain high {
 //	        meta mark OUT meta mark set 0 accept
 //	        meta mark set 2 fwd to KX }      # high Active
 //	    chain ux { type filter hook ingress device KU priority -500; drop }
@@ -36,6 +42,12 @@ import (
 // doubles them. Chains have the policy accept, because a base chain is in the path a
 // moment before its rules are.
 //
+// The chains are at all devices, because the kernel binds a chain to names: one
+// that was at the interface alone would lose it when it is renamed, until we hear
+// of it, and by then frames would have passed. So a device is ours by its index,
+// whatever its name, and by its name if it was made anew. Kernels before 6.18 know
+// no such chains; there they are at the interface alone.
+//
 // Chain kx gets what somebody's deletion of the redirection leaves there.
 type table struct {
 	c     *netlink.Conn // the owner; the kernel acts when it is closed
@@ -44,6 +56,7 @@ type table struct {
 	fate  []uint32 // flags of the table, the best first
 	flag  uint32   // those in use, once fated
 	fated bool
+	wild  bool // chains can be at all devices
 
 	in, out uint32 // marks
 }
@@ -117,6 +130,7 @@ func nftError(err error) error {
 // plan is what the table is to hold.
 type plan struct {
 	device    string // the interface
+	index     int    // its; 0: there is none
 	kx, ku    string
 	kxIndex   int
 	high, low State
@@ -152,20 +166,40 @@ func (t *table) messages(p *plan, flags uint32) *batch {
 	if p.high != Active && p.low != Active {
 		return b
 	}
-	b.chain("ux", unix.NF_NETDEV_INGRESS, p.ku)
-	b.chain("kx", unix.NF_NETDEV_INGRESS, p.kx)
-	b.chain("rx", unix.NF_NETDEV_INGRESS, p.device)
-	b.chain("tx", unix.NF_NETDEV_EGRESS, p.device)
+	b.base("ux", unix.NF_NETDEV_INGRESS, p.ku, false)
+	b.base("kx", unix.NF_NETDEV_INGRESS, p.kx, false)
+	b.base("rx", unix.NF_NETDEV_INGRESS, p.device, t.wild)
+	b.base("tx", unix.NF_NETDEV_EGRESS, p.device, t.wild)
+	b.chain("low")
+	b.chain("high")
 	b.rule("ux", drop)
 	b.rule("kx", drop)
-	b.rule("rx", markIs(t.in), setMark(0), accept)
-	b.rule("tx", markIs(t.out), setMark(0), accept)
+	if t.wild {
+		b.rule("rx", is(unix.NFT_META_IIF, number(p.index)), jumpTo("low"))
+		b.rule("rx", is(unix.NFT_META_IIFNAME, name(p.device)), jumpTo("low"))
+		b.rule("tx", is(unix.NFT_META_OIF, number(p.index)), jumpTo("high"))
+		b.rule("tx", is(unix.NFT_META_OIFNAME, name(p.device)), jumpTo("high"))
+	} else {
+		b.rule("rx", jumpTo("low"))
+		b.rule("tx", jumpTo("high"))
+	}
+	b.rule("low", is(unix.NFT_META_MARK, nlenc.Uint32Bytes(t.in)), setMark(0), accept)
+	b.rule("high", is(unix.NFT_META_MARK, nlenc.Uint32Bytes(t.out)), setMark(0), accept)
 	if p.low == Active {
-		b.rule("rx", setMark(markFromNIC), fwd(p.kxIndex))
+		b.rule("low", setMark(markFromNIC), fwd(p.kxIndex))
 	}
 	if p.high == Active {
-		b.rule("tx", setMark(markFromKernel), fwd(p.kxIndex))
+		b.rule("high", setMark(markFromKernel), fwd(p.kxIndex))
 	}
+	return b
+}
+
+func number(index int) []byte { return nlenc.Uint32Bytes(uint32(index)) }
+
+// name is the name of a device as the kernel compares it.
+func name(device string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, device)
 	return b
 }
 
@@ -188,7 +222,23 @@ func (b *batch) add(kind int, flags netlink.HeaderFlags, attrs func(*netlink.Att
 	})
 }
 
-func (b *batch) chain(name string, hook uint32, device string) {
+// chain adds one that others jump to.
+func (b *batch) chain(name string) {
+	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_CHAIN_TABLE, b.table)
+		e.String(unix.NFTA_CHAIN_NAME, name)
+	})
+}
+
+// Attributes of a chain's hook that package unix does not have: the list of
+// devices, and in it a prefix of names.
+const (
+	hookDevs     = 4 // NFTA_HOOK_DEVS
+	devicePrefix = 2 // NFTA_DEVICE_PREFIX
+)
+
+// base adds a chain at a device, or with all at all of them.
+func (b *batch) base(name string, hook uint32, device string, all bool) {
 	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, func(e *netlink.AttributeEncoder) {
 		e.String(unix.NFTA_CHAIN_TABLE, b.table)
 		e.String(unix.NFTA_CHAIN_NAME, name)
@@ -196,7 +246,14 @@ func (b *batch) chain(name string, hook uint32, device string) {
 			e.ByteOrder = binary.BigEndian
 			e.Uint32(unix.NFTA_HOOK_HOOKNUM, hook)
 			e.Int32(unix.NFTA_HOOK_PRIORITY, -500)
-			e.String(unix.NFTA_HOOK_DEV, device)
+			if !all {
+				e.String(unix.NFTA_HOOK_DEV, device)
+				return nil
+			}
+			e.Nested(hookDevs, func(e *netlink.AttributeEncoder) error {
+				e.String(devicePrefix, "")
+				return nil
+			})
 			return nil
 		})
 		e.Uint32(unix.NFTA_CHAIN_POLICY, 1) // accept
@@ -260,17 +317,18 @@ func immediate(e *netlink.AttributeEncoder, v uint32) {
 	})
 }
 
-func markIs(v uint32) exprs {
+// is compares what the kernel knows of a frame.
+func is(key uint32, v []byte) exprs {
 	return func(e *netlink.AttributeEncoder) {
 		expression(e, "meta", func(e *netlink.AttributeEncoder) {
-			e.Uint32(unix.NFTA_META_KEY, unix.NFT_META_MARK)
+			e.Uint32(unix.NFTA_META_KEY, key)
 			e.Uint32(unix.NFTA_META_DREG, reg)
 		})
 		expression(e, "cmp", func(e *netlink.AttributeEncoder) {
 			e.Uint32(unix.NFTA_CMP_SREG, reg)
 			e.Uint32(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ)
 			e.Nested(unix.NFTA_CMP_DATA, func(e *netlink.AttributeEncoder) error {
-				e.Bytes(unix.NFTA_DATA_VALUE, nlenc.Uint32Bytes(v))
+				e.Bytes(unix.NFTA_DATA_VALUE, v)
 				return nil
 			})
 		})
@@ -294,7 +352,7 @@ func fwd(index int) exprs {
 	}
 }
 
-func verdict(v uint32) exprs {
+func verdict(v uint32, chain ...string) exprs {
 	return func(e *netlink.AttributeEncoder) {
 		expression(e, "immediate", func(e *netlink.AttributeEncoder) {
 			e.Uint32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT)
@@ -302,6 +360,9 @@ func verdict(v uint32) exprs {
 				e.Nested(unix.NFTA_DATA_VERDICT, func(e *netlink.AttributeEncoder) error {
 					e.ByteOrder = binary.BigEndian
 					e.Uint32(unix.NFTA_VERDICT_CODE, v)
+					for _, c := range chain {
+						e.String(unix.NFTA_VERDICT_CHAIN, c)
+					}
 					return nil
 				})
 				return nil
@@ -314,6 +375,9 @@ var (
 	drop   = verdict(0)
 	accept = verdict(1)
 )
+
+// jumpTo is goto.
+func jumpTo(chain string) exprs { return verdict(0xfffffffc, chain) }
 
 // replyTimeout is how long the kernel's answers to a transaction may take; it
 // gives them before it returns from the send.
@@ -393,14 +457,21 @@ func (t *table) remove() error {
 	return nil
 }
 
-// probe finds out whether the kernel can take what leaves an interface. It
-// makes nothing.
+// probe finds out whether the kernel can take what leaves an interface, and how.
+// It makes nothing.
 func (t *table) probe(device string) error {
-	b := &batch{table: t.name + "-probe"}
-	b.newTable(nil)
-	b.chain("tx", unix.NF_NETDEV_EGRESS, device)
-	b.delTable()
-	err := t.commit(b)
+	try := func(all bool) error {
+		b := &batch{table: t.name + "-probe"}
+		b.newTable(nil)
+		b.base("tx", unix.NF_NETDEV_EGRESS, device, all)
+		b.delTable()
+		return t.commit(b)
+	}
+	t.wild = try(true) == nil
+	if t.wild {
+		return nil
+	}
+	err := try(false)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("%w: %w", ErrNoEgress, err)
 	}

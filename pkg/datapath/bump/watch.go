@@ -11,10 +11,9 @@ import (
 )
 
 // The interface may be renamed, deleted, made anew, or get another MAC; the
-// helper interfaces and their redirection may be deleted. Chains of Linux 6.16 and
-// later follow names, so that an interface made anew is severed before its first
-// frame; one that is renamed is out of the chains until the event is here. Without the helpers nothing passes. So each
-// event makes us compare what is with what ought to be; a lost event costs nothing.
+// helper interfaces and their redirection may be deleted. The chains allow for that (see
+// table), and without the helpers nothing passes. So each event makes us compare
+// what is with what ought to be; a lost event costs nothing.
 
 // retryEvery is the pause after a repair failed.
 const retryEvery = 200 * time.Millisecond
