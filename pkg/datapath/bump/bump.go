@@ -229,7 +229,9 @@ func linkOf(l netlink.Link) *Link {
 	return &Link{Name: a.Name, Index: a.Index, MAC: a.HardwareAddr, MTU: a.MTU}
 }
 
-// attachLink opens the sockets and the redirection for the present interface and pair.
+// attachLink opens the sockets and the redirection for the present interface and
+// pair, as far as there are none. Readers are never opened beside others that
+// still read: both would get each frame.
 func (b *Bump) attachLink() error {
 	link := b.link.Load()
 	if err := b.pair.redirect(b.handle, link.Index); err != nil {
@@ -240,21 +242,28 @@ func (b *Bump) attachLink() error {
 	} else if was {
 		b.lro = link.Name
 	}
-	reader := func(mark uint32) (*socket, error) {
-		return packetSocket(socketOptions{index: b.pair.ku, filter: marked(mark), wait: b.o.Wait})
-	}
-	fromKernel, err := reader(markFromKernel)
-	fromNIC, err2 := reader(markFromNIC)
-	toKernel, err3 := packetSocket(socketOptions{index: b.pair.ku, mark: b.table.in})
-	toNIC, err4 := packetSocket(socketOptions{index: link.Index, mark: b.table.out})
-	if err := errors.Join(err, err2, err3, err4); err != nil {
-		for _, s := range []*socket{fromKernel, fromNIC, toKernel, toNIC} {
-			s.close()
+	high, low := &b.sides[High], &b.sides[Low]
+	for _, k := range []struct {
+		at *atomic.Pointer[socket]
+		o  socketOptions
+	}{
+		{&high.in, socketOptions{index: b.pair.ku, filter: marked(markFromKernel), wait: b.o.Wait}},
+		{&low.in, socketOptions{index: b.pair.ku, filter: marked(markFromNIC), wait: b.o.Wait}},
+		{&high.out, socketOptions{index: b.pair.ku, mark: b.table.in}},
+		{&low.out, socketOptions{index: link.Index, mark: b.table.out}},
+	} {
+		if old := k.at.Load(); old != nil && old.index == k.o.index {
+			continue
 		}
-		return err
+		k.at.Swap(nil).close()
+		s, err := packetSocket(k.o)
+		if err != nil {
+			return err
+		}
+		k.at.Store(s)
 	}
-	b.sides[High].replace(fromKernel, toKernel)
-	b.sides[Low].replace(fromNIC, toNIC)
+	high.wake()
+	low.wake()
 	return nil
 }
 

@@ -8,14 +8,14 @@ import (
 )
 
 // pump forwards frames of both sides, as the simplest process does, and stamps
-// IPv4 packets with a TOS of its own.
+// IPv4 packets with a TOS of its own, another in each direction.
 type pump struct {
-	stamp byte
+	stamp [2]byte     // by the side they come from; 0: none
 	hold  atomic.Bool // swallows all
 	done  [2]chan struct{}
 }
 
-func startPump(t testing.TB, b *Bump, stamp byte) *pump {
+func startPump(t testing.TB, b *Bump, stamp [2]byte) *pump {
 	p := &pump{stamp: stamp}
 	for from := range p.done {
 		p.done[from] = make(chan struct{})
@@ -40,9 +40,9 @@ func (p *pump) run(t testing.TB, b *Bump, from, to Side, done chan struct{}) {
 		}
 		for i := range fs[:n] {
 			f := &fs[i]
-			if ip := f.Buf[f.Off+etherLen:]; p.stamp != 0 && f.Buf[f.Off+12] == 8 && f.Buf[f.Off+13] == 0 {
+			if ip := f.Buf[f.Off+etherLen:]; p.stamp[from] != 0 && f.Buf[f.Off+12] == 8 && f.Buf[f.Off+13] == 0 {
 				old := uint32(ip[0])<<8 | uint32(ip[1])
-				ip[1] = p.stamp
+				ip[1] = p.stamp[from]
 				sum := uint32(^(uint16(ip[10])<<8 | uint16(ip[11])))
 				sum += ^old&0xffff + uint32(ip[0])<<8 + uint32(ip[1])
 				sum = sum>>16 + sum&0xffff
@@ -88,7 +88,7 @@ func set(t testing.TB, b *Bump, high, low State) {
 func TestStates(t *testing.T) {
 	newLab(t)
 	b := open(t, Options{})
-	p := startPump(t, b, 0)
+	p := startPump(t, b, [2]byte{})
 	pings := func(want int) {
 		t.Helper()
 		for _, to := range []string{"10.9.0.2", "fd09::2", "-s 8000 10.9.0.2"} {

@@ -63,15 +63,12 @@ func (s *side) writes() bool {
 	return State(s.state.Load()) == Active || int64(time.Since(started)) < s.until.Load()
 }
 
-// replace exchanges the sockets; nil closes one.
-func (s *side) replace(in, out *socket) {
-	oldIn, oldOut := s.in.Swap(in), s.out.Swap(out)
+// wake has a reader that waits for another socket look.
+func (s *side) wake() {
 	s.mu.Lock()
 	close(s.replaced)
 	s.replaced = make(chan struct{})
 	s.mu.Unlock()
-	oldIn.close()
-	oldOut.close()
 }
 
 func (s *side) shut() {
@@ -85,7 +82,8 @@ func (s *side) shut() {
 		s.copies.close()
 		s.copies = nil
 	}
-	s.replace(nil, nil)
+	s.in.Swap(nil).close()
+	s.out.Swap(nil).close()
 }
 
 // ReadBatch waits for frames that were taken at a side, and puts up to 64 of

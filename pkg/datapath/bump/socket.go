@@ -73,9 +73,10 @@ func (m *mmsg) call(trap, fd uintptr, from, to, flags int) (int, syscall.Errno) 
 // socket is an AF_PACKET socket that reads or writes whole frames with the
 // metadata of offloads.
 type socket struct {
-	file *os.File
-	raw  syscall.RawConn
-	fn   func(uintptr)
+	index int // of the interface
+	file  *os.File
+	raw   syscall.RawConn
+	fn    func(uintptr)
 
 	mu   sync.Mutex // arguments and results of fn
 	m    mmsg
@@ -106,7 +107,7 @@ func packetSocket(o socketOptions) (*socket, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	s := &socket{}
+	s := &socket{index: o.index}
 	if s.file, err = linger.Open(fd, "packet"); err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ func forward(from, to *net.UnixConn) {
 func TestTap(t *testing.T) {
 	newLab(t)
 	b := open(t, Options{})
-	startPump(t, b, 0).hold.Store(true) // what the process itself gets goes nowhere
+	startPump(t, b, [2]byte{}).hold.Store(true) // what the process itself gets goes nowhere
 	var taps [2]*Tap
 	var conns [2]*net.UnixConn
 	dir := t.TempDir()

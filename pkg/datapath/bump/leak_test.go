@@ -1,0 +1,669 @@
+package bump
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/tap"
+)
+
+// stamps are the TOS that the pump of these tests writes, by the side that a
+// packet comes from: nothing else has them.
+var stamps = [2]byte{High: 11 << 2, Low: 12 << 2}
+
+// counters count at the wire and behind the stack's door which IPv4 packets bear the
+// stamp of their direction. Chains count exactly, where captures may lose.
+type stampCheck struct{ l *lab }
+
+func (l *lab) stamps() *stampCheck {
+	c := &stampCheck{l}
+	c.atPeer()
+	c.here()
+	l.t.Cleanup(func() { exec.Command("nft", "delete table ip c").Run() })
+	return c
+}
+
+func (c *stampCheck) atPeer() {
+	c.l.t.Helper()
+	c.l.sh(`nft "add table netdev c; add chain netdev c i { type filter hook ingress device e1 priority 0; }; add rule netdev c i ip dscp 11 counter; add rule netdev c i ip dscp != 11 counter"`)
+}
+
+func (c *stampCheck) here() {
+	c.l.t.Helper()
+	sh(c.l.t, `nft "add table ip c; delete table ip c; add table ip c; add chain ip c i { type filter hook prerouting priority -300; }; add rule ip c i iifname != lo ip dscp 12 counter; add rule ip c i iifname != lo ip dscp != 12 counter"`)
+}
+
+var counted = regexp.MustCompile(`counter packets (\d+)`)
+
+// want fails the test if a packet passed unstamped, or fewer than n stamped each way.
+func (c *stampCheck) want(what string, n int) {
+	c.l.t.Helper()
+	for where, out := range map[string]string{"out": c.l.sh("nft list table netdev c"), "in": sh(c.l.t, "nft list table ip c")} {
+		var v []int
+		for _, m := range counted.FindAllStringSubmatch(out, -1) {
+			k, _ := strconv.Atoi(m[1])
+			v = append(v, k)
+		}
+		if len(v) != 2 {
+			c.l.t.Fatalf("%s: %s", where, out)
+		}
+		if v[0] < n || v[1] != 0 {
+			c.l.t.Errorf("%s, %s: %d packets stamped, want at least %d; %d without, want 0", what, where, v[0], n, v[1])
+		}
+	}
+}
+
+// flow is numbered UDP datagrams from one end to the other, and their count.
+type flow struct {
+	sent       atomic.Uint64
+	mu         sync.Mutex
+	seen       map[uint64]int
+	stop, done chan struct{}
+	conns      []net.PacketConn
+}
+
+// flow sends every pause; out: from here to the peer.
+func (l *lab) flow(out bool, pause time.Duration) *flow {
+	l.t.Helper()
+	f := &flow{seen: map[uint64]int{}, stop: make(chan struct{}), done: make(chan struct{})}
+	from, to, port := "10.9.0.1", "10.9.0.2", 7
+	if !out {
+		from, to, port = to, from, 8
+	}
+	listen := func(at string) (c net.PacketConn) {
+		var err error
+		if c, err = net.ListenPacket("udp4", fmt.Sprintf("%s:%d", at, port)); err != nil {
+			l.t.Fatal(err)
+		}
+		c.(*net.UDPConn).SetReadBuffer(4 << 20)
+		f.conns = append(f.conns, c)
+		return c
+	}
+	var a, b net.PacketConn
+	if out {
+		a = listen(from)
+		l.at(func() { b = listen(to) })
+	} else {
+		b = listen(to)
+		l.at(func() { a = listen(from) })
+	}
+	go func() {
+		defer close(f.done)
+		m := make([]byte, 64)
+		for next := time.Now(); ; next = next.Add(pause) {
+			select {
+			case <-f.stop:
+				return
+			default:
+			}
+			if wait := time.Until(next); wait > 0 {
+				time.Sleep(wait)
+			}
+			binary.BigEndian.PutUint64(m, f.sent.Load())
+			if _, err := a.WriteTo(m, &net.UDPAddr{IP: netip.MustParseAddr(to).AsSlice(), Port: port}); err == nil {
+				f.sent.Add(1)
+			}
+		}
+	}()
+	go func() {
+		m := make([]byte, 64)
+		for {
+			n, _, err := b.ReadFrom(m)
+			if err != nil {
+				return
+			}
+			if n == 64 {
+				f.mu.Lock()
+				f.seen[binary.BigEndian.Uint64(m)]++
+				f.mu.Unlock()
+			}
+		}
+	}()
+	l.t.Cleanup(f.end)
+	return f
+}
+
+func (f *flow) end() {
+	select {
+	case <-f.stop:
+	default:
+		close(f.stop)
+		<-f.done
+		time.Sleep(100 * time.Millisecond) // what is on the way
+		for _, c := range f.conns {
+			c.Close()
+		}
+	}
+}
+
+// result is how many were sent, did not arrive, and came twice.
+func (f *flow) result() (sent, lost, twice int) {
+	f.end()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, n := range f.seen {
+		twice += n - 1
+	}
+	sent = int(f.sent.Load())
+	return sent, sent - len(f.seen), twice
+}
+
+// at runs f in the peer's namespace; sockets that f makes stay there.
+func (l *lab) at(f func()) {
+	l.t.Helper()
+	runtime.LockOSThread()
+	here, err := netns.Get()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer here.Close()
+	there, err := netns.GetFromName(l.peer)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer there.Close()
+	if err := netns.Set(there); err != nil {
+		l.t.Fatal(err)
+	}
+	defer func() { // also when f fails the test
+		if netns.Set(here) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	f()
+}
+
+// copyTCP sends octets from one end to the other.
+func (l *lab) copyTCP(out bool, octets int64) {
+	l.t.Helper()
+	var ln net.Listener
+	var err error
+	listen := func() { ln, err = net.Listen("tcp", ":5001") }
+	got := make(chan int64, 1)
+	accept := func() {
+		c, err := ln.Accept()
+		if err != nil {
+			got <- 0
+			return
+		}
+		defer c.Close()
+		n, _ := io.Copy(io.Discard, c)
+		got <- n
+	}
+	send := func(to string) {
+		c, err := net.DialTimeout("tcp", to+":5001", 10*time.Second)
+		if err != nil {
+			l.t.Error(err)
+			ln.Close()
+			return
+		}
+		io.CopyN(c, zeros{}, octets)
+		c.Close()
+	}
+	if out {
+		l.at(listen)
+	} else {
+		listen()
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer ln.Close()
+	go accept()
+	if out {
+		send("10.9.0.2")
+	} else {
+		l.at(func() { send("10.9.0.1") })
+	}
+	if n := <-got; n != octets {
+		l.t.Errorf("tcp, out %v: %d octets of %d", out, n, octets)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { return len(b), nil }
+
+// Every packet of both directions passes the process once: TCP, of whose
+// super-frames only finished segments come to it; fragments; what others send
+// by AF_PACKET past the queueing discipline; what the host forwards out of the
+// interface that it came by.
+func TestStamp(t *testing.T) {
+	l := newLab(t)
+	b := open(t, Options{})
+	startPump(t, b, stamps)
+	set(t, b, Active, Active)
+	check := l.stamps()
+	octets := int64(30 << 20)
+	if os.Getenv("MISSIU_LONG") != "" {
+		octets = 300 << 20
+	}
+	l.copyTCP(true, octets)
+	l.copyTCP(false, octets)
+	if n := answered(t, 5, "-s 8000 10.9.0.2"); n != 5 {
+		t.Errorf("fragmented pings: %d of 5", n)
+	}
+	check.want("TCP", int(octets/1500))
+	if s := b.Stats(High); s.Dropped != 0 || s.Refused != 0 {
+		t.Errorf("%+v", s)
+	}
+
+	// AF_PACKET with PACKET_QDISC_BYPASS.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
+	frame := append([]byte{255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 1, 8, 0}, make([]byte, 50)...)
+	copy(frame[14:], []byte{0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2})
+	for range 50 {
+		// ENOBUFS: taken on the way.
+		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: b.Link().Index}); err != nil && err != unix.ENOBUFS {
+			t.Fatal(err)
+		}
+	}
+	// A forwarding host.
+	sh(t, "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/conf/all/send_redirects; echo 0 >/proc/sys/net/ipv4/conf/e0/send_redirects; ip route add 10.9.8.0/24 via 10.9.0.2")
+	l.sh("ip route add 10.9.8.0/24 via 10.9.0.1")
+	read := b.Stats(High).Read
+	exec.Command("ip", "netns", "exec", l.peer, "ping", "-n", "-c", "20", "-i", "0.01", "-W", "1", "10.9.8.7").Run()
+	if n := b.Stats(High).Read - read; n < 20 {
+		t.Errorf("%d frames that were forwarded passed the process, want 20", n)
+	}
+	check.want("bypass and forwarding", int(octets/1500))
+	if got := answered(t, 3, "fd09::2"); got != 3 {
+		t.Errorf("IPv6: %d of 3 pings", got)
+	}
+}
+
+// Changes of state under 10,000 packets a second each way lose at most one of a
+// thousand, and double none.
+func TestSwitching(t *testing.T) {
+	l := newLab(t)
+	b := open(t, Options{})
+	startPump(t, b, [2]byte{})
+	answered(t, 1, "10.9.0.2") // the neighbours know each other
+	out, in := l.flow(true, 100*time.Microsecond), l.flow(false, 100*time.Microsecond)
+	flips := 0
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); flips++ {
+		for _, s := range []State{Active, Closed, Active, Passive} {
+			set(t, b, s, s)
+			time.Sleep(30 * time.Millisecond)
+		}
+	}
+	for what, f := range map[string]*flow{"out": out, "in": in} {
+		sent, lost, twice := f.result()
+		t.Logf("%s: %d sent, %d lost, %d twice in %d changes", what, sent, lost, twice, 4*flips)
+		if sent < 5000 || lost > sent/1000 || twice != 0 {
+			t.Errorf("%s: %d sent, want at least 5000; %d lost, want at most %d; %d came twice", what, sent, lost, sent/1000, twice)
+		}
+	}
+	if b.Stats(High).Read == 0 || b.Stats(Low).Read == 0 {
+		t.Error("nothing passed the process")
+	}
+}
+
+// Sides are independent; what is written to one that is not active is not sent.
+func TestOneSide(t *testing.T) {
+	l := newLab(t)
+	b := open(t, Options{})
+	startPump(t, b, [2]byte{})
+	answered(t, 1, "10.9.0.2")
+	out, in := l.flow(true, time.Millisecond), l.flow(false, time.Millisecond)
+	time.Sleep(50 * time.Millisecond)
+	count := func(f *flow) int { f.mu.Lock(); defer f.mu.Unlock(); return len(f.seen) }
+	for _, k := range []struct {
+		high, low State
+		out, in   bool
+	}{{Active, Closed, false, true}, {Closed, Active, true, false}, {Active, Passive, false, true}, {Passive, Passive, true, true}, {Active, Active, true, true}} {
+		set(t, b, Closed, Closed)
+		time.Sleep(drain + 100*time.Millisecond)
+		set(t, b, k.high, k.low)
+		time.Sleep(20 * time.Millisecond)
+		o, i := count(out), count(in)
+		time.Sleep(100 * time.Millisecond)
+		o, i = count(out)-o, count(in)-i
+		if o > 0 != k.out || i > 0 != k.in {
+			t.Errorf("high %v, low %v: %d out and %d in passed, want some: %v, %v", k.high, k.low, o, i, k.out, k.in)
+		}
+	}
+}
+
+// What happens to an interface and to what severs it: never a packet past the
+// process, and all works again by itself.
+func TestMishaps(t *testing.T) {
+	l := newLab(t)
+	b := open(t, Options{})
+	startPump(t, b, stamps)
+	set(t, b, Active, Active)
+	check := l.stamps()
+	l.flow(true, 200*time.Microsecond)
+	l.flow(false, 200*time.Microsecond)
+	kx, ku := pairNames("e0")
+	works := func(what string) {
+		t.Helper()
+		until(t, what, func() bool { return exec.Command("ping", "-n", "-c", "1", "-W", "1", "10.9.0.2").Run() == nil })
+		if got := answered(t, 5, "10.9.0.2"); got != 5 {
+			t.Errorf("%s: %d of 5 pings answered", what, got)
+		}
+		check.want(what, 1)
+	}
+	works("start")
+	for _, k := range []struct{ what, line string }{
+		{"renamed", "ip link set e0 name e9"},
+		{"renamed again", "ip link set e9 name e0"},
+		{"another MAC", "ip link set e0 address 02:00:00:00:77:77"},
+		{"another MTU", "ip link set e0 mtu 1400"},
+		{"down and up", "ip link set e0 down; ip link set e0 up"},
+		{"helpers deleted", "ip link del " + kx},
+		{"a helper down", "ip link set " + ku + " down"},
+		{"redirection deleted", "tc qdisc del dev " + kx + " ingress"},
+		{"helper renamed", "ip link set " + kx + " name other"},
+	} {
+		sh(t, k.line)
+		works(k.what)
+	}
+	// Another's rules go, ours stay.
+	if out, err := exec.Command("nft", "delete", "table", "netdev", tableName("e0")).CombinedOutput(); err == nil {
+		t.Errorf("somebody else may delete our table: %s", out)
+	}
+	sh(t, "nft flush ruleset")
+	check.here()
+	works("ruleset flushed")
+
+	sh(t, "ip link del e0")
+	until(t, "the end of the interface", func() bool { return b.Link().Index == 0 })
+	if _, err := b.WriteBatch(Low, []tap.Frame{{Buf: make([]byte, 200), Off: 64, Len: 64}}); err == nil {
+		t.Error("no error for a frame to an interface that is not there")
+	}
+	l.t = t
+	sh(t, `ip link add e0 type veth peer name e1 netns `+l.peer)
+	l.sh("ip addr add 10.9.0.2/24 dev e1; nft flush ruleset")
+	check.atPeer()
+	l.sh("ip link set e1 up")
+	l.address("e0")
+	works("made anew")
+	var told []string
+	for {
+		select {
+		case e := <-b.Events():
+			if e.Err == nil {
+				told = append(told, e.What)
+			}
+			continue
+		default:
+		}
+		break
+	}
+	all := strings.Join(told, ", ")
+	for _, want := range []string{"renamed", "mac changed", "helper interfaces repaired", "deleted", "back"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("told: %s; want %q among them", all, want)
+		}
+	}
+	if n, err := exec.Command("sh", "-c", "ip -o link | grep -c 'mi[ku]'").Output(); strings.TrimSpace(string(n)) != "2" {
+		t.Errorf("%s helper interfaces, want 2 (%v)", n, err)
+	}
+}
+
+// A frame keeps its VLAN tag, in both directions, and multicast comes in.
+func TestFrames(t *testing.T) {
+	l := newLab(t)
+	b := open(t, Options{})
+	startPump(t, b, [2]byte{})
+	set(t, b, Active, Active)
+	tagged := append([]byte{2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8, 0x81, 0, 0x60, 0x64, 0x88, 0xb5}, []byte("tagged frame, forty-two octets of experiments")...)
+	for _, side := range []Side{High, Low} {
+		got := make(chan string, 64)
+		detach, err := b.Attach(side, false, func(fs []tap.Frame) {
+			for i := range fs {
+				f := &fs[i]
+				if s := string(f.Buf[f.Off : f.Off+f.Len]); strings.Contains(s, "tagged frame") {
+					got <- s
+				}
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var there *socket
+		send := func(ifname string) {
+			i, err := net.InterfaceByName(ifname)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			if err := unix.Sendto(fd, tagged, 0, &unix.SockaddrLinklayer{Ifindex: i.Index}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.at(func() {
+			i, err := net.InterfaceByName("e1")
+			if err == nil {
+				there, err = packetSocket(socketOptions{index: i.Index, filter: passing(false, 0xffffffff)})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
+		if side == High {
+			send("e0")
+		} else {
+			l.at(func() { send("e1") })
+		}
+		select {
+		case s := <-got:
+			if s != string(tagged) {
+				t.Errorf("%v: %x, want %x", side, s, tagged)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%v: no frame", side)
+		}
+		if side == High {
+			fs := []tap.Frame{{Buf: make([]byte, 70000), Off: Room}}
+			there.file.SetReadDeadline(time.Now().Add(10 * time.Second))
+			for {
+				fs[0].Off = Room
+				n, err := there.read(fs)
+				if err != nil {
+					t.Fatalf("the peer got no tagged frame: %v", err)
+				}
+				if s := string(fs[0].Buf[fs[0].Off : fs[0].Off+fs[0].Len]); n == 1 && strings.Contains(s, "tagged frame") {
+					if s != string(tagged) {
+						t.Errorf("the peer got %x, want %x", s, tagged)
+					}
+					break
+				}
+			}
+		}
+		there.close()
+		detach()
+	}
+
+	e0, err := net.InterfaceByName("e0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	group := &net.UDPAddr{IP: net.IPv4(239, 1, 2, 3), Port: 5007}
+	c, err := net.ListenMulticastUDP("udp4", e0, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	l.sh("ip route add 239.0.0.0/8 dev e1")
+	l.at(func() {
+		s, err := net.DialUDP("udp4", nil, group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		s.Write([]byte("to the group"))
+	})
+	m := make([]byte, 100)
+	if n, _, err := c.ReadFrom(m); err != nil || string(m[:n]) != "to the group" {
+		t.Errorf("multicast: %q, %v", m[:n], err)
+	}
+}
+
+const childEnv = "MISSIU_TEST_BUMP_CHILD"
+
+// TestChild is no test: it is the process that others kill.
+func TestChild(t *testing.T) {
+	dir, how, ok := strings.Cut(os.Getenv(childEnv), " ")
+	if !ok {
+		t.Skip("a helper of TestFate")
+	}
+	Dir = dir
+	b, err := Open("e0", Options{FailOpen: how == "open"})
+	if err != nil {
+		fmt.Println("failed:", err)
+		return
+	}
+	startPump(t, b, stamps)
+	if !b.Adopted() {
+		if err := b.SetState(Active, Active); err != nil {
+			fmt.Println("failed:", err)
+			return
+		}
+	}
+	fmt.Println("severed, adopted", b.Adopted())
+	select {}
+}
+
+// child starts one, and waits until the interface is severed.
+func child(t *testing.T, how string) (kill func(), said string) {
+	t.Helper()
+	c := exec.Command(os.Args[0], "-test.run=^TestChild$")
+	c.Env = append(os.Environ(), childEnv+"="+Dir+" "+how)
+	out, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, _ := bufio.NewReader(out).ReadString('\n')
+	if !strings.HasPrefix(line, "severed") {
+		c.Process.Kill()
+		c.Wait()
+		t.Fatalf("child: %q", line)
+	}
+	var once sync.Once
+	kill = func() {
+		once.Do(func() {
+			c.Process.Signal(syscall.SIGKILL)
+			c.Wait()
+		})
+	}
+	t.Cleanup(kill)
+	return kill, strings.TrimSpace(line)
+}
+
+// A process that is killed leaves the interface cut off until the next adopts
+// it, or with FailOpen as if it had never been.
+func TestFate(t *testing.T) {
+	l := newLab(t)
+	check := l.stamps()
+	kills := 5
+	if n, err := strconv.Atoi(os.Getenv("MISSIU_KILLS")); err == nil {
+		kills = n
+	}
+	kill, said := child(t, "closed")
+	l.flow(true, 200*time.Microsecond)
+	l.flow(false, 200*time.Microsecond)
+	for k := range kills {
+		if want := fmt.Sprint("severed, adopted ", k > 0); said != want {
+			t.Errorf("child says %q, want %q", said, want)
+		}
+		if k%10 == 0 {
+			if got := answered(t, 5, "10.9.0.2"); got != 5 {
+				t.Errorf("kill %d: %d of 5 pings before", k, got)
+			}
+		}
+		time.Sleep(time.Duration(rand.IntN(50)) * time.Millisecond)
+		kill()
+		if k%10 == 0 {
+			if got := answered(t, 3, "10.9.0.2"); got != 0 {
+				t.Errorf("kill %d: %d of 3 pings answered after", k, got)
+			}
+		}
+		kill, said = child(t, "closed")
+	}
+	check.want("kills", kills)
+	kill()
+	if !Left("e0") {
+		t.Error("nothing left by the last")
+	}
+	any, err := Cleanup("e0")
+	if err != nil || !any {
+		t.Errorf("Cleanup: %v, %v", any, err)
+	}
+	if got := answered(t, 5, "10.9.0.2"); got != 5 {
+		t.Errorf("%d of 5 pings answered after Cleanup", got)
+	}
+	if any, err := Cleanup("e0"); any || err != nil {
+		t.Errorf("second Cleanup: %v, %v", any, err)
+	}
+
+	kill, _ = child(t, "open")
+	kill()
+	at := time.Now()
+	until(t, "the way to open", func() bool { return exec.Command("ping", "-n", "-c", "1", "-W", "1", "10.9.0.2").Run() == nil })
+	if d := time.Since(at); d > time.Second {
+		t.Errorf("open after %v, want within 1 s", d)
+	}
+	if _, err := Cleanup("e0"); err != nil {
+		t.Error(err)
+	}
+	if out := sh(t, "ip -o link; nft list tables"); strings.Contains(out, "mik") || strings.Contains(out, "missiu") {
+		t.Errorf("left: %s", out)
+	}
+}
+
+// A bridge's port: what comes for a guest behind the bridge reaches it.
+func TestBridge(t *testing.T) {
+	l := newLab(t)
+	guest := l.peer + "g"
+	sh(t, "ip netns add "+guest)
+	t.Cleanup(func() {
+		exec.Command("ip", "netns", "del", guest).Run()
+		exec.Command("ip", "link", "del", "br0").Run()
+	})
+	sh(t, `ip addr flush dev e0; ip link add br0 type bridge forward_delay 0; ip link set e0 master br0; ip link set br0 up; ip addr add 10.9.0.1/24 dev br0
+		ip link add g0 type veth peer name g1 netns `+guest+`; ip link set g0 master br0 up
+		ip netns exec `+guest+` sh -ec 'ip addr add 10.9.0.7/24 dev g1; ip link set g1 up'`)
+	b := open(t, Options{})
+	startPump(t, b, [2]byte{})
+	set(t, b, Active, Active)
+	until(t, "the bridge", func() bool { return exec.Command("ping", "-n", "-c", "1", "-W", "1", "10.9.0.2").Run() == nil })
+	was := b.Stats(Low).Read
+	out := l.sh("ping -n -c 5 -i 0.05 -W 2 10.9.0.7")
+	if !strings.Contains(out, " 5 received") || b.Stats(Low).Read-was < 5 {
+		t.Errorf("%d frames came through the process\n%s", b.Stats(Low).Read-was, out)
+	}
+}
