@@ -13,6 +13,15 @@
 // what it becomes by rekeying; Run itself. Shared state is the tables of
 // Daemon, behind one mutex that is never held over I/O or a call of the machine.
 //
+// An operator reaches the daemon by Control, which pkg/ike/control serves on a
+// socket: status (report.go), up, down and rekey (ops.go), each of which waits by a
+// ticket for what lineages say. Besides the machine a lineage keeps timers of its
+// own: reauthentication, which takes another lineage, and idle child SAs (reauth.go).
+// A Journal remembers which SAs in missiu are ours, for an ike that comes after one
+// that was killed; a KeyLog, if the operator wants one, takes the keys.
+//
+// What others can make us log is bounded by source: limiter.go.
+//
 // The SPD is mirrored here: see mirror and spd. A lineage waits for a mirror that
 // is known not to be true, Run never waits for a lineage.
 //

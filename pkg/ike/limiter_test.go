@@ -1,8 +1,11 @@
 package ike
 
 import (
+	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -48,4 +51,41 @@ func TestLines(t *testing.T) {
 	if len(l.by) > 10 {
 		t.Errorf("%d sources kept after a minute", len(l.by))
 	}
+}
+
+// A flood of requests that are refused, forged and repeated makes few lines, and
+// the number of those that are left out is told.
+func TestFloodOfLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, a, b := pair(t, func(c *Config, _ *missiu) { c.Limits.HalfOpenPerSource, c.Limits.CookieThreshold = 10000, 10000 })
+		a.acquire(1, addrA, addrB)
+		synctest.Wait()
+		request := n.packets()[0].data
+		before := b.logs.Len()
+		from := netip.AddrPortFrom(netip.MustParseAddr("203.0.113.1"), 500)
+		for k := range uint64(3000) {
+			m := slices.Clone(request)
+			binary.BigEndian.PutUint64(m, 1+k) // another IKE SA
+			if k%2 == 0 {
+				m[len(m)-200]++ // a proposal, a key or a nonce
+			}
+			n.send(packet{from, netip.AddrPortFrom(addrB, 500), m})
+			synctest.Wait()
+		}
+		got, debug := 0, 0
+		for _, e := range b.logs.All()[before:] {
+			if got++; e.Level < 0 {
+				debug++
+			}
+		}
+		if got-debug > 100 {
+			t.Errorf("%d lines", got-debug)
+		}
+		if out := b.Report(t.Context()).Counters["lines_left_out"]; out < 2500 {
+			t.Errorf("%d lines left out are told", out)
+		}
+		wantPair(t, a, b, 1)
+		a.stop(t)
+		b.stop(t)
+	})
 }

@@ -481,13 +481,13 @@ func (l *lineage) installOut(p *ipsec.SAParams, seq uint32) error {
 // register says that an SA is of this lineage; before it is installed, since an
 // EXPIRE may follow at once.
 func (l *lineage) register(i installed) {
+	if err := l.d.cfg.Journal.add(i); err != nil && l.d.journalFailed.CompareAndSwap(false, true) {
+		l.log.Error("journal of SAs not written: what is left after a crash will not be removed", zap.Error(err))
+	}
 	l.d.mu.Lock()
 	defer l.d.mu.Unlock()
 	l.d.bySA[i.id] = l
 	l.sas[i.id] = i.src
-	if err := l.d.cfg.Journal.add(i); err != nil && l.d.journalFailed.CompareAndSwap(false, true) {
-		l.log.Error("journal of SAs not written: what is left after a crash will not be removed", zap.Error(err))
-	}
 }
 
 func suiteOf(p *ipsec.SAParams) string {

@@ -185,27 +185,23 @@ func (l *lineage) reauthenticate(now time.Time) []sa.Output {
 func (l *lineage) succeeded(now time.Time) []sa.Output {
 	err, n := l.reauth.err, l.next
 	l.reauth, l.made, l.next = nil, nil, nil
-	d := l.d
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	l.d.mu.Lock()
+	l.retiring = err == nil
+	if s := l.starter; s != nil && err == nil {
+		s.lineage, n.starter, l.starter = n, s, nil
+	}
+	l.d.mu.Unlock()
 	if err == nil {
-		if s := l.starter; s != nil {
-			s.lineage, n.starter, l.starter = n, s, nil
-		}
-		l.log.Info("reauthenticated; the old IKE SA goes", zap.Stringer("peer", l.remote), zap.String("rule", l.label))
+		l.log.Info("reauthenticated; the old IKE SA goes", zap.Stringer("peer", l.remote), zap.String("rule", l.rule()))
 		return l.sa.Delete(now)
 	}
-	l.retiring = false
 	again := reauthAgainMin
 	if r := l.sa.Rule(); r != nil {
 		again = min(max(again, r.Reauth/10), reauthAgainMax)
 	}
 	l.reauthAt = now.Add(again)
-	l.log.Warn("not reauthenticated; the IKE SA stays for now", zap.Stringer("peer", l.remote), zap.String("rule", l.label), zap.Duration("again_in", again), zap.Error(err))
-	// What there is of the successor would only double what stays.
-	if n.post((*lineage).delete) != nil {
-		n.kill()
-	}
+	l.log.Warn("not reauthenticated; the IKE SA stays for now", zap.Stringer("peer", l.remote), zap.String("rule", l.rule()), zap.Duration("again_in", again), zap.Error(err))
+	n.end() // what there is of it would only double what stays
 	return nil
 }
 
