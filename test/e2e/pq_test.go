@@ -130,3 +130,29 @@ func TestStrongSwanPPK(t *testing.T) {
 		lab.Until(t, 30*time.Second, "no SAs", func() (bool, string) { l := d.a.SAs(); return len(l) == 0, fmt.Sprint(l) })
 	}
 }
+
+// What is not in our default offer and charon has: AES-CTR, the long MODP groups
+// and x448, in the IKE SA and by either side.
+func TestInteropMoreSuites(t *testing.T) {
+	d := newDuo(t, "")
+	d.rule(`ikesa_xform { encr_alg aes-ctr(128) auth_alg sha256 dh_group 17 }
+  ikesa_xform { encr_alg aes-ctr(256) auth_alg sha384 dh_group x448 }
+  ikesa_xform { encr_alg aes(256) auth_alg sha512 dh_group modp8192 }`)
+	for _, suite := range []string{"aes128ctr-sha256-modp6144", "aes256ctr-sha384-x448", "aes256-sha512-modp8192"} {
+		for _, we := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s we %v", suite, we), func(t *testing.T) {
+				d.t = t
+				d.peer("proposals = "+suite, "esp_proposals = aes256gcm16")
+				if !we {
+					d.up()
+				}
+				d.pings("at first")
+				if r := d.b.Run("swanctl", "--rekey", "--ike", "t"); r.Code != 0 {
+					t.Fatalf("%v", r)
+				}
+				d.pings("IKE SA rekeyed")
+				d.down()
+			})
+		}
+	}
+}
