@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/missiu/missiu/pkg/ike/control"
+	"github.com/missiu/missiu/pkg/ike/cred/credtest"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
@@ -140,7 +141,14 @@ func TestConfigurationFile(t *testing.T) {
 	write("s", `{ label "a" key "correct horse battery" }`, 0o600)
 	good := write("good.conf", "secrets_file s cookie_threshold 0 log_level debug\n"+`rule "a" { auth_method preshared remote_addr 10.0.0.2 dpd_secs 30 }`, 0o644)
 	bad := write("bad.conf", `rule "a" { auth_method preshared remote_adr 10.0.0.2 }`, 0o644)
-	cert := write("cert.conf", "secrets_file s\n"+`rule "a" { ike_version 1 auth_method preshared remote_addr 10.0.0.2 }`, 0o644)
+	ca := credtest.CA("CA", credtest.Key("p256", 0))
+	write("ca.pem", string(credtest.PEM(ca)), 0o644)
+	write("own.key", string(credtest.KeyPEM(ca.Key)), 0o600)
+	write("open.key", string(credtest.KeyPEM(ca.Key)), 0o644)
+	certs := `secrets_file s rule "a" { auth_method cert remote_addr any remote_id ANY ca_file ca.pem cert_file ca.pem key_file `
+	withCert := write("cert.conf", certs+"own.key }", 0o644)
+	openCert := write("opencert.conf", certs+"open.key }", 0o644)
+	old := write("old.conf", "secrets_file s\n"+`rule "a" { ike_version 1 auth_method preshared remote_addr 10.0.0.2 }`, 0o644)
 	write("open", `{ label "a" key "correct horse battery" }`, 0o644)
 	open := write("open.conf", "secrets_file open\n"+`rule "a" { auth_method preshared remote_addr 10.0.0.2 }`, 0o644)
 	key := write("key", "another battery staple", 0o600)
@@ -151,7 +159,9 @@ func TestConfigurationFile(t *testing.T) {
 	}{
 		{good, 0, ""},
 		{bad, 3, bad + `:1:34: unknown keyword "remote_adr"; did you mean "remote_addr"?`},
-		{cert, 3, "IKEv1 is not implemented"},
+		{old, 3, "IKEv1 is not implemented"},
+		{withCert, 0, ""},
+		{openCert, 3, openCert + `:1:115: key_file "open.key": mode 0644; want 0600`},
 		{open, 3, "mode 0644; want 0600"},
 	} {
 		var out, errs bytes.Buffer
