@@ -141,6 +141,15 @@ func (o *Own) Equal(x *Own) bool {
 	return o == x || o != nil && x != nil && o.chain[0].Equal(x.chain[0])
 }
 
+// Valid says what is wrong with the certificate at the time now: nobody would
+// believe it.
+func (o *Own) Valid(now time.Time) error {
+	if err := inTime(o.chain[0], now); err != nil {
+		return fmt.Errorf("our certificate of %s: %w", subject(o.chain[0]), err)
+	}
+	return nil
+}
+
 // Until is when the certificate expires.
 func (o *Own) Until() time.Time { return o.chain[0].NotAfter }
 

@@ -236,13 +236,18 @@ func (s *SA) verify(i *ikeSA, id pad.ID, auth *ikev2.Auth, ps []ikev2.Payload) e
 func (s *SA) established(i *ikeSA, onlyOne bool) {
 	i.to(StateEstablished)
 	i.dropAt = time.Time{} // no longer half open
+	s.certEnd = s.certsEnd()
 	s.lifetimes(i)
 	s.heard = s.now
 	s.emit(Established{
 		Peer: s.peer, Local: i.local, Remote: i.remote, Initiator: i.initiator, Suite: i.suite,
 		NATLocal: s.natLocal, NATRemote: s.natRemote, OnlyOne: onlyOne,
 	})
-	s.log(levelInfo, "IKE SA established", slog.String("id", s.peer.RemoteID.String()), slog.String("suite", i.suite.String()), slog.Bool("ppk", s.ppk))
+	attrs := []slog.Attr{slog.String("id", s.peer.RemoteID.String()), slog.String("suite", i.suite.String()), slog.Bool("ppk", s.ppk)}
+	if s.peer.Cert != nil {
+		attrs = append(attrs, slog.String("cert", s.peer.Cert.Subject()))
+	}
+	s.log(levelInfo, "IKE SA established", attrs...)
 }
 
 // hearAuthLifetime tells what the responder says of how long our proof counts

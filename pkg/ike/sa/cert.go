@@ -111,6 +111,11 @@ func (s *SA) prove(i *ikeSA, remote pad.ID) (certs []ikev2.Payload, auth *ikev2.
 		data, err := s.authData(i, keys.Local, i.initiator, idBody(local))
 		return nil, &ikev2.Auth{Method: ikev2.AuthPSK, Data: data}, err
 	}
+	// It is the peer's to refuse, by its own clock; who looks for the reason finds
+	// it here.
+	if err := s.rule.Own.Valid(s.now); err != nil {
+		s.log(levelWarn, "certificate of our own is not valid", attrErr(err))
+	}
 	octets, err := s.authOctets(i, i.initiator, idBody(local))
 	if err != nil {
 		return nil, nil, err

@@ -251,6 +251,23 @@ func TestBadCertificates(t *testing.T) {
 	}
 }
 
+// Who shows a certificate that has expired reads it in its own log, whatever the
+// peer says.
+func TestOwnExpired(t *testing.T) {
+	for _, initiator := range []bool{true, false} {
+		l, ca := certLab(t, "p256", "p256")
+		n := l.b
+		if initiator {
+			n = l.a
+		}
+		n.certify(cred.Policy{Hashes: allHashes}, ca.Issue("old", credtest.Key("p256", 0), credtest.Valid(labTime.Add(-2*time.Hour), labTime.Add(-time.Hour)), credtest.Names(n.name+".example")))
+		l.establish()
+		if s := fmt.Sprint(told[Log](n)); !strings.Contains(s, "our certificate of C=CH, O=Example, CN=old: expired 2025-01-02 02:04:05 UTC") {
+			t.Errorf("initiator %v: log %s", initiator, s)
+		}
+	}
+}
+
 // A right certificate does not help who has not its key.
 func TestStolenCertificate(t *testing.T) {
 	l, ca := certLab(t, "p256", "p256")

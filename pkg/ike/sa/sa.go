@@ -40,6 +40,7 @@ type SA struct {
 
 	now       time.Time // of the present input
 	heard     time.Time // last sign of life of the peer
+	certEnd   time.Time // when a certificate expires that the lineage rests on; zero: never
 	lastSent  time.Time
 	closing   bool // Delete was called
 	failed    bool // Failed was told

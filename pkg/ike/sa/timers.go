@@ -111,7 +111,7 @@ func (s *SA) expire(i *ikeSA) {
 	if i.state == StateEstablished && i.req == nil {
 		s.farewell(i)
 	}
-	if s.due(s.certsUntil()) {
+	if s.due(s.certEnd) {
 		s.fail(fmt.Errorf("%w: so is that of a certificate", ErrExpired), false)
 		return
 	}
@@ -147,16 +147,17 @@ func (s *SA) lifetimes(i *ikeSA) {
 			i.rekeyAt = s.now.Add(max(l.Soft-fuzz, 0))
 		}
 	}
-	i.expireAt = earliest(i.expireAt, s.certsUntil())
+	i.expireAt = earliest(i.expireAt, s.certEnd)
 }
 
-// certsUntil is when the first certificate expires that either side has proven
-// itself by: rekeying proves nothing anew (RFC 4301, 4.4.2.1).
-func (s *SA) certsUntil() (t time.Time) {
+// certsEnd is when the first certificate expires that either side has proven
+// itself by: rekeying proves nothing anew (RFC 4301, 4.4.2.1). A peer that takes one
+// of ours that is over does not mind.
+func (s *SA) certsEnd() (t time.Time) {
 	if s.peer.Cert != nil {
 		t = s.peer.Cert.Until
 	}
-	if s.rule.LocalAuth == pad.Cert {
+	if s.rule.LocalAuth == pad.Cert && s.rule.Own.Valid(s.now) == nil {
 		t = earliest(t, s.rule.Own.Until())
 	}
 	return t
