@@ -145,7 +145,7 @@ func TestConfigurationFile(t *testing.T) {
 	write("ca.pem", string(credtest.PEM(ca)), 0o644)
 	write("own.key", string(credtest.KeyPEM(ca.Key)), 0o600)
 	write("open.key", string(credtest.KeyPEM(ca.Key)), 0o644)
-	certs := `secrets_file s rule "a" { auth_method cert remote_addr any remote_id ANY ca_file ca.pem cert_file ca.pem key_file `
+	certs := `secrets_file s rule "a" { auth_method cert remote_addr any remote_id ANY ca_file ca.pem cert_file ca.pem dpd_secs 30 key_file `
 	withCert := write("cert.conf", certs+"own.key }", 0o644)
 	openCert := write("opencert.conf", certs+"open.key }", 0o644)
 	old := write("old.conf", "secrets_file s\n"+`rule "a" { ike_version 1 auth_method preshared remote_addr 10.0.0.2 }`, 0o644)
@@ -161,7 +161,7 @@ func TestConfigurationFile(t *testing.T) {
 		{bad, 3, bad + `:1:34: unknown keyword "remote_adr"; did you mean "remote_addr"?`},
 		{old, 3, "IKEv1 is not implemented"},
 		{withCert, 0, ""},
-		{openCert, 3, openCert + `:1:115: key_file "open.key": mode 0644; want 0600`},
+		{openCert, 3, openCert + `:1:127: key_file "open.key": mode 0644; want 0600`},
 		{open, 3, "mode 0644; want 0600"},
 	} {
 		var out, errs bytes.Buffer
