@@ -80,6 +80,8 @@ type KeySocket interface {
 	Get(ctx context.Context, id ipsec.SAID, src netip.Addr) (*keysock.SAInfo, error)
 	AcquireFailed(ctx context.Context, seq uint32, errno syscall.Errno) error
 	DumpPolicies(ctx context.Context) ([]*keysock.PolicyInfo, error)
+	AddAddress(ctx context.Context, p netip.Prefix) error
+	DeleteAddress(ctx context.Context, p netip.Prefix) error
 	Close() error
 }
 

@@ -61,6 +61,9 @@ type Daemon struct {
 	heldDown map[string]bool // labels of rules that an operator wants down
 	failures map[string]failure
 
+	leases   leases
+	assigned assigned
+
 	counters counters
 }
 
@@ -355,6 +358,7 @@ func (d *Daemon) Reload(ctx context.Context, db *pad.DB, limits Limits) {
 		l.log.Info("rule is gone", zap.Stringer("peer", l.remote))
 		l.end()
 	}
+	d.assigned.keep(func(label string) bool { return db.Rule(label) != nil })
 	// Certificates take a while: nobody is kept waiting for d.mu.
 	for l, p := range peers {
 		l.goOnBy(db.Rule(p.Rule.Label), p)

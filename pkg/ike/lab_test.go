@@ -124,6 +124,7 @@ type missiu struct {
 	refuseAdd syscall.Errno
 	trace     func(string)
 	queues    ipsec.Queue
+	addrs     []netip.Prefix
 	forQueues []ipsec.Queue // of GETSPIs
 }
 
@@ -274,6 +275,24 @@ func (k *fakeKeys) Get(_ context.Context, id ipsec.SAID, _ netip.Addr) (i *keyso
 }
 func (k *fakeKeys) AcquireFailed(_ context.Context, seq uint32, errno syscall.Errno) error {
 	return k.do("acquire failed", func(m *missiu) error { m.failed[seq] = errno; return nil })
+}
+func (k *fakeKeys) AddAddress(_ context.Context, p netip.Prefix) error {
+	return k.do("address add", func(m *missiu) error {
+		if !slices.Contains(m.addrs, p) {
+			m.addrs = append(m.addrs, p)
+		}
+		return nil
+	})
+}
+func (k *fakeKeys) DeleteAddress(_ context.Context, p netip.Prefix) error {
+	return k.do("address delete", func(m *missiu) error {
+		i := slices.Index(m.addrs, p)
+		if i < 0 {
+			return syscall.ENOENT
+		}
+		m.addrs = slices.Delete(m.addrs, i, i+1)
+		return nil
+	})
 }
 func (k *fakeKeys) DumpPolicies(context.Context) (l []*keysock.PolicyInfo, err error) {
 	return l, k.do("dump", func(m *missiu) error {

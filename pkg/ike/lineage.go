@@ -45,6 +45,8 @@ type lineage struct {
 
 	// Of the goroutine: packets counted by inbound child SAs when last asked.
 	children map[ipsec.SAID]childCount
+	leased   []*lease        // of the goroutine: addresses that the peer has of us
+	inner    []netip.Addr    // of the goroutine: addresses that we have of the peer
 	gaveUp   <-chan struct{} // of the goroutine: what of the mirror it waited for in vain
 
 	// Behind d.mu.
@@ -150,7 +152,7 @@ func (l *lineage) config(initialContact bool) sa.Config {
 	return sa.Config{
 		Local: l.local, Remote: l.remote, IKEPort: l.d.cfg.IKEPort, NATTPort: l.d.cfg.NATTPort,
 		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.budget.expire(), TellKeys: l.d.cfg.KeyLog != nil, Rand: l.d.cfg.Rand,
-		Queues: int(l.d.queues.Load()),
+		Queues: int(l.d.queues.Load()), Had: l.d.assigned.had(l.label),
 	}
 }
 
@@ -313,6 +315,8 @@ func (l *lineage) carryOut(outs []sa.Output) {
 			l.d.mu.Unlock()
 		case sa.Established:
 			l.established(o)
+		case sa.Configured:
+			l.configured(o.Lease)
 		case sa.AuthLifetime:
 			l.authLifetime(time.Now(), o.Within)
 		case sa.IKEKeys:
@@ -662,6 +666,7 @@ func older(l *lineage, ls []*lineage) []*lineage {
 
 func (l *lineage) failed(err error) {
 	d := l.d
+	l.unconfigure()
 	d.mu.Lock()
 	l.over = true
 	var refused *sa.LocalError

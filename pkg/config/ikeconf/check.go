@@ -171,6 +171,7 @@ func (c *checker) rule(b *block) *rule {
 			c.errorf(p.vpos, "pool %s: not defined", shown(p.text))
 		}
 	}
+	c.onePool(b)
 	c.lives(r)
 	if t, id := r.get("local_id_type"), r.get("local_id"); t != nil && id != nil && !t.bad && !id.bad && exactTypes[t.text] != id.id.typ {
 		c.errorf(t.vpos, "local_id_type %s: local_id is of type %s", shown(strings.ToLower(t.text)), id.id.typ)
@@ -389,6 +390,26 @@ func (c *checker) checkPools() {
 		}
 		if last.b == nil || s.from.BitLen() != last.to.BitLen() || last.to.Less(s.to) {
 			last = s
+		}
+	}
+}
+
+// onePool checks that a rule has one pool of each family at most.
+func (c *checker) onePool(b *block) {
+	first := map[int]string{}
+	for _, p := range b.all("pool") {
+		if p.bad || c.pools[p.text] == nil {
+			continue
+		}
+		for _, a := range c.pools[p.text].all("addr") {
+			bits := a.addr.from.BitLen()
+			if was, ok := first[bits]; ok && was != p.text && !a.bad {
+				c.errorf(p.vpos, "pool %s: of the family of pool %s, which the rule has", shown(p.text), shown(was))
+				break
+			}
+			if !a.bad {
+				first[bits] = p.text
+			}
 		}
 	}
 }

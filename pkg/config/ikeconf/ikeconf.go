@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
@@ -72,6 +73,7 @@ type Config struct {
 	secrets []*secret
 	bare    bool                 // of ParseRules
 	byLabel map[string][]*secret // pre-shared keys
+	pools   map[string]*pad.Pool // made so far
 }
 
 // Parse reads a configuration and its secrets. An empty secretsPath means what

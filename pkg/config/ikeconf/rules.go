@@ -105,6 +105,13 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	p.AggFrag = map[string]pad.AggFrag{"no": pad.AggFragNo, "prefer": pad.AggFragPrefer, "require": pad.AggFragRequire}[r.get("childsa_aggfrag").text]
 	p.PerQueue = map[string]pad.PerQueue{"no": pad.PerQueueNo, "prefer": pad.PerQueuePrefer, "require": pad.PerQueueRequire}[r.get("childsa_per_queue").text]
 	p.RekeyFuzz = n("rekey_fuzz")
+	for _, a := range r.list("child_addr") {
+		p.ChildAddrs = append(p.ChildAddrs, a.addr.ranges()...)
+	}
+	for _, name := range r.list("pool") {
+		p.Pools = append(p.Pools, c.pool(name.text))
+	}
+	p.Request = r.request()
 
 	p.Retransmit = pad.Retransmit{Limit: n("retry_limit"), Init: dur("retry_timer_init")}
 	p.Retransmit.Max = max(p.Retransmit.Init, dur("retry_timer_max"))
@@ -130,6 +137,64 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	p.Childless = map[string]pad.Childless{"allow": pad.ChildlessAllow, "force": pad.ChildlessForce, "no": pad.ChildlessNo}[r.get("childless").text]
 	c.padPPKs(r, p)
 	return p
+}
+
+// request is what the rule asks its peer for.
+func (r *rule) request() (q pad.Request) {
+	switch a := r.get("request_addr"); {
+	case a.addr.from.IsValid():
+		q = pad.Request{V4: a.addr.from.Is4(), V6: a.addr.from.Is6(), Addr: a.addr.from}
+	default:
+		q = pad.Request{V4: a.text == "ipv4" || a.text == "both", V6: a.text == "ipv6" || a.text == "both"}
+	}
+	q.DNS = q.Any() && r.is("request_dns", "yes")
+	return q
+}
+
+// pool makes the pool of that name, which exists; rules that name it share it.
+func (c *Config) pool(name string) *pad.Pool {
+	if p := c.pools[name]; p != nil {
+		return p
+	}
+	p := &pad.Pool{Name: name}
+	i := slices.IndexFunc(c.doc.pools, func(b *block) bool { return b.label == name })
+	b := c.doc.pools[i]
+	for _, a := range b.all("addr") {
+		p.Addrs = append(p.Addrs, a.leasable())
+	}
+	for _, a := range b.all("dns") {
+		p.DNS = append(p.DNS, a.addr.from.WithZone(""))
+	}
+	for _, a := range b.all("domain") {
+		p.Domains = append(p.Domains, a.text)
+	}
+	for _, a := range b.all("subnet") {
+		p.Subnets = append(p.Subnets, prefixOf(a.addr))
+	}
+	if c.pools == nil {
+		c.pools = map[string]*pad.Pool{}
+	}
+	c.pools[name] = p
+	return p
+}
+
+// leasable is what of a range is for peers: of an IPv4 prefix shorter than /31 not
+// the addresses of the network and of broadcast.
+func (q *param) leasable() pad.Range {
+	r := q.addr.ranges()[0]
+	if bits := prefixOf(q.addr).Bits(); strings.Contains(q.text, "/") && r.From.Is4() && bits < 31 {
+		r.From, r.To = r.From.Next(), r.To.Prev()
+	}
+	return r
+}
+
+// prefixOf is the prefix that a range is.
+func prefixOf(a addrSpan) netip.Prefix {
+	bits := a.from.BitLen()
+	for bits > 0 && pad.Prefix(netip.PrefixFrom(a.from, bits)).To.Less(a.to) {
+		bits--
+	}
+	return netip.PrefixFrom(a.from, bits)
 }
 
 // ppkMode is what the rule says of PPKs; one that is named is used.

@@ -10,10 +10,7 @@ var without = map[string]struct {
 	refuse bool
 }{
 	"exchange_mode": {[]string{"main"}, true},
-	"child_addr":    {nil, true},
 	"remote_eap_id": {nil, true},
-	"request_addr":  {[]string{"no"}, true},
-	"pool":          {nil, true},
 	"mode_cfg":      {[]string{"pull"}, true},
 	"hook":          {nil, true},
 	"redirect_to":   {nil, true},
@@ -21,7 +18,6 @@ var without = map[string]struct {
 	"eap_only":           {[]string{"no"}, false},
 	"mobike":             {[]string{"no"}, false},
 	"follow_redirect":    {[]string{"no"}, false},
-	"request_dns":        {nil, false},
 	"peer_pubkey_file":   {nil, false},
 	"request_http_certs": {[]string{"no"}, true},
 	"cert_url":           {nil, true},
@@ -53,8 +49,11 @@ func Unsupported(cfg *Config) []Diagnostic {
 		}
 	}
 	for _, b := range cfg.doc.pools {
-		if !slices.ContainsFunc(cfg.rules, func(r *rule) bool { return len(r.list("pool")) > 0 }) {
-			l.warnf(b.pos, "pool %s: not implemented; no effect", shown(b.label))
+		has := func(r *rule) bool {
+			return slices.ContainsFunc(r.list("pool"), func(p *param) bool { return p.text == b.label })
+		}
+		if !slices.ContainsFunc(cfg.rules, has) {
+			l.warnf(b.pos, "pool %s: no rule has it", shown(b.label))
 		}
 	}
 	for _, r := range cfg.rules {

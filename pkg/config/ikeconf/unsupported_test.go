@@ -27,7 +27,7 @@ func TestUnsupported(t *testing.T) {
 		{`{ label "a" ike_version any auth_method preshared remote_addr any }`,
 			`1:1: warning: rule "a": IKEv1 is not implemented; only IKEv2 is spoken`},
 		{`{ label "a" auth_method preshared remote_addr any child_addr 10.0.0.0/8 childsa_additional_ke 35 }`,
-			"1:51: child_addr: not implemented\n1:95: childsa_additional_ke \"35\": not implemented"},
+			"1:95: childsa_additional_ke \"35\": not implemented"},
 		{`{ label "a" auth_method preshared remote_addr any childsa_additional_ke 36, 35 }`,
 			`1:77: warning: childsa_additional_ke "35": not implemented; not offered`},
 		{`{ label "a" auth_method preshared remote_addr any ppk no mobike no fragmentation yes reauth_secs 0 }`, ""},
@@ -39,9 +39,10 @@ func TestUnsupported(t *testing.T) {
 		{`{ label "a" auth_method preshared remote_addr any local_id_type fqdn }`,
 			"1:65: local_id_type without local_id is not implemented"},
 		{`pool "p" { addr 10.0.0.0/24 } { label "a" auth_method preshared remote_addr any }`,
-			`1:1: warning: pool "p": not implemented; no effect`},
+			`1:1: warning: pool "p": no rule has it`},
 		{`pool "p" { addr 10.0.0.0/24 } { label "a" auth_method preshared remote_addr any pool "p" }`,
-			"1:81: pool: not implemented"},
+			""},
+		{`{ label "a" auth_method preshared remote_addr any hook "/x" }`, "1:51: hook: not implemented"},
 		{`ikesa_xform { encr_alg aes-ccm, aes-gcm dh_group 31, 28 } { label "a" auth_method preshared remote_addr any }`,
 			`1:54: warning: dh_group "28": not implemented; not offered`},
 		{`ikesa_xform { encr_alg aes-gcm additional_ke 35 } ikesa_xform { encr_alg gcm } { label "a" auth_method preshared remote_addr any }`,
@@ -82,7 +83,7 @@ func TestEveryKeyword(t *testing.T) {
 		half_open_per_source ikesa_lifetime_secs ikesa_softlife_secs childsa_lifetime_secs childsa_softlife_secs
 		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_aggfrag childsa_per_queue childsa_replay initial_contact
 		unique_ids allow_weak nonce_len fragmentation fragment_size ppk ppk_id childsa_additional_ke childless reauth_secs reauth_mode
-		childsa_idletime_secs secrets_file log_level`) {
+		childsa_idletime_secs secrets_file log_level child_addr pool request_addr request_dns`) {
 		used[w] = true
 	}
 	for _, k := range table {

@@ -175,6 +175,12 @@ type Rule struct {
 	ChildHard, ChildSoft ipsec.Lifetime
 	RekeyFuzz            int // percent of the lifetime by which soft limits vary
 
+	// ChildAddrs and what Pools lease the peer are what it may have of a policy
+	// that leaves the peer open; with neither, all of the policy.
+	ChildAddrs []Range
+	Pools      []*Pool
+	Request    Request
+
 	// Reauth is how long an authentication counts, 0 for ever; ReauthBreak has the
 	// initiator delete the old IKE SA before it makes a new one.
 	Reauth      time.Duration

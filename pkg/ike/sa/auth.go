@@ -151,6 +151,7 @@ func (s *SA) sendAuth(i *ikeSA, t *authTask) {
 		ps = append(ps, &ikev2.IDr{ID: expected.Wire()})
 	}
 	ps = append(ps, auth)
+	ps = append(ps, s.configRequest()...)
 	if t.offer != nil {
 		ps = append(ps, t.offer.payloads(true)...)
 	}
@@ -191,6 +192,9 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 	s.established(i, ikev2.FindNotify(ps, ikev2.INITIAL_CONTACT) != nil)
 	s.hearAuthLifetime(ikev2.FindNotify(ps, ikev2.AUTH_LIFETIME))
 	has, err := childTriple(ps)
+	if cerr := s.configured(ps); err == nil {
+		err = cerr
+	}
 	switch n := refusal(ps); {
 	case t.offer == nil:
 	case has && err == nil && n == nil:
@@ -345,6 +349,14 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 		s.established(i, s.onlyOne)
 		s.endHandshake(i)
 	}
+	cp, err := s.give(ps)
+	if err != nil {
+		// The IKE SA stays (RFC 7296, 3.10.1).
+		s.log(levelWarn, "no address for the peer", attrNotify(ikev2.INTERNAL_ADDRESS_FAILURE), attrErr(err))
+		finish(notify(ikev2.INTERNAL_ADDRESS_FAILURE))
+		return
+	}
+	out = append(out, cp...)
 	if !has { // RFC 6023
 		finish()
 		return

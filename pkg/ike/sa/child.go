@@ -292,10 +292,12 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 		o.tsi, o.tsr = append(o.tsi, fl), append(o.tsr, fp)
 		return o, nil
 	}
-	if r.Flow != nil {
+	unknown := i.state < StateEstablished && s.rule.Request.Any() // our address inside
+	ours := s.ours(l)
+	if r.Flow != nil && !unknown {
 		// The packet's own selectors first, so that a responder that has to
 		// choose knows which matter (RFC 7296, 2.9).
-		if fl, fp := flowTS(*r.Flow); within(fl, l) && within(fp, p) {
+		if fl, fp := flowTS(*r.Flow); allWithin([]ipsec.TrafficSelector{fl}, ours) && within(fp, p) {
 			o.tsi, o.tsr = append(o.tsi, fl), append(o.tsr, fp)
 		}
 	}
@@ -305,7 +307,10 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 			return o, nil // the policy's own selectors are those of all its peers
 		}
 	}
-	o.tsi, o.tsr = appendTS(o.tsi, l), appendTS(o.tsr, p)
+	for _, t := range ours {
+		o.tsi = appendTS(o.tsi, t)
+	}
+	o.tsr = appendTS(o.tsr, p)
 	return o, nil
 }
 

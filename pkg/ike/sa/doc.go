@@ -62,6 +62,13 @@
 // child SA and for the IKE SA. Messages that are too long for a datagram go in
 // fragments (RFC 7383).
 //
+// # Addresses inside
+//
+// An initiator whose rule says so asks for addresses by a Configuration payload in
+// IKE_AUTH (Configured); a responder whose rule has pools asks its Host for them
+// (Leaser). What a peer may have of a policy that leaves the peer open is then cut
+// to them, and what we ask for to ours.
+//
 // # What kills the machine
 //
 // Nothing that is not authenticated changes the state of an IKE SA with keys:

@@ -115,11 +115,16 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 				continue // this pass is for the others
 			}
 			g.local = narrow(local, []ipsec.TrafficSelector{l})
-			g.remote = narrow(remote, []ipsec.TrafficSelector{r})
+			theirs := s.ofPeer(p, r)
+			if len(theirs) == 0 && len(s.rule.Pools) > 0 && len(s.lease.Addrs()) == 0 {
+				rf = refuseWith(ikev2.FAILED_CP_REQUIRED, "policy is for addresses that are leased, and the peer has none")
+				continue
+			}
+			g.remote = narrow(remote, theirs)
 			if p.perFlow() {
 				// The packet that the peer has comes first (RFC 7296, 2.9).
 				g.local = narrow(local[:1], []ipsec.TrafficSelector{l})
-				g.remote = narrow(remote[:1], []ipsec.TrafficSelector{r})
+				g.remote = narrow(remote[:1], theirs)
 				if len(g.local) == 0 || len(g.remote) == 0 || !oneFlow(g.local[0]) || !oneFlow(g.remote[0]) {
 					rf = refuseWith(ikev2.SINGLE_PAIR_REQUIRED, "policy has SAs for single flows, the peer names none")
 					continue

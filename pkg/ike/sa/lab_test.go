@@ -87,6 +87,7 @@ type node struct {
 	spis    map[SPI]bool
 	queries []Query
 	near    []Policy
+	lease   func(Wanted) (Lease, error)
 	cookie  []byte // secret; nil: none demanded
 }
 
@@ -96,6 +97,8 @@ func (n *node) Policies(q Query) []Policy {
 }
 
 func (n *node) Near(Query) ([]Policy, bool) { return n.near, true }
+
+func (n *node) Lease(_ Peer, w Wanted) (Lease, error) { return n.lease(w) }
 
 func (n *node) Admit(Peer) (bool, error) { return n.first, n.admit }
 

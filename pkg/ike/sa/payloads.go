@@ -25,6 +25,7 @@ const (
 	pAUTH            = ikev2.PayloadAUTH
 	pTSi, pTSr       = ikev2.PayloadTSi, ikev2.PayloadTSr
 	pD               = ikev2.PayloadDelete
+	pCP              = ikev2.PayloadCP
 	pCERT, pCERTREQ  = ikev2.PayloadCERT, ikev2.PayloadCERTREQ
 )
 
@@ -34,8 +35,8 @@ var (
 	shapeInitRequest  = shape{name: "IKE_SA_INIT request", required: types{pSA, pKE, pNonce}}
 	shapeInitResponse = shape{name: "IKE_SA_INIT response", required: types{pSA, pKE, pNonce}, many: types{pCERTREQ}, refusable: true}
 	// Without AUTH the initiator wants EAP, which the handler refuses.
-	shapeAuthRequest          = shape{name: "IKE_AUTH request", required: types{pIDi}, optional: types{pIDr, pAUTH, pSA, pTSi, pTSr}, many: types{pCERT, pCERTREQ}}
-	shapeAuthResponse         = shape{name: "IKE_AUTH response", required: types{pIDr, pAUTH}, optional: types{pSA, pTSi, pTSr}, many: types{pCERT}, refusable: true}
+	shapeAuthRequest          = shape{name: "IKE_AUTH request", required: types{pIDi}, optional: types{pIDr, pAUTH, pCP, pSA, pTSi, pTSr}, many: types{pCERT, pCERTREQ}}
+	shapeAuthResponse         = shape{name: "IKE_AUTH response", required: types{pIDr, pAUTH}, optional: types{pCP, pSA, pTSi, pTSr}, many: types{pCERT}, refusable: true}
 	shapeChildRequest         = shape{name: "CREATE_CHILD_SA request", required: types{pSA, pNonce, pTSi, pTSr}, optional: types{pKE}}
 	shapeChildResponse        = shape{name: "CREATE_CHILD_SA response", required: types{pSA, pNonce, pTSi, pTSr}, optional: types{pKE}, refusable: true}
 	shapeRekeyRequest         = shape{name: "CREATE_CHILD_SA request for an IKE SA", required: types{pSA, pNonce, pKE}}

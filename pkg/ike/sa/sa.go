@@ -34,6 +34,8 @@ type SA struct {
 	spiFor   map[uint32][]ipsec.Protocol // by token too, until the answer
 	token    uint32
 
+	lease Lease // what the initiator was assigned (RFC 7296, 2.19)
+
 	// Path and NATs (RFC 7296, 2.23).
 	local, remote       netip.AddrPort
 	natLocal, natRemote bool
@@ -302,6 +304,7 @@ func (s *SA) Status() Status {
 			st.Waiting = i.req.sent
 		}
 	}
+	st.Lease = s.lease
 	st.NATLocal, st.NATRemote, st.Resent = s.natLocal, s.natRemote, s.resent
 	for _, c := range s.children {
 		st.Children = append(st.Children, ChildInfo{

@@ -30,6 +30,9 @@ type Config struct {
 	Host Host
 	// Queues is how many queues the data path has; 0 means one.
 	Queues int
+	// Had are addresses inside that an initiator had before and asks for again,
+	// if its rule has it ask.
+	Had []netip.Addr
 	// InitialContact tells the peer that we have no other IKE SA with it
 	// (initiator; a responder asks Host.Admit).
 	InitialContact bool
@@ -331,6 +334,8 @@ type Status struct {
 	ExpireAt      time.Time
 	// NATLocal: we are behind a NAT; NATRemote: the peer is.
 	NATLocal, NATRemote bool
+	// Lease is what the initiator was assigned; empty: nothing.
+	Lease Lease
 	// Resent counts requests of ours that were sent again, Waiting those
 	// transmissions of the one that has no answer yet; 0: none is on its way.
 	Resent   uint64
