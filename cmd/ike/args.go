@@ -9,6 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/missiu/missiu/pkg/config/ikeconf"
+	"github.com/missiu/missiu/pkg/crypto/alg"
 )
 
 const defaultConf = "/etc/missiu/ike.conf"
@@ -30,6 +33,7 @@ command for the ike that runs, see ike COMMAND --help.
   -p @FILE  pre-shared key from FILE (mode 0600; @- is standard input);
             only the rule of the command line is in force, unless -f is given
   -P @FILE  the same, and the default configuration file is in force too
+  -g GROUPS key exchange of the rule of -p, such as 14 or x25519,ecp256
   -l TIME   lifetime of IKE SAs    (a number with s, m, h or d; seconds)
   -L TIME   lifetime of child SAs
   -d TIME   dead peer interval     (minutes, or with a unit; 0 is never)
@@ -54,6 +58,7 @@ type options struct {
 	show      bool
 	secret    string // value of -p or -P
 	secretOpt string // "-p" or "-P"
+	groups    []alg.KE
 	ikeLife   time.Duration
 	childLife time.Duration
 	dpd       time.Duration
@@ -102,6 +107,10 @@ func parseArgs(args []string) (*options, error) {
 			return nil
 		})
 	}
+	fs.Func("g", "", func(s string) (err error) {
+		o.groups, err = ikeconf.Groups(s)
+		return err
+	})
 	fs.Func("l", "", func(s string) error { return lifetime(s, &o.ikeLife) })
 	fs.Func("L", "", func(s string) error { return lifetime(s, &o.childLife) })
 	fs.Func("d", "", func(s string) (err error) {
@@ -135,6 +144,9 @@ func parseArgs(args []string) (*options, error) {
 	o.check = o.check || o.show
 	if len(o.local) == 0 && !o.check {
 		return nil, errors.New("no local address")
+	}
+	if o.groups != nil && o.secretOpt == "" {
+		return nil, errors.New("-g: for the rule of -p or -P; rules of a file have ikesa_xform")
 	}
 	if !o.fileGiven && o.secretOpt != "-p" {
 		o.file = defaultConf

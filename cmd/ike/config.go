@@ -6,12 +6,15 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/missiu/missiu/pkg/config/ikeconf"
 	"github.com/missiu/missiu/pkg/ike"
 	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"go.uber.org/zap/zapcore"
 )
@@ -142,6 +145,13 @@ func (l *loader) commandLine() (*pad.Rule, error) {
 		for _, p := range l.o.connect {
 			r.Remote = append(r.Remote, pad.One(p))
 		}
+	}
+	if l.o.groups != nil {
+		for i := range r.Proposals {
+			r.Proposals[i].KE = l.o.groups
+			r.Proposals[i].AddKE = nil // what is asked for, and nothing else
+		}
+		r.Proposals = slices.CompactFunc(r.Proposals, func(a, b proposal.IKE) bool { return reflect.DeepEqual(a, b) })
 	}
 	if l.o.ikeLife != 0 {
 		r.SetIKELife(l.o.ikeLife)

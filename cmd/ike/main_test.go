@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ike/control"
 	"github.com/missiu/missiu/pkg/ike/cred/credtest"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -49,6 +50,10 @@ func TestRunExits(t *testing.T) {
 		{[]string{"down", "a", "b"}, 2, "", "ike down: want the label of one rule"},
 		{[]string{"rekey", "--timeout", "-1s", "a"}, 2, "", "want a time above 0"},
 		{[]string{"rekey", "--tmieout", "1s", "a"}, 2, "", "unknown flag"},
+		{[]string{"-n", "-p", "@" + good, "-g", "14,ecp256"}, 0, "", ""},
+		{[]string{"-n", "-p", "@" + good, "-g", "2"}, 2, "", `"2": weak; needs allow_weak yes in a rule of ike.conf`},
+		{[]string{"-n", "-p", "@" + good, "-g", "x25518"}, 2, "", "want a group such as 14, ecp256 or x25519"},
+		{[]string{"-n", "-g", "14"}, 2, "", "-g: for the rule of -p or -P"},
 		{[]string{"-show", "-p", "@" + good, "-c", "10.0.0.7"}, 0, "# and the rule of the command line, with its key for any identity, for [10.0.0.7]", ""},
 		{[]string{"explain"}, 2, "", "ike explain: want one capture"},
 		{[]string{"explain", "-a", "me", "x"}, 2, "", "want an IP address"},
@@ -204,6 +209,7 @@ func TestCommandLineRule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	o.groups = []alg.KE{alg.KEMODP2048}
 	l := &loader{o: o, stdin: strings.NewReader("sixteen octets !"), warn: func(s string) { t.Errorf("warning: %s", s) }}
 	for range 2 { // HUP does not read standard input again
 		c, err := l.load()
@@ -211,6 +217,11 @@ func TestCommandLineRule(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := c.rules.Rules()[0]
+		for _, p := range r.Proposals {
+			if len(p.KE) != 1 || p.KE[0] != alg.KEMODP2048 || p.AddKE != nil {
+				t.Errorf("-g 14: %+v", p)
+			}
+		}
 		if len(c.rules.Rules()) != 1 || r.Label != "command line" || len(r.Remote) != 2 || r.IKE.Hard != time.Hour ||
 			r.ChildHard.AddTime != 10*time.Minute || r.ChildSoft.AddTime != 9*time.Minute || r.DPD != 90*time.Second || r.PSK.Local.Len() != 16 {
 			t.Errorf("got %+v", r)

@@ -387,3 +387,22 @@ func appendNew[T comparable](l []T, v T, ok bool) []T {
 	}
 	return l
 }
+
+// Groups reads a list of key exchange methods as dh_group has it, such as
+// "ecp256, 31", of which each must be one that ike has and that is not weak.
+func Groups(list string) (kes []alg.KE, err error) {
+	for s := range strings.SplitSeq(list, ",") {
+		s = strings.TrimSpace(s)
+		ke, ok := groupByName[fold(s)]
+		switch {
+		case !ok:
+			return nil, fmt.Errorf("%s: want a group such as 14, ecp256 or x25519", shown(s))
+		case weakGroup(ke):
+			return nil, fmt.Errorf("%s: weak; needs allow_weak yes in a rule of ike.conf", shown(s))
+		case !implemented(ke):
+			return nil, fmt.Errorf("%s: not implemented", shown(s))
+		}
+		kes = appendNew(kes, ke, true)
+	}
+	return kes, nil
+}
