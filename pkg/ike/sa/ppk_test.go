@@ -198,3 +198,25 @@ func TestMalformedIntermediateAnswer(t *testing.T) {
 		})
 	}
 }
+
+// With certificates AUTH and NO_PPK_AUTH are signatures.
+func TestPPKCertificates(t *testing.T) {
+	for _, peerHas := range []bool{true, false} {
+		l, _ := certLab(t, "p256", "p256")
+		l.narrow()
+		l.a.ppk(pad.PPKPrefer, "p", "p", "a post-quantum pre-shared key!!!")
+		if peerHas {
+			l.b.ppk(pad.PPKPrefer, "", "p", "a post-quantum pre-shared key!!!")
+		} else {
+			l.b.ppk(pad.PPKPrefer, "", "q", "another")
+		}
+		l.establish()
+		l.want(1)
+		if l.a.sa.ppk != peerHas || l.b.sa.ppk != peerHas {
+			t.Errorf("PPK used: a %v, b %v; want %v", l.a.sa.ppk, l.b.sa.ppk, peerHas)
+		}
+		if _, n := l.sizes(); n[ikev2.IKE_AUTH] == 0 {
+			t.Error("no fragments in IKE_AUTH")
+		}
+	}
+}
