@@ -405,7 +405,7 @@ func stillPermits(r *pad.Rule, p *sa.Peer, now time.Time) error {
 		return errors.New("rule is gone")
 	case !r.PermitsPeer(p.RemoteID):
 		return fmt.Errorf("identity %v is not permitted any more", p.RemoteID)
-	case r.Identity(p.Local.Addr()) != p.LocalID:
+	case !r.MayBe(p.Local.Addr(), p.LocalID):
 		return errors.New("our identity has changed")
 	case r.LocalAuth != was.LocalAuth || r.RemoteAuth != was.RemoteAuth || r.LocalAuth == pad.Cert && !r.Own.Equal(was.Own):
 		return errors.New("authentication has changed")

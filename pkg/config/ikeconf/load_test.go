@@ -166,8 +166,8 @@ func TestCertRules(t *testing.T) {
 		{`local_id "CN=OWN, O=example,C=ch"`, pad.ID{Type: ikev2.IDDERASN1DN, Data: subject}},
 		{"local_id GW.example", pad.ID{Type: ikev2.IDFQDN, Data: "GW.example"}},
 	} {
-		if got := load(certRule + tt.more + "}")[0].LocalID; got != tt.want {
-			t.Errorf("%s: got %v, want %v", tt.more, got, tt.want)
+		if r := load(certRule + tt.more + "}")[0]; r.LocalID != tt.want || r.AnyOwnID != (tt.more == "") {
+			t.Errorf("%s: got %v, any %v; want %v", tt.more, r.LocalID, r.AnyOwnID, tt.want)
 		}
 	}
 	r := load(certRule + `sig_hash sha512, sha256 send_cert always send_certreq no }`)[0]

@@ -70,6 +70,7 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 		p.LocalAuth = pad.Cert
 		if r.cert != nil {
 			p.Own, p.LocalID = r.cert, r.ownName
+			p.AnyOwnID = r.get("local_id") == nil && r.get("local_id_type") == nil
 		}
 	}
 	if uses(r.remote, certs...) {

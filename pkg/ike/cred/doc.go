@@ -5,9 +5,9 @@
 // come as octets.
 //
 // Everything here computes in the caller's goroutine, which in ike is the one of
-// the IKE SA in question: a signature takes some milliseconds at most, with RSA of
-// 4096 bits. Own and Trust are not changed once made and are safe for concurrent
-// use.
+// the IKE SA in question: a signature takes a millisecond with RSA of 2048
+// bits, some with 4096, less with the others. Own and Trust are not changed once
+// made and are safe for concurrent use.
 //
 // For pkg/ike/pad, which holds them in its rules, pkg/ike/sa, which asks them, and
 // pkg/config/ikeconf, which makes them. The only package that reads encrypted

@@ -159,6 +159,9 @@ type Rule struct {
 	Trust       *cred.Trust
 	SendCert    SendCert
 	SendCertReq bool
+	// AnyOwnID: LocalID was taken from Own's certificate, not configured, so a peer
+	// that asks for another identity of that certificate gets it.
+	AnyOwnID bool
 
 	Proposals []proposal.IKE // best first
 	IKE       Lifetime
@@ -302,8 +305,22 @@ func (r *Rule) answersTo(id ID) bool {
 	case r.LocalID.IsZero():
 		return id.IsAddr()
 	}
-	return Pattern{ID: r.LocalID}.Match(id)
+	return Pattern{ID: r.LocalID}.Match(id) || r.alsoOwn(id)
 }
+
+func (r *Rule) alsoOwn(id ID) bool { return r.AnyOwnID && r.Own.Holds(id.Wire()) == nil }
+
+// IdentityFor returns who we are to a peer that asks for an identity, or for none.
+func (r *Rule) IdentityFor(local netip.Addr, asked ID) ID {
+	own := r.Identity(local)
+	if !asked.IsZero() && !(Pattern{ID: own}).Match(asked) && r.alsoOwn(asked) {
+		return asked
+	}
+	return own
+}
+
+// MayBe reports whether id is one that we can have by this rule.
+func (r *Rule) MayBe(local netip.Addr, id ID) bool { return r.Identity(local) == id || r.alsoOwn(id) }
 
 // ExpectedID returns the identity to ask the peer for (IDr in the initiator's
 // IKE_AUTH): the only one that the rule permits; false where it permits several.

@@ -303,7 +303,7 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 		deny(fmt.Errorf("no rule for identity %v by %v, asking for %v: %s", claim.IDi, auth.Method, claim.IDr, pad.WhyNot(s.candidate, claim)))
 		return
 	}
-	s.rule, s.peer.Rule, s.peer.LocalID = r, r, r.Identity(s.local.Addr())
+	s.rule, s.peer.Rule, s.peer.LocalID = r, r, r.IdentityFor(s.local.Addr(), claim.IDr)
 	if !has && r.Childless == pad.ChildlessNo {
 		s.syntax(i, ikev2.IKE_AUTH, errors.New("no child SA asked for")) // RFC 6023, 3
 		return

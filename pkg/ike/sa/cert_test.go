@@ -346,6 +346,35 @@ func TestRuleByKeyType(t *testing.T) {
 	}
 }
 
+// Who has not been told who it is answers to each name of its certificate, and to
+// no other.
+func TestAnyOwnID(t *testing.T) {
+	for asked, want := range map[string]string{"b.example": "b.example", "other.example": "", "": "C=CH, O=Example, CN=b"} {
+		l, _ := certLab(t, "p256", "p256")
+		id, ok := l.b.rule.Own.Identity()
+		if !ok {
+			t.Fatal("no identity")
+		}
+		l.b.rule.LocalID, l.b.rule.AnyOwnID = pad.FromWire(id), true
+		l.a.rule.RemoteIDs = pad.Patterns{pad.AnyID}
+		if asked != "" {
+			l.a.rule.RemoteIDs = pad.Patterns{{ID: fqdn(asked)}}
+		}
+		l.establish()
+		e := told[Established](l.a)
+		switch {
+		case want == "" && len(e) == 0:
+		case want == "" || len(e) != 1 || e[0].Peer.RemoteID.String() != want:
+			t.Errorf("asked for %q: established %v, failed %v; want %q", asked, e, told[Failed](l.a), want)
+		default:
+			l.want(1)
+			if p := told[Established](l.b)[0].Peer; p.LocalID != e[0].Peer.RemoteID || !l.b.rule.MayBe(addrB.Addr(), p.LocalID) {
+				t.Errorf("responder is %v", p.LocalID)
+			}
+		}
+	}
+}
+
 // An encoding that is for later is refused by name.
 func TestHashAndURL(t *testing.T) {
 	l, _ := certLab(t, "p256", "p256")
