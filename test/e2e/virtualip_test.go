@@ -1,0 +1,68 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/test/e2e/lab"
+)
+
+// Virtual IPs between us and charon, in both roles and both families: the client
+// has an address of the gateway's pool while the IKE SA lasts, and traffic with it.
+func TestInteropVirtualIP(t *testing.T) {
+	const inside4, inside6 = "10.9.0.1", "2001:db8:9::1"
+	t.Run("we are the client", func(t *testing.T) {
+		d := newDuo(t, "")
+		d.b.Sh("ip addr add 2001:db8:2::1/64 dev lo nodad")
+		d.a.Do("ip route del 10.2.0.0/24 dev tap0; ip route add 10.2.0.0/24 dev tap0; ip route add 2001:db8:2::/64 dev tap0")
+		d.policies("{ laddr 10.9.0.0/24 raddr 10.2.0.0/24 } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr 192.168.3.119 sa init }\n" +
+			"{ laddr 2001:db8:9::/64 raddr 2001:db8:2::/64 } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr 192.168.3.119 }\n")
+		d.secrets = "}\npools {\n p4 {\n addrs = 10.9.0.1-10.9.0.9\n dns = 10.2.0.53\n }\n p6 {\n addrs = 2001:db8:9::1-2001:db8:9::9\n }\n"
+		d.peer("pools = p4, p6", "local_ts = 10.2.0.0/24, 2001:db8:2::/64\nremote_ts = dynamic")
+		d.rule("request_addr both start_action start")
+		addrs := func() string { return d.a.Must("ip", "-o", "addr", "show", "dev", "tap0") }
+		lab.Until(t, 20*time.Second, "traffic of the inner addresses", func() (bool, string) {
+			return d.a.Ping(1, "-W", "1", "10.2.0.1") == 1 && d.a.Ping(1, "-W", "1", "2001:db8:2::1") == 1, d.a.IKE.Output() + addrs()
+		})
+		for _, a := range []string{inside4 + "/32", inside6 + "/128"} {
+			if got := addrs(); !strings.Contains(got, a) {
+				t.Errorf("the interface has not %s:\n%s", a, got)
+			}
+		}
+		if got := d.b.Ping(3, "-I", "10.2.0.1", inside4); got != 3 {
+			t.Errorf("%d of 3 pings of charon answered", got)
+		}
+		if out := d.a.IKE.Output(); !strings.Contains(out, "10.2.0.53") {
+			t.Errorf("no word of the name server:\n%s", out)
+		}
+		d.a.KillIKE(10 * time.Second)
+		if got := addrs(); strings.Contains(got, inside4) || strings.Contains(got, inside6) {
+			t.Errorf("the addresses stay behind:\n%s", got)
+		}
+	})
+	t.Run("we are the gateway", func(t *testing.T) {
+		d := newDuo(t, "install_virtual_ip = no")
+		d.a.Do("ip addr add 2001:db8:1::1/64 dev lo nodad; ip route add 10.9.0.0/24 dev tap0 src 10.1.0.1; ip route add 2001:db8:9::/64 dev tap0 src 2001:db8:1::1")
+		d.policies("{ laddr 10.1.0.0/24 raddr 0.0.0.0/0 } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr any }\n" +
+			"{ laddr 2001:db8:1::/64 raddr ::/0 } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr any }\n")
+		d.startIKE("pool \"p\" { addr 10.9.0.0/30 addr 2001:db8:9::1-2001:db8:9::9 dns 10.1.0.53 }\n"+
+			"rule \"t\" { auth_method preshared remote_addr 192.168.3.119 pool \"p\" }\n", lab.PSK)
+		d.b.Sh("ip addr add 10.9.0.1/32 dev lo; ip addr add 2001:db8:9::1/128 dev lo nodad")
+		d.peer("vips = 0.0.0.0, ::", "local_ts = dynamic\nremote_ts = 10.1.0.0/24, 2001:db8:1::/64")
+		d.up()
+		if out := d.b.Must("swanctl", "--list-sas"); !strings.Contains(out, inside4) || !strings.Contains(out, inside6) {
+			t.Errorf("charon has not %s and %s:\n%s", inside4, inside6, out)
+		}
+		lab.Until(t, 10*time.Second, "traffic of the leased address", func() (bool, string) {
+			return d.b.Ping(2, "-I", inside4, "10.1.0.1") == 2 && d.a.Ping(2, "-I", "10.1.0.1", inside4) == 2, fmt.Sprint(d.a.SAs())
+		})
+		d.down()
+		// The same identity, the same address.
+		d.up()
+		if out := d.b.Must("swanctl", "--list-sas"); !strings.Contains(out, inside4) {
+			t.Errorf("charon has not %s again:\n%s", inside4, out)
+		}
+	})
+}
