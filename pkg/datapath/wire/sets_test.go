@@ -90,7 +90,10 @@ func TestChainAndReaderAgree(t *testing.T) {
 		fd, _ = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 	})
 	defer unix.Close(fd)
-	fmt.Sscan(l.sh("ip -o link show e1 | cut -d: -f1"), &index)
+	out := l.sh("cat /sys/class/net/e1/ifindex")
+	if _, err := fmt.Sscan(out, &index); err != nil {
+		t.Fatalf("index of e1: %v in %q", err, out)
+	}
 	send := func(frame []byte) {
 		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
 			t.Fatal(err)
