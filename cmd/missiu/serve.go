@@ -478,11 +478,13 @@ func (in *instance) status() ([]byte, error) {
 		us := wire.SumUDP(in.udps)
 		s.Counters["udp_sent_trains"], s.Counters["udp_sent_singles"] = us.Trains, us.Singles
 		s.Counters["udp_trains_refused"], s.Counters["udp_send_refused"] = us.Fallbacks, us.Refused
-		s.Counters["udp_truncated"], s.Counters["udp_kernel_drops"] = us.Truncated, us.KernelDrops
+		s.Counters["udp_messages"], s.Counters["udp_truncated"], s.Counters["udp_kernel_drops"] = us.Messages, us.Truncated, us.KernelDrops
 	}
 	if in.bump != nil {
 		in.bumpStatus(&s)
 	}
+	lost := in.tap.Lost()
+	s.Counters["tap_queue_full"], s.Counters["drop_out_overload"] = lost.Full, lost.Shed
 	ws := in.wire.Stats()
 	s.Counters["wire_sent_xdp"], s.Counters["wire_sent_packet"], s.Counters["wire_sent_raw"] = ws.SentXDP, ws.SentPacket, ws.Sent-ws.SentXDP-ws.SentPacket
 	s.Counters["wire_kernel_drops"] = ws.KernelDrops

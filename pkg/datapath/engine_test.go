@@ -64,6 +64,7 @@ func (n *node) Persist(bool) error                   { return nil }
 func (n *node) ReadSuper() tap.Super                 { return n.super }
 func (n *node) Super() tap.Super                     { return n.super }
 func (n *node) Cut() uint64                          { return 0 }
+func (n *node) Lost() tap.Lost                       { return tap.Lost{} }
 func (n *node) Close() error                         { return nil }
 func (n *node) PathMTU(netip.Addr) int               { return n.mtu }
 func (n *node) ReadBatch([]wire.Packet) (int, error) { panic("not used") }

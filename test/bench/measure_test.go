@@ -123,6 +123,17 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+func TestTally(t *testing.T) {
+	before := tally{lost: 10, full: 1, messages: 100, packets: 4000}
+	after := tally{lost: 10 + 7 + 5, full: 6, messages: 200, packets: 5000} // 5 of them messages of 10
+	if got := before.until(&after); got != 7+50 {
+		t.Errorf("%v lost, want 57", got)
+	}
+	if got := before.until(&tally{lost: 13}); got != 3 {
+		t.Errorf("%v lost, want 3", got)
+	}
+}
+
 // A whole run measures what the goals speak of, each system in what it is needed
 // for; flags that name works mean them for all.
 func TestWorksOf(t *testing.T) {

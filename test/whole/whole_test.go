@@ -78,6 +78,7 @@ func (tapDev) Persist(bool) error    { return nil }
 func (tapDev) ReadSuper() tap.Super  { return tap.Super{} }
 func (tapDev) Super() tap.Super      { return tap.Super{} }
 func (tapDev) Cut() uint64           { return 0 }
+func (tapDev) Lost() tap.Lost        { return tap.Lost{} }
 func (tapDev) Close() error          { return nil }
 func (h tapDev) Queues() []tap.Queue { return []tap.Queue{h} }
 func (h tapDev) take(f *tap.Frame, b []byte) {

@@ -292,6 +292,7 @@ func (d device) WriteBatch(fs []tap.Frame) (int, error) { return d.b.WriteBatch(
 func (d device) ReadSuper() tap.Super                   { return tap.Super{} }
 func (d device) Super() tap.Super                       { return tap.Super{TCP4: true, TCP6: true} }
 func (d device) Cut() uint64                            { return 0 }
+func (d device) Lost() tap.Lost                         { return tap.Lost{} }
 func (d device) SetMTU(int) error                       { return nil }
 func (d device) Persist(bool) error                     { return nil }
 func (d device) Close() error                           { return nil }

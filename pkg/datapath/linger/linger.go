@@ -43,6 +43,10 @@ const (
 	// yieldEvery bounds how long the netpoller may be without a thread should all
 	// else fail.
 	yieldEvery = 200 * time.Millisecond
+	// floodYield is how often a reader yields that is always busy; one that never
+	// waits looks at the clock every floodLook reads.
+	floodYield = 2 * time.Millisecond
+	floodLook  = 4
 )
 
 // Modes of a reader.
@@ -60,6 +64,8 @@ type Wait struct {
 	polled bool  // since asked, in vain
 	asked  int64 // when the reader first found nothing; 0: it has not
 
+	looks   uint  // reads without waiting
+	kept    int64 // since when it has its thread
 	procs   int32 // of the scheduler
 	yielded int64 // when it was last offered this thread's; 0: not since we waited on the netpoller
 
@@ -75,12 +81,13 @@ type Wait struct {
 	now   func() int64 // nanoseconds, monotonic
 	sleep func()
 	poll  func(time.Duration) bool
+	yield func()
 }
 
 // New returns a Wait of the given mode, "" meaning Adaptive, for fds, which are
 // not to be registered with the netpoller otherwise (see Open).
 func New(mode string, fds ...int) (*Wait, error) {
-	w := &Wait{off: mode == Poll, procs: int32(runtime.GOMAXPROCS(0)), now: monotonic, sleep: pause}
+	w := &Wait{off: mode == Poll, procs: int32(runtime.GOMAXPROCS(0)), now: monotonic, sleep: pause, yield: runtime.Gosched}
 	w.fn, w.poll = w.park, w.pollOnce
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
@@ -123,11 +130,29 @@ func Open(fd int, name string) (*os.File, error) {
 func (w *Wait) Got() (alone bool) {
 	if w.asked == 0 {
 		w.busy = true
+		if w.looks++; w.looks%floodLook == 0 {
+			w.share(w.now())
+		}
 		return false
 	}
-	w.busy = w.now()-w.asked < int64(Busy)
+	now := w.now()
+	w.busy = now-w.asked < int64(Busy)
 	w.asked, w.slept, w.polled = 0, false, false
+	if w.busy {
+		w.share(now)
+	}
 	return !w.busy
+}
+
+// share is for a reader that is busy for long. The thread that waited on the
+// netpoller may be its own, for it is how readers are woken, and the scheduler
+// puts no other in its place: then nobody else of the process hears of what comes,
+// such as the readers of the other direction. Yielding starts one.
+func (w *Wait) share(now int64) {
+	if now-w.kept > int64(floodYield) {
+		w.kept = now
+		w.yield()
+	}
 }
 
 // Block is called when the reader found nothing, and returns when it is to look
@@ -150,6 +175,7 @@ func (w *Wait) Block() error {
 	w.yielded = 0
 	w.armed = false
 	err := w.raw.Read(w.fn)
+	w.kept = w.now()
 	if err == nil {
 		err = w.err
 	}
@@ -173,7 +199,7 @@ func (w *Wait) pollQuick() (found bool) {
 		// The thread that waited on the netpoller may be this one, for it is
 		// how we were woken. Yielding starts another in its place.
 		w.yielded = now
-		runtime.Gosched()
+		w.yield()
 	}
 	for end := w.asked + int64(Quick); now < end && !w.closed.Load(); now = w.now() {
 		// A signal ends poll early; this is Go code in which it is heard.

@@ -93,6 +93,32 @@ func TestSteps(t *testing.T) {
 	}
 }
 
+// A reader that is busy for long yields its thread now and then, whether it has to
+// wait a little between packets or never.
+func TestYields(t *testing.T) {
+	const us = int64(time.Microsecond)
+	for _, waits := range []bool{false, true} {
+		w, _, _ := pipe(t, "")
+		now, yields := int64(1), 0
+		w.now = func() int64 { return now }
+		w.sleep = func() { now += 30 * us }
+		w.yield = func() { yields++ }
+		w.Got()
+		for now < 21*int64(floodYield) {
+			if waits {
+				if err := w.Block(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			now += 20 * us
+			w.Got()
+		}
+		if yields < 18 || yields > 21 {
+			t.Errorf("waits %v: yielded %d times in 21 times %v", waits, yields, floodYield)
+		}
+	}
+}
+
 func TestPollMode(t *testing.T) {
 	w, _, wr := pipe(t, Poll)
 	unix.Write(wr, []byte{0})

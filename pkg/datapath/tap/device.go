@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
@@ -29,6 +30,16 @@ const (
 // may be more: 16 of the longest super-frames.
 const readLimit = 16 << 16
 
+// standing is how long the kernel's queue may never be empty until ReadBatch sheds
+// super-frames of UDP, which is until it is empty. The queue is bounded by frames
+// only: such a flood, which nothing slows down, would fill it with 128 MB, and
+// everybody behind it would wait for a second. TCP slows itself down, and 2000
+// single packets are worth a few milliseconds.
+const standing = 20 * time.Millisecond
+
+// shedLimit bounds the frames shed by one ReadBatch that has others to return.
+const shedLimit = 256
+
 // device is a TAP with its queues.
 type device struct {
 	queues []*queue
@@ -41,6 +52,7 @@ type device struct {
 	reads  Super
 	super  [3]atomic.Bool // that the kernel takes, by kind
 	cut    atomic.Uint64
+	shed   atomic.Uint64
 	done   atomic.Bool
 }
 
@@ -60,6 +72,9 @@ type queue struct {
 		err  error
 		fn   func(uintptr)
 		wait *linger.Wait
+		// since is when the queue was last empty, as far as we saw; zero:
+		// it was when last looked at.
+		since time.Time
 		// alone: the last frame came by itself after a silence, so there is
 		// hardly another yet.
 		alone bool
@@ -211,6 +226,14 @@ func (d *device) Close() error {
 	return err
 }
 
+func (d *device) Lost() Lost {
+	l := Lost{Shed: d.shed.Load()}
+	if link, err := netlink.LinkByIndex(d.index); err == nil && link.Attrs().Statistics != nil {
+		l.Full = link.Attrs().Statistics.TxDropped
+	}
+	return l
+}
+
 func (d *device) Queues() []Queue {
 	qs := make([]Queue, len(d.queues))
 	for i, q := range d.queues {
@@ -256,7 +279,13 @@ func (q *queue) ReadBatch(fs []Frame) (int, error) {
 // scheduler need not know of them.
 func (q *queue) readLoop(fd uintptr) {
 	r := &q.r
-	for r.n < len(r.fs) && r.size < readLimit {
+	now := time.Now()
+	if r.since.IsZero() {
+		r.since = now
+	}
+	late := now.Sub(r.since) > standing
+	shed := 0
+	for r.n < len(r.fs) && r.size < readLimit && (r.n == 0 || shed < shedLimit) {
 		f := &r.fs[r.n]
 		if f.Off < HeadroomMin || f.Off+q.d.bare >= len(f.Buf) {
 			r.err = errHeadroom
@@ -270,6 +299,7 @@ func (q *queue) readLoop(fd uintptr) {
 		switch errno {
 		case 0:
 		case unix.EAGAIN:
+			r.since = time.Time{}
 			return
 		case unix.EINTR:
 			continue
@@ -287,16 +317,28 @@ func (q *queue) readLoop(fd uintptr) {
 		if q.d.bare != 0 && !dress(f, n) {
 			continue
 		}
+		if late && f.Offload.GSOType == GSOUDPL4 {
+			q.d.shed.Add(f.Offload.packets(n))
+			shed++
+			continue
+		}
 		f.Len = n + q.d.bare
 		r.size += n
 		r.n++
 		if r.n == 1 {
 			// TCP and bulk follow a super-frame up.
 			if r.alone = r.wait.Got() && f.Offload.GSOType == GSONone; r.alone {
+				r.since = time.Time{}
 				return
 			}
 		}
 	}
+}
+
+// packets is how many a super-frame of n octets stands for.
+func (o *Offload) packets(n int) uint64 {
+	size := max(1, int(o.GSOSize))
+	return uint64(max(1, (n-int(o.HdrLen)+size-1)/size))
 }
 
 // dress puts the Ethernet header in front of the n octets from a TUN, to the

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -197,6 +198,77 @@ func readTCPStream(t *testing.T, d Device, super bool) {
 			syscall.SetsockoptLinger(int(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
 		})
 		c.Close()
+	}
+}
+
+// TestShed: once its queue was not empty for long, ReadBatch drops super-frames of
+// UDP, and nothing else, until it is.
+func TestShed(t *testing.T) {
+	d := openTest(t, Options{MAC: testMAC, MTU: 9000, ReadOffload: true})
+	if !d.ReadSuper().UDP {
+		t.Skip("the kernel has no USO for TAPs")
+	}
+	sh(t, fmt.Sprintf("ip addr add 198.51.100.1/24 dev %s && ip neigh add 198.51.100.2 lladdr 02:00:00:00:00:02 dev %[1]s", d.Name()))
+	dial := func(segment int) net.Conn {
+		c, err := net.Dial("udp4", "198.51.100.2:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		raw, _ := c.(*net.UDPConn).SyscallConn()
+		raw.Control(func(fd uintptr) {
+			if segment != 0 {
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, segment)
+			}
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 8<<20)
+		})
+		return c
+	}
+	supers, single := dial(8000), dial(0)
+	flood := func(n int) {
+		for range n {
+			if _, err := supers.Write(make([]byte, 64000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	fs := frames(64, 64)
+	read := func() (ours []int) { // payload octets of what we sent
+		n, err := d.ReadBatch(fs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range fs[:n] {
+			var i packet.Info
+			if packet.Decode(f.Buf[f.Off+etherLen:f.Off+f.Len], &i) && i.Proto == unix.IPPROTO_UDP && i.DstPort == 9 {
+				ours = append(ours, i.Len-28)
+			}
+		}
+		return ours
+	}
+	flood(40)
+	served := len(read())
+	if shed := d.Lost().Shed; served == 0 || shed != 0 {
+		t.Fatalf("at first %d super-frames, %d packets shed; want all of a MiB", served, shed)
+	}
+	time.Sleep(standing + 10*time.Millisecond)
+	if _, err := single.Write(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	for got := read(); !slices.Equal(got, []int{100}); got = read() {
+		if len(got) > 0 {
+			t.Fatalf("late: %v, want the single packet alone", got)
+		}
+	}
+	if shed := d.Lost().Shed; shed != uint64(40-served)*8 {
+		t.Errorf("%d packets shed, want %d super-frames of 8", shed, 40-served)
+	}
+	// Empty: a read would wait now.
+	time.AfterFunc(10*time.Millisecond, func() { flood(1) })
+	for got := read(); !slices.Equal(got, []int{64000}); got = read() {
+		if len(got) > 0 {
+			t.Fatalf("afterwards: %v, want the super-frame", got)
+		}
 	}
 }
 

@@ -76,6 +76,12 @@ func (s Super) String() string {
 	return strings.Join(kinds, " ")
 }
 
+// Lost is what was dropped for want of time.
+type Lost struct {
+	Full uint64 // frames, by the kernel: its queue was full
+	Shed uint64 // packets in super-frames of UDP, by ReadBatch: see standing
+}
+
 // Device is a TAP or a TUN. It is safe for concurrent use.
 type Device interface {
 	Name() string
@@ -108,6 +114,8 @@ type Device interface {
 	Super() Super
 	// Cut counts super-frames that WriteBatch had to cut.
 	Cut() uint64
+	// Lost counts what never came out of ReadBatch.
+	Lost() Lost
 	MTU() int
 	SetMTU(int) error
 	// Persist decides whether the device outlives Close.

@@ -103,11 +103,13 @@ func (r *reader) open(w *Wire, index, k, n int) error {
 }
 
 // receiveBuffer asks for a large buffer, beyond the limit where we may.
-func receiveBuffer(fd int) error {
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer) == nil {
+func receiveBuffer(fd int) error { return receiveBufferOf(fd, socketBuffer) }
+
+func receiveBufferOf(fd, n int) error {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, n) == nil {
 		return nil
 	}
-	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer))
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, n))
 }
 
 func sendBuffer(fd int) {

@@ -52,6 +52,8 @@ type udpSocket struct {
 	file   *os.File // nil: the host lacks the family
 	raw    syscall.RawConn
 	recv   func(uintptr)
+	since  time.Time // since when there has always been more than one batch; zero: there has not
+	small  bool      // and the buffer, therefore
 	send   func(uintptr)
 	// segment: the kernel cuts trains into datagrams, from time after.
 	segment bool
@@ -60,6 +62,16 @@ type udpSocket struct {
 
 // udpShare is after how many batches the other family's socket has its turn.
 const udpShare = 8
+
+// A large buffer is for bursts. Once it was not empty for standing it has become a
+// queue in which everybody waits, and it shrinks until it is: what the kernel
+// drops then would have come late. The kernel doubles these octets and counts
+// its own overhead.
+const (
+	burstBuffer    = 4 << 20
+	standingBuffer = 1 << 20
+	standing       = 20 * time.Millisecond
+)
 
 // hopLimit is that of the headers which the engine writes itself, so that a
 // tunnel looks the same whichever way its packets leave.
@@ -198,7 +210,7 @@ func (u *UDP) open(i, family int, o UDPOptions) (int, error) {
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		return -1, err
 	}
-	s.recv = u.receive
+	s.recv = func(fd uintptr) { u.receive(fd, s) }
 	s.send = func(fd uintptr) { u.out.transmit(fd, family) }
 	if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT); err == nil && !o.Plain {
 		s.segment = true
@@ -236,7 +248,7 @@ func (u *UDP) open(i, family int, o UDPOptions) (int, error) {
 	if err := unix.BindToDevice(fd, u.w.name); err != nil {
 		return -1, privilege("SO_BINDTODEVICE", "CAP_NET_RAW", err)
 	}
-	if err := receiveBuffer(fd); err != nil {
+	if err := receiveBufferOf(fd, burstBuffer); err != nil {
 		return -1, err
 	}
 	sendBuffer(fd)
@@ -309,7 +321,7 @@ func (u *UDP) receiveAny() {
 	}
 }
 
-func (u *UDP) receive(fd uintptr) {
+func (u *UDP) receive(fd uintptr, s *udpSocket) {
 	for i := u.n; i < len(u.ds); i++ {
 		d := &u.ds[i]
 		if d.Off < 0 || d.Off >= len(d.Buf) {
@@ -322,6 +334,7 @@ func (u *UDP) receive(fd uintptr) {
 	}
 	from := u.n
 	n, errno := u.m.recv(fd, from, len(u.ds))
+	s.stands(int(fd), errno == 0 && from+n == len(u.ds))
 	if errno != 0 {
 		// ICMP errors about what we sent come here; the next call goes on.
 		return
@@ -341,6 +354,21 @@ func (u *UDP) receive(fd uintptr) {
 		u.n++
 	}
 	u.messages.Add(uint64(n))
+}
+
+// stands notes whether more is waiting, and shrinks or restores the buffer.
+func (s *udpSocket) stands(fd int, more bool) {
+	switch {
+	case !more:
+		s.since = time.Time{}
+		if s.small {
+			s.small = receiveBufferOf(fd, burstBuffer) != nil
+		}
+	case s.since.IsZero():
+		s.since = time.Now()
+	case !s.small && time.Since(s.since) > standing:
+		s.small = receiveBufferOf(fd, standingBuffer) == nil
+	}
 }
 
 // control reads the control messages of a datagram received.

@@ -641,3 +641,38 @@ func BenchmarkUDPRead(b *testing.B) {
 		})
 	}
 }
+
+// A socket whose buffer has become a standing queue gets a small one, until it
+// was empty.
+func TestStandingBuffer(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := receiveBufferOf(fd, burstBuffer); err != nil {
+		t.Fatal(err)
+	}
+	size := func() int {
+		n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	large, s := size(), udpSocket{}
+	for _, k := range []struct {
+		more, late, small bool
+	}{
+		{true, false, false}, {true, false, false}, {true, true, true}, {true, false, true}, {false, false, false},
+		{false, true, false}, {true, false, false}, {false, false, false}, {true, true, false}, {true, true, true},
+	} {
+		if k.late && !s.since.IsZero() {
+			s.since = s.since.Add(-2 * standing)
+		}
+		s.stands(fd, k.more)
+		if got := size() < large; got != k.small || s.small != k.small {
+			t.Fatalf("%+v: %d octets of %d", k, size(), large)
+		}
+	}
+}

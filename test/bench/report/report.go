@@ -40,24 +40,27 @@ type Metric string
 // both ends together; Total likewise of the whole machine, traffic generators
 // and interrupts included.
 const (
-	TCP1         Metric = "tcp1"
-	TCP1CPU      Metric = "tcp1-cpu"
-	TCP1Total    Metric = "tcp1-total"
-	TCP4         Metric = "tcp4"
-	TCP4CPU      Metric = "tcp4-cpu"
-	TCP4Total    Metric = "tcp4-total"
-	UDP1400      Metric = "udp1400"
-	UDP1400CPU   Metric = "udp1400-cpu"
-	UDP1400Blast Metric = "udp1400-blast"
-	UDP64        Metric = "udp64"
-	UDP64CPU     Metric = "udp64-cpu"
-	UDP64Blast   Metric = "udp64-blast"
-	PingP50      Metric = "ping-p50"
-	PingP99      Metric = "ping-p99"
-	OverOffered  Metric = "overload-offered" // as a multiple of what fits
-	OverPing     Metric = "overload-ping"    // p99
-	OverMemory   Metric = "overload-memory"  // growth of the daemons' resident memory
-	OverCounted  Metric = "overload-counted" // losses that a counter names, of all, 0 to 1
+	TCP1          Metric = "tcp1"
+	TCP1CPU       Metric = "tcp1-cpu"
+	TCP1Total     Metric = "tcp1-total"
+	TCP4          Metric = "tcp4"
+	TCP4CPU       Metric = "tcp4-cpu"
+	TCP4Total     Metric = "tcp4-total"
+	UDP1400       Metric = "udp1400"
+	UDP1400CPU    Metric = "udp1400-cpu"
+	UDP1400Blast  Metric = "udp1400-blast"
+	UDP64         Metric = "udp64"
+	UDP64CPU      Metric = "udp64-cpu"
+	UDP64Blast    Metric = "udp64-blast"
+	PingP50       Metric = "ping-p50"
+	PingP99       Metric = "ping-p99"
+	OverOffered   Metric = "overload-offered" // as a multiple of what fits
+	OverPing      Metric = "overload-ping"    // p99
+	OverPing64    Metric = "overload-ping-64"
+	OverPingSuper Metric = "overload-ping-super"
+	OverLost      Metric = "overload-lost"    // of the pings, 0 to 1
+	OverMemory    Metric = "overload-memory"  // growth of the daemons' resident memory
+	OverCounted   Metric = "overload-counted" // losses that a counter names, of all, 0 to 1
 )
 
 type metric struct {
@@ -84,7 +87,10 @@ var metrics = []metric{
 	{PingP50, "ping, idle, median", "µs", 1e6, true},
 	{PingP99, "ping, idle, 99th percentile", "µs", 1e6, true},
 	{OverOffered, "overload: offered", "× what fits", 1, false},
-	{OverPing, "overload: ping, 99th percentile", "ms", 1e3, true},
+	{OverPing, "overload of 1400 B: ping, 99th percentile", "ms", 1e3, true},
+	{OverPing64, "overload of 64 B: ping, 99th percentile", "ms", 1e3, true},
+	{OverPingSuper, "overload of super-frames: ping, 99th percentile", "ms", 1e3, true},
+	{OverLost, "overload: pings lost", "%", 100, true},
 	{OverMemory, "overload: memory added", "MiB", 1.0 / (1 << 20), true},
 	{OverCounted, "overload: losses counted", "%", 100, false},
 }
@@ -237,7 +243,7 @@ var groups = [][]Metric{
 	{TCP1, TCP1CPU, TCP1Total, TCP4, TCP4CPU, TCP4Total},
 	{UDP1400, UDP1400CPU, UDP1400Blast, UDP64, UDP64CPU, UDP64Blast},
 	{PingP50, PingP99},
-	{OverOffered, OverPing, OverMemory, OverCounted},
+	{OverOffered, OverPing, OverPing64, OverPingSuper, OverLost, OverMemory, OverCounted},
 }
 
 func (r *Results) tables(b *strings.Builder, set Setting) {
