@@ -260,6 +260,7 @@ func (d *Daemon) stop(cancelOps context.CancelFunc) {
 		<-ended
 		last.Stop()
 	}
+	d.dropStale()
 	d.closeConns()
 	if k := d.link.Swap(nil); k != nil {
 		k.close()

@@ -142,20 +142,47 @@ func (d *Daemon) connect(ctx, read context.Context) (<-chan event, error) {
 	if d.cfg.DialNATT != nil {
 		d.wg.Go(func() { d.serveNATT(k) })
 	}
-	// What could not be removed while missiu was away, if it is still there.
+	d.removeStale(ctx, keys)
+	d.link.Store(k)
+	d.initiate()
+	return keys.Events(), nil
+}
+
+// removeStale removes what could not be removed while missiu was away, if it is
+// still there.
+func (d *Daemon) removeStale(ctx context.Context, k KeySocket) {
 	d.mu.Lock()
 	stale := d.stale
 	d.stale = nil
 	d.mu.Unlock()
 	for _, i := range stale {
-		if err := keys.Delete(ctx, i.id, i.src); err != nil && !errors.Is(err, syscall.ESRCH) {
+		if err := k.Delete(ctx, i.id, i.src); err != nil && !errors.Is(err, syscall.ESRCH) {
 			d.log.Warn("SA not removed", zap.Stringer("sa", i.id), zap.Error(err))
+			continue
 		}
 		d.cfg.Journal.remove(i.id)
 	}
-	d.link.Store(k)
-	d.initiate()
-	return keys.Events(), nil
+}
+
+// dropStale is removeStale at the end. If missiu is not there, its SAs are gone
+// with it.
+func (d *Daemon) dropStale() {
+	d.mu.Lock()
+	stale := d.stale
+	d.mu.Unlock()
+	if len(stale) == 0 || d.ops.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(d.ops, dropGrace)
+	defer cancel()
+	if k, err := d.cfg.Dial(ctx); err == nil {
+		d.removeStale(ctx, k)
+		k.Close()
+		return
+	}
+	for _, i := range stale {
+		d.cfg.Journal.remove(i.id)
+	}
 }
 
 // readPolicies makes the mirror true.

@@ -194,3 +194,45 @@ func mustOpen(t *testing.T, path string) *os.File {
 	t.Cleanup(func() { f.Close() })
 	return f
 }
+
+// When missiu has gone before us its SAs are gone with it, and the journal is
+// empty; when only the connection was lost they are removed at the end.
+func TestEndWithoutMissiu(t *testing.T) {
+	for name, back := range map[string]bool{"gone": false, "not gone": true} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "sas")
+			j, err := OpenJournal(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			synctest.Test(t, func(t *testing.T) {
+				n := &network{}
+				b := newNode(t, n, addrB, addrA, "k")
+				a := newNode(t, n, addrA, addrB, "k", func(c *Config, _ *missiu) { c.Journal = j })
+				a.acquire(1, addrA, addrB)
+				synctest.Wait()
+				wantPair(t, a, b, 1)
+				if got := readJournal(mustOpen(t, path)); len(got) != 2 {
+					t.Errorf("journal: %v", got)
+				}
+				if back {
+					a.m.mu.Lock()
+					a.m.conn.close()
+					a.m.mu.Unlock()
+				} else {
+					a.m.setDown(true)
+				}
+				synctest.Wait()
+				a.stop(t)
+				if l := a.m.list(); len(l) != 0 {
+					t.Errorf("SAs are left: %v", ids(l))
+				}
+				b.stop(t)
+			})
+			if got := readJournal(mustOpen(t, path)); len(got) != 0 {
+				t.Errorf("journal: %v", got)
+			}
+			j.Close()
+		})
+	}
+}
