@@ -110,6 +110,9 @@ func TestStrongSwanPPK(t *testing.T) {
 			t.Fatalf("%v", r)
 		}
 		d.pings(side)
+		// The hybrid offer once more, with KE payloads of the suite in use.
+		d.a.Do("./ike rekey t")
+		d.pings(side + ", rekeyed")
 		log := d.charon.Output()[mark:]
 		want := []string{"using PPK for PPK_ID", "CREATE_CHILD_SA", "/CURVE_25519",
 			"reassembled fragmented IKE message", "splitting IKE message"} // which a KE payload of MODP 4096 needs
