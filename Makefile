@@ -19,7 +19,7 @@ FUZZTIME ?= 20s
 # Flags of test/bench, such as --systems or --works.
 BENCHFLAGS ?=
 
-.PHONY: missiu setup test unit e2e demo demo-tun lint race fuzz bench bench-quick microbench lab install clean
+.PHONY: missiu setup test unit e2e demo demo-tun demo-inline lint race fuzz bench bench-quick microbench lab install clean
 
 missiu:
 	@mkdir -p bin
@@ -56,6 +56,10 @@ demo: setup missiu
 # Two gateways with a TUN each.
 demo-tun: setup missiu
 	@scripts/demo tun
+
+# Two hosts with missiu between interface and stack.
+demo-inline: setup missiu
+	@scripts/demo inline
 
 # Two namespaces with the product running, to play with; `scripts/lab down` ends it.
 lab: setup missiu

@@ -129,7 +129,7 @@ func serve(o *options) (err error) {
 		}
 		return err
 	}
-	in.log.Info("ready", zap.Int("pid", os.Getpid()), zap.String("tap", in.tap.Name()), zap.Bool("udp4500", in.udps != nil))
+	in.log.Info("ready", zap.Int("pid", os.Getpid()), zap.String("tap", in.tap.Name()), zap.Bool("udp4500", in.port != nil))
 	ready.Ready()
 	if err := in.run(ctx); err != nil {
 		// As after a kill: what policy protects stays closed until stop or startRaw.

@@ -125,3 +125,88 @@ func TestInlineClearShapes(t *testing.T) {
 		t.Errorf("clear text reached sockets:\n%s", got)
 	}
 }
+
+// What becomes of a severed interface and of SAs when missiu is killed, and when
+// the interface is renamed or made anew.
+func TestInlineFate(t *testing.T) {
+	lab.NeedRoot(t)
+	// A capture on a severed host would also show what missiu has opened.
+	a, b, r := routed(t, false)
+	before := a.Snapshot()
+	for _, n := range []*lab.Node{a, b} {
+		startInline(n)
+		n.LoadConfig(policyFor(n, "", "encr_algs gcm"))
+		const key = key16 + "10111213"
+		line := func(src, dst *lab.Node, spi string) string {
+			return fmt.Sprintf("add esp spi %s src %v dst %v encr_alg gcm encrkey %s\n", spi, src.Addr, dst.Addr, key)
+		}
+		loadPrivate(n, "-k", line(a, b, "0x1001")+line(b, a, "0x1002"))
+	}
+	c := r.Capture("eth0")
+	works := func(what string) {
+		t.Helper()
+		lab.Until(t, 20*time.Second, what, func() (bool, string) {
+			return a.Ping(3, "-W", "1", b.Addr.String()) == 3, fmt.Sprint(nonzero(a))
+		})
+	}
+	works("manual SAs")
+	if r := a.Try("./missiu -i eth0 state sideways"); r.Code != 2 || !strings.Contains(r.Err, "want closed, passive or active") {
+		t.Errorf("%v\nwant exit 2", r)
+	}
+	if out := a.Do("./missiu -i eth0 state low passive"); out != "eth0: high active, low passive\n" {
+		t.Errorf("state says %q", out)
+	}
+	if out := a.Do("./missiu -i eth0 status"); !strings.Contains(out, "high active, low passive; when missiu dies: closed") {
+		t.Errorf("status says\n%s", out)
+	}
+	a.Do("./missiu -i eth0 state active")
+	works("active again")
+
+	a.Sh("ip link set eth0 name eth9")
+	works("renamed")
+	a.Sh("ip link set eth9 name eth0")
+	works("renamed back")
+	if l := a.Must("cat", "/run/missiu.log"); !strings.Contains(l, "renamed") {
+		t.Errorf("the log does not tell of the new name:\n%s", l)
+	}
+
+	kill := func() {
+		pid := a.Status().Pid
+		a.Must("kill", "-9", fmt.Sprint(pid))
+		lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) {
+			return a.Run("kill", "-0", fmt.Sprint(pid)).Code != 0, ""
+		})
+	}
+	kill()
+	if n := a.Silence(3, b.Addr.String()); n != 0 {
+		t.Errorf("%d of 3 pings answered after a kill", n)
+	}
+	if r := a.Try("./missiu -i eth0 state"); r.Code != 1 || !strings.Contains(r.Err, "the instance has died") {
+		t.Errorf("%v\nwant a word about the dead instance", r)
+	}
+	if r := a.Try("./missiu -i eth0 startRaw"); r.Code != 1 || !strings.Contains(r.Err, "severed by a startInline that was killed") {
+		t.Errorf("%v\nwant a refusal", r)
+	}
+	startInline(a)
+	if n := a.Silence(2, b.Addr.String()); n != 0 {
+		t.Errorf("%d of 2 pings answered without the SAs that were lost", n)
+	}
+	lab.NoClear(t, c.Stop())
+	kill()
+	a.StopMissiu()
+	if d := before.Diff(a.Snapshot()); d != "" {
+		t.Errorf("not as before:\n%s", d)
+	}
+
+	b.StopMissiu()
+	startInline(a, "--fail open")
+	kill()
+	at := time.Now()
+	if n := a.Ping(3, b.Addr.String()); n != 3 || time.Since(at) > 3*time.Second {
+		t.Errorf("--fail open: %d of 3 pings answered in %v", n, time.Since(at))
+	}
+	a.StopMissiu()
+	if d := before.Diff(a.Snapshot()); d != "" {
+		t.Errorf("not as before:\n%s", d)
+	}
+}

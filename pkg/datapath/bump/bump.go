@@ -273,9 +273,9 @@ func (b *Bump) set(high, low State) error {
 	if err := saveState(b.ifname, saved{high, low, b.lro}); err != nil {
 		return err
 	}
-	if link.Index != 0 || b.table.wild { // else the chains stay as they are, and check makes them
+	if link.Index != 0 { // else the chains stay as they are, and check makes them
 		kx, ku := pairNames(b.ifname)
-		if err := b.table.apply(&plan{device: link.Name, index: link.Index, kx: kx, ku: ku, kxIndex: b.pair.kx, high: high, low: low}); err != nil {
+		if err := b.table.apply(&plan{device: link.Name, kx: kx, ku: ku, kxIndex: b.pair.kx, high: high, low: low}); err != nil {
 			return err
 		}
 	}

@@ -21,16 +21,10 @@ import (
 //
 //	table netdev missiu-bump-<if> {
 //	    flags owner, persist                 # owner alone with FailOpen
-//	    chain rx { type filter hook ingress device "*" priority -500
-//	        iif <index> goto low
-//	        iifname <if> goto low }
-//	    chain low {
+//	    chain rx { type filter hook ingress device <if> priority -500
 //	        meta mark IN meta mark set 0 accept
 //	        meta mark set 1 fwd to KX }      # low Active
-//	    chain tx { type filter hook egress device "*" priority -500
-//	        oif <index> goto high
-//	        oifname <if> goto high }
-//	    chain high {
+//	    chain tx { type filter hook egress device <if> priority -500
 //	        meta mark OUT meta mark set 0 accept
 //	        meta mark set 2 fwd to KX }      # high Active
 //	    chain ux { type filter hook ingress device KU priority -500; drop }
@@ -42,11 +36,10 @@ import (
 // doubles them. Chains have the policy accept, because a base chain is in the path a
 // moment before its rules are.
 //
-// The chains are at all devices, because the kernel binds a chain to names: one
-// that was at the interface alone would lose it when it is renamed, until we hear
-// of it, and by then frames would have passed. So a device is ours by its index,
-// whatever its name, and by its name if it was made anew. Kernels before 6.18 know
-// no such chains; there they are at the interface alone.
+// The kernel binds chains to names of devices: since Linux 6.16 one that is made
+// anew gets its chains with its name, and one that is renamed loses them until
+// we hear of it. (Chains at all devices, of Linux 6.18, would know it by its index,
+// but the nft of the years before hangs when it lists them.)
 //
 // Chain kx gets what somebody's deletion of the redirection leaves there.
 type table struct {
@@ -56,7 +49,6 @@ type table struct {
 	fate  []uint32 // flags of the table, the best first
 	flag  uint32   // those in use, once fated
 	fated bool
-	wild  bool // chains can be at all devices
 
 	in, out uint32 // marks
 }
@@ -130,7 +122,6 @@ func nftError(err error) error {
 // plan is what the table is to hold.
 type plan struct {
 	device    string // the interface
-	index     int    // its; 0: there is none
 	kx, ku    string
 	kxIndex   int
 	high, low State
@@ -166,40 +157,20 @@ func (t *table) messages(p *plan, flags uint32) *batch {
 	if p.high != Active && p.low != Active {
 		return b
 	}
-	b.base("ux", unix.NF_NETDEV_INGRESS, p.ku, false)
-	b.base("kx", unix.NF_NETDEV_INGRESS, p.kx, false)
-	b.base("rx", unix.NF_NETDEV_INGRESS, p.device, t.wild)
-	b.base("tx", unix.NF_NETDEV_EGRESS, p.device, t.wild)
-	b.chain("low")
-	b.chain("high")
+	b.base("ux", unix.NF_NETDEV_INGRESS, p.ku)
+	b.base("kx", unix.NF_NETDEV_INGRESS, p.kx)
+	b.base("rx", unix.NF_NETDEV_INGRESS, p.device)
+	b.base("tx", unix.NF_NETDEV_EGRESS, p.device)
 	b.rule("ux", drop)
 	b.rule("kx", drop)
-	if t.wild {
-		b.rule("rx", is(unix.NFT_META_IIF, number(p.index)), jumpTo("low"))
-		b.rule("rx", is(unix.NFT_META_IIFNAME, name(p.device)), jumpTo("low"))
-		b.rule("tx", is(unix.NFT_META_OIF, number(p.index)), jumpTo("high"))
-		b.rule("tx", is(unix.NFT_META_OIFNAME, name(p.device)), jumpTo("high"))
-	} else {
-		b.rule("rx", jumpTo("low"))
-		b.rule("tx", jumpTo("high"))
-	}
-	b.rule("low", is(unix.NFT_META_MARK, nlenc.Uint32Bytes(t.in)), setMark(0), accept)
-	b.rule("high", is(unix.NFT_META_MARK, nlenc.Uint32Bytes(t.out)), setMark(0), accept)
+	b.rule("rx", markIs(t.in), setMark(0), accept)
+	b.rule("tx", markIs(t.out), setMark(0), accept)
 	if p.low == Active {
-		b.rule("low", setMark(markFromNIC), fwd(p.kxIndex))
+		b.rule("rx", setMark(markFromNIC), fwd(p.kxIndex))
 	}
 	if p.high == Active {
-		b.rule("high", setMark(markFromKernel), fwd(p.kxIndex))
+		b.rule("tx", setMark(markFromKernel), fwd(p.kxIndex))
 	}
-	return b
-}
-
-func number(index int) []byte { return nlenc.Uint32Bytes(uint32(index)) }
-
-// name is the name of a device as the kernel compares it.
-func name(device string) []byte {
-	b := make([]byte, unix.IFNAMSIZ)
-	copy(b, device)
 	return b
 }
 
@@ -222,23 +193,8 @@ func (b *batch) add(kind int, flags netlink.HeaderFlags, attrs func(*netlink.Att
 	})
 }
 
-// chain adds one that others jump to.
-func (b *batch) chain(name string) {
-	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, func(e *netlink.AttributeEncoder) {
-		e.String(unix.NFTA_CHAIN_TABLE, b.table)
-		e.String(unix.NFTA_CHAIN_NAME, name)
-	})
-}
-
-// Attributes of a chain's hook that package unix does not have: the list of
-// devices, and in it a prefix of names.
-const (
-	hookDevs     = 4 // NFTA_HOOK_DEVS
-	devicePrefix = 2 // NFTA_DEVICE_PREFIX
-)
-
-// base adds a chain at a device, or with all at all of them.
-func (b *batch) base(name string, hook uint32, device string, all bool) {
+// base adds a chain at a device.
+func (b *batch) base(name string, hook uint32, device string) {
 	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, func(e *netlink.AttributeEncoder) {
 		e.String(unix.NFTA_CHAIN_TABLE, b.table)
 		e.String(unix.NFTA_CHAIN_NAME, name)
@@ -246,14 +202,7 @@ func (b *batch) base(name string, hook uint32, device string, all bool) {
 			e.ByteOrder = binary.BigEndian
 			e.Uint32(unix.NFTA_HOOK_HOOKNUM, hook)
 			e.Int32(unix.NFTA_HOOK_PRIORITY, -500)
-			if !all {
-				e.String(unix.NFTA_HOOK_DEV, device)
-				return nil
-			}
-			e.Nested(hookDevs, func(e *netlink.AttributeEncoder) error {
-				e.String(devicePrefix, "")
-				return nil
-			})
+			e.String(unix.NFTA_HOOK_DEV, device)
 			return nil
 		})
 		e.Uint32(unix.NFTA_CHAIN_POLICY, 1) // accept
@@ -317,18 +266,17 @@ func immediate(e *netlink.AttributeEncoder, v uint32) {
 	})
 }
 
-// is compares what the kernel knows of a frame.
-func is(key uint32, v []byte) exprs {
+func markIs(v uint32) exprs {
 	return func(e *netlink.AttributeEncoder) {
 		expression(e, "meta", func(e *netlink.AttributeEncoder) {
-			e.Uint32(unix.NFTA_META_KEY, key)
+			e.Uint32(unix.NFTA_META_KEY, unix.NFT_META_MARK)
 			e.Uint32(unix.NFTA_META_DREG, reg)
 		})
 		expression(e, "cmp", func(e *netlink.AttributeEncoder) {
 			e.Uint32(unix.NFTA_CMP_SREG, reg)
 			e.Uint32(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ)
 			e.Nested(unix.NFTA_CMP_DATA, func(e *netlink.AttributeEncoder) error {
-				e.Bytes(unix.NFTA_DATA_VALUE, v)
+				e.Bytes(unix.NFTA_DATA_VALUE, nlenc.Uint32Bytes(v))
 				return nil
 			})
 		})
@@ -352,7 +300,7 @@ func fwd(index int) exprs {
 	}
 }
 
-func verdict(v uint32, chain ...string) exprs {
+func verdict(v uint32) exprs {
 	return func(e *netlink.AttributeEncoder) {
 		expression(e, "immediate", func(e *netlink.AttributeEncoder) {
 			e.Uint32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT)
@@ -360,9 +308,6 @@ func verdict(v uint32, chain ...string) exprs {
 				e.Nested(unix.NFTA_DATA_VERDICT, func(e *netlink.AttributeEncoder) error {
 					e.ByteOrder = binary.BigEndian
 					e.Uint32(unix.NFTA_VERDICT_CODE, v)
-					for _, c := range chain {
-						e.String(unix.NFTA_VERDICT_CHAIN, c)
-					}
 					return nil
 				})
 				return nil
@@ -375,9 +320,6 @@ var (
 	drop   = verdict(0)
 	accept = verdict(1)
 )
-
-// jumpTo is goto.
-func jumpTo(chain string) exprs { return verdict(0xfffffffc, chain) }
 
 // replyTimeout is how long the kernel's answers to a transaction may take; it
 // gives them before it returns from the send.
@@ -457,21 +399,14 @@ func (t *table) remove() error {
 	return nil
 }
 
-// probe finds out whether the kernel can take what leaves an interface, and how.
-// It makes nothing.
+// probe finds out whether the kernel can take what leaves an interface. It makes
+// nothing.
 func (t *table) probe(device string) error {
-	try := func(all bool) error {
-		b := &batch{table: t.name + "-probe"}
-		b.newTable(nil)
-		b.base("tx", unix.NF_NETDEV_EGRESS, device, all)
-		b.delTable()
-		return t.commit(b)
-	}
-	t.wild = try(true) == nil
-	if t.wild {
-		return nil
-	}
-	err := try(false)
+	b := &batch{table: t.name + "-probe"}
+	b.newTable(nil)
+	b.base("tx", unix.NF_NETDEV_EGRESS, device)
+	b.delTable()
+	err := t.commit(b)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("%w: %w", ErrNoEgress, err)
 	}

@@ -11,9 +11,10 @@ import (
 )
 
 // The interface may be renamed, deleted, made anew, or get another MAC; the
-// helper interfaces and their redirection may be deleted. The chains allow for that (see
-// table), and without the helpers nothing passes. So each event makes us compare
-// what is with what ought to be; a lost event costs nothing.
+// helper interfaces and their redirection may be deleted. An interface made
+// anew has its chains from the beginning, and without the helpers nothing passes; of
+// one that is renamed frames pass until the event is here. So each event makes us
+// compare what is with what ought to be; a lost event costs nothing.
 
 // retryEvery is the pause after a repair failed.
 const retryEvery = 200 * time.Millisecond

@@ -3,6 +3,7 @@
 //
 //	lab demo       runs the documented sequence, measures, prints a table, cleans up
 //	lab demo-tun   the same with a TUN on two gateways, a host behind each
+//	lab demo-inline  two hosts whose interfaces are severed from their stacks
 //	lab up         leaves the two hosts with the product running
 //	lab down       ends what up left
 package main
@@ -24,7 +25,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) != 1 {
-		return errors.New("want demo, demo-tun, up or down")
+		return errors.New("want demo, demo-tun, demo-inline, up or down")
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: makes network namespaces")
@@ -34,12 +35,14 @@ func run(args []string) error {
 		return lab.Stage(demo)
 	case "demo-tun":
 		return lab.Stage(demoTun)
+	case "demo-inline":
+		return lab.Stage(demoInline)
 	case "up":
 		return up()
 	case "down":
 		return lab.RemoveKept()
 	}
-	return fmt.Errorf("unknown verb %q; want demo, demo-tun, up or down", args[0])
+	return fmt.Errorf("unknown verb %q; want demo, demo-tun, demo-inline, up or down", args[0])
 }
 
 const policy = "{ raddr %v } ipsec { encr_algs aes encr_auth_algs sha1 }\n"
