@@ -29,13 +29,17 @@ type Daemon struct {
 	waiting []keysock.Acquire // until it is; of Run
 	queues  atomic.Uint32     // of missiu
 
-	since   time.Time
-	budget  budget
-	secrets secrets
-	answers bucket // unauthenticated ones
-	lines   lines  // of the log, that strangers can cause
-	peers   lines  // and authenticated peers
-	near    bucket // searches for the log
+	since      time.Time
+	hooks      sync.WaitGroup
+	hookSlots  chan struct{}
+	hookCtx    context.Context
+	hookCancel context.CancelFunc
+	budget     budget
+	secrets    secrets
+	answers    bucket // unauthenticated ones
+	lines      lines  // of the log, that strangers can cause
+	peers      lines  // and authenticated peers
+	near       bucket // searches for the log
 
 	keyLogFailed, journalFailed atomic.Bool
 
@@ -120,6 +124,8 @@ func New(c Config) (*Daemon, error) {
 		lines:    lines{allowance: ofStrangers},
 		peers:    lines{allowance: ofPeers},
 	}
+	d.hookCtx, d.hookCancel = context.WithCancel(context.Background())
+	d.hookSlots = make(chan struct{}, maxHooks)
 	d.rules.Store(c.Rules)
 	d.names.base, d.names.inForce = c.Rules, c.Rules
 	return d, nil
@@ -261,6 +267,7 @@ func (d *Daemon) stop(cancelOps context.CancelFunc) {
 		last.Stop()
 	}
 	d.dropStale()
+	d.endHooks()
 	d.closeConns()
 	if k := d.link.Swap(nil); k != nil {
 		k.close()

@@ -167,6 +167,7 @@ func (h host) Lease(p sa.Peer, w sa.Wanted) (l sa.Lease, err error) {
 	}
 	switch {
 	case len(l.Addrs()) > 0:
+		h.l.given = l
 		return l, nil
 	case err == nil:
 		err = errors.New("the rule's pools have no addresses of that family")
@@ -221,6 +222,7 @@ func (s *assigned) remove(a netip.Addr, f func()) {
 
 // configured gives missiu's device the addresses that the peer has assigned.
 func (l *lineage) configured(c sa.Lease) {
+	l.given = c
 	l.log.Info("addresses assigned by the peer", zap.String("rule", l.rule()), zap.Stringers("addresses", c.Addrs()), zap.Stringers("dns", c.DNS),
 		zap.Strings("domains", c.Domains), zap.Stringers("subnets", c.Subnets))
 	for _, a := range c.Addrs() {

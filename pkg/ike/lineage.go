@@ -45,6 +45,9 @@ type lineage struct {
 
 	// Of the goroutine: packets counted by inbound child SAs when last asked.
 	children map[ipsec.SAID]childCount
+	fresh    bool            // of the goroutine: established, and the hook has not been run
+	given    sa.Lease        // of the goroutine: to the peer, or by it
+	hook     *hook           // of the goroutine
 	leased   []*lease        // of the goroutine: addresses that the peer has of us
 	inner    []netip.Addr    // of the goroutine: addresses that we have of the peer
 	gaveUp   <-chan struct{} // of the goroutine: what of the mirror it waited for in vain
@@ -273,6 +276,11 @@ func (l *lineage) pollChildren() {
 // carryOut does what the machine says, in order. Answers to its questions go
 // back in, and what they bring is done after what is already there.
 func (l *lineage) carryOut(outs []sa.Output) {
+	defer func() {
+		if l.fresh { // with all that came with it, addresses too
+			l.hookUp()
+		}
+	}()
 	for len(outs) > 0 {
 		o := outs[0]
 		outs = outs[1:]
@@ -594,7 +602,7 @@ func (l *lineage) newIKESA(o sa.NewIKESA) {
 
 func (l *lineage) established(o sa.Established) {
 	d := l.d
-	l.known = true
+	l.known, l.fresh = true, true
 	l.authenticated(time.Now(), o.Peer.Rule, o.Initiator)
 	if l.mayLog() {
 		l.log.Info("peer authenticated", zap.Stringer("peer", o.Peer.Remote), zap.Stringer("id", o.Peer.RemoteID), zap.Stringer("local_id", o.Peer.LocalID),
@@ -665,6 +673,8 @@ func older(l *lineage, ls []*lineage) []*lineage {
 }
 
 func (l *lineage) failed(err error) {
+	l.fresh = false
+	l.hookDown()
 	d := l.d
 	l.unconfigure()
 	d.mu.Lock()
@@ -696,6 +706,7 @@ func (l *lineage) failed(err error) {
 
 // forget takes the lineage out of every table; SAs that are left are removed.
 func (l *lineage) forget() {
+	l.hookDown()
 	d := l.d
 	d.mu.Lock()
 	for _, spi := range l.spis {

@@ -2,6 +2,7 @@ package ikeconf
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -178,6 +179,9 @@ func (c *checker) rule(b *block) *rule {
 	}
 	if !b.bad && !r.top.bad {
 		c.complete(r)
+	}
+	if h := r.get("hook"); h != nil && !h.bad && !filepath.IsAbs(h.text) {
+		c.errorf(h.vpos, "hook %s: want an absolute path", shown(h.text))
 	}
 	return r
 }

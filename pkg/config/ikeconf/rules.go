@@ -117,6 +117,9 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	p.Retransmit = pad.Retransmit{Limit: n("retry_limit"), Init: dur("retry_timer_init")}
 	p.Retransmit.Max = max(p.Retransmit.Init, dur("retry_timer_max"))
 	p.StartAction = map[string]pad.StartAction{"trap": pad.StartTrap, "start": pad.StartNow, "none": pad.StartNone}[r.get("start_action").text]
+	if h := r.get("hook"); h != nil {
+		p.Hook = h.text
+	}
 	p.DPD = dur("dpd_secs")
 	p.Reauth, p.ReauthBreak = dur("reauth_secs"), r.is("reauth_mode", "break_before_make")
 	p.ChildIdle = dur("childsa_idletime_secs")

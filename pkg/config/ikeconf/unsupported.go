@@ -12,7 +12,6 @@ var without = map[string]struct {
 	"exchange_mode": {[]string{"main"}, true},
 	"remote_eap_id": {nil, true},
 	"mode_cfg":      {[]string{"pull"}, true},
-	"hook":          {nil, true},
 	"redirect_to":   {nil, true},
 
 	"eap_only":           {[]string{"no"}, false},

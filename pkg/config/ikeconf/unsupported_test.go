@@ -31,7 +31,7 @@ func TestUnsupported(t *testing.T) {
 		{`{ label "a" auth_method preshared remote_addr any childsa_additional_ke 36, 35 }`,
 			`1:77: warning: childsa_additional_ke "35": not implemented; not offered`},
 		{`{ label "a" auth_method preshared remote_addr any ppk no mobike no fragmentation yes reauth_secs 0 }`, ""},
-		{`reauth_secs 1h { label "a" auth_method preshared remote_addr any reauth_secs 0s }`, ""},
+		{`reauth_secs 1h { label "a" auth_method preshared remote_addr any reauth_secs 0s hook "/usr/libexec/up" }`, ""},
 		{`exchange_mode aggressive { label "a" auth_method preshared remote_addr any }`, ""},
 		{`proxy "http://x" ca_file x { label "a" auth_method preshared remote_addr any }`,
 			"1:1: warning: proxy: not implemented; no effect"},
@@ -42,7 +42,6 @@ func TestUnsupported(t *testing.T) {
 			`1:1: warning: pool "p": no rule has it`},
 		{`pool "p" { addr 10.0.0.0/24 } { label "a" auth_method preshared remote_addr any pool "p" }`,
 			""},
-		{`{ label "a" auth_method preshared remote_addr any hook "/x" }`, "1:51: hook: not implemented"},
 		{`ikesa_xform { encr_alg aes-ccm, aes-gcm dh_group 31, 28 } { label "a" auth_method preshared remote_addr any }`,
 			`1:54: warning: dh_group "28": not implemented; not offered`},
 		{`ikesa_xform { encr_alg aes-gcm additional_ke 35 } ikesa_xform { encr_alg gcm } { label "a" auth_method preshared remote_addr any }`,
@@ -82,7 +81,7 @@ func TestEveryKeyword(t *testing.T) {
 		retry_limit retry_timer_init retry_timer_max expire_timer dpd_secs dpd_action cookie_threshold half_open_limit
 		half_open_per_source ikesa_lifetime_secs ikesa_softlife_secs childsa_lifetime_secs childsa_softlife_secs
 		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_aggfrag childsa_per_queue childsa_replay initial_contact
-		unique_ids allow_weak nonce_len fragmentation fragment_size ppk ppk_id childsa_additional_ke childless reauth_secs reauth_mode
+		unique_ids allow_weak nonce_len fragmentation fragment_size ppk ppk_id childsa_additional_ke childless reauth_secs reauth_mode hook
 		childsa_idletime_secs secrets_file log_level child_addr pool request_addr request_dns`) {
 		used[w] = true
 	}

@@ -191,6 +191,9 @@ type Rule struct {
 	// ChildIdle: child SAs without traffic for so long are deleted; 0: never.
 	ChildIdle time.Duration
 
+	// Hook is a program that is run when an IKE SA comes and goes; "": none.
+	Hook string
+
 	Retransmit     Retransmit
 	DPD            time.Duration // idle time before a probe; 0: never
 	DPDAction      DPDAction
