@@ -268,6 +268,9 @@ func show(w io.Writer, r *ike.Report) {
 		if i.PeerID != "" {
 			fmt.Fprintf(t, "  ids\t%s, peer %s\n", i.LocalID, i.PeerID)
 		}
+		if len(i.Assigned) > 0 {
+			fmt.Fprintf(t, "  assigned\t%s\n", strings.Trim(fmt.Sprint(i.Assigned), "[]"))
+		}
 		fmt.Fprintf(t, "  spis\t%s, peer %s\n", i.SPILocal, i.SPIPeer)
 		if i.Suite != "" {
 			fmt.Fprintf(t, "  suite\t%s\n", i.Suite)

@@ -76,6 +76,7 @@ type KeySocket interface {
 	GetSPI(ctx context.Context, g keysock.GetSPI) (ipsec.SPI, error)
 	Add(ctx context.Context, p *ipsec.SAParams, seq uint32) error
 	Update(ctx context.Context, p *ipsec.SAParams, seq uint32) error
+	Move(ctx context.Context, id ipsec.SAID, p *ipsec.SAParams) error
 	Delete(ctx context.Context, id ipsec.SAID, src netip.Addr) error
 	Get(ctx context.Context, id ipsec.SAID, src netip.Addr) (*keysock.SAInfo, error)
 	AcquireFailed(ctx context.Context, seq uint32, errno syscall.Errno) error

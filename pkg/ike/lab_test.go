@@ -253,6 +253,19 @@ func (k *fakeKeys) Update(_ context.Context, p *ipsec.SAParams, seq uint32) erro
 		return nil
 	})
 }
+func (k *fakeKeys) Move(_ context.Context, id ipsec.SAID, p *ipsec.SAParams) error {
+	return k.do("move", func(m *missiu) error {
+		switch {
+		case m.sas[id] == nil:
+			return syscall.ESRCH
+		case p.SAID != id && m.sas[p.SAID] != nil:
+			return syscall.EEXIST
+		}
+		delete(m.sas, id)
+		m.sas[p.SAID] = clone(p)
+		return nil
+	})
+}
 func (k *fakeKeys) Delete(_ context.Context, id ipsec.SAID, _ netip.Addr) error {
 	return k.do("delete", func(m *missiu) error {
 		if m.sas[id] == nil && !m.larval[id] {

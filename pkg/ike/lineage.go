@@ -336,7 +336,7 @@ func (l *lineage) carryOut(outs []sa.Output) {
 			l.log.Debug("rekeyed", zap.Stringer("old_child", o.Old), zap.Stringer("new_child", o.New), zap.Stringer("old", o.OldIKE), zap.Stringer("new", o.NewIKE))
 		case sa.PeerMoved:
 			l.log.Info("peer moved", zap.Stringer("old", o.Old), zap.Stringer("new", o.New))
-			l.moveSAs(o)
+			outs = append(outs, l.moveSAs(o)...)
 		case sa.Failed:
 			l.failed(o.Err)
 		case sa.Done:
@@ -546,29 +546,48 @@ func (l *lineage) remove(o sa.RemoveChild) {
 	}
 }
 
-// moveSAs gives SAs in UDP the port that the peer's NAT has now.
-func (l *lineage) moveSAs(o sa.PeerMoved) {
-	if o.Old.Addr() != o.New.Addr() {
-		return // another address is another SA: the machine makes new ones
-	}
+// moveSAs gives SAs the port, and those that go with it the address, that the
+// peer's NAT has now.
+func (l *lineage) moveSAs(o sa.PeerMoved) (outs []sa.Output) {
 	l.d.mu.Lock()
 	sas := make([]installed, 0, len(l.sas))
 	for id, src := range l.sas {
-		if id.Dst == o.Old.Addr() || src == o.Old.Addr() {
+		switch {
+		case o.Old.Addr() == o.New.Addr() && (id.Dst == o.Old.Addr() || src == o.Old.Addr()), slices.Contains(o.Moved, id):
 			sas = append(sas, installed{id, src})
 		}
 	}
 	l.d.mu.Unlock()
 	for _, i := range sas {
-		err := l.d.keys(func(ctx context.Context, k KeySocket) error {
-			info, err := k.Get(ctx, i.id, i.src)
-			if err != nil {
-				return err
+		to, err := l.moveSA(i, o)
+		if err != nil {
+			l.log.Warn("SA did not follow the peer", zap.Stringer("sa", i.id), zap.Error(err))
+			if len(o.Moved) > 0 {
+				outs = append(outs, l.sa.ChildLost(time.Now(), to, err)...)
 			}
-			defer info.Wipe()
-			if info.Encap == nil {
-				return nil
-			}
+		}
+	}
+	return outs
+}
+
+// moveSA moves one SA and returns its name at the new place.
+func (l *lineage) moveSA(i installed, o sa.PeerMoved) (to ipsec.SAID, err error) {
+	to, src := i.id, i.src
+	if out := i.id.Dst == o.Old.Addr(); out {
+		to.Dst = o.New.Addr()
+	} else {
+		src = o.New.Addr()
+	}
+	if to != i.id || src != i.src {
+		l.register(installed{to, src}) // before it is there: an EXPIRE may follow at once
+	}
+	err = l.d.keys(func(ctx context.Context, k KeySocket) error {
+		info, err := k.Get(ctx, i.id, i.src)
+		if err != nil {
+			return err
+		}
+		defer info.Wipe()
+		if info.Encap != nil {
 			e := *info.Encap
 			if i.src == o.Old.Addr() {
 				e.SPort = o.New.Port()
@@ -576,12 +595,35 @@ func (l *lineage) moveSAs(o sa.PeerMoved) {
 				e.DPort = o.New.Port()
 			}
 			info.Encap = &e
-			return k.Update(ctx, &info.SAParams, 0)
-		})
-		if err != nil {
-			l.log.Warn("peer moved", zap.Stringer("sa", i.id), zap.Error(err))
 		}
+		if to == i.id && src == i.src {
+			if info.Encap == nil {
+				return nil
+			}
+			return k.Update(ctx, &info.SAParams, 0)
+		}
+		info.SAID, info.Src = to, src
+		return k.Move(ctx, i.id, &info.SAParams)
+	})
+	if to == i.id {
+		if c, ok := l.children[to]; ok {
+			c.src = src
+			l.children[to] = c
+		}
+		return to, err
 	}
+	if err != nil {
+		l.drop(i) // nobody would find it any more
+		return to, err
+	}
+	l.d.mu.Lock()
+	if l.d.bySA[i.id] == l {
+		delete(l.d.bySA, i.id)
+	}
+	delete(l.sas, i.id)
+	l.d.mu.Unlock()
+	l.d.cfg.Journal.remove(i.id)
+	return to, nil
 }
 
 func (l *lineage) childFailed(o sa.ChildFailed) {

@@ -157,3 +157,32 @@ func (e *Engine) relocate(v relocation) {
 	}
 	e.answered(r, 0)
 }
+
+// Move implements keysock.Mover. An SA whose destination stays is out of the SAD
+// for a moment, as in Migrate.
+func (e *Engine) Move(id ipsec.SAID, p *ipsec.SAParams) (*keysock.SAInfo, error) {
+	defer e.arm()
+	defer p.Wipe()
+	r := e.recs[id]
+	switch {
+	case r == nil || r.sa.State() == sad.Larval:
+		return nil, refuse(syscall.ESRCH, "no such SA")
+	case e.tx != nil:
+		return nil, refuse(syscall.EBUSY, "a transaction is open")
+	case p.SAID != id && e.recs[p.SAID] != nil:
+		return nil, refuse(syscall.EEXIST, "SA exists")
+	case p.Dst.BitLen() != id.Dst.BitLen() && p.Mode != ipsec.Tunnel:
+		return nil, refuse(syscall.EINVAL, "an SA in transport mode keeps its family")
+	}
+	if err := sameSA(&r.p, p); err != nil {
+		return nil, err
+	}
+	is := r.sa.WithEncap(p.Encap)
+	is.P.Src, is.P.Dst = p.Src, p.Dst
+	if p.SAID != id {
+		e.o.SAD.Insert(is)
+	}
+	e.relocate(relocation{r, r.sa, is, p.Src, p.Dst})
+	r.p.Encap = is.P.Encap
+	return r.info(), nil
+}

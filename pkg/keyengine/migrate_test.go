@@ -189,3 +189,46 @@ func TestMigrateReleasesHeldPackets(t *testing.T) {
 		r.want("installed 192.0.2.1->203.0.113.7 reqid 7", "installed 192.0.2.1->203.0.113.7 reqid 0")
 	})
 }
+
+// One SA of several with the same reqid moves, with its sequence numbers.
+func TestMove(t *testing.T) {
+	testRig(t, func(r *rig) {
+		udp := func(spi ipsec.SPI, port uint16) *ipsec.SAParams {
+			p := outSA(spi, 7)
+			p.Encap = &ipsec.Encap{SPort: 4500, DPort: port}
+			return p
+		}
+		old := r.mustAdd(udp(0x1000, 1024))
+		r.mustAdd(udp(0x1001, 1025))
+		first, _ := old.NextSeq(10)
+		move := func(id ipsec.SAID, p *ipsec.SAParams) (err error) {
+			r.do(func() { _, err = r.Move(id, p) })
+			return err
+		}
+		to := udp(0x1000, 2048)
+		to.Dst = elsewhere
+		r.errno(move(old.P.SAID, to), 0)
+		got := r.o.SAD.Lookup(ipsec.SAID{Proto: ipsec.ESP, Dst: elsewhere, SPI: 0x1000})
+		if got == nil || got.P.Encap.DPort != 2048 || got.State() != sad.Mature || r.o.SAD.Lookup(old.P.SAID) != nil {
+			t.Fatalf("moved SA: %+v", got)
+		}
+		if next, _ := got.NextSeq(1); next != first+10 {
+			t.Errorf("sequence number %d follows %d and nine more", next, first)
+		}
+		stays := r.o.SAD.Lookup(outSA(0x1001, 7).SAID)
+		if stays == nil || stays.P.Encap.DPort != 1025 {
+			t.Errorf("the other: %+v", stays)
+		}
+		// Its place is taken; it is not there; it is another SA.
+		taken := udp(0x1001, 1)
+		taken.Dst = elsewhere
+		r.mustAdd(taken)
+		q := udp(0x1001, 1)
+		q.Dst = elsewhere
+		r.errno(move(outSA(0x1001, 7).SAID, q), syscall.EEXIST)
+		r.errno(move(outSA(0x1009, 7).SAID, udp(0x1009, 1)), syscall.ESRCH)
+		other := udp(0x1001, 1)
+		other.EncrKey = ipsec.NewKey(make([]byte, 20))
+		r.errno(move(outSA(0x1001, 7).SAID, other), syscall.EINVAL)
+	})
+}

@@ -90,3 +90,12 @@ type Addresser interface {
 	AddAddress(p netip.Prefix) error
 	DeleteAddress(p netip.Prefix) error
 }
+
+// Mover is a Backend whose mature SAs can go to other end points one by one.
+// Without it the request is refused with EOPNOTSUPP.
+type Mover interface {
+	// Move gives the SA id the addresses and ports of p, which is as in Add and
+	// otherwise the same SA. It keeps its SPI, keys, sequence numbers and limits.
+	// ESRCH: it is not there; EEXIST: another one has the place.
+	Move(id ipsec.SAID, p *ipsec.SAParams) (*SAInfo, error)
+}

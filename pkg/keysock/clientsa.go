@@ -82,6 +82,20 @@ func (c *Client) Update(ctx context.Context, p *ipsec.SAParams, seq uint32) erro
 	return c.putParams(ctx, pfkey.Update, p, seq)
 }
 
+// Move gives the mature SA id the addresses and ports of p, which is otherwise the
+// same SA. ESRCH: it is not there; EEXIST: another one has the place.
+func (c *Client) Move(ctx context.Context, id ipsec.SAID, p *ipsec.SAParams) error {
+	m := &pfkey.Message{Header: pfkey.Header{Type: pfkey.Update}}
+	if err := putSA(m, &SAInfo{SAParams: *p, State: Mature}, withKeys|withPrivate); err != nil {
+		return err
+	}
+	if !id.Dst.IsValid() {
+		return refuse(syscall.EINVAL, "no destination")
+	}
+	m.SADst = hostAddr(id.Dst)
+	return c.do(ctx, m, nil)
+}
+
 func (c *Client) putParams(ctx context.Context, t pfkey.MsgType, p *ipsec.SAParams, seq uint32) error {
 	m := &pfkey.Message{Header: pfkey.Header{Type: t, Seq: seq}}
 	if err := putSA(m, &SAInfo{SAParams: *p, State: Mature, Seq: seq}, withKeys|withPrivate); err != nil {

@@ -249,6 +249,17 @@ func (f *fakeBackend) Abort(conn uint64) error {
 
 func (f *fakeBackend) Status() ([]byte, error) { return f.status, nil }
 
+func (f *fakeBackend) Move(id ipsec.SAID, p *ipsec.SAParams) (*SAInfo, error) {
+	k := f.find(id)
+	if k < 0 {
+		return nil, syscall.ESRCH
+	}
+	i := *f.sas[k]
+	i.SAParams = *p
+	f.sas[k] = &i
+	return &i, nil
+}
+
 func (f *fakeBackend) AddAddress(p netip.Prefix) error {
 	f.addrs = append(f.addrs, p)
 	return nil

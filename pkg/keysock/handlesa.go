@@ -57,6 +57,10 @@ func (s *Server) addSA(c *conn, m *pfkey.Message) error {
 	if err != nil {
 		return err
 	}
+	if c.tx && m.SADst != nil {
+		p.Wipe()
+		return refuse(syscall.EBUSY, "a transaction is open")
+	}
 	if c.tx {
 		verb := SAAdd
 		if m.Type == pfkey.Update {
@@ -68,10 +72,23 @@ func (s *Server) addSA(c *conn, m *pfkey.Message) error {
 	if m.Type == pfkey.Update {
 		f = s.b.Update
 	}
+	was := p.SAID
+	if m.Type == pfkey.Update && m.SADst != nil {
+		was.Dst = m.SADst.Addr.Addr()
+		b, ok := s.b.(Mover)
+		if f = func(p *ipsec.SAParams, _ uint32) (*SAInfo, error) { return b.Move(was, p) }; !ok {
+			p.Wipe()
+			return refuse(syscall.EOPNOTSUPP, "SAs do not move")
+		}
+	}
 	i, err := f(p, acquireSeq(m.Seq))
 	if err != nil {
 		p.Wipe()
 		return err
+	}
+	if l := s.labels.sas[was]; l != nil && was != i.SAID {
+		delete(s.labels.sas, was)
+		s.labels.sas[i.SAID] = l
 	}
 	if m.SecCtx != nil || m.Type == pfkey.Add {
 		s.setSALabel(i.SAID, m.SecCtx)

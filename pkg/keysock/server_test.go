@@ -532,3 +532,33 @@ func TestPolicyExpired(t *testing.T) {
 	}
 	x.quiet()
 }
+
+// A client moves one SA; the others hear of it as of an update.
+func TestMoveSA(t *testing.T) {
+	r := start(t, ServerOptions{})
+	c := r.dial()
+	p := &ipsec.SAParams{
+		SAID: ipsec.SAID{Proto: ipsec.ESP, Dst: addr("192.0.2.2"), SPI: 0x1000}, Src: addr("192.0.2.1"), Mode: ipsec.Tunnel,
+		Encr: alg.EncrAESGCM16, EncrKey: ipsec.NewKey(make([]byte, 20)), Encap: &ipsec.Encap{SPort: 4500, DPort: 1024},
+	}
+	if err := c.Add(r.ctx(), p, 0); err != nil {
+		t.Fatal(err)
+	}
+	was := p.SAID
+	p.Dst, p.Encap = addr("203.0.113.7"), &ipsec.Encap{SPort: 4500, DPort: 2048}
+	if err := c.Move(r.ctx(), was, p); err != nil {
+		t.Fatal(err)
+	}
+	if i, err := c.Get(r.ctx(), p.SAID, p.Src); err != nil || i.Encap.DPort != 2048 {
+		t.Errorf("at the new place: %+v, %v", i, err)
+	}
+	if _, err := c.Get(r.ctx(), was, p.Src); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("at the old place: %v, want ESRCH", err)
+	}
+	if err := c.Move(r.ctx(), was, p); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("again: %v, want ESRCH", err)
+	}
+	if err := c.Move(r.ctx(), ipsec.SAID{}, p); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("from nowhere: %v, want EINVAL", err)
+	}
+}

@@ -107,7 +107,10 @@
 //	X_FLOW    0x8005 48 octets; the packet that raised an ACQUIRE; 4: protocol
 //	                  (1), 4 or 6 (1), 8: source, destination port (2 each), 16:
 //	                  source, destination address (16 each)
-//	X_SA_DST  0x8006  as ADDRESS; destination of the SA in X_NAT_T_NEW_MAPPING
+//	X_SA_DST  0x8006  as ADDRESS; destination of the SA in X_NAT_T_NEW_MAPPING; in
+//	                  UPDATE the one at which a mature SA is, that is to have the
+//	                  addresses and ports of the message: one SA moves, where
+//	                  X_MIGRATE moves a policy with all of its SAs
 //	X_BLOB    0x8007  4: total (4), 8: offset (4), 12: n (4), 16: n octets
 //	X_COUNT   0x8008 16 octets; 8: number (8)
 //	X_POLICY_MORE 0x8009 16 octets; 4: flags (4: 1 clear packets are welcome,

@@ -183,6 +183,21 @@ func (n *node) do(outs []Output) {
 				n.t.Errorf("%s: outbound SA for %v, which is not installed", n.name, o.In)
 			}
 			n.install(o.Out)
+		case PeerMoved:
+			for _, id := range o.Moved {
+				p := n.sads[id]
+				if p == nil {
+					n.t.Errorf("%s: moves %v, which is not installed", n.name, id)
+					continue
+				}
+				delete(n.sads, id)
+				if id.Dst == o.Old.Addr() {
+					p.Dst = o.New.Addr()
+				} else {
+					p.Src = o.New.Addr()
+				}
+				n.sads[p.SAID] = p
+			}
 		case RemoveChild:
 			for _, id := range []ipsec.SAID{o.In, o.Out} {
 				if id.SPI == 0 {

@@ -2,6 +2,7 @@ package sa
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -156,6 +157,56 @@ func TestNATTransport(t *testing.T) {
 		l.settle()
 		if len(l.a.sa.children) != 1 || len(l.b.sa.children) != 1 || len(told[Rekeyed](l.a)) != 1 {
 			t.Errorf("%+v: rekeying by b: a %s, b %s", c, l.a.describe(), l.b.describe())
+		}
+	}
+}
+
+// TestPeerMovesFar: behind another address of its NAT the SAs of a peer that the
+// policy leaves open go with it as they are; those whose policy names the address
+// are replaced.
+func TestPeerMovesFar(t *testing.T) {
+	for _, open := range []bool{true, false} {
+		l := newLab(t)
+		l.behind(true, false)
+		p := tunnel("10.2.0.0/16", "10.1.0.0/16", 22)
+		dst := ap("203.0.113.1:1").Addr()
+		if open {
+			dst = netip.IPv4Unspecified()
+		}
+		p.Out.Requests = []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Tunnel, ReqID: 22, Src: l.b.cfg.Local.Addr(), Dst: dst}}
+		l.b.policies = []Policy{p}
+		l.establish()
+		c := *l.b.sa.children[0]
+		l.clearEvents()
+		to := ap("203.0.113.9:20000")
+		l.nat = &nat{}
+		l.nat.add(ap("10.0.0.1:4500"), to)
+		l.b.do(l.b.sa.PeerAt(l.now, to))
+		m := told[PeerMoved](l.b)
+		if len(m) != 1 || m[0].New != to {
+			t.Fatalf("open %v: %+v", open, m)
+		}
+		want := []ipsec.SAID{{Proto: ipsec.ESP, Dst: c.inDst, SPI: c.in}, {Proto: ipsec.ESP, Dst: c.outDst, SPI: c.outSPI}}
+		if !open {
+			want = nil
+		}
+		if !slices.Equal(m[0].Moved, want) {
+			t.Errorf("open %v: moved %v, want %v", open, m[0].Moved, want)
+		}
+		l.run()
+		if same := l.b.sa.children[0].in == c.in; same != open || len(l.b.sa.children) == 0 {
+			t.Errorf("open %v: child SA in place %v", open, same)
+		}
+		if got := l.b.sa.children[0].outDst; got != to.Addr() {
+			t.Errorf("open %v: child SA towards %v, want %v", open, got, to)
+		}
+		if open { // rekeyed and removed at the new place
+			l.b.do(l.b.sa.ChildExpired(l.now, ipsec.SAID{Proto: ipsec.ESP, Dst: to.Addr(), SPI: c.outSPI}, false))
+			l.run()
+			gone := told[RemoveChild](l.b)
+			if len(gone) == 0 || gone[0].Out != (ipsec.SAID{Proto: ipsec.ESP, Dst: to.Addr(), SPI: c.outSPI}) {
+				t.Errorf("removed %+v, want %v at %v", gone, c.outSPI, to)
+			}
 		}
 	}
 }

@@ -237,9 +237,14 @@ type RekeyFailed struct {
 }
 
 // PeerMoved says that the peer's address or port, as its NAT shows it, has
-// changed (RFC 7296, 2.23). IKE already uses the new one. Of a new port the SAs
-// are to be told; for a new address the machine replaces all child SAs.
-type PeerMoved struct{ Old, New netip.AddrPort }
+// changed (RFC 7296, 2.23). IKE already uses the new one. SAs are to be told of it:
+// of a new port all, of a new address those in Moved, at their old places; those
+// that are in doubt, since a policy names the old address, the machine replaces.
+// What cannot be moved is told by ChildLost, of its new place.
+type PeerMoved struct {
+	Old, New netip.AddrPort
+	Moved    []ipsec.SAID
+}
 
 // Failed says that the lineage is over. Err is a *PeerError, a *LocalError or
 // one of the sentinels.

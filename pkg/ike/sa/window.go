@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/ikev2"
 )
 
@@ -304,12 +305,33 @@ func (s *SA) move(local, remote netip.AddrPort, first bool) {
 	if first || old == remote {
 		return
 	}
-	s.emit(PeerMoved{old, remote})
+	m := PeerMoved{Old: old, New: remote}
 	for _, c := range s.children {
 		if old.Addr() != remote.Addr() {
-			s.wantRekeyChild(c) // the destination is part of what an SA is
-		} else if c.held != nil && c.held.Encap != nil {
-			c.held.Encap.DPort = remote.Port()
+			if !c.follows(old.Addr()) {
+				continue
+			}
+			m.Moved = append(m.Moved, ipsec.SAID{Proto: c.proto, Dst: c.inDst, SPI: c.in})
+			if !c.deleting && !c.noOut {
+				m.Moved = append(m.Moved, ipsec.SAID{Proto: c.proto, Dst: c.outDst, SPI: c.outSPI})
+			}
+			c.outDst = remote.Addr()
+		}
+		if c.held != nil && c.held.Encap != nil {
+			c.held.Dst, c.held.Encap.DPort = remote.Addr(), remote.Port()
 		}
 	}
+	s.emit(m)
+	for _, c := range s.children {
+		if old.Addr() != remote.Addr() && c.outDst != remote.Addr() {
+			s.wantRekeyChild(c) // its policy names the old address
+		}
+	}
+}
+
+// follows reports whether the SAs of c go to another address of the peer as they
+// are: in tunnels whose policy leaves the peer open.
+func (c *child) follows(old netip.Addr) bool {
+	q := anyRequest(c.policy.Out)
+	return c.outDst == old && q != nil && q.AnyPeer()
 }
