@@ -71,6 +71,7 @@ func demoInline(t lab.TB) {
 	got = a.Silence(3, b.Addr.String())
 	rows.add(got == 0, "missiu killed", "cut off: %d of 3 pings answered", got)
 	a.Do("./missiu -i eth0 -l missiu.log startInline")
+	a.Do("./loadConfig -FP") // policies that the killed one had not noted as gone
 	got = a.Ping(20, b.Addr.String())
 	rows.add(got == 20, "missiu startInline", "took over: %d of 20", got)
 	for _, n := range nodes {
