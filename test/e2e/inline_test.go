@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -208,5 +209,57 @@ func TestInlineFate(t *testing.T) {
 	a.StopMissiu()
 	if d := before.Diff(a.Snapshot()); d != "" {
 		t.Errorf("not as before:\n%s", d)
+	}
+}
+
+// A host whose interface is severed before it has any address gets them as
+// always: by DHCP's broadcasts from 0.0.0.0 (RFC 2131), and by router
+// advertisements (RFC 4862).
+func TestInlineAddresses(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.NewHost(t, "a"), lab.NewHost(t, "b")
+	lab.Link(t, a, b, "eth0", nil, prefixes("192.168.3.119/24"))
+	n := lab.NewNode(a, "eth0", netip.MustParseAddr("192.168.3.118"), netip.MustParseAddr("192.168.3.119"))
+	startInline(n)
+	server := b.Start("/usr/bin/python3", "-uc", `
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+s.bind(("", 67))
+print("bound")
+while True:
+    d, peer = s.recvfrom(1500)
+    print(d.decode(), "from", peer[0])
+    s.sendto({b"discover": b"offer", b"request": b"ack 192.168.3.118/24"}[d], ("255.255.255.255", 68))`)
+	server.Says("bound", 20*time.Second)
+	out := a.Python(`
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+s.bind(("", 68)); s.settimeout(20)
+for m in b"discover", b"request":
+    s.sendto(m, ("255.255.255.255", 67))
+    print(s.recv(1500).decode())`)
+	if out != "offer\nack 192.168.3.118/24\n" || !strings.Contains(server.Output(), "request from 0.0.0.0") {
+		t.Fatalf("the client got %q, the server\n%s", out, server.Output())
+	}
+	a.Must("ip", "addr", "add", "192.168.3.118/24", "dev", "eth0")
+	if got := a.Ping(3, "192.168.3.119"); got != 3 {
+		t.Errorf("%d of 3 pings answered", got)
+	}
+	link := strings.Fields(b.Must("ip", "-o", "-6", "addr", "show", "dev", "eth0", "scope", "link"))[3]
+	b.Python(`
+import sys
+from scapy.all import *
+sendp(Ether(dst="33:33:00:00:00:01")/IPv6(src=sys.argv[1], dst="ff02::1", hlim=255)/ICMPv6ND_RA()/ICMPv6NDOptPrefixInfo(prefixlen=64, prefix="fd55::"), iface="eth0", verbose=0)`,
+		strings.TrimSuffix(link, "/64"))
+	lab.Until(t, 20*time.Second, "the address of the router's prefix", func() (bool, string) {
+		out := a.Must("ip", "-6", "addr", "show", "dev", "eth0")
+		return strings.Contains(out, "fd55::"), out
+	})
+	if s := n.Status(); s.Counters["out_other"] == 0 || s.Counters["in_other"] == 0 {
+		t.Errorf("ARP did not pass missiu: %v", s.Counters)
 	}
 }
