@@ -19,7 +19,7 @@ FUZZTIME ?= 20s
 # Flags of test/bench, such as --systems or --works.
 BENCHFLAGS ?=
 
-.PHONY: missiu setup test unit e2e demo demo-tun demo-inline lint race fuzz bench bench-quick microbench lab install clean
+.PHONY: missiu setup test unit e2e demo demo-tun demo-inline lint race fuzz bench bench-quick bench-ike microbench lab install clean
 
 missiu:
 	@mkdir -p bin
@@ -85,6 +85,10 @@ bench:
 
 bench-quick:
 	@$(MAKE) --no-print-directory bench BENCHFLAGS='--quick $(BENCHFLAGS)'
+
+# ike beside charon as responders to many peers; the number is that of the peers. Needs root.
+bench-ike: setup
+	BENCH_IKE=$${BENCH_IKE:-10000} $(GO) test -count=1 -v -timeout 15m -run '^TestIKELoad$$' ./test/e2e
 
 microbench:
 	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v /test/e2e)

@@ -227,6 +227,7 @@ func buildAll() (string, error) {
 		"loadConfig": "./cmd/loadconfig",
 		"transfer":   "./test/e2e/cmd/transfer",
 		"pfkey":      "./test/e2e/cmd/pfkey",
+		"ikeload":    "./test/e2e/cmd/ikeload",
 	} {
 		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, out), pkg)
 		cmd.Dir = root
