@@ -269,3 +269,38 @@ func TestPPKMissing(t *testing.T) {
 		}
 	}
 }
+
+// TestPools: what a rule leases and asks for.
+func TestPools(t *testing.T) {
+	cfg := load(t, `pool "v4" { addr 10.9.0.0/24 addr 10.8.0.10-10.8.0.20 addr 10.7.0.0/31 dns 10.0.0.53 domain corp.example.com subnet 10.0.0.0/8 }
+		pool "v6" { addr 2001:db8:9::/64 dns 2001:db8::53 }
+		{ label "a" auth_method preshared remote_addr any pool "v4" pool "v6" child_addr 10.1.0.0/16 }
+		{ label "b" auth_method preshared remote_addr 10.0.0.1 pool "v4" request_addr both request_dns no }
+		{ label "c" auth_method preshared remote_addr 10.0.0.2 request_addr 10.9.0.5 }`, someKey+` { label "b" label "c" key "0123456789abcdef0" }`)
+	a, prefix := netip.MustParseAddr, netip.MustParsePrefix
+	v4 := &pad.Pool{
+		Name: "v4", Addrs: []pad.Range{{From: a("10.9.0.1"), To: a("10.9.0.254")}, {From: a("10.8.0.10"), To: a("10.8.0.20")}, pad.Prefix(prefix("10.7.0.0/31"))},
+		DNS: []netip.Addr{a("10.0.0.53")}, Domains: []string{"corp.example.com"}, Subnets: []netip.Prefix{prefix("10.0.0.0/8")},
+	}
+	v6 := &pad.Pool{Name: "v6", Addrs: []pad.Range{pad.Prefix(prefix("2001:db8:9::/64"))}, DNS: []netip.Addr{a("2001:db8::53")}}
+	rs := cfg.Rules(nil)
+	if len(rs) != 3 {
+		t.Fatalf("%d rules", len(rs))
+	}
+	for i, want := range []struct {
+		pools   []*pad.Pool
+		child   []pad.Range
+		request pad.Request
+	}{
+		{[]*pad.Pool{v4, v6}, []pad.Range{pad.Prefix(prefix("10.1.0.0/16"))}, pad.Request{}},
+		{[]*pad.Pool{v4}, nil, pad.Request{V4: true, V6: true}},
+		{nil, nil, pad.Request{V4: true, Addr: a("10.9.0.5"), DNS: true}},
+	} {
+		if r := rs[i]; !reflect.DeepEqual(r.Pools, want.pools) || !reflect.DeepEqual(r.ChildAddrs, want.child) || r.Request != want.request {
+			t.Errorf("%s: pools %+v, child %v, request %+v", r.Label, r.Pools, r.ChildAddrs, r.Request)
+		}
+	}
+	if rs[0].Pools[0] != rs[1].Pools[0] {
+		t.Error("two rules have each their own of one pool")
+	}
+}
