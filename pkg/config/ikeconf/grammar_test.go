@@ -20,7 +20,7 @@ func TestMore(t *testing.T) {
 			[]string{`1:24: encr_alg "des": weak; needs allow_weak yes`}},
 		{"reject", "weak block for IKEv1 of version any", ok + `ike_version any p1_xform { encr_alg des auth_alg sha256 } }`, []string{`1:92: encr_alg "des": weak; needs allow_weak yes`}},
 		{"reject", "own AEAD in IKEv1", ok + `ike_version 1 ikesa_xform { encr_alg gcm } }`, []string{`1:1: rule "a": gcm needs IKEv2`}},
-		{"reject", "two pools of a family", "pool \"p\" { addr 10.0.0.0/24 } pool \"q\" { addr 10.0.1.0/24 }\n{ label \"a\" auth_method preshared remote_addr any pool \"p\" pool \"q\" }", []string{`2:63: pool "q": of the family of pool "p", which the rule has`}},
+		{"reject", "two pools of a family", "pool \"p\" { addr 10.0.0.0/24 } pool \"q\" { addr 10.0.1.0/24 }\n{ label \"a\" auth_method preshared remote_addr any pool \"p\" pool \"q\" }", []string{`2:65: pool "q": of the family of pool "p", which the rule has`}},
 		{"reject", "pool used twice", "pool \"p\" { addr 10.0.0.0/24 }\npool \"p\" { addr 10.0.1.0/24 }", []string{`2:6: pool "p" used twice; first at 1:6`}},
 		{"reject", "soft life inherited", "childsa_softlife_secs 2h\n" + ok + "childsa_lifetime_secs 1h }", []string{`1:1: childsa_softlife_secs 7200: above childsa_lifetime_secs 3600`}},
 		{"reject", "soft kilobytes", "childsa_softlife_kb 1000 childsa_lifetime_kb 900" + ok + "}", []string{`1:1: childsa_softlife_kb 1000: above childsa_lifetime_kb 900`}},
