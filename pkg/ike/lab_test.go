@@ -413,7 +413,9 @@ func wantPair(t *testing.T, a, b *node, count int) {
 	la, lb := a.m.list(), b.m.list()
 	ok := len(la) == 2*count && len(lb) == 2*count
 	for _, p := range la {
+		b.m.mu.Lock()
 		q := b.m.sas[p.SAID]
+		b.m.mu.Unlock()
 		ok = ok && q != nil && q.EncrKey.Equal(p.EncrKey) && q.AuthKey.Equal(p.AuthKey) && q.Encr == p.Encr && q.Auth == p.Auth && q.Src == p.Src && q.ESN == p.ESN
 	}
 	if !ok {

@@ -50,3 +50,10 @@ func TestShow(t *testing.T) {
 		}
 	}
 }
+
+func TestHookPath(t *testing.T) {
+	_, ds := Parse(files(`{ label "a" auth_method preshared remote_addr any hook "bin/up" }`, `{ label "a" key "correct horse battery" }`), "ike.conf", "ike.secrets")
+	if len(ds) == 0 || !strings.HasSuffix(ds[0].String(), `1:56: hook "bin/up": want an absolute path`) {
+		t.Errorf("got %v", ds)
+	}
+}
