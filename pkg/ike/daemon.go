@@ -55,9 +55,10 @@ type Daemon struct {
 	stopping bool
 	clock    uint64 // counts beginnings and ends of negotiations
 	lineages map[*lineage]struct{}
-	bySPI    map[sa.SPI]*lineage     // our SPI
-	byInit   map[initKey]*lineage    // responders not yet authenticated
-	bySA     map[ipsec.SAID]*lineage // child SAs, both directions
+	bySPI    map[sa.SPI]*lineage              // our SPI
+	byIDs    map[idPair]map[*lineage]struct{} // authenticated
+	byInit   map[initKey]*lineage             // responders not yet authenticated
+	bySA     map[ipsec.SAID]*lineage          // child SAs, both directions
 	starters []*starter
 	initSeen map[uint32]bool // policies that want SAs at once and were asked for
 	toInit   []uint32        // those that are still to be asked for
@@ -115,6 +116,7 @@ func New(c Config) (*Daemon, error) {
 		kick:     make(chan struct{}, 1),
 		lineages: map[*lineage]struct{}{},
 		bySPI:    map[sa.SPI]*lineage{},
+		byIDs:    map[idPair]map[*lineage]struct{}{},
 		byInit:   map[initKey]*lineage{},
 		bySA:     map[ipsec.SAID]*lineage{},
 		initSeen: map[uint32]bool{},

@@ -654,6 +654,11 @@ func (l *lineage) established(o sa.Established) {
 	d.mu.Lock()
 	peer := o.Peer
 	l.peer = &peer
+	ids := idsOf(peer)
+	if d.byIDs[ids] == nil {
+		d.byIDs[ids] = map[*lineage]struct{}{}
+	}
+	d.byIDs[ids][l] = struct{}{}
 	d.clock++
 	l.proven = d.clock
 	l.label = peer.Rule.Label
@@ -699,13 +704,18 @@ func (l *lineage) settle() bool {
 // sameIDs lists the other lineages between these identities; d.mu is held.
 func (d *Daemon) sameIDs(l *lineage, p sa.Peer) []*lineage {
 	var ls []*lineage
-	for x := range d.lineages {
-		if x != l && x.peer != nil && !x.over && x.peer.RemoteID == p.RemoteID && x.peer.LocalID == p.LocalID {
+	for x := range d.byIDs[idsOf(p)] {
+		if x != l && !x.over {
 			ls = append(ls, x)
 		}
 	}
 	return ls
 }
+
+// idPair is between whom an authenticated lineage is.
+type idPair struct{ local, remote pad.ID }
+
+func idsOf(p sa.Peer) idPair { return idPair{p.LocalID, p.RemoteID} }
 
 // older leaves of ls those that were established before l began. One whose
 // negotiation overlapped with l's is no leftover: when both sides begin at once
@@ -762,6 +772,13 @@ func (l *lineage) forget() {
 		left = append(left, installed{id, src})
 	}
 	delete(d.lineages, l)
+	if l.peer != nil {
+		ids := idsOf(*l.peer)
+		delete(d.byIDs[ids], l)
+		if len(d.byIDs[ids]) == 0 {
+			delete(d.byIDs, ids)
+		}
+	}
 	d.mu.Unlock()
 	if wasHalfOpen {
 		d.budget.give(l.origin)
