@@ -17,7 +17,8 @@ type lines struct {
 	mu    sync.Mutex
 	all   rate
 	by    map[netip.Prefix]*rate
-	out   uint64 // left out since it was last told
+	swept time.Time // when the old ones were last looked for
+	out   uint64    // left out since it was last told
 	total uint64
 }
 
@@ -35,7 +36,10 @@ var (
 	ofPeers     = allowance{50, 1000, 2000, 20000} // authenticated; many may be behind one NAT
 )
 
-const maxSources = 4096
+const (
+	maxSources = 4096
+	sweepEvery = time.Second
+)
 
 func (r *rate) allow(now time.Time, perSecond, depth float64) bool {
 	if r.last.IsZero() {
@@ -70,7 +74,9 @@ func (l *lines) of(source netip.Prefix, now time.Time) *rate {
 	if r := l.by[source]; r != nil {
 		return r
 	}
-	if len(l.by) >= maxSources {
+	// A look at all of them for each line would be an attack of its own.
+	if len(l.by) >= maxSources && now.Sub(l.swept) >= sweepEvery {
+		l.swept = now
 		for s, r := range l.by {
 			if now.Sub(r.last).Seconds()*l.rate >= l.depth {
 				delete(l.by, s)
