@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -296,6 +297,7 @@ func TestXKernelRow(t *testing.T) {
 		}
 	}
 	// What was altered on the way does not pass, and is counted.
+	toA := slices.IndexFunc(of, func(p lab.Packet) bool { return p.Dst == a.Addr })
 	b.Python(`
 import socket, sys
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -303,7 +305,7 @@ s.bind(("eth0", 0))
 f = bytearray.fromhex(sys.argv[1])
 f[-1] ^= 1
 s.send(f)
-`, hex.EncodeToString(lab.Of(ps, lab.AH)[1].Frame))
+`, hex.EncodeToString(of[toA].Frame))
 	lab.Until(t, 5*time.Second, "the altered packet to be refused", func() (bool, string) {
 		s := a.Status()
 		return s.Drops() > 0, fmt.Sprint(s.Counters)
