@@ -120,8 +120,9 @@ func TestDumpHoldsUpNobody(t *testing.T) {
 			if len(r.l) != n || len(seen) != n {
 				t.Errorf("got %d SAs, %d different ones, want %d", len(r.l), len(seen), n)
 			}
-			if count < 100 {
-				t.Errorf("%d requests were answered during the dump, want 100 at least", count)
+			// One that waits for the dump is answered after it.
+			if count < 10 {
+				t.Errorf("%d requests were answered during the dump, want 10 at least", count)
 			}
 			return
 		default:

@@ -346,13 +346,15 @@ func TestPolicyFlags(t *testing.T) {
 func TestPoliciesHook(t *testing.T) {
 	testRig(t, func(r *rig) {
 		var told []bool
-		r.o.Policies = func(batch bool) { told = append(told, batch) }
+		r.do(func() { r.o.Policies = func(batch bool) { told = append(told, batch) } })
 		want := func(what string, l ...bool) {
 			r.Helper()
-			if !slices.Equal(told, l) {
-				r.Errorf("%s: told %v, want %v", what, told, l)
-			}
-			told = nil
+			r.do(func() {
+				if !slices.Equal(told, l) {
+					r.Errorf("%s: told %v, want %v", what, told, l)
+				}
+				told = nil
+			})
 		}
 		p := inbound("10.2.0.0/16", ipsec.Discard)
 		r.policyAdd(1, p)
