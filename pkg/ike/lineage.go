@@ -31,7 +31,7 @@ type lineage struct {
 	initiator bool
 
 	packets  chan sa.Datagram
-	calls    chan call
+	calls    callQueue
 	killed   chan struct{}
 	killOnce sync.Once
 	ended    chan struct{}
@@ -73,6 +73,43 @@ type lineage struct {
 
 // call is an input of the machine other than a datagram.
 type call func(l *lineage, now time.Time) []sa.Output
+
+// callQueue holds calls in their order. Unlike a channel of that length it takes
+// no memory while it is empty, as those of most lineages are.
+type callQueue struct {
+	mu    sync.Mutex
+	calls []call
+	ready chan struct{} // holds one element while there are calls
+}
+
+// put adds c, if there is room.
+func (q *callQueue) put(c call) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.calls) >= callsLen {
+		return false
+	}
+	q.calls = append(q.calls, c)
+	if len(q.calls) == 1 {
+		q.ready <- struct{}{}
+	}
+	return true
+}
+
+// take returns the first call; the caller has taken the element out of ready.
+func (q *callQueue) take() call {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	c := q.calls[0]
+	q.calls[0] = nil
+	if len(q.calls) == 1 {
+		q.calls = nil
+		return c
+	}
+	q.calls = q.calls[1:]
+	q.ready <- struct{}{}
+	return c
+}
 
 type childCount struct {
 	src     netip.Addr
@@ -140,7 +177,7 @@ func (d *Daemon) newLineage(local, remote netip.AddrPort, initiator bool) *linea
 		d: d, local: local, remote: remote, initiator: initiator,
 		log:      d.log.With(zap.Stringer("local", local.Addr())),
 		packets:  make(chan sa.Datagram, inboxLen),
-		calls:    make(chan call, callsLen),
+		calls:    callQueue{ready: make(chan struct{}, 1)},
 		killed:   make(chan struct{}),
 		ended:    make(chan struct{}),
 		children: map[ipsec.SAID]childCount{},
@@ -193,11 +230,12 @@ func (l *lineage) post(c call) error {
 	select {
 	case <-l.ended:
 		return sa.ErrClosed
-	case l.calls <- c:
-		return nil
 	default:
+	}
+	if !l.calls.put(c) {
 		return errFull
 	}
+	return nil
 }
 
 // kill ends the lineage without waiting for the peer.
@@ -227,7 +265,8 @@ func (l *lineage) run(first func(time.Time) []sa.Output) {
 		select {
 		case dg := <-l.packets:
 			l.carryOut(l.sa.Receive(time.Now(), dg))
-		case c := <-l.calls:
+		case <-l.calls.ready:
+			c := l.calls.take()
 			l.carryOut(c(l, time.Now()))
 		case <-expired:
 			if due(l.dropAt, time.Now()) {
