@@ -111,7 +111,9 @@ func TestQueues(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	mu.Lock()
 	clear(at)
+	mu.Unlock()
 	send()
 	for port, by := range at {
 		if by[1] != each {
