@@ -44,20 +44,7 @@ type Server struct {
 // its own; the connection is closed when it returns. Others, and those beyond
 // limit at a time, are closed at once.
 func Listen(path string, limit int, serve func(*net.UnixConn)) (*Server, error) {
-	if c, err := Dial(path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("%s: another process listens there", path)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	// The mode has to be right from the first moment on: bind makes the file.
-	old := unix.Umask(0o177)
-	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
-	unix.Umask(old)
+	ln, err := ListenUnix(path)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +68,7 @@ func (s *Server) accept() {
 			}
 			continue
 		}
-		if !entitled(c) || !s.enter(c) {
+		if !Entitled(c) || !s.enter(c) {
 			c.Close()
 			continue
 		}
@@ -111,8 +98,28 @@ func (s *Server) leave(c *net.UnixConn) {
 	s.wg.Done()
 }
 
-// entitled checks the credentials of the process that connected.
-func entitled(c *net.UnixConn) bool {
+// ListenUnix makes a socket for those entitled alone. A stale one is replaced, a
+// live one is an error.
+func ListenUnix(path string) (*net.UnixListener, error) {
+	if c, err := Dial(path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("%s: another process listens there", path)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	// The mode has to be right from the first moment on: bind makes the file.
+	old := unix.Umask(0o177)
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	unix.Umask(old)
+	return ln, err
+}
+
+// Entitled checks the credentials of the process that connected.
+func Entitled(c *net.UnixConn) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return false

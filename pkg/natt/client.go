@@ -20,10 +20,6 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 	return &Client{c.(*net.UnixConn)}, nil
 }
 
-func dial(path string) (net.Conn, error) {
-	return net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
-}
-
 // Receive waits for the next message. The payload lies in buf, which should
 // hold MaxMessage octets. io.EOF: missiu has gone. Malformed messages are errors
 // of type *FormatError, after which the connection is still good.

@@ -2,16 +2,13 @@ package natt
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/missiu/missiu/pkg/attach"
 )
 
 // queueLen is how many messages wait for the key daemon. IKE repeats what is lost.
@@ -24,7 +21,6 @@ const acceptPause = 100 * time.Millisecond
 // place of the old, since a key daemon that was restarted is the one that lives.
 type Server struct {
 	ln    *net.UnixListener
-	path  string
 	send  func(Message)
 	queue chan []byte
 	wg    sync.WaitGroup
@@ -49,24 +45,11 @@ type Stats struct{ Delivered, NoClient, Slow, Malformed, Received uint64 }
 // send is called for each message of a client, from one goroutine at a time;
 // the payload is valid until it returns.
 func Listen(path string, send func(Message)) (*Server, error) {
-	if c, err := dial(path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("%s: another process listens there", path)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	// The mode has to be right from the first moment on: bind makes the file.
-	old := unix.Umask(0o177)
-	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
-	unix.Umask(old)
+	ln, err := attach.ListenUnix(path)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{ln: ln, path: path, send: send, queue: make(chan []byte, queueLen), quit: make(chan struct{})}
+	s := &Server{ln: ln, send: send, queue: make(chan []byte, queueLen), quit: make(chan struct{})}
 	s.wg.Add(2)
 	go s.accept()
 	go s.write()
@@ -87,7 +70,7 @@ func (s *Server) accept() {
 			}
 			continue
 		}
-		if !entitled(c) {
+		if !attach.Entitled(c) {
 			c.Close()
 			continue
 		}
@@ -106,22 +89,6 @@ func (s *Server) accept() {
 		}
 		go s.read(c)
 	}
-}
-
-// entitled checks the credentials of the process that connected.
-func entitled(c *net.UnixConn) bool {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return false
-	}
-	ok := false
-	if err := raw.Control(func(fd uintptr) {
-		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		ok = err == nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid())
-	}); err != nil {
-		return false
-	}
-	return ok
 }
 
 func (s *Server) read(c *net.UnixConn) {

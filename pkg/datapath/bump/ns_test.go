@@ -6,36 +6,12 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/missiu/missiu/internal/nstest"
 )
 
-const nsEnv = "MISSIU_TEST_NETNS"
-
 // TestMain runs the tests in a network namespace of their own when it may.
-func TestMain(m *testing.M) {
-	if os.Getenv(nsEnv) != "" || os.Geteuid() != 0 || exec.Command("ip", "netns", "list").Run() != nil {
-		os.Exit(m.Run())
-	}
-	os.Exit(runInNetns(fmt.Sprintf("mi-%d-bump", os.Getpid())))
-}
-
-func runInNetns(ns string) int {
-	exe, err := os.Executable()
-	if err == nil {
-		err = exec.Command("ip", "netns", "add", ns).Run()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer exec.Command("ip", "netns", "del", ns).Run()
-	c := exec.Command("ip", append([]string{"netns", "exec", ns, exe}, os.Args[1:]...)...)
-	c.Env = append(os.Environ(), nsEnv+"="+ns)
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if err := c.Run(); err != nil {
-		return 1
-	}
-	return 0
-}
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m, "bump")) }
 
 func sh(t testing.TB, line string) string {
 	t.Helper()
@@ -59,7 +35,7 @@ type lab struct {
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
-	if os.Getenv(nsEnv) == "" {
+	if nstest.Name() == "" {
 		t.Skip("needs root and ip(8): makes interfaces in a network namespace")
 	}
 	for _, tool := range []string{"nft", "tc", "ping", "sysctl"} {
@@ -68,7 +44,7 @@ func newLab(t testing.TB) *lab {
 		}
 	}
 	labs++
-	l := &lab{t, fmt.Sprintf("%s-%d", os.Getenv(nsEnv), labs)}
+	l := &lab{t, fmt.Sprintf("%s-%d", nstest.Name(), labs)}
 	Dir = t.TempDir()
 	sh(t, "ip netns add "+l.peer)
 	t.Cleanup(func() {

@@ -2,7 +2,6 @@ package gro
 
 import (
 	"bytes"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -11,38 +10,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/missiu/missiu/internal/nstest"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
-const nsEnv = "MISSIU_TEST_NETNS"
-
 // TestMain runs the tests in a network namespace of their own when it may.
-func TestMain(m *testing.M) {
-	if os.Getenv(nsEnv) != "" || os.Geteuid() != 0 || exec.Command("ip", "netns", "list").Run() != nil {
-		os.Exit(m.Run())
-	}
-	os.Exit(inNetns(fmt.Sprintf("mi-gro-%d", os.Getpid())))
-}
-
-func inNetns(ns string) int {
-	exe, err := os.Executable()
-	if err == nil {
-		err = exec.Command("ip", "netns", "add", ns).Run()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer exec.Command("ip", "netns", "del", ns).Run()
-	c := exec.Command("ip", append([]string{"netns", "exec", ns, exe}, os.Args[1:]...)...)
-	c.Env = append(os.Environ(), nsEnv+"="+ns)
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if c.Run() != nil {
-		return 1
-	}
-	return 0
-}
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m, "gro")) }
 
 func sh(t *testing.T, line string) {
 	t.Helper()
@@ -57,7 +31,7 @@ func sh(t *testing.T, line string) {
 //
 //	Coalescer -> TAP -> kernel forwards, segments -> mi-a == mi-b -> packet socket
 func TestKernel(t *testing.T) {
-	if os.Getenv(nsEnv) == "" {
+	if nstest.Name() == "" {
 		t.Skip("needs root and ip(8): makes a TAP in a network namespace")
 	}
 	if _, err := exec.LookPath("ethtool"); err != nil {

@@ -1,7 +1,6 @@
 package tap
 
 import (
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -9,40 +8,16 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/internal/nstest"
 )
 
-const nsEnv = "MISSIU_TEST_NETNS"
-
 // TestMain runs the tests in a network namespace of their own when it may.
-func TestMain(m *testing.M) {
-	if os.Getenv(nsEnv) != "" || os.Geteuid() != 0 || exec.Command("ip", "netns", "list").Run() != nil {
-		os.Exit(m.Run())
-	}
-	os.Exit(runInNetns(fmt.Sprintf("mi-tap-%d", os.Getpid())))
-}
-
-func runInNetns(ns string) int {
-	exe, err := os.Executable()
-	if err == nil {
-		err = exec.Command("ip", "netns", "add", ns).Run()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer exec.Command("ip", "netns", "del", ns).Run()
-	c := exec.Command("ip", append([]string{"netns", "exec", ns, exe}, os.Args[1:]...)...)
-	c.Env = append(os.Environ(), nsEnv+"="+ns)
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if err := c.Run(); err != nil {
-		return 1
-	}
-	return 0
-}
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m, "tap")) }
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Getenv(nsEnv) == "" {
+	if nstest.Name() == "" {
 		t.Skip("needs root and ip(8): makes TAPs in a network namespace")
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {

@@ -9,40 +9,16 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/missiu/missiu/internal/nstest"
 )
 
-const nsEnv = "MISSIU_TEST_NETNS"
-
 // TestMain runs the tests in a network namespace of their own when it may.
-func TestMain(m *testing.M) {
-	if os.Getenv(nsEnv) != "" || os.Geteuid() != 0 || exec.Command("ip", "netns", "list").Run() != nil {
-		os.Exit(m.Run())
-	}
-	os.Exit(runInNetns(fmt.Sprintf("mi-wire-%d", os.Getpid())))
-}
-
-func runInNetns(ns string) int {
-	exe, err := os.Executable()
-	if err == nil {
-		err = exec.Command("ip", "netns", "add", ns).Run()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer exec.Command("ip", "netns", "del", ns).Run()
-	c := exec.Command("ip", append([]string{"netns", "exec", ns, exe}, os.Args[1:]...)...)
-	c.Env = append(os.Environ(), nsEnv+"="+ns)
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if err := c.Run(); err != nil {
-		return 1
-	}
-	return 0
-}
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m, "wire")) }
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Getenv(nsEnv) == "" {
+	if nstest.Name() == "" {
 		t.Skip("needs root and ip(8): makes interfaces in a network namespace")
 	}
 	for _, tool := range []string{"nft", "ping", "sysctl"} {
@@ -79,7 +55,7 @@ func newLab(t testing.TB) *lab {
 	t.Helper()
 	needRoot(t)
 	labs++
-	l := &lab{t, fmt.Sprintf("%sp%d", os.Getenv(nsEnv), labs)}
+	l := &lab{t, fmt.Sprintf("%sp%d", nstest.Name(), labs)}
 	Dir = t.TempDir()
 	sh(t, "ip netns add "+l.peer)
 	t.Cleanup(func() {

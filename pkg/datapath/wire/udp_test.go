@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/missiu/missiu/internal/nstest"
 	"github.com/missiu/missiu/pkg/datapath/linger"
 )
 
@@ -520,7 +521,7 @@ func TestUDPZeroChecksum(t *testing.T) {
 func BenchmarkUDPWrite(b *testing.B) {
 	newLab(b)
 	w := openWire(b)
-	sh(b, "ip netns exec "+os.Getenv(nsEnv)+"p"+strconv.Itoa(labs)+" nft 'add table ip f; add chain ip f i { type filter hook input priority 0; policy drop; }'")
+	sh(b, "ip netns exec "+nstest.Name()+"p"+strconv.Itoa(labs)+" nft 'add table ip f; add chain ip f i { type filter hook input priority 0; policy drop; }'")
 	port := uint16(4500)
 	for _, k := range []struct {
 		name          string

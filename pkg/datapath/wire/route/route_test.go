@@ -10,37 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/missiu/missiu/internal/nstest"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
-const nsEnv = "MISSIU_TEST_NETNS"
-
 // TestMain runs the tests in a network namespace of their own when it may.
-func TestMain(m *testing.M) {
-	if os.Getenv(nsEnv) != "" || os.Geteuid() != 0 || exec.Command("ip", "netns", "list").Run() != nil {
-		os.Exit(m.Run())
-	}
-	os.Exit(runInNetns(fmt.Sprintf("mi-route-%d", os.Getpid())))
-}
-
-func runInNetns(ns string) int {
-	exe, err := os.Executable()
-	if err == nil {
-		err = exec.Command("ip", "netns", "add", ns).Run()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer exec.Command("ip", "netns", "del", ns).Run()
-	c := exec.Command("ip", append([]string{"netns", "exec", ns, exe}, os.Args[1:]...)...)
-	c.Env = append(os.Environ(), nsEnv+"="+ns)
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if err := c.Run(); err != nil {
-		return 1
-	}
-	return 0
-}
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m, "route")) }
 
 func sh(t testing.TB, line string) string {
 	t.Helper()
@@ -55,7 +30,7 @@ func sh(t testing.TB, line string) string {
 // device d0, and a Table for e0.
 func openLab(t *testing.T) *Table {
 	t.Helper()
-	if os.Getenv(nsEnv) == "" {
+	if nstest.Name() == "" {
 		t.Skip("needs root and ip(8): makes interfaces in a network namespace")
 	}
 	Dir = t.TempDir()
