@@ -145,6 +145,7 @@ func TestNative(t *testing.T) {
 				if n, err := w.WriteBatch(ps); n != len(ps) || err != nil {
 					t.Fatalf("%s: got %d, %v, want %d", k.dst, n, err, len(ps))
 				}
+				zero := 0 // the kernel's counter of identifications comes past 0, once in 65536
 				for i, p := range ps {
 					b, head := in.next(), 20
 					if k.family == 6 {
@@ -154,7 +155,10 @@ func TestNative(t *testing.T) {
 					if b == nil || !bytes.Equal(b[head:], want[head:]) || !bytes.Equal(b[head-8:head], want[head-8:head]) {
 						t.Fatalf("%s: packet %d: got % x, want % x", k.dst, i, b, want)
 					}
-					if k.family == 4 && (sum16(0, b[:20]) != 0xffff || b[4] == 0 && b[5] == 0) {
+					if k.family == 4 && b[4] == 0 && b[5] == 0 {
+						zero++
+					}
+					if k.family == 4 && (sum16(0, b[:20]) != 0xffff || zero > 1) {
 						t.Fatalf("%s: packet %d: header % x", k.dst, i, b[:20])
 					}
 				}
