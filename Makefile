@@ -44,11 +44,11 @@ test: setup
 
 # Everything that needs no root.
 unit:
-	scripts/test -timeout 10m $$($(GO) list ./... | grep -v /test/e2e)
+	@GO=$(GO) scripts/test -timeout 10m $$($(GO) list ./... | grep -v /test/e2e)
 
 # Whole systems in network namespaces, against independent peers; needs root.
 e2e: missiu
-	scripts/test -count=1 -timeout 75m -p 1 -v ./test/e2e/...
+	@GO=$(GO) scripts/test -count=1 -timeout 75m -p 1 -v ./test/e2e/...
 
 demo: setup missiu
 	@scripts/demo
