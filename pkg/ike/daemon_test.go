@@ -378,8 +378,12 @@ func TestMalformed(t *testing.T) {
 func TestUnknownSPI(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n, a, b := pair(t)
+		body := 64
 		send := func(h ikev2.Header, major byte) int {
-			m := &ikev2.Message{Header: h, Payloads: []ikev2.Payload{&ikev2.Encrypted{Body: make([]byte, 64)}}}
+			m := &ikev2.Message{Header: h, Payloads: []ikev2.Payload{&ikev2.Encrypted{Body: make([]byte, body)}}}
+			if body == 0 {
+				m.Payloads = nil
+			}
 			buf, err := m.Append(nil)
 			if err != nil {
 				t.Fatal(err)
@@ -404,6 +408,14 @@ func TestUnknownSPI(t *testing.T) {
 		if m.Header != want || ikev2.FindNotify(m.Payloads, ikev2.INVALID_IKE_SPI) == nil {
 			t.Errorf("got %+v, want %+v with INVALID_IKE_SPI", m, want)
 		}
+		if got := len(ps[len(ps)-1].data); got > len(ps[len(ps)-2].data) {
+			t.Errorf("answer of %d octets to a request of %d", got, len(ps[len(ps)-2].data))
+		}
+		body = 0
+		if got := send(req, 2) + send(req, 3); got != 0 {
+			t.Errorf("header alone: got %d answers, which would be longer, want none", got)
+		}
+		body = 64
 		resp := req
 		resp.Flags = ikev2.FlagResponse
 		if got := send(resp, 2); got != 0 {

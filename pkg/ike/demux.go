@@ -139,7 +139,9 @@ func (d *Daemon) unknownSPI(dg sa.Datagram, h ikev2.Header) {
 	}
 }
 
-// answer sends an unprotected notify in response to a request, at a limited rate.
+// answer sends an unprotected notify in response to a request, at a limited rate,
+// and never more octets than the request has: whoever forges its source gains
+// nothing by it.
 func (d *Daemon) answer(dg sa.Datagram, h ikev2.Header, n ikev2.NotifyType, data []byte) {
 	if !d.answers.allow(time.Now()) {
 		return
@@ -148,7 +150,7 @@ func (d *Daemon) answer(dg sa.Datagram, h ikev2.Header, n ikev2.NotifyType, data
 	h.Minor = 0
 	m := &ikev2.Message{Header: h, Payloads: []ikev2.Payload{&ikev2.Notify{Type: n, Data: data}}}
 	b, err := m.Append(nil)
-	if err != nil {
+	if err != nil || len(b) > len(dg.Data) { // no honest request is that short
 		return
 	}
 	if log := d.about(dg.Remote.Addr()); log != nil {

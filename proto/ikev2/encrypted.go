@@ -159,14 +159,15 @@ type Opened struct {
 	Header
 	First         PayloadType // of the payloads inside; of a fragment only in the first
 	Number, Total uint16
-	Prefix        []byte // all in front of it, its generic header included
-	Plain         []byte // without padding
+	Front         []Payload // in front of it: authentic, and not secret
+	Prefix        []byte    // all in front of it, its generic header included
+	Plain         []byte    // without padding
 }
 
 // OpenOuter verifies the Encrypted or Encrypted Fragment payload of a message,
-// which must be the last one, and returns what is in it. Payloads in front of an
-// Encrypted one are ignored: no exchange defines any; those in front of a
-// fragment are refused. A message that does not verify gives an error that wraps
+// which must be the last one, and returns what is in it. No exchange defines
+// payloads in front of an Encrypted one, but a critical one must not be ignored;
+// those in front of a fragment are refused. A message that does not verify gives an error that wraps
 // ErrIntegrity.
 func OpenOuter(b []byte, c Cipher) (*Opened, error) {
 	m, err := Parse(b)
@@ -181,6 +182,7 @@ func OpenOuter(b []byte, c Cipher) (*Opened, error) {
 	switch e := m.Payloads[len(m.Payloads)-1].(type) {
 	case *Encrypted:
 		o.First, body = e.First, e.Body
+		o.Front = m.Payloads[:len(m.Payloads)-1]
 		o.Prefix = b[:len(b)-len(body)]
 	case *EncryptedFragment:
 		if len(m.Payloads) > 1 {

@@ -550,7 +550,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	if soft.AddTime > 0 {
 		c.rekeyAt = s.now.Add(soft.AddTime)
 	}
-	s.children = append(s.children, c)
+	s.children, s.putOff = append(s.children, c), time.Time{}
 	ic := InstallChild{In: &in, Out: &out, Seq: g.seq, Policy: g.policy, Lacks: g.policy.lacks(g.suite)}
 	if g.rekeys != nil {
 		ic.Rekeys = g.rekeys.in

@@ -3,7 +3,6 @@ package sa
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -27,13 +26,13 @@ import (
 
 // createChild asks for a child SA, new or in place of rekeys.
 type createChild struct {
-	req     ChildRequest
-	rekeys  *child
-	o       *offer
-	ke      alg.KE // that the peer wants, KENone: our first
-	kes     int    // INVALID_KE_PAYLOADs
-	retries int    // TEMPORARY_FAILUREs
-	token   uint32 // of NeedSPI
+	req    ChildRequest
+	rekeys *child
+	o      *offer
+	ke     alg.KE // that the peer wants, KENone: our first
+	kes    int    // INVALID_KE_PAYLOADs
+	retry  retry
+	token  uint32 // of NeedSPI
 
 	// Additional key exchanges, and what was agreed on before them.
 	series *series
@@ -77,6 +76,14 @@ func (t *createChild) cancel(s *SA, err error) {
 	if t.rekeys != nil {
 		t.rekeys.rekeying = nil
 	}
+	t.o = nil
+}
+
+// drop gives the offer up; nothing has failed.
+func (t *createChild) drop(s *SA) {
+	t.endSeries()
+	t.o.wipe()
+	s.release(t.o.spi, t.o.protos()...)
 	t.o = nil
 }
 
@@ -219,7 +226,7 @@ func (t *createChild) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 		if p := old.peerNew; p != nil { // the peer's own one stays
 			old.peerNew, old.replaced = nil, p
 			s.emit(Rekeyed{Old: old.in, New: p.in})
-			t.cancel(s, err)
+			t.drop(s)
 			return
 		}
 	}
@@ -235,12 +242,15 @@ func (t *createChild) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 			}
 		}
 	case ikev2.TEMPORARY_FAILURE, ikev2.STATE_NOT_FOUND:
-		if t.retries++; t.retries <= maxRetries && !s.closing && !t.pointless() {
-			t.endSeries()
-			t.o.wipe()
-			s.release(t.o.spi, t.o.protos()...)
-			t.o = nil
-			s.later(t)
+		switch {
+		case s.closing || t.pointless():
+		case s.retryLater(&t.retry, t):
+			t.drop(s)
+			return
+		case old != nil && s.outOfSync():
+			t.cancel(s, err)
+			s.farewell(i)
+			s.fail(err, false)
 			return
 		}
 	case ikev2.CHILD_SA_NOT_FOUND:
@@ -275,12 +285,3 @@ func lowest(a1, a2, b1, b2 []byte) bool {
 	}
 	return bytes.Compare(low(a1, a2), low(b1, b2)) < 0
 }
-
-// unsettled reports whether i is not one on which child SAs can be made: being
-// rekeyed by either side, or closed (RFC 7296, 2.25.1 and 2.25.2).
-func (s *SA) unsettled(i *ikeSA) bool {
-	_, rekeying := i.active.(*rekeyIKE)
-	return i.state != StateEstablished || rekeying && i.req != nil || i.peerNew != nil || s.cur != i || s.closing
-}
-
-var errNoChildren = errors.New("the IKE SA is being rekeyed while a child SA is being made or closed")

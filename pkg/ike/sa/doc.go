@@ -69,6 +69,58 @@
 // (Leaser). What a peer may have of a policy that leaves the peer open is then cut
 // to them, and what we ask for to ours.
 //
+// # Collisions
+//
+// Either side may ask for something at any time, and requests cross, are lost and
+// come twice. What the peer asks for is answered by what we have under way
+// ourselves (RFC 7296, 2.8.1, 2.8.2 and 2.25); "it" is the child SA that ours is
+// about, "unknown" is one that we do not have.
+//
+//	under way       create  rekey   rekey   rekey   close   close   close   rekey   close
+//	                child   it      other   unknown it      other   unknown IKE SA  IKE SA
+//	nothing         yes     yes     yes     no SA   yes     yes     silent  yes     yes
+//	create child    yes     yes     yes     later   yes     yes     silent  later   yes
+//	rekey child     yes     both    yes     later   yes     yes     silent  later   yes
+//	child replaced  yes     later   yes     no SA   yes     yes     silent  yes     yes
+//	close child     yes     later   yes     no SA   silent  yes     silent  later   yes
+//	rekey IKE SA    later   later   later   later   yes     yes     silent  both    yes
+//	IKE SA replaced later   later   later   later   yes     yes     silent  later   yes
+//	close IKE SA    later   later   later   later   yes     yes     silent  later   yes
+//
+//	yes     as if nothing were under way
+//	both    likewise: both replacements are made, and nonces decide
+//	silent  what is there goes; no Delete payload in the answer names it
+//	no SA   CHILD_SA_NOT_FOUND
+//	later   TEMPORARY_FAILURE
+//
+// An unknown child SA, while one of ours is being made, may be that one; hence
+// "later". By the same table the peer judges ours, and so:
+//
+//	what we asked for  the peer had under way  what becomes of it
+//	rekey child        rekey it                both are made. The one that the lowest
+//	                                           of the four nonces made is closed by its
+//	                                           initiator, the old one by the other side
+//	rekey child        rekeyed it, unaware     CHILD_SA_NOT_FOUND: the peer's stays, and
+//	                                           the peer closes the old one
+//	rekey child        close it                forgotten when its Delete comes
+//	rekey child        does not have it        ours goes without a Delete, and a new one
+//	                                           is asked for
+//	create, rekey      rekey or close IKE SA   again later, in the IKE SA that is then
+//	                                           there; ChildFailed if there is none
+//	close child        whatever                done
+//	rekey IKE SA       rekey IKE SA            as with child SAs, which go to the one
+//	                                           that stays
+//	rekey IKE SA       create, rekey, close    again later, unless the peer's own comes
+//	                   child                   before
+//	rekey IKE SA       close IKE SA            forgotten: the lineage ends
+//	close IKE SA       whatever                done
+//
+// Again means after half a second to 20, at random, for three minutes. If
+// TEMPORARY_FAILURE is then all that there has been, and something was to be
+// rekeyed, the IKE SA ends; a new child SA is only given up. Where an exchange is
+// a series (IKE_FOLLOWUP_KE), it is judged at each step, and the nonces are those
+// of its CREATE_CHILD_SA.
+//
 // # What kills the machine
 //
 // Nothing that is not authenticated changes the state of an IKE SA with keys:

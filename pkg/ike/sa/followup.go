@@ -144,7 +144,14 @@ func (s *SA) followRequest(i *ikeSA, ps []ikev2.Payload) {
 		s.refuse(i, notify(ikev2.STATE_NOT_FOUND), errors.New("no such key exchange under way"))
 		return
 	}
-	if err := s.tooLate(i, f); err != nil {
+	a := askCreate
+	switch {
+	case f.n != nil:
+		a = askRekeyIKE
+	case f.old != nil:
+		a = askRekey
+	}
+	if err := s.tooLate(i, a, f.old); err != nil {
 		s.dropFollow(i)
 		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), err)
 		return
@@ -175,20 +182,6 @@ func (s *SA) followRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 }
 
-// tooLate tells why what the series is to make cannot be made any more.
-func (s *SA) tooLate(i *ikeSA, f *follow) error {
-	switch {
-	case f.n != nil:
-		_, err := s.canBeRekeyed(i)
-		return err
-	case s.unsettled(i):
-		return errBusyIKE
-	case f.old != nil && (f.old.removed || f.old.deleting || f.old.replaced != nil || f.old.peerNew != nil):
-		return errChildGoing
-	}
-	return nil
-}
-
 func (s *SA) finishChild(i *ikeSA, f *follow, answer *ikev2.KE) {
 	i.follow = nil
 	f.g.more = f.secrets
@@ -205,7 +198,6 @@ func (s *SA) finishChild(i *ikeSA, f *follow, answer *ikev2.KE) {
 }
 
 func (s *SA) finishRekey(i *ikeSA, f *follow, answer *ikev2.KE) {
-	mine, _ := s.canBeRekeyed(i)
 	i.follow = nil
 	defer f.shared.Wipe()
 	defer wipeAll(f.secrets)
@@ -213,5 +205,5 @@ func (s *SA) finishRekey(i *ikeSA, f *follow, answer *ikev2.KE) {
 		s.syntax(i, ikev2.IKE_FOLLOWUP_KE, err)
 		return
 	}
-	s.peerRekeyed(i, f.n, mine, answer)
+	s.peerRekeyed(i, f.n, answer)
 }

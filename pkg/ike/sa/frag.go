@@ -163,6 +163,13 @@ func (s *SA) take(i *ikeSA, r *reassembly, d Datagram, id uint32) *arrived {
 		r.reset()
 		a := &arrived{whole: true, prefix: o.o.Prefix, plain: o.o.Plain, err: o.err, octets: len(d.Data), head: d.Data}
 		a.parse(o.o.First)
+		// What is critical is so in front of the Encrypted payload, too
+		// (RFC 7296, 2.5).
+		for _, p := range o.o.Front {
+			if u, ok := p.(*ikev2.Unknown); ok && u.Critical {
+				a.ps = append(a.ps, u)
+			}
+		}
 		return a
 	}
 	switch {

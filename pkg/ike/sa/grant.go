@@ -1,7 +1,6 @@
 package sa
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -230,35 +229,26 @@ func single(l []ipsec.TrafficSelector) netip.Addr {
 	return netip.Addr{}
 }
 
-var (
-	errBusyIKE    = errors.New("the IKE SA is being replaced or closed")
-	errChildGoing = errors.New("child SA is being closed")
-)
-
 // childRequest answers CREATE_CHILD_SA for a new child SA or to rekey one.
 func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
-	if s.unsettled(i) {
-		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errBusyIKE)
-		return
-	}
-	var old *child
-	if n := ikev2.FindNotify(ps, ikev2.REKEY_SA); n != nil {
+	a, old := askCreate, (*child)(nil)
+	n := ikev2.FindNotify(ps, ikev2.REKEY_SA)
+	if n != nil {
+		a = askRekeyUnknown
 		spi, ok := proposal.SPIFromBytes(n.SPI)
 		if proto, known := proposal.ProtocolOf(n.Protocol); known && ok {
-			old = s.childOut(proto, spi)
+			if old = s.childOut(proto, spi); old != nil {
+				a = askRekey
+			}
 		}
-		switch { // RFC 7296, 2.25.1
-		case old == nil && i.inFlight() != nil:
-			// Perhaps the one that we are about to hear of.
-			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errors.New("no such child SA yet"))
-			return
-		case old == nil:
-			s.refuse(i, &ikev2.Notify{Protocol: n.Protocol, SPI: n.SPI, Type: ikev2.CHILD_SA_NOT_FOUND}, errors.New("no such child SA"))
-			return
-		case old.deleting || old.replaced != nil || old.peerNew != nil:
-			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errChildGoing)
-			return
-		}
+	}
+	switch v, err := s.judge(i, a, old); v {
+	case notNow:
+		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), err)
+		return
+	case notFound:
+		s.refuse(i, &ikev2.Notify{Protocol: n.Protocol, SPI: n.SPI, Type: ikev2.CHILD_SA_NOT_FOUND}, err)
+		return
 	}
 	g, rf := s.grant(i, ps, false, old)
 	if rf != nil {
@@ -270,12 +260,11 @@ func (s *SA) childRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	g.ni = ikev2.Find[*ikev2.Nonce](ps).Data
 	s.needSPI(g.policy, g.mode, []ipsec.Protocol{g.suite.Proto()}, g.queue, 0, spiWait{ike: i, drop: g.wipe, then: func(spi ipsec.SPI, err error) {
-		if err == nil && (s.unsettled(i) || old != nil && (old.removed || old.deleting)) {
-			// Gone or going while we waited.
-			s.release(spi, g.suite.Proto())
-			g.wipe()
-			s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), errChildGoing)
-			return
+		if err == nil {
+			// Perhaps something of ours has begun while we waited.
+			if err = s.tooLate(i, a, old); err != nil {
+				s.release(spi, g.suite.Proto())
+			}
 		}
 		if err != nil {
 			g.wipe()

@@ -226,7 +226,7 @@ func (s *SA) childrenDeleted(i *ikeSA, proto ipsec.Protocol, in []uint32) (out [
 			}
 			continue
 		}
-		if !c.deleting {
+		if v, _ := s.judge(i, askClose, c); v != unnamed {
 			out = append(out, uint32(c.in))
 		}
 		reason := ErrPeerDeleted

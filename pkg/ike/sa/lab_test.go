@@ -240,6 +240,9 @@ func (n *node) giveSPIs() {
 	w := n.waiting
 	n.waiting = nil
 	for _, o := range w {
+		if n.sa.done {
+			continue
+		}
 		if n.spiErr != nil {
 			n.do(n.sa.ChildSPI(n.now, o.Token, 0, n.spiErr))
 			continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/dh"
@@ -25,12 +26,12 @@ import (
 
 // rekeyIKE is the initiator's side.
 type rekeyIKE struct {
-	spi     SPI
-	ni      []byte
-	key     dh.PrivateKey
-	ke      alg.KE
-	kes     int
-	retries int
+	spi   SPI
+	ni    []byte
+	key   dh.PrivateKey
+	ke    alg.KE
+	kes   int
+	retry retry
 
 	// Additional key exchanges: the IKE SA to be, and the secret of the first.
 	series *series
@@ -153,7 +154,7 @@ func (s *SA) settle(old, kept, other *ikeSA) {
 		other.to(StateRekeyed)
 		other.dropAt = s.now.Add(staleAfter)
 	}
-	s.cur = kept
+	s.cur, s.putOff = kept, time.Time{}
 	// What has not been sent is sent in the new one; that needs no rekeying.
 	if t := old.waiting(s); t != nil {
 		s.queue = append([]task{t}, s.queue...)
@@ -181,8 +182,13 @@ func (t *rekeyIKE) refused(s *SA, i *ikeSA, n *ikev2.Notify) {
 			}
 		}
 	case ikev2.TEMPORARY_FAILURE, ikev2.STATE_NOT_FOUND:
-		if t.retries++; t.retries <= maxRetries && !s.closing {
-			s.later(t)
+		switch {
+		case s.closing:
+		case s.retryLater(&t.retry, t):
+			return
+		case s.outOfSync():
+			s.farewell(i)
+			s.fail(err, false)
 			return
 		}
 	case ikev2.INVALID_SYNTAX:
@@ -259,23 +265,9 @@ func (s *SA) inherit(old, n *ikeSA, shared ipsec.Key, more ...ipsec.Key) error {
 	return nil
 }
 
-// canBeRekeyed reports whether the peer may rekey i now, and whether we are
-// about to do so too.
-func (s *SA) canBeRekeyed(i *ikeSA) (mine bool, err error) {
-	_, mine = i.active.(*rekeyIKE)
-	switch _, isProbe := i.active.(*probe); {
-	case i.state != StateEstablished || i != s.cur || s.closing || i.peerNew != nil || len(s.ikes) >= maxIKESAs:
-		return mine, errBusyIKE
-	case i.active != nil && !mine && !isProbe && i.req != nil:
-		return mine, errNoChildren
-	}
-	return mine, nil
-}
-
 // rekeyRequest is the responder's side.
 func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
-	mine, err := s.canBeRekeyed(i)
-	if err != nil {
+	if err := s.tooLate(i, askRekeyIKE, nil); err != nil {
 		s.refuse(i, notify(ikev2.TEMPORARY_FAILURE), err)
 		return
 	}
@@ -312,15 +304,18 @@ func (s *SA) rekeyRequest(i *ikeSA, ps []ikev2.Payload) {
 		s.syntax(i, ikev2.CREATE_CHILD_SA, err)
 		return
 	}
-	s.peerRekeyed(i, n, mine, out...)
+	s.peerRekeyed(i, n, out...)
 }
 
 // peerRekeyed answers by ps that n, which the peer wants in place of i, is there.
-func (s *SA) peerRekeyed(i, n *ikeSA, mine bool, ps ...ikev2.Payload) {
+func (s *SA) peerRekeyed(i, n *ikeSA, ps ...ikev2.Payload) {
 	s.ikes = append(s.ikes, n)
 	s.emit(NewIKESA{Local: n.local, Remote: n.remote, Rekeys: i.local})
 	s.respond(i, ps...)
-	if mine {
+	if s.failed {
+		return
+	}
+	if isRekeyIKE(i.active) {
 		i.peerNew = n // which of the two stays, the answer to ours decides
 		return
 	}

@@ -54,7 +54,8 @@ type SA struct {
 	ppk       bool // both use PPKs
 	out       []Output
 	counters  Counters
-	resent    uint64 // requests sent again
+	resent    uint64    // requests sent again
+	putOff    time.Time // since when the peer has put off all that we asked for; zero: it does not
 	rand      io.Reader
 	newNonce  func() []byte // tests choose nonces
 }
@@ -86,11 +87,13 @@ const (
 	// staleAfter bounds how long a replaced or redundant IKE SA waits for the
 	// peer's Delete.
 	staleAfter = 3 * time.Minute
-	// retryMin and retrySpread: wait after TEMPORARY_FAILURE. Both sides may
-	// wait for each other, so it must be random.
+	// retryMin and retrySpread: wait after TEMPORARY_FAILURE, doubled after each
+	// of the first of them. Both sides may wait for each other, so it must be
+	// random.
 	retryMin, retrySpread = 500 * time.Millisecond, 2 * time.Second
-	maxRetries            = 20 // after TEMPORARY_FAILURE
-	maxKETries            = 3  // INVALID_KE_PAYLOAD per exchange
+	maxDoublings          = 3
+	retryFor              = 3 * time.Minute // "several minutes" (RFC 7296, 2.25)
+	maxKETries            = 3               // INVALID_KE_PAYLOAD per exchange
 	maxCookies            = 5
 	maxDeleted            = 64 // SPIs remembered during one exchange
 	maxIKESAs             = 8  // of one lineage at a time
@@ -339,10 +342,34 @@ func (s *SA) pump() {
 	}
 }
 
-// later puts t off after TEMPORARY_FAILURE.
-func (s *SA) later(t task) {
-	s.delayed = append(s.delayed, delayed{s.now.Add(retryMin + s.jitter(retrySpread)), t})
+// retry counts the TEMPORARY_FAILUREs that a task has met.
+type retry struct {
+	n     int
+	since time.Time
 }
+
+// retryLater puts t off after TEMPORARY_FAILURE; false if it has met that for too long.
+func (s *SA) retryLater(r *retry, t task) bool {
+	if r.n == 0 {
+		r.since = s.now
+	}
+	if s.putOff.IsZero() {
+		s.putOff = s.now
+	}
+	if s.now.Sub(r.since) >= retryFor {
+		return false
+	}
+	k := min(r.n, maxDoublings)
+	r.n++
+	s.delayed = append(s.delayed, delayed{s.now.Add(retryMin<<k + s.jitter(retrySpread<<k)), t})
+	return true
+}
+
+// outOfSync reports whether TEMPORARY_FAILURE is all that there has been for
+// several minutes: then the two sides do not have the same state any more, and the
+// IKE SA is to be closed (RFC 7296, 2.25). That is for what has to be rekeyed; a new
+// child SA that a peer puts off for so long is no reason to lose those there are.
+func (s *SA) outOfSync() bool { return !s.putOff.IsZero() && s.now.Sub(s.putOff) >= retryFor }
 
 func (s *SA) cancelQueued(err error) {
 	q := s.queue
