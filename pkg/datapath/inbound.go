@@ -729,11 +729,25 @@ func serves(sa *sad.SA, e *spd.Entry, r *ipsec.Request) bool {
 	if r.Proto != sa.P.Proto || r.Mode != sa.P.Mode {
 		return false
 	}
-	if r.Level == ipsec.LevelUnique && r.ReqID != sa.P.ReqID &&
-		(sa.P.ReqID != 0 || e.P.Flags&ipsec.PolicyManual == 0 || !sa.Fits(e.P.Proposals)) {
+	if r.Level == ipsec.LevelUnique && r.ReqID != sa.P.ReqID && !lent(sa, e, r) {
 		return false
 	}
 	return r.Mode != ipsec.Tunnel || r.Ends(sa.P.Src, sa.P.Dst)
+}
+
+// lent: sa, which is not of the policy e, does for the request r of e. One with
+// manual keys may be of none. One that was made for another policy with an
+// overlapping selector carries what lies in its own traffic selectors, by which
+// RFC 4301 judges (5.2, step 4): the peer, whose policies may stand in another
+// order or be cut otherwise, cannot know which of ours comes first. It must
+// protect no less than e asks for, and e neither leave open who its peer is nor
+// want an SA for each flow.
+func lent(sa *sad.SA, e *spd.Entry, r *ipsec.Request) bool {
+	if sa.P.ReqID == 0 {
+		return e.P.Flags&ipsec.PolicyManual != 0 && sa.Fits(e.P.Proposals)
+	}
+	return len(sa.P.SrcTS) > 0 && len(sa.P.DstTS) > 0 && !r.Template() && e.P.Flags&ipsec.PolicyPerFlow == 0 &&
+		sa.Satisfies(e.P.Proposals)
 }
 
 // decapsulate puts the IP packet together that an opened ESP packet carries:

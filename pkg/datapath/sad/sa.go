@@ -295,6 +295,23 @@ func (s *SA) Fits(alts []ipsec.Proposal) bool {
 	return len(alts) == 0
 }
 
+// Satisfies is stricter than Fits: what alts leave open means what IKE proposes
+// for it, a cipher with integrity that is its own or of SHA-2.
+func (s *SA) Satisfies(alts []ipsec.Proposal) bool {
+	usual := s.P.Proto != ipsec.AH && s.P.Encr.Info().AEAD || s.P.Auth >= alg.IntegHMACSHA256 && s.P.Auth <= alg.IntegHMACSHA512
+	for k := range alts {
+		a := &alts[k]
+		named := a.Auth != alg.IntegNone
+		if s.P.Proto == ipsec.AH {
+			named = a.AH != alg.IntegNone
+		}
+		if (named || usual) && s.fits(a) {
+			return true
+		}
+	}
+	return len(alts) == 0 && usual && s.fits(&ipsec.Proposal{})
+}
+
 func (s *SA) fits(a *ipsec.Proposal) bool {
 	switch {
 	case s.P.Proto == ipsec.IPComp:
