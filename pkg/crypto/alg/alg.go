@@ -6,7 +6,7 @@
 // forgotten.
 //
 // Legacy transforms serve old peers by manual key alone, where the operator of
-// the data path allows them; IKE never negotiates one. Of these the old ones
+// the data path allows them; IKE negotiates none, but triple DES for itself. Of these the old ones
 // have the headers of RFC 1826 and 1827, without sequence number.
 package alg
 
@@ -113,7 +113,7 @@ func (e Encr) KeyLen(bits int) (int, bool) {
 	return 0, false
 }
 
-// Legacy reports whether e serves only old peers by manual key.
+// Legacy reports whether in ESP e serves only old peers by manual key.
 func (e Encr) Legacy() bool { return e >= firstLegacyEncr && e < numEncr }
 
 // AllEncr lists every encryption transform except EncrNone and legacy ones.
@@ -256,6 +256,11 @@ const (
 	KEX448      KE = 32 // RFC 8031
 	KEMLKEM768  KE = 36 // FIPS 203
 	KEMLKEM1024 KE = 37 // FIPS 203
+
+	KEBrainpoolP224R1 KE = 27 // RFC 6954, as the next three
+	KEBrainpoolP256R1 KE = 28
+	KEBrainpoolP384R1 KE = 29
+	KEBrainpoolP512R1 KE = 30
 )
 
 // KEM reports whether k is a key encapsulation mechanism: the responder's answer
@@ -270,6 +275,8 @@ var kes = []struct {
 	{KEX25519, "x25519"}, {KEECP256, "ecp256"}, {KEECP384, "ecp384"}, {KEECP521, "ecp521"},
 	{KEX448, "x448"}, {KEMODP2048, "modp2048"}, {KEMODP3072, "modp3072"}, {KEMODP4096, "modp4096"},
 	{KEMODP6144, "modp6144"}, {KEMODP8192, "modp8192"}, {KEMLKEM768, "ml-kem-768"}, {KEMLKEM1024, "ml-kem-1024"},
+	{KEBrainpoolP256R1, "brainpoolp256r1"}, {KEBrainpoolP384R1, "brainpoolp384r1"}, {KEBrainpoolP512R1, "brainpoolp512r1"},
+	{KEBrainpoolP224R1, "brainpoolp224r1"},
 }
 
 func (k KE) String() string {

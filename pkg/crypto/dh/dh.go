@@ -1,6 +1,6 @@
 // Package dh computes the key exchange methods of IKE behind one interface:
 // the MODP groups of RFC 3526, the ECP groups of RFC 5903, Curve25519 and
-// Curve448 of RFC 8031, and ML-KEM of FIPS 203. It hides group parameters,
+// Curve448 of RFC 8031, the Brainpool curves of RFC 6954, and ML-KEM of FIPS 203. It hides group parameters,
 // encodings and the checks of the peer's public value that RFC 6989 asks for.
 // IKE's state machines call it; the data path never does.
 //
@@ -10,10 +10,9 @@
 //
 // Private values are made for one exchange and used with one peer's public
 // value. All arithmetic on them is constant time: crypto/ecdh for the curves,
-// crypto/mlkem, circl for Curve448, and filippo.io/bigmod for MODP (math/big,
-// whose running time and memory access depend on the exponent, takes part in
-// nothing secret). The Brainpool curves are missing: no library has them in
-// constant time.
+// crypto/mlkem, circl for Curve448, and filippo.io/bigmod for MODP and for the
+// Brainpool curves, which no library has in constant time (math/big, whose running
+// time and memory access depend on the exponent, takes part in nothing secret).
 package dh
 
 import (
@@ -97,6 +96,11 @@ var methods = map[alg.KE]method{
 	alg.KEECP521:   newECP(alg.KEECP521),
 	alg.KEX25519:   x25519{},
 	alg.KEX448:     x448Method{},
+
+	alg.KEBrainpoolP224R1: newBrainpool(alg.KEBrainpoolP224R1, brainpool224),
+	alg.KEBrainpoolP256R1: newBrainpool(alg.KEBrainpoolP256R1, brainpool256),
+	alg.KEBrainpoolP384R1: newBrainpool(alg.KEBrainpoolP384R1, brainpool384),
+	alg.KEBrainpoolP512R1: newBrainpool(alg.KEBrainpoolP512R1, brainpool512),
 
 	alg.KEMLKEM768:  mlkem768{},
 	alg.KEMLKEM1024: mlkem1024{},

@@ -59,12 +59,14 @@ var publicLens = map[alg.KE]int{
 	alg.KEMODP2048: 256, alg.KEMODP3072: 384, alg.KEMODP4096: 512, alg.KEMODP6144: 768, alg.KEMODP8192: 1024,
 	alg.KEECP256: 64, alg.KEECP384: 96, alg.KEECP521: 132, alg.KEX25519: 32, alg.KEX448: 56,
 	alg.KEMLKEM768: 1184, alg.KEMLKEM1024: 1568,
+	alg.KEBrainpoolP224R1: 56, alg.KEBrainpoolP256R1: 64, alg.KEBrainpoolP384R1: 96, alg.KEBrainpoolP512R1: 128,
 }
 
 var sharedLens = map[alg.KE]int{
 	alg.KEMODP2048: 256, alg.KEMODP3072: 384, alg.KEMODP4096: 512, alg.KEMODP6144: 768, alg.KEMODP8192: 1024,
 	alg.KEECP256: 32, alg.KEECP384: 48, alg.KEECP521: 66, alg.KEX25519: 32, alg.KEX448: 56,
 	alg.KEMLKEM768: 32, alg.KEMLKEM1024: 32,
+	alg.KEBrainpoolP224R1: 28, alg.KEBrainpoolP256R1: 32, alg.KEBrainpoolP384R1: 48, alg.KEBrainpoolP512R1: 64,
 }
 
 // Both sides of every method get the same secret, of the right lengths.
@@ -151,7 +153,7 @@ func TestWipe(t *testing.T) {
 }
 
 func TestUnsupported(t *testing.T) {
-	for _, ke := range []alg.KE{alg.KENone, 1, 2, 5, 30, 35, 65535} {
+	for _, ke := range []alg.KE{alg.KENone, 1, 2, 5, 26, 35, 65535} {
 		_, err := Generate(ke, nil)
 		var e *UnsupportedError
 		if !errors.As(err, &e) || e.KE != ke {
