@@ -127,6 +127,7 @@ func (k *KeyLog) espSA(p *ipsec.SAParams) error {
 var (
 	ikeCiphers = map[alg.Encr]string{
 		alg.EncrAESCBC:   "AES-CBC-%d [RFC3602]",
+		alg.Encr3DESCBC:  "3DES [RFC2451]",
 		alg.EncrAESCTR:   "AES-CTR-%d [RFC5930]",
 		alg.EncrAESGCM8:  "AES-GCM-%d with 8 octet ICV [RFC5282]",
 		alg.EncrAESGCM12: "AES-GCM-%d with 12 octet ICV [RFC5282]",

@@ -36,7 +36,7 @@ var aesBits = []int{128, 192, 256}
 var cipherTable = map[string]cipherInfo{
 	"aes":               {encr: alg.EncrAESCBC, bits: aesBits},
 	"aes-ctr":           {encr: alg.EncrAESCTR, bits: aesBits},
-	"3des":              {bits: []int{192}, legacy: true},
+	"3des":              {encr: alg.Encr3DESCBC, bits: []int{192}, legacy: true},
 	"des":               {bits: []int{64}, weak: true},
 	"blowfish":          {bits: []int{128, 192, 256, 448}, weak: true},
 	"aes-gcm-8":         {encr: alg.EncrAESGCM8, bits: aesBits, aead: true},

@@ -43,8 +43,8 @@ func (e ESN) list() []bool {
 // An alternative without cipher (EncrNone) takes any cipher: the AEAD ones,
 // unless it names an integrity algorithm, and AES-CBC. It never means NULL.
 // Without integrity algorithm a cipher that is not an AEAD, and AH, are offered
-// with all of SHA-2 and, last, SHA-1: never unauthenticated. Key lengths are the policy's range,
-// longest first; a cipher without range is offered with all it has, so plain
+// with all of SHA-2: never unauthenticated, and with SHA-1 only where the policy
+// names it (RFC 8221, 6). Key lengths are the policy's range, longest first; a cipher without range is offered with all it has, so plain
 // "aes" is 256, 192, 128.
 //
 // An alternative that nothing satisfies (a range without any key length of the
@@ -91,7 +91,7 @@ func Followers(alts []ipsec.Proposal) []ipsec.Proposal {
 // integs lists a, or if it is none what any means.
 func integs(a alg.Integ) []alg.Integ {
 	if a == alg.IntegNone {
-		return append(slices.Clone(sha2), alg.IntegHMACSHA1)
+		return slices.Clone(sha2)
 	}
 	return []alg.Integ{a}
 }
@@ -135,7 +135,7 @@ func expand(a ipsec.Proposal) []Child {
 
 // sized lists e with each of its key lengths in [lo, hi] bits, longest first; 0 is no bound.
 func sized(e alg.Encr, lo, hi uint16) []Cipher {
-	if _, ok := encrIDs[e]; !ok {
+	if _, ok := encrIDs[e]; !ok || e.Legacy() {
 		return nil
 	}
 	bits := e.Info().KeyBits

@@ -9,8 +9,9 @@ import (
 )
 
 var (
-	allKE = []alg.KE{alg.KEX25519, alg.KEECP256, alg.KEECP384, alg.KEECP521,
-		alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096} // the usual ones, all in one key exchange
+	defaultKE = []alg.KE{alg.KEX25519, alg.KEECP256, alg.KEECP384, alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096}
+	// allKE are those that a peer may choose where we need none.
+	allKE    = append(slices.Clone(defaultKE), alg.KEECP521)
 	sha2     = []alg.Integ{alg.IntegHMACSHA256, alg.IntegHMACSHA384, alg.IntegHMACSHA512}
 	sha2PRF  = []alg.PRF{alg.PRFHMACSHA256, alg.PRFHMACSHA384, alg.PRFHMACSHA512}
 	aesGCM16 = []Cipher{{alg.EncrAESGCM16, 256}, {alg.EncrChaCha20Poly1305, 256}, {alg.EncrAESGCM16, 128}}
@@ -19,15 +20,14 @@ var (
 
 // DefaultIKE is what we offer for an IKE SA when the configuration has no
 // proposals: AEAD with ML-KEM-768 as an additional key exchange, AEAD without,
-// then AES-CBC with SHA-2, last with SHA-1, which RFC 8247 still permits and old
-// peers need. A peer that knows no additional key exchanges passes over the first
-// (RFC 7296, 3.3.6); the KE payload suits all of them.
+// then AES-CBC with SHA-2. What RFC 8247 has below SHOULD, SHA-1 above all, is
+// for rules that name it. A peer that knows no additional key exchanges passes
+// over the first (RFC 7296, 3.3.6); the KE payload suits all of them.
 func DefaultIKE() []IKE {
 	return []IKE{
-		{Ciphers: slices.Clone(aesGCM16), PRF: slices.Clone(sha2PRF), KE: slices.Clone(allKE), AddKE: [][]alg.KE{{alg.KEMLKEM768}}},
-		{Ciphers: slices.Clone(aesGCM16), PRF: slices.Clone(sha2PRF), KE: slices.Clone(allKE)},
-		{Ciphers: slices.Clone(aesCBC), Integ: slices.Clone(sha2), PRF: slices.Clone(sha2PRF), KE: slices.Clone(allKE)},
-		{Ciphers: slices.Clone(aesCBC), Integ: []alg.Integ{alg.IntegHMACSHA1}, PRF: []alg.PRF{alg.PRFHMACSHA1}, KE: slices.Clone(allKE)},
+		{Ciphers: slices.Clone(aesGCM16), PRF: slices.Clone(sha2PRF), KE: slices.Clone(defaultKE), AddKE: [][]alg.KE{{alg.KEMLKEM768}}},
+		{Ciphers: slices.Clone(aesGCM16), PRF: slices.Clone(sha2PRF), KE: slices.Clone(defaultKE)},
+		{Ciphers: slices.Clone(aesCBC), Integ: slices.Clone(sha2), PRF: slices.Clone(sha2PRF), KE: slices.Clone(defaultKE)},
 	}
 }
 

@@ -7,7 +7,8 @@ import (
 
 // The boundary between our algorithm identities and IKE's numbers. Key
 // exchange methods need no table: alg.KE has the numbers of the registry. Legacy
-// algorithms have no number here, since they are never negotiated.
+// algorithms have no number here, since they are never negotiated, but for triple
+// DES, which an IKE SA may have (RFC 8247, 2.1) and a child SA has not.
 
 var encrIDs = map[alg.Encr]ikev2.EncrID{
 	alg.EncrNULL:                ikev2.EncrNULL,
@@ -24,6 +25,7 @@ var encrIDs = map[alg.Encr]ikev2.EncrID{
 	alg.EncrAESCCM8IIV:          ikev2.EncrAES_CCM_8_IIV,
 	alg.EncrAESGCM16IIV:         ikev2.EncrAES_GCM_16_IIV,
 	alg.EncrChaCha20Poly1305IIV: ikev2.EncrCHACHA20_POLY1305_IIV,
+	alg.Encr3DESCBC:             ikev2.Encr3DES,
 }
 
 var integIDs = map[alg.Integ]ikev2.IntegID{

@@ -55,7 +55,8 @@ func TestEncrTransformRefused(t *testing.T) {
 		ikev2.NewTransform(ikev2.TransformENCR, ikev2.EncrAES_CBC, 0),
 		ikev2.NewTransform(ikev2.TransformENCR, ikev2.EncrAES_CBC, 160),
 		ikev2.NewTransform(ikev2.TransformENCR, ikev2.EncrCHACHA20_POLY1305, 256),
-		ikev2.NewTransform(ikev2.TransformENCR, ikev2.Encr3DES, 0),
+		ikev2.NewTransform(ikev2.TransformENCR, ikev2.EncrDES, 0),
+		ikev2.NewTransform(ikev2.TransformENCR, ikev2.Encr3DES, 192),
 		{Type: ikev2.TransformENCR, ID: uint16(ikev2.EncrAES_CBC), Attributes: []ikev2.Attribute{{Type: 99, Short: true, Value: []byte{1, 0}}}},
 	} {
 		if c, ok := cipherOf(tr); ok {
@@ -82,6 +83,7 @@ func TestIKE(t *testing.T) {
 	gcm := IKE{Ciphers: aesGCM16, PRF: sha2PRF, KE: allKE}
 	gcm128 := IKE{Ciphers: []Cipher{{alg.EncrAESGCM16, 128}}, PRF: []alg.PRF{alg.PRFHMACSHA384}, KE: []alg.KE{alg.KEECP256}}
 	cbc := IKE{Ciphers: []Cipher{{alg.EncrAESCBC, 128}}, Integ: []alg.Integ{alg.IntegHMACSHA1}, PRF: []alg.PRF{alg.PRFHMACSHA1}, KE: []alg.KE{alg.KEMODP2048}}
+	des := IKE{Ciphers: []Cipher{{alg.Encr3DESCBC, 192}}, Integ: sha2[:1], PRF: sha2PRF[:1], KE: []alg.KE{alg.KEMODP2048}}
 	add := func(kes ...alg.KE) IKE {
 		return IKE{Ciphers: aesGCM16, PRF: sha2PRF, KE: allKE, AddKE: [][]alg.KE{kes}}
 	}
@@ -103,7 +105,9 @@ func TestIKE(t *testing.T) {
 			[]IKE{gcm}, []IKE{{Ciphers: []Cipher{{alg.EncrAESGCM16, 128}, {alg.EncrAESGCM16, 256}}, PRF: []alg.PRF{alg.PRFHMACSHA512, alg.PRFHMACSHA256}, KE: []alg.KE{alg.KEMODP4096, alg.KEX25519}}},
 			IKESuite{Cipher{alg.EncrAESGCM16, 128}, 0, alg.PRFHMACSHA512, alg.KEMODP4096, AddKEs{}}},
 		{"narrow peer", []IKE{gcm128}, DefaultIKE(), IKESuite{Cipher{alg.EncrAESGCM16, 128}, 0, alg.PRFHMACSHA384, alg.KEECP256, AddKEs{}}},
-		{"old peer", []IKE{cbc}, DefaultIKE(), IKESuite{Cipher{alg.EncrAESCBC, 128}, alg.IntegHMACSHA1, alg.PRFHMACSHA1, alg.KEMODP2048, AddKEs{}}},
+		{"old peer", []IKE{cbc}, DefaultIKE(), IKESuite{}},
+		{"old peer that is named", []IKE{cbc}, append(DefaultIKE(), cbc), IKESuite{Cipher{alg.EncrAESCBC, 128}, alg.IntegHMACSHA1, alg.PRFHMACSHA1, alg.KEMODP2048, AddKEs{}}},
+		{"triple DES", []IKE{des}, append(DefaultIKE(), des), IKESuite{Cipher{alg.Encr3DESCBC, 192}, alg.IntegHMACSHA256, alg.PRFHMACSHA256, alg.KEMODP2048, AddKEs{}}},
 		{"nothing in common", []IKE{cbc}, []IKE{gcm}, IKESuite{}},
 	} {
 		for _, spi := range [][]byte{nil, {1, 2, 3, 4, 5, 6, 7, 8}} {
@@ -215,7 +219,7 @@ func TestForChild(t *testing.T) {
 		return cs
 	}
 	sha1 := []alg.Integ{alg.IntegHMACSHA1}
-	any := append(slices.Clone(sha2), alg.IntegHMACSHA1)
+	any := sha2
 	gcmAll := []Cipher{{alg.EncrAESGCM16, 256}, {alg.EncrAESGCM16, 192}, {alg.EncrAESGCM16, 128}, {alg.EncrChaCha20Poly1305, 256}}
 	for _, tt := range []struct {
 		name string
