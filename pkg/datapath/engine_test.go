@@ -576,6 +576,71 @@ func TestInboundJudgement(t *testing.T) {
 	}
 }
 
+// TestOverlappingPolicies: of two policies with overlapping selectors, the SA of
+// the later one carries what lies in its own selectors, even where the earlier one
+// comes first, if that asks for no more than the SA does.
+func TestOverlappingPolicies(t *testing.T) {
+	p := gcm(pairs()["tunnel 4 in 4"])
+	aes := []ipsec.Proposal{{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA256}}
+	same := func(*ipsec.Policy) {}
+	within := func(q *ipsec.SAParams) {
+		q.SrcTS = []ipsec.TrafficSelector{{Start: p.in, End: p.in, PortHi: 65535}}
+		q.DstTS = []ipsec.TrafficSelector{{Start: p.out, End: p.out, PortHi: 65535}}
+	}
+	for _, tt := range []struct {
+		name  string
+		first func(*ipsec.Policy)
+		sa    func(*ipsec.SAParams)
+		want  Counter
+	}{
+		{"any algorithms", same, within, InProtected},
+		{"the same algorithms", func(f *ipsec.Policy) { f.Proposals = append(aes, ipsec.Proposal{Encr: p.params().Encr}) }, within, InProtected},
+		{"SA without selectors", same, func(*ipsec.SAParams) {}, DropInPolicy},
+		{"SA for other packets", same, func(q *ipsec.SAParams) { within(q); q.SrcTS[0].Proto = 6 }, DropInSelector},
+		{"other algorithms", func(f *ipsec.Policy) { f.Proposals = aes }, within, DropInPolicy},
+		{"other end points", func(f *ipsec.Policy) { f.Requests[0].Src = p.in }, within, DropInPolicy},
+		{"any peer", func(f *ipsec.Policy) { f.Requests[0].Src = netip.IPv4Unspecified() }, within, DropInPolicy},
+		{"an SA for each flow", func(f *ipsec.Policy) { f.Flags = ipsec.PolicyPerFlow }, within, DropInPolicy},
+		{"NULL", same, func(q *ipsec.SAParams) {
+			within(q)
+			q.Encr, q.EncrKey, q.Auth, q.AuthKey = alg.EncrNULL, ipsec.Key{}, alg.IntegHMACSHA256, ipsec.NewKey(make([]byte, 32))
+		}, DropInPolicy},
+		{"SHA-1", same, func(q *ipsec.SAParams) {
+			within(q)
+			q.Encr, q.EncrKey, q.Auth, q.AuthKey = alg.EncrAESCBC, ipsec.NewKey(make([]byte, 16)), alg.IntegHMACSHA1, ipsec.NewKey(make([]byte, 20))
+		}, DropInPolicy},
+		{"SHA-1 that is named", func(f *ipsec.Policy) {
+			f.Proposals = []ipsec.Proposal{{Encr: alg.EncrAESCBC, Auth: alg.IntegHMACSHA1}}
+		}, func(q *ipsec.SAParams) {
+			within(q)
+			q.Encr, q.EncrKey, q.Auth, q.AuthKey = alg.EncrAESCBC, ipsec.NewKey(make([]byte, 16)), alg.IntegHMACSHA1, ipsec.NewKey(make([]byte, 20))
+		}, InProtected},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a, b := newNode(t, p.src), newNode(t, p.dst)
+			wide := ipsec.Selector{Src: netip.MustParsePrefix("0.0.0.0/0"), Dst: netip.MustParsePrefix("0.0.0.0/0")}
+			first := ipsec.Policy{Dir: ipsec.In, Sel: ipsec.Selector{Src: prefix(p.in), Dst: prefix(p.out)}, Action: ipsec.Protect, Priority: 1, Requests: []ipsec.Request{p.request()}}
+			first.Requests[0].ReqID = 8
+			tt.first(&first)
+			b.policy(first)
+			q := p.params()
+			tt.sa(q)
+			for n, d := range map[*node]ipsec.Direction{a: ipsec.Out, b: ipsec.In} {
+				n.policy(ipsec.Policy{Dir: d, Sel: wide, Action: ipsec.Protect, Priority: 10, Requests: []ipsec.Request{p.request()}})
+			}
+			b.sa(q)
+			s := *q
+			s.SrcTS, s.DstTS = nil, nil
+			a.sa(&s)
+			got := b.receive(a.send(udpPacket(p.in, p.out, 1, 2, 64))...)
+			if (len(got) == 1) != (tt.want == InProtected) {
+				t.Errorf("%d packets passed", len(got))
+			}
+			b.wantCount(map[Counter]uint64{tt.want: 1})
+		})
+	}
+}
+
 // TestSelectorOfSA: traffic selectors of the SA restrict beyond the policy.
 func TestSelectorOfSA(t *testing.T) {
 	p := gcm(pairs()["tunnel 4 in 4"])
@@ -897,6 +962,81 @@ func TestDummyAndTFC(t *testing.T) {
 
 // TestUDP4500: keepalives vanish, IKE goes to the key daemon without its
 // marker, anything else is ESP.
+// TestPadded: packets of an SA with TFC padding all have one length on the wire, as
+// far as they are no longer than that, segments of a super-frame too; the receiver
+// delivers what was sent, and the way out allocates nothing.
+func TestPadded(t *testing.T) {
+	for _, name := range []string{"tunnel 4 in 4", "tunnel 6 in 4", "udp tunnel 4 in 4"} {
+		for _, tfc := range []uint16{300, ipsec.TFCPathMTU} {
+			p := gcm(pairs()[name])
+			for _, socket := range []bool{false, true} {
+				if socket && p.encap == nil {
+					continue
+				}
+				a, b := newNode(t, p.src), newNode(t, p.dst)
+				a.mtu = 1500
+				sel := ipsec.Selector{Src: prefix(p.in), Dst: prefix(p.out)}
+				a.policy(ipsec.Policy{Dir: ipsec.Out, Sel: sel, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+				b.policy(ipsec.Policy{Dir: ipsec.In, Sel: sel, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+				q := p.params()
+				b.sa(q)
+				padded := *q
+				padded.TFC = tfc
+				a.sa(&padded)
+				if socket {
+					a.e.c.UDP = memUDP{n: a}
+				}
+				wire := func(n int) int {
+					t.Helper()
+					ip := udpPacket(p.in, p.out, 1, 2, n)
+					out := a.send(ip)
+					if len(out) != 1 {
+						t.Fatalf("%s, %d octets: %d packets left", name, n, len(out))
+					}
+					if got := b.receiveAny(&p, out...); len(got) != 1 || !bytes.Equal(got[0], ip) {
+						t.Fatalf("%s, %d octets: got %x, want %x; %v", name, n, got, ip, b.e.Stats().nonzero())
+					}
+					return len(out[0])
+				}
+				lens := []int{wire(0), wire(1), wire(77), wire(250)}
+				for _, n := range lens {
+					if n != lens[0] {
+						t.Errorf("%s, TFC %d: packets of %v octets", name, tfc, lens)
+						break
+					}
+				}
+				count := uint64(4)
+				long := wire(1200)
+				switch {
+				case tfc == ipsec.TFCPathMTU:
+					count++
+					if long != lens[0] || long > a.mtu || long < a.mtu-8 {
+						t.Errorf("%s: %d and %d octets, want what fits into %d", name, long, lens[0], a.mtu)
+					}
+				case long < 1200:
+					t.Errorf("%s: %d octets", name, long)
+				}
+				if got := a.e.Stats()[OutPadded]; got != count {
+					t.Errorf("%s, TFC %d: %d counted, want %d", name, tfc, got, count)
+				}
+				now := time.Now()
+				ip := udpPacket(p.in, p.out, 1, 2, 100)
+				f := frameOf(ip, tap.Offload{})
+				a.quiet = true
+				if n := testing.AllocsPerRun(50, func() {
+					f.Off, f.Len = headroom, etherLen+len(ip)
+					a.e.out.frame(f, now)
+					if err := a.e.out.flush(); err != nil {
+						t.Fatal(err)
+					}
+				}); n != 0 {
+					t.Errorf("%s: %v allocations a packet", name, n)
+				}
+			}
+		}
+	}
+}
+
 func TestUDP4500(t *testing.T) {
 	b := newNode(t, b4)
 	give := func(payload []byte) {

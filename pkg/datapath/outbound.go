@@ -430,6 +430,8 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 			return
 		}
 		fragment = mtu
+	} else if sa.P.TFC != 0 && p.tunnel {
+		buf, off = w.padTFC(sa, &p, buf, off, n, mtu)
 	}
 	if p.total > 65535 {
 		w.n.inc(DropOutSeal)
@@ -437,7 +439,7 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 	}
 	w.at = now
 	if fragment == 0 && w.bySocket(sa, &p, i) {
-		w.putGram(sa, &p, i.TOS, buf[p.payload:off+n:p.payload+p.total-p.fixed], 0)
+		w.putGram(sa, &p, i.TOS, buf[p.payload:p.payload+p.plen:p.payload+p.total-p.fixed], 0)
 		w.jobs[len(w.jobs)-1].size = n
 		return
 	}
@@ -445,6 +447,30 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 	k := len(w.jobs) - 1
 	w.putESP(&w.jobs[k], &w.seals[k], sa, &p, i, buf, off, n, fragment)
 	w.keepLink(&w.jobs[k], p.tunnel)
+}
+
+// padTFC copies the packet buf[off:off+n], the payload of p in tunnel mode, to the
+// arena with zeros behind it, as many as sa is to have and the path takes, and
+// makes that the payload. The receiver knows the length from the inner header.
+func (w *outWorker) padTFC(sa *sad.SA, p *plan, buf []byte, off, n, mtu int) ([]byte, int) {
+	to := sa.T.Overhead().MaxPayload(mtu - p.fixed + sa.T.HeaderLen())
+	if sa.P.TFC != ipsec.TFCPathMTU {
+		to = min(to, int(sa.P.TFC))
+	}
+	if n >= to {
+		return buf, off
+	}
+	slot := headroom + to + tailroom
+	w.reserve(2 * slot) // the second is for the result, if that is a datagram
+	w.turn(sa)          // which a batch that left early gave back
+	at := w.used + headroom
+	w.used += slot
+	copy(w.arena[at:], buf[off:off+n])
+	clear(w.arena[at+n : at+to])
+	p.payload, p.plen = at, to
+	p.sizeESP(sa)
+	w.n.inc(OutPadded)
+	return w.arena, at
 }
 
 // turn waits until no other worker has packets of sa between their sequence
@@ -586,7 +612,7 @@ func (w *outWorker) putESP(j *outJob, s *esp.Packet, sa *sad.SA, p *plan, i *pac
 	}
 	packet.FixIPv4Checksum(out)
 	j.pkt = wire.Packet{Buf: buf, Off: start, Len: total}
-	s.Dst, s.Src, s.Next = buf[p.payload-sa.T.HeaderLen():start+total], buf[p.payload:off+n:start+total], p.next
+	s.Dst, s.Src, s.Next = buf[p.payload-sa.T.HeaderLen():start+total], buf[p.payload:p.payload+p.plen:start+total], p.next
 }
 
 // putIP writes the IP header of the result out: a new one in tunnel mode, else

@@ -117,6 +117,9 @@ func (w *outWorker) protectSuper(p *spd.Entry, b []byte, now time.Time) bool {
 	if sa.P.AggFrag {
 		return w.packSuper(p, sa, now)
 	}
+	if sa.P.TFC != 0 {
+		return false // each segment gets its padding
+	}
 	pl := planFor(sa, i, b, 0, s.Len(0))
 	kept := pl.payload // octets of each segment in front of what is sealed
 	pl.sizeESP(sa)

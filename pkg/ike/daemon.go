@@ -68,6 +68,7 @@ type Daemon struct {
 
 	leases   leases
 	assigned assigned
+	dns      dnsFiles
 
 	counters counters
 }
@@ -155,6 +156,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	d.setRules(ctx, d.cfg.Rules)
 	d.inherit()
+	d.leftDNSFiles()
 	events, err := d.firstConnect(ctx)
 	if err != nil || events == nil { // nil: told to stop before missiu was there
 		return err

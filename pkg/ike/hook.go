@@ -114,7 +114,8 @@ func (l *lineage) hookUp() {
 	l.hook = &hook{file: r.Hook, done: make(chan struct{}), env: []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"IKE_RULE=" + r.Label, "IKE_PEER=" + s.Peer.Remote.Addr().String(), "IKE_PEER_ID=" + s.Peer.RemoteID.String(),
-		"IKE_ADDR4=" + text(l.given.V4), "IKE_ADDR6=" + text(l.given.V6), "IKE_DNS=" + list(l.given.DNS), "IKE_SUBNETS=" + strings.Join(nets, " "),
+		"IKE_ADDR4=" + text(l.given.V4), "IKE_ADDR6=" + text(l.given.V6), "IKE_DNS=" + list(l.given.DNS),
+		"IKE_DOMAINS=" + strings.Join(l.given.Domains, " "), "IKE_SUBNETS=" + strings.Join(nets, " "),
 	}}
 	l.d.runHook(l.hook, "up", nil, l.hook.done)
 }

@@ -236,6 +236,7 @@ func (l *lineage) configured(c sa.Lease) {
 			}
 		})
 	}
+	l.dnsUp()
 }
 
 // unconfigure gives back what the lineage has of addresses: those that it leased,
@@ -244,6 +245,7 @@ func (l *lineage) unconfigure() {
 	for _, x := range l.leased {
 		l.d.leases.give(x)
 	}
+	l.dnsDown()
 	for _, a := range l.inner {
 		l.d.assigned.remove(a, func() {
 			err := l.d.keys(func(ctx context.Context, k KeySocket) error {

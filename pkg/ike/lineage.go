@@ -48,6 +48,7 @@ type lineage struct {
 	hook     *hook           // of the goroutine
 	leased   []*lease        // of the goroutine: addresses that the peer has of us
 	inner    []netip.Addr    // of the goroutine: addresses that we have of the peer
+	dnsFile  string          // of the goroutine: where its name servers are written; "": nowhere
 	gaveUp   <-chan struct{} // of the goroutine: what of the mirror it waited for in vain
 
 	// Behind d.mu.

@@ -170,6 +170,9 @@ func (t TrafficSelector) String() string {
 // Queue numbers the queues of the TAP, from 1; 0 stands for all of them.
 type Queue uint16
 
+// TFCPathMTU has packets padded to what the path takes.
+const TFCPathMTU = 65535
+
 // SAParams is everything that makes an SA. Whoever holds one with keys calls
 // Wipe when done with it.
 type SAParams struct {
@@ -190,6 +193,10 @@ type SAParams struct {
 	// AggFrag: the payload is an AGGFRAG_PAYLOAD (RFC 9347), several packets or
 	// parts of packets. ESP in tunnel mode only, and not within other transforms.
 	AggFrag bool
+	// TFC is the length in octets that a shorter packet is padded to before it is
+	// encrypted (RFC 4303, 2.7), or TFCPathMTU; 0: no such padding. Outbound ESP in
+	// tunnel mode only, outside AGGFRAG; within other transforms it does nothing.
+	TFC uint16
 	// Queue is the one whose packets alone the SA carries outbound, and whose
 	// worker is to have it inbound; 0: any.
 	Queue Queue

@@ -184,7 +184,7 @@ func sameSA(q, p *ipsec.SAParams) error {
 		return refuse(syscall.EINVAL, "keys or algorithms of a mature SA do not change")
 	case p.Queue != q.Queue:
 		return refuse(syscall.EINVAL, "the queue of a mature SA does not change")
-	case p.Mode != q.Mode || p.AggFrag != q.AggFrag:
+	case p.Mode != q.Mode || p.AggFrag != q.AggFrag || p.TFC != q.TFC:
 		return refuse(syscall.EINVAL, "the mode of a mature SA does not change")
 	case (p.Encap == nil) != (q.Encap == nil):
 		return refuse(syscall.EINVAL, "an SA with UDP encapsulation does not lose it, nor gain it")
@@ -297,6 +297,10 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 	}
 	if p.AggFrag && (p.Proto != ipsec.ESP || p.Mode != ipsec.Tunnel || p.Encr.Info().Old) {
 		return refuse(syscall.EINVAL, "AGGFRAG for other than ESP in tunnel mode")
+	}
+	if p.TFC != 0 && (p.Proto != ipsec.ESP || p.Mode != ipsec.Tunnel || p.AggFrag) {
+		// Only an inner IP header tells where the data ends (RFC 4303, 2.7).
+		return refuse(syscall.EINVAL, "TFC padding for other than ESP in tunnel mode")
 	}
 	switch p.Proto {
 	case ipsec.AH:

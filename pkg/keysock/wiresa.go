@@ -77,7 +77,7 @@ func putSA(m *pfkey.Message, i *SAInfo, what int) error {
 	}
 	if what&withPrivate != 0 {
 		m.SAMore = &pfkey.SAMore{
-			ESN: i.ESN, AggFrag: i.AggFrag, Replay: i.ReplayWindow, AcquireSeq: i.Seq,
+			ESN: i.ESN, AggFrag: i.AggFrag, TFC: i.TFC, Replay: i.ReplayWindow, AcquireSeq: i.Seq,
 			Packets: i.Packets, HardPackets: i.Hard.Packets, SoftPackets: i.Soft.Packets,
 		}
 		m.TSSrc, m.TSDst = tsToWire(i.SrcTS), tsToWire(i.DstTS)
@@ -132,7 +132,7 @@ func takeSA(m *pfkey.Message) (*SAInfo, error) {
 		return nil, refuse(syscall.EINVAL, "UDP encapsulation of %v", i.Proto)
 	}
 	if more := m.SAMore; more != nil {
-		i.ESN, i.AggFrag, i.ReplayWindow, i.Seq = more.ESN, more.AggFrag, more.Replay, more.AcquireSeq
+		i.ESN, i.AggFrag, i.TFC, i.ReplayWindow, i.Seq = more.ESN, more.AggFrag, more.TFC, more.Replay, more.AcquireSeq
 		i.Packets, i.Hard.Packets, i.Soft.Packets = more.Packets, more.HardPackets, more.SoftPackets
 	}
 	if m.SASeq != nil {

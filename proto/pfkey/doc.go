@@ -96,7 +96,8 @@
 //	                  messages may share a datagram, back to back, in both
 //	                  directions; the answer has those that are granted
 //	X_SA_MORE 0x8002 40 octets; 4: flags (4: 1 ESN, 2 AGGFRAG_PAYLOAD, RFC
-//	                  9347), 8: replay window in packets (4, counts instead of
+//	                  9347; the high 16 bits are the octets that packets are
+//	                  padded to, 65535 the path MTU; RFC 4303, 2.7), 8: replay window in packets (4, counts instead of
 //	                  SA.replay), 12: seq of the ACQUIRE (4), 16: packets so
 //	                  far, 24: hard, 32: soft limit of packets (8 each, count
 //	                  instead of allocations)

@@ -159,7 +159,7 @@ func full(typ MsgType) *Message {
 		SecCtx:    &SecCtx{1, 2, seq(1, 11)},
 		KMAddress: &KMAddress{ap("[2001:db8::1]:500"), ap("[2001:db8::2]:501")},
 		Filter:    &Filter{[16]byte{10, 1}, [16]byte{10, 2}, 2, 16, 24},
-		OptIn:     &OptIn{1}, SAMore: &SAMore{true, true, 4096, 7, 1 << 40, 1 << 41, 1 << 42},
+		OptIn:     &OptIn{1}, SAMore: &SAMore{true, true, 1400, 4096, 7, 1 << 40, 1 << 41, 1 << 42},
 		TSSrc: &TSList{[]TS{{6, 80, 443, v4, v4.Next()}, {0, 65535, 0, v6, v6}}}, TSDst: &TSList{},
 		Flow:  &Flow{17, 53, 5353, v6, v6.Next()},
 		SADst: a4, Blob: &Blob{100, 50, seq(1, 13)}, Count: &Count{1 << 50},

@@ -22,6 +22,7 @@ func (o *OptIn) append(b []byte) ([]byte, error) { return host.AppendUint32(b, o
 type SAMore struct {
 	ESN                               bool
 	AggFrag                           bool   // RFC 9347
+	TFC                               uint16 // octets; 0 none, 65535 the path MTU
 	Replay                            uint32 // packets
 	AcquireSeq                        uint32
 	Packets, HardPackets, SoftPackets uint64
@@ -29,7 +30,7 @@ type SAMore struct {
 
 func (s *SAMore) decode(b []byte) error {
 	*s = SAMore{
-		ESN: host.Uint32(b[4:])&1 != 0, AggFrag: host.Uint32(b[4:])&2 != 0, Replay: host.Uint32(b[8:]), AcquireSeq: host.Uint32(b[12:]),
+		ESN: host.Uint32(b[4:])&1 != 0, AggFrag: host.Uint32(b[4:])&2 != 0, TFC: uint16(host.Uint32(b[4:]) >> 16), Replay: host.Uint32(b[8:]), AcquireSeq: host.Uint32(b[12:]),
 		Packets: host.Uint64(b[16:]), HardPackets: host.Uint64(b[24:]), SoftPackets: host.Uint64(b[32:]),
 	}
 	return nil
@@ -43,7 +44,7 @@ func (s *SAMore) append(b []byte) ([]byte, error) {
 	if s.AggFrag {
 		flags |= 2
 	}
-	b = host.AppendUint32(b, flags)
+	b = host.AppendUint32(b, flags|uint32(s.TFC)<<16)
 	b = host.AppendUint32(b, s.Replay)
 	b = host.AppendUint32(b, s.AcquireSeq)
 	b = host.AppendUint64(b, s.Packets)

@@ -46,6 +46,39 @@ func (d *duo) credentials(c certs) {
   local_id a.example.com remote_id b.example.com ` + c.conf + " }\n")
 }
 
+// RSA chains in fragments over a link that loses a fifth of the messages: either
+// side begins, and both halves of the exchange arrive.
+func TestInteropLossyCertificates(t *testing.T) {
+	d := newDuo(t, "fragment_size = 576\n retransmit_tries = 20\n retransmit_limit = 1\n")
+	key := func(kind string, n int) crypto.Signer { return credtest.Key(kind, n) }
+	ra, rb := credtest.CA("Root A", key("rsa2048", 2)), credtest.CA("Root B", key("rsa2048", 3))
+	sa, sb := ra.Sub("Sub A", key("rsa2048", 4)), rb.Sub("Sub B", key("rsa2048", 5))
+	d.credentials(certs{
+		ours:   []*credtest.Cert{sa.Issue("a", key("rsa2048", 0), credtest.Names("a.example.com")), sa},
+		theirs: []*credtest.Cert{sb.Issue("b", key("rsa2048", 1), credtest.Names("b.example.com")), sb}, weTrust: rb, theyDo: ra,
+		conf: "fragment_size 576 retry_timer_init 0.5 retry_timer_max 1 retry_limit 30 send_cert always",
+		conn: "fragmentation = yes\nsend_cert = always\n",
+	})
+	lossy(d.b)
+	for _, side := range []string{"ours", "charon's"} {
+		mark := len(d.charon.Output())
+		if side == "ours" {
+			d.a.Do("./ike up t")
+		} else if r := d.b.Run("swanctl", "--initiate", "--child", "t", "--timeout", "60"); r.Code != 0 {
+			t.Fatalf("%v", r)
+		}
+		d.pings(side)
+		log := d.charon.Output()[mark:]
+		for _, w := range []string{"reassembled fragmented IKE message", "splitting IKE message", "of 'a.example.com' with RSA_EMSA_P"} {
+			if !strings.Contains(log, w) {
+				t.Errorf("%s: charon does not say %q:\n%s", side, w, log)
+			}
+		}
+		d.b.Must("swanctl", "--terminate", "--ike", "t", "--timeout", "60")
+		lab.Until(t, 30*time.Second, "no SAs", func() (bool, string) { l := d.a.SAs(); return len(l) == 0, fmt.Sprint(l) })
+	}
+}
+
 // conf lets our ike read another configuration by HUP.
 func (d *duo) conf(text string) {
 	d.t.Helper()

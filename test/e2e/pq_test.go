@@ -134,28 +134,42 @@ func TestStrongSwanPPK(t *testing.T) {
 	}
 }
 
-// What is not in our default offer and charon has: AES-CTR, the long MODP groups
-// and x448, in the IKE SA and by either side.
+// What is not in our default offer and charon has, each asked for by us, and by
+// charon when it rekeys: AES-CTR, the long MODP groups, x448 and ECP 521,
+// Brainpool, AES-XCBC, and SHA-1 and triple DES for old peers.
 func TestInteropMoreSuites(t *testing.T) {
 	d := newDuo(t, "")
-	d.rule(`ikesa_xform { encr_alg aes-ctr(128) auth_alg sha256 dh_group 17 }
-  ikesa_xform { encr_alg aes-ctr(256) auth_alg sha384 dh_group x448 }
-  ikesa_xform { encr_alg aes(256) auth_alg sha512 dh_group modp8192 }`)
-	for _, suite := range []string{"aes128ctr-sha256-modp6144", "aes256ctr-sha384-x448", "aes256-sha512-modp8192"} {
-		for _, we := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s we %v", suite, we), func(t *testing.T) {
-				d.t = t
-				d.peer("proposals = "+suite, "esp_proposals = aes256gcm16")
-				if !we {
-					d.up()
-				}
-				d.pings("at first")
-				if r := d.b.Run("swanctl", "--rekey", "--ike", "t"); r.Code != 0 {
-					t.Fatalf("%v", r)
-				}
-				d.pings("IKE SA rekeyed")
-				d.down()
-			})
-		}
+	suites := []struct{ charon, xform string }{
+		{"aes128ctr-sha256-modp6144", "encr_alg aes-ctr(128) auth_alg sha256 dh_group 17"},
+		{"aes256ctr-sha384-x448", "encr_alg aes-ctr(256) auth_alg sha384 dh_group x448"},
+		{"aes256-sha512-modp8192", "encr_alg aes(256) auth_alg sha512 dh_group modp8192"},
+		{"aes128-sha1-prfsha1-ecp521", "encr_alg aes(128) auth_alg sha1 dh_group 21"},
+		{"3des-sha1-modp2048", "encr_alg 3des auth_alg sha1 dh_group 14"},
+		{"3des-sha256-ecp256bp", "encr_alg 3des auth_alg sha256 dh_group brainpoolp256r1"},
+		{"aes128-aesxcbc-prfaesxcbc-ecp384bp", "encr_alg aes(128) auth_alg aes-xcbc dh_group 29"},
+		{"aes256gcm16-prfaesxcbc-ecp512bp", "encr_alg aes-gcm(256) prf aes-xcbc dh_group 30"},
+		{"aes256gcm8-prfsha512-ecp224bp", "encr_alg aes-gcm-8(256) prf sha512 dh_group 27"},
+	}
+	var xforms strings.Builder
+	for _, s := range suites {
+		fmt.Fprintf(&xforms, "ikesa_xform { %s }\n", s.xform)
+	}
+	d.rule(xforms.String())
+	for i, suite := range suites {
+		t.Run(suite.charon, func(t *testing.T) {
+			d.t = t
+			d.peer("proposals = "+suite.charon, "esp_proposals = aes256gcm16")
+			if i%2 == 1 {
+				d.up()
+			}
+			d.pings("at first")
+			if r := d.b.Run("swanctl", "--rekey", "--ike", "t"); r.Code != 0 {
+				t.Fatalf("%v", r)
+			}
+			d.pings("rekeyed by charon")
+			d.a.Do("./ike rekey t")
+			d.pings("rekeyed by us")
+			d.down()
+		})
 	}
 }

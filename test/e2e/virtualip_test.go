@@ -21,7 +21,7 @@ func TestInteropVirtualIP(t *testing.T) {
 			"{ laddr 2001:db8:9::/64 raddr 2001:db8:2::/64 } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr 192.168.3.119 }\n")
 		d.secrets = "}\npools {\n p4 {\n addrs = 10.9.0.1-10.9.0.9\n dns = 10.2.0.53\n }\n p6 {\n addrs = 2001:db8:9::1-2001:db8:9::9\n }\n"
 		d.peer("pools = p4, p6", "local_ts = 10.2.0.0/24, 2001:db8:2::/64\nremote_ts = dynamic")
-		d.rule("request_addr both start_action start")
+		d.rule("request_addr both start_action start dns_file /run/missiu/dns")
 		addrs := func() string { return d.a.Must("ip", "-o", "addr", "show", "dev", "tap0") }
 		lab.Until(t, 20*time.Second, "traffic of the inner addresses", func() (bool, string) {
 			return d.a.Ping(1, "-W", "1", "10.2.0.1") == 1 && d.a.Ping(1, "-W", "1", "2001:db8:2::1") == 1, d.a.IKE.Output() + addrs()
@@ -37,7 +37,13 @@ func TestInteropVirtualIP(t *testing.T) {
 		if out := d.a.IKE.Output(); !strings.Contains(out, "10.2.0.53") {
 			t.Errorf("no word of the name server:\n%s", out)
 		}
+		if got := d.a.Must("cat", "/run/missiu/dns"); !strings.Contains(got, "\nnameserver 10.2.0.53\n") {
+			t.Errorf("dns_file:\n%s", got)
+		}
 		d.a.KillIKE(10 * time.Second)
+		if r := d.a.Run("test", "-e", "/run/missiu/dns"); r.Code == 0 {
+			t.Errorf("dns_file stays behind")
+		}
 		if got := addrs(); strings.Contains(got, inside4) || strings.Contains(got, inside6) {
 			t.Errorf("the addresses stay behind:\n%s", got)
 		}

@@ -158,6 +158,13 @@ func WriteSAs(w io.Writer, sas []*keysock.SAInfo) error {
 		if i.AggFrag {
 			fmt.Fprint(b, ", AGGFRAG")
 		}
+		switch i.TFC {
+		case 0:
+		case ipsec.TFCPathMTU:
+			fmt.Fprint(b, ", padded to the path MTU")
+		default:
+			fmt.Fprintf(b, ", padded to %d octets", i.TFC)
+		}
 		switch {
 		case i.Queue != 0:
 			fmt.Fprintf(b, ", queue %d", i.Queue)

@@ -180,8 +180,10 @@ func (c *checker) rule(b *block) *rule {
 	if !b.bad && !r.top.bad {
 		c.complete(r)
 	}
-	if h := r.get("hook"); h != nil && !h.bad && !filepath.IsAbs(h.text) {
-		c.errorf(h.vpos, "hook %s: want an absolute path", shown(h.text))
+	for _, key := range []string{"hook", "dns_file"} {
+		if f := r.get(key); f != nil && !f.bad && !filepath.IsAbs(f.text) {
+			c.errorf(f.vpos, "%s %s: want an absolute path", key, shown(f.text))
+		}
 	}
 	return r
 }

@@ -36,6 +36,7 @@ const (
 	host
 	addrOrHost
 	addrOrChoice
+	numberOrChoice
 	identity
 	idType
 	dnText
@@ -188,6 +189,7 @@ var table = []keyword{
 	{"pool", inRule | many, of(poolUse, "a pool name"), "", ""},
 	{"mode_cfg", tr, oneOf("pull", "push"), "pull", ""},
 	{"hook", tr, aFile, "", ""},
+	{"dns_file", tr, aFile, "", ""},
 	{"addr", inPool | many, addrs("a prefix or range", 0), "", ""},
 	{"dns", inPool | many, of(ip, "an address"), "", ""},
 	{"domain", inPool | many, of(host, "a host name"), "", ""},
@@ -230,6 +232,7 @@ var table = []keyword{
 	{"childsa_additional_ke", tr, methodK, "none", ""},
 	{"childsa_esn", tr, oneOf("no", "prefer", "require"), "prefer", ""},
 	{"childsa_aggfrag", tr, oneOf("no", "prefer", "require"), "no", ""},
+	{"childsa_tfc", tr, spec{form: numberOrChoice, lo: 64, hi: 65000, words: []string{"no", "mtu"}, want: "no, mtu or a number from 64 to 65000"}, "no", ""},
 	{"childsa_per_queue", tr, oneOf("no", "prefer", "require"), "prefer", ""},
 	{"childsa_replay", tr, of(replay, "0 or a number from 32 to 65536"), "1024", ""},
 	{"ppk", tr, oneOf("no", "prefer", "require"), "", ""},

@@ -104,6 +104,13 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	p.ESN = map[string]proposal.ESN{"no": proposal.ESNNo, "prefer": proposal.ESNPrefer, "require": proposal.ESNRequire}[r.get("childsa_esn").text]
 	p.ReplayWindow = uint32(n("childsa_replay"))
 	p.AggFrag = map[string]pad.AggFrag{"no": pad.AggFragNo, "prefer": pad.AggFragPrefer, "require": pad.AggFragRequire}[r.get("childsa_aggfrag").text]
+	switch q := r.get("childsa_tfc"); q.text {
+	case "no":
+	case "mtu":
+		p.TFC = ipsec.TFCPathMTU
+	default:
+		p.TFC = uint16(q.num)
+	}
 	p.PerQueue = map[string]pad.PerQueue{"no": pad.PerQueueNo, "prefer": pad.PerQueuePrefer, "require": pad.PerQueueRequire}[r.get("childsa_per_queue").text]
 	p.RekeyFuzz = n("rekey_fuzz")
 	for _, a := range r.list("child_addr") {
@@ -119,6 +126,9 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	p.StartAction = map[string]pad.StartAction{"trap": pad.StartTrap, "start": pad.StartNow, "none": pad.StartNone}[r.get("start_action").text]
 	if h := r.get("hook"); h != nil {
 		p.Hook = h.text
+	}
+	if f := r.get("dns_file"); f != nil {
+		p.DNSFile = f.text
 	}
 	p.DPD = dur("dpd_secs")
 	p.Reauth, p.ReauthBreak = dur("reauth_secs"), r.is("reauth_mode", "break_before_make")

@@ -42,16 +42,16 @@ func TestUnsupported(t *testing.T) {
 			`1:1: warning: pool "p": no rule has it`},
 		{`pool "p" { addr 10.0.0.0/24 } { label "a" auth_method preshared remote_addr any pool "p" }`,
 			""},
-		{`ikesa_xform { encr_alg aes-ccm, aes-gcm dh_group 31, 28 } { label "a" auth_method preshared remote_addr any }`,
-			`1:54: warning: dh_group "28": not implemented; not offered`},
+		{`ikesa_xform { encr_alg aes-ccm, aes-gcm dh_group 31, 35 } { label "a" auth_method preshared remote_addr any }`,
+			`1:54: warning: dh_group "35": not implemented; not offered`},
 		{`ikesa_xform { encr_alg aes-gcm additional_ke 35 } ikesa_xform { encr_alg gcm } { label "a" auth_method preshared remote_addr any }`,
 			"1:1: warning: ikesa_xform: not offered, for lack of what is not implemented\n1:46: warning: additional_ke \"35\": not implemented; not offered"},
 		{`{ label "a" auth_method preshared remote_addr any ikesa_xform { encr_alg aes-gcm additional_ke 35 } }`,
 			`1:1: rule "a": none of its xforms is implemented`},
-		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 28 }`,
-			`1:63: childsa_pfs "28": not implemented`},
-		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 28, 0 }`,
-			`1:63: warning: childsa_pfs "28": not implemented; not offered`},
+		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 35 }`,
+			`1:63: childsa_pfs "35": not implemented`},
+		{`{ label "a" auth_method preshared remote_addr any childsa_pfs 35, 0 }`,
+			`1:63: warning: childsa_pfs "35": not implemented; not offered`},
 	} {
 		cfg := load(t, tt.in, secrets)
 		var got []string
@@ -80,8 +80,8 @@ func TestEveryKeyword(t *testing.T) {
 		remote_port auth_method local_auth_method remote_auth_method ike_port natt_port nat_traversal nat_keepalive_secs
 		retry_limit retry_timer_init retry_timer_max expire_timer dpd_secs dpd_action cookie_threshold half_open_limit
 		half_open_per_source ikesa_lifetime_secs ikesa_softlife_secs childsa_lifetime_secs childsa_softlife_secs
-		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_aggfrag childsa_per_queue childsa_replay initial_contact
-		unique_ids allow_weak nonce_len fragmentation fragment_size ppk ppk_id childsa_additional_ke childless reauth_secs reauth_mode hook
+		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_aggfrag childsa_tfc childsa_per_queue childsa_replay initial_contact
+		unique_ids allow_weak nonce_len fragmentation fragment_size ppk ppk_id childsa_additional_ke childless reauth_secs reauth_mode hook dns_file
 		childsa_idletime_secs secrets_file log_level child_addr pool request_addr request_dns`) {
 		used[w] = true
 	}

@@ -71,6 +71,11 @@ func (p *parser) plain(q *param) {
 	case number, seconds, size, replay:
 		p.number(q)
 		return
+	case numberOrChoice:
+		if !slices.Contains(s.words, q.text) {
+			p.number(q)
+		}
+		return
 	case ip:
 		q.addr.from, ok = parseIP(q.text)
 		q.addr.to = q.addr.from

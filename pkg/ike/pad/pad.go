@@ -174,6 +174,7 @@ type Rule struct {
 	ESN                  proposal.ESN
 	ReplayWindow         uint32
 	AggFrag              AggFrag
+	TFC                  uint16 // as ipsec.SAParams has it, for peers that take such padding
 	PerQueue             PerQueue
 	ChildHard, ChildSoft ipsec.Lifetime
 	RekeyFuzz            int // percent of the lifetime by which soft limits vary
@@ -193,6 +194,8 @@ type Rule struct {
 
 	// Hook is a program that is run when an IKE SA comes and goes; "": none.
 	Hook string
+	// DNSFile takes the name servers that the peer assigns; "": none.
+	DNSFile string
 
 	Retransmit     Retransmit
 	DPD            time.Duration // idle time before a probe; 0: never

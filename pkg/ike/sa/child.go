@@ -447,6 +447,7 @@ func (s *SA) checkAnswer(o *offer, ps []ikev2.Payload, initial bool) (*granted, 
 	if g.aggfrag, err = peerAggfrag(ps); err != nil {
 		return nil, err
 	}
+	g.noTFC = refusesTFC(ps)
 	if _, must := s.aggregates(o.req.Policy); must && !g.aggfrag {
 		return nil, errAggfragMissing
 	}
@@ -487,6 +488,7 @@ type granted struct {
 	policy        Policy
 	mode          ipsec.Mode
 	aggfrag       bool
+	noTFC         bool        // the peer wants no TFC padding
 	resource      bool        // as child has them
 	queue         ipsec.Queue //
 	tellResource  bool        // responder: SA_RESOURCE_INFO in the answer
@@ -502,6 +504,12 @@ type granted struct {
 	ni, nr        []byte
 	seq           uint32
 	rekeys        *child
+}
+
+// refusesTFC: the peer of these payloads is not to be sent TFC padding (RFC 7296,
+// 1.3.1).
+func refusesTFC(ps []ikev2.Payload) bool {
+	return ikev2.FindNotify(ps, ikev2.ESP_TFC_PADDING_NOT_SUPPORTED) != nil
 }
 
 func (g *granted) wipe() {
@@ -539,6 +547,9 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	out.Src, out.ReqID, out.Encap, out.EncrKey, out.AuthKey = s.local.Addr(), ids.out, e.out, outE, outA
 	out.SrcTS, out.DstTS = slices.Clone(g.local), slices.Clone(g.remote)
 	out.PerQueue = g.resource && g.queue == 0
+	if proto == ipsec.ESP && g.mode == ipsec.Tunnel && !g.aggfrag && !g.noTFC {
+		out.TFC = s.rule.TFC
+	}
 	c := &child{
 		proto: proto, in: spi, outSPI: g.peerSPI, inDst: s.local.Addr(), outDst: s.remote.Addr(), mode: g.mode, suite: g.suite, policy: g.policy,
 		local: slices.Clone(g.local), remote: slices.Clone(g.remote), created: s.now, ni: g.ni, nr: g.nr,
@@ -559,7 +570,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 		}
 	}
 	s.emit(ic)
-	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.Bool("aggfrag", g.aggfrag), slog.Int("queue", int(g.queue)), slog.String("suite", c.suite.String()),
+	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.Bool("aggfrag", g.aggfrag), slog.Int("tfc", int(out.TFC)), slog.Int("queue", int(g.queue)), slog.String("suite", c.suite.String()),
 		slog.Any("local", c.local), slog.Any("remote", c.remote))
 	if !responder {
 		return c, nil, nil

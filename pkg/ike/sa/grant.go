@@ -39,6 +39,7 @@ func (s *SA) grant(i *ikeSA, ps []ikev2.Payload, initial bool, rekeys *child) (*
 	asked, err := peerAggfrag(ps)
 	w.aggfrag = asked && err == nil // else declined
 	w.resource = ikev2.FindNotify(ps, ikev2.SA_RESOURCE_INFO) != nil
+	w.noTFC = refusesTFC(ps)
 	g, rf := s.choosePolicy(i, w, initial, rekeys)
 	if rf != nil && w.mode == ipsec.Transport {
 		// Transport mode is a wish; tunnel mode is the answer to whoever
@@ -70,6 +71,7 @@ type want struct {
 	tsi, tsr []ipsec.TrafficSelector
 	sa       *ikev2.SA
 	aggfrag  bool
+	noTFC    bool
 	resource bool // SA_RESOURCE_INFO
 }
 
@@ -77,7 +79,7 @@ type want struct {
 // and has common algorithms. One that holds the first selectors, which may be
 // those of the packet that raised the request, goes before others (RFC 7296, 2.9).
 func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*granted, *refused) {
-	g := &granted{initial: initial, mode: w.mode, rekeys: rekeys}
+	g := &granted{initial: initial, mode: w.mode, noTFC: w.noTFC, rekeys: rekeys}
 	local, remote := w.tsr, w.tsi
 	if w.mode == ipsec.Transport {
 		// RFC 7296, 2.23.1: addresses that a NAT has changed are replaced by
@@ -96,7 +98,7 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 	if rekeys != nil {
 		policies = []Policy{rekeys.policy}
 	} else {
-		policies = s.cfg.Host.Policies(Query{Peer: s.peer, Mode: w.mode, LocalTS: local, PeerTS: remote})
+		policies = s.wholeFirst(s.cfg.Host.Policies(Query{Peer: s.peer, Mode: w.mode, LocalTS: local, PeerTS: remote}), w.mode, local, remote)
 	}
 	var rf *refused
 	for pass := range 2 {
@@ -178,6 +180,23 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 		rf = &refused{n: notify(ikev2.TS_UNACCEPTABLE), err: s.noPolicy(Query{Peer: s.peer, Mode: w.mode, LocalTS: local, PeerTS: remote})}
 	}
 	return nil, rf
+}
+
+// wholeFirst puts the first policy that holds all that a peer asks for before
+// those that hold a part, unless the peer names a packet, which decides: nothing
+// need be narrowed then (RFC 7296, 2.9), and of two policies of which one lies in
+// the other's range each gets an SA when the peer asks for both.
+func (s *SA) wholeFirst(ps []Policy, m ipsec.Mode, local, remote []ipsec.TrafficSelector) []Policy {
+	if oneFlow(local[0]) && oneFlow(remote[0]) {
+		return ps
+	}
+	for k, p := range ps {
+		l, r, ok := policyTS(p, m, s.local.Addr(), s.remote.Addr())
+		if ok && allWithin(local, []ipsec.TrafficSelector{l}) && allWithin(remote, s.ofPeer(p, r)) {
+			return slices.Concat(ps[k:k+1], ps[:k], ps[k+1:])
+		}
+	}
+	return ps
 }
 
 // choose picks one of the proposals of a peer by our order: the first of the

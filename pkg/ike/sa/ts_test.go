@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/ikev2"
 )
@@ -155,6 +156,37 @@ func TestNarrowing(t *testing.T) {
 	}
 }
 
+// Of policies of which one lies in the other's range, each gets its own SA when
+// the peer begins without a packet; a packet that the peer names decides.
+func TestOverlapping(t *testing.T) {
+	inner, outer := tunnel("10.2.3.0/24", "10.1.3.0/24", 7), tunnel("10.2.0.0/16", "10.1.0.0/16", 8)
+	flow := &ipsec.Flow{Src: netip.MustParseAddr("10.1.3.1"), Dst: netip.MustParseAddr("10.2.3.1"), Proto: 17, SrcPort: 1000, DstPort: 53}
+	for _, tt := range []struct {
+		name string
+		ask  Policy
+		flow *ipsec.Flow
+		want ipsec.ReqID
+		dst  string
+	}{
+		{"the outer", tunnel("10.1.0.0/16", "10.2.0.0/16", 11), nil, 8, "10.2.0.0-10.2.255.255"},
+		{"the inner", tunnel("10.1.3.0/24", "10.2.3.0/24", 11), nil, 7, "10.2.3.0-10.2.3.255"},
+		{"a packet of the inner", tunnel("10.1.0.0/16", "10.2.0.0/16", 11), flow, 7, "10.2.3.0-10.2.3.255"},
+		{"part of both", tunnel("10.1.0.0/16", "10.2.3.0/24", 11), nil, 8, "10.2.3.0-10.2.3.255"},
+		{"more than both", tunnel("10.0.0.0/8", "10.2.0.0/15", 11), nil, 7, "10.2.3.0-10.2.3.255"},
+	} {
+		l := newLab(t)
+		l.b.policies = []Policy{inner, outer}
+		l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+		l.a.do(l.a.sa.Start(l.now, ChildRequest{Seq: 1, Policy: tt.ask, Flow: tt.flow}))
+		l.settle()
+		l.want(1)
+		in := told[InstallChild](l.b)[0].In
+		if last := in.DstTS[len(in.DstTS)-1]; in.ReqID != tt.want || last != ts(t, tt.dst) {
+			t.Errorf("%s: reqid %d for %v, want %d for %s", tt.name, in.ReqID, in.DstTS, tt.want, tt.dst)
+		}
+	}
+}
+
 // The peer allows less than our policy, and a packet wants the rest: one child
 // SA for what is allowed, and no more however many packets come.
 func TestNarrowedAway(t *testing.T) {
@@ -173,6 +205,63 @@ func TestNarrowedAway(t *testing.T) {
 			t.Errorf("ChildFailed %v, want one for ACQUIRE 2", f)
 		}
 	})
+}
+
+// What a rule wants of TFC padding becomes the outbound SA's, unless the peer says
+// that it wants none.
+func TestTFCSending(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		mode         ipsec.Mode
+		aggfrag      pad.AggFrag
+		refuse       bool
+		wantA, wantB uint16
+	}{
+		{"both", ipsec.Tunnel, pad.AggFragNo, false, 1000, ipsec.TFCPathMTU},
+		{"refused", ipsec.Tunnel, pad.AggFragNo, true, 0, 0},
+		{"transport mode", ipsec.Transport, pad.AggFragNo, false, 0, 0},
+		{"AGGFRAG", ipsec.Tunnel, pad.AggFragPrefer, false, 0, 0},
+	} {
+		sel := ipsec.Selector{Src: pfx("0.0.0.0/0"), Dst: pfx("0.0.0.0/0")}
+		l := newLab(t)
+		l.establish()
+		l.a.rule.TFC, l.b.rule.TFC = 1000, ipsec.TFCPathMTU
+		l.a.rule.AggFrag, l.b.rule.AggFrag = tt.aggfrag, tt.aggfrag
+		l.b.policies = []Policy{policy(sel, tt.mode, 2)}
+		l.clearEvents()
+		if tt.refuse {
+			l.stop = func(packet) bool { return true }
+		}
+		l.a.do(l.a.sa.AddChild(l.now, ChildRequest{Seq: 2, Policy: policy(sel, tt.mode, 1)}))
+		for range 2 * len(l.kept) { // the request, then the answer
+			p := l.kept[0]
+			l.kept = nil
+			to := l.b
+			if p.from == l.b {
+				to = l.a
+			}
+			m, err := ikev2.Open(p.data, to.sa.cur.open)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Payloads = append([]ikev2.Payload{notify(ikev2.ESP_TFC_PADDING_NOT_SUPPORTED)}, m.Payloads...)
+			if p.data, err = m.AppendSealed(nil, p.from.sa.cur.seal); err != nil {
+				t.Fatal(err)
+			}
+			l.deliver(p)
+		}
+		l.settle()
+		l.want(2)
+		for _, n := range []struct {
+			*node
+			want uint16
+		}{{l.a, tt.wantA}, {l.b, tt.wantB}} {
+			i := told[InstallChild](n.node)[0]
+			if i.Out.TFC != n.want || i.In.TFC != 0 {
+				t.Errorf("%s, %s: TFC out %d, in %d; want %d, 0", tt.name, n.name, i.Out.TFC, i.In.TFC, n.want)
+			}
+		}
+	}
 }
 
 // Behind an inner IP header TFC padding is known for what it is; elsewhere we say
