@@ -61,39 +61,15 @@ func (g *ecp) key(x []byte) (*curveKey, error) {
 		return nil, err
 	}
 	// Drop the point format octet: 4, uncompressed.
-	return &curveKey{ke: g.ke, key: k, pub: k.PublicKey().Bytes()[1:], curve: g.curve, format: []byte{4}}, nil
+	return &curveKey{ke: g.ke, key: k, pub: k.PublicKey().Bytes()[1:], curve: g.curve}, nil
 }
 
-// x25519 is Curve25519 as RFC 8031 uses it.
-type x25519 struct{}
-
-func (x25519) publicLen() int { return 32 }
-
-func (m x25519) generate(r io.Reader) (PrivateKey, error) {
-	x := make([]byte, 32)
-	defer clear(x)
-	if _, err := io.ReadFull(r, x); err != nil {
-		return nil, fmt.Errorf("%v private value: %w", alg.KEX25519, err)
-	}
-	return m.key(x)
-}
-
-// key makes the private key of the 32 octets x; the multiplication clamps them.
-func (x25519) key(x []byte) (*curveKey, error) {
-	k, err := ecdh.X25519().NewPrivateKey(x)
-	if err != nil {
-		return nil, err
-	}
-	return &curveKey{ke: alg.KEX25519, key: k, pub: k.PublicKey().Bytes(), curve: ecdh.X25519()}, nil
-}
-
-// curveKey is a private key of any curve of crypto/ecdh.
+// curveKey is a private key of a curve of crypto/ecdh.
 type curveKey struct {
-	ke     alg.KE
-	key    *ecdh.PrivateKey // nil after Wipe
-	pub    []byte
-	curve  ecdh.Curve
-	format []byte // what stands before the point in crypto/ecdh's encoding
+	ke    alg.KE
+	key   *ecdh.PrivateKey // nil after Wipe
+	pub   []byte
+	curve ecdh.Curve
 }
 
 func (k *curveKey) KE() alg.KE     { return k.ke }
@@ -106,12 +82,11 @@ func (k *curveKey) Shared(peer []byte) (ipsec.Key, error) {
 	if len(peer) != len(k.pub) {
 		return ipsec.Key{}, &LengthError{k.ke, len(peer), len(k.pub)}
 	}
-	p, err := k.curve.NewPublicKey(append(bytes.Clone(k.format), peer...))
+	p, err := k.curve.NewPublicKey(append([]byte{4}, peer...))
 	if err != nil {
 		return ipsec.Key{}, fmt.Errorf("%v: %w", k.ke, ErrInvalidPublic)
 	}
-	// ECDH returns x alone for the NIST curves and refuses an all-zero
-	// result of X25519.
+	// ECDH returns x alone.
 	z, err := k.key.ECDH(p)
 	if err != nil {
 		return ipsec.Key{}, fmt.Errorf("%v: %w", k.ke, ErrInvalidPublic)

@@ -2,6 +2,8 @@ package dh
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -10,6 +12,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/cloudflare/circl/dh/x25519"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -398,10 +402,7 @@ func TestWycheproofX25519(t *testing.T) {
 	zeros := 0
 	for _, grp := range v.TestGroups {
 		for _, tt := range grp.Tests {
-			k, err := x25519{}.key(unhex(t, tt.Private))
-			if err != nil {
-				t.Fatalf("%d: %v", tt.TcID, err)
-			}
+			k := &x25519Key{x: x25519.Key(unhex(t, tt.Private))}
 			z, err := k.Shared(unhex(t, tt.Public))
 			// RFC 8031, 2: an all-zero secret must be refused.
 			if tt.Shared == strings.Repeat("0", 64) {
@@ -420,6 +421,36 @@ func TestWycheproofX25519(t *testing.T) {
 	}
 	if zeros == 0 {
 		t.Error("no vector with an all-zero secret met")
+	}
+}
+
+// The standard library's keys, public values and secrets are the same.
+func TestX25519EqualsStandard(t *testing.T) {
+	for range 200 {
+		x := make([]byte, 32)
+		rand.Read(x)
+		k, err := Generate(alg.KEX25519, bytes.NewReader(x))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := ecdh.X25519().NewPrivateKey(x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := k.Public(), s.PublicKey().Bytes(); !bytes.Equal(got, want) {
+			t.Fatalf("key %x: public value %x, want %x", x, got, want)
+		}
+		o, err := ecdh.X25519().GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := s.ECDH(o.PublicKey())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if z, err := k.Shared(o.PublicKey().Bytes()); err != nil || !bytes.Equal(z.Bytes(), want) {
+			t.Fatalf("key %x with %x: secret differs (%v)", x, o.PublicKey().Bytes(), err)
+		}
 	}
 }
 
