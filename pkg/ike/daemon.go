@@ -22,7 +22,8 @@ import (
 type Daemon struct {
 	cfg     Config
 	log     *zap.Logger
-	rules   atomic.Pointer[pad.DB] // with the addresses of host names
+	logs    map[netip.Addr]*zap.Logger // by our address; fixed
+	rules   atomic.Pointer[pad.DB]     // with the addresses of host names
 	names   names
 	spd     spd
 	mirror  mirror            // how true spd is
@@ -109,7 +110,7 @@ func New(c Config) (*Daemon, error) {
 		return nil, errors.New("ike: incomplete configuration")
 	}
 	d := &Daemon{
-		cfg: c, log: c.Log,
+		cfg: c, log: c.Log, logs: map[netip.Addr]*zap.Logger{},
 		budget:   budget{limits: c.Limits},
 		secrets:  secrets{rand: c.Rand},
 		conns:    map[netip.Addr]Conn{},
@@ -126,6 +127,9 @@ func New(c Config) (*Daemon, error) {
 		since:    time.Now(),
 		lines:    lines{allowance: ofStrangers},
 		peers:    lines{allowance: ofPeers},
+	}
+	for _, a := range c.Local {
+		d.logs[a] = d.log.With(zap.Stringer("local", a))
 	}
 	d.hookCtx, d.hookCancel = context.WithCancel(context.Background())
 	d.hookSlots = make(chan struct{}, maxHooks)

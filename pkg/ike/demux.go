@@ -60,7 +60,7 @@ func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
 	if len(candidates) == 0 {
 		d.counters.refused.Add(1)
 		if log := d.about(dg.Remote.Addr()); log != nil {
-			d.logMessage(log, "received", h, dg.Remote, len(dg.Data), "")
+			logMessage(log, "received", h, dg.Remote, len(dg.Data), "")
 			log.Info("no rule for this peer", zap.Stringer("peer", dg.Remote), zap.Stringer("local", dg.Local))
 		}
 		d.answer(dg, h, ikev2.NO_PROPOSAL_CHOSEN, nil)
@@ -76,7 +76,7 @@ func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
 	l := d.newLineage(dg.Local, dg.Remote, false)
 	l.sa = sa.NewResponder(l.config(false), candidates)
 	l.halfOpen, l.init, l.origin = true, initKey{h.InitiatorSPI, dg.Remote}, from
-	if !d.start(l, func(now time.Time) []sa.Output { return l.sa.Receive(now, dg) }) {
+	if !d.start(l, func(l *lineage, now time.Time) []sa.Output { return l.sa.Receive(now, dg) }) {
 		d.budget.give(from)
 	}
 }
@@ -154,7 +154,7 @@ func (d *Daemon) answer(dg sa.Datagram, h ikev2.Header, n ikev2.NotifyType, data
 		return
 	}
 	if log := d.about(dg.Remote.Addr()); log != nil {
-		d.logMessage(log, "sent", h, dg.Remote, len(b), "", zap.Stringer("notify", n))
+		logMessage(log, "sent", h, dg.Remote, len(b), "", zap.Stringer("notify", n))
 	}
 	if err := d.send(b, dg.Local, dg.Remote); err != nil {
 		d.log.Debug("send", zap.Error(err))
@@ -175,9 +175,9 @@ func (d *Daemon) limited(l *lines, source netip.Addr) *zap.Logger {
 	return d.log
 }
 
-// logMessage writes the line of a message that no machine sees. The keys are
-// those of the machine's own lines.
-func (d *Daemon) logMessage(log *zap.Logger, dir string, h ikev2.Header, peer netip.AddrPort, n int, rule string, more ...zap.Field) {
+// logMessage writes the line of a message. Its keys are those of the machine's
+// own lines.
+func logMessage(log *zap.Logger, dir string, h ikev2.Header, peer netip.AddrPort, n int, rule string, more ...zap.Field) {
 	kind := "request"
 	if h.IsResponse() {
 		kind = "response"

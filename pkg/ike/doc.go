@@ -4,13 +4,14 @@
 // without I/O; this package feeds it and carries out what it says. Only cmd/ike
 // calls it.
 //
-//	socket readers --datagram--> lineage goroutine <--events-- Run <-- PF_KEY events
+//	socket readers --datagram-->      lineage      <--events-- Run <-- PF_KEY events
 //	  (demultiplex,               owns one sa.SA,              (policies, ACQUIRE,
 //	   cookies, budget)            one timer)                    EXPIRE, reconnect)
 //	                                  |  sends, GETSPI, ADD, UPDATE, DELETE
 //
-// Goroutines: one reader per socket; one per lineage, that is an IKE SA and
-// what it becomes by rekeying; Run itself. Shared state is the tables of
+// Goroutines: one reader per socket; Run itself; and one for each lineage, that is
+// an IKE SA and what it becomes by rekeying, while it has something to do. At rest
+// it has none, since that would keep a stack: see inbox. Shared state is the tables of
 // Daemon, behind one mutex that is never held over I/O or a call of the machine.
 //
 // An operator reaches the daemon by Control, which pkg/ike/control serves on a

@@ -612,7 +612,7 @@ func (d *Daemon) newInitiator(local, remote netip.Addr, rule *pad.Rule, s *start
 // launch runs it. first: there is no other IKE SA with the peer.
 func (d *Daemon) launch(l *lineage, first bool, rule *pad.Rule, reqs []sa.ChildRequest) {
 	l.sa = sa.NewInitiator(l.config(first && rule.InitialContact), rule)
-	if !d.start(l, func(now time.Time) []sa.Output { return l.sa.Start(now, reqs...) }) {
+	if !d.start(l, func(l *lineage, now time.Time) []sa.Output { return l.sa.Start(now, reqs...) }) {
 		endAll(l.ups, errStopping)
 		for _, p := range l.pending {
 			p.fail(d, errStopping)

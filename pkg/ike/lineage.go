@@ -18,8 +18,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// lineage is an IKE SA and what it becomes by rekeying: one goroutine that owns
-// the machine and its timer.
+// lineage is an IKE SA and what it becomes by rekeying: one goroutine, there while
+// there is something to do, that owns the machine.
 type lineage struct {
 	d         *Daemon
 	sa        *sa.SA // of the goroutine
@@ -28,8 +28,8 @@ type lineage struct {
 	remote    netip.AddrPort // of the first message
 	initiator bool
 
-	packets  chan sa.Datagram
-	calls    callQueue
+	inbox    inbox
+	timer    *time.Timer // of the goroutine; nil: not needed yet
 	killed   chan struct{}
 	killOnce sync.Once
 	ended    chan struct{}
@@ -134,9 +134,7 @@ func (p *pendingChild) fail(d *Daemon, err error) {
 func (d *Daemon) newLineage(local, remote netip.AddrPort, initiator bool) *lineage {
 	return &lineage{
 		d: d, local: local, remote: remote, initiator: initiator,
-		log:      d.log.With(zap.Stringer("local", local.Addr())),
-		packets:  make(chan sa.Datagram, inboxLen),
-		calls:    callQueue{ready: make(chan struct{}, 1)},
+		log:      d.logOf(local.Addr()),
 		killed:   make(chan struct{}),
 		ended:    make(chan struct{}),
 		children: map[ipsec.SAID]childCount{},
@@ -155,9 +153,18 @@ func (l *lineage) config(initialContact bool) sa.Config {
 	}
 }
 
+// logOf is the log for lines about the SAs of an address of ours. They share it:
+// each logger has a buffer.
+func (d *Daemon) logOf(local netip.Addr) *zap.Logger {
+	if log := d.logs[local]; log != nil {
+		return log
+	}
+	return d.log.With(zap.Stringer("local", local))
+}
+
 // start registers l and runs it, beginning with first. It returns false when
 // the daemon is stopping.
-func (d *Daemon) start(l *lineage, first func(time.Time) []sa.Output) bool {
+func (d *Daemon) start(l *lineage, first call) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.stopping {
@@ -169,36 +176,9 @@ func (d *Daemon) start(l *lineage, first func(time.Time) []sa.Output) bool {
 	if l.halfOpen {
 		d.byInit[l.init] = l
 	}
-	d.wg.Go(func() { l.run(first) })
+	l.put(func(b *inbox) bool { b.calls = append(b.calls, first); return true })
 	return true
 }
-
-// deliver puts a datagram into the inbox, if there is room.
-func (l *lineage) deliver(dg sa.Datagram) bool {
-	select {
-	case l.packets <- dg:
-		return true
-	default:
-		return false
-	}
-}
-
-// post puts a call into the inbox. It fails, without waiting, when the inbox is
-// full or the lineage has ended.
-func (l *lineage) post(c call) error {
-	select {
-	case <-l.ended:
-		return sa.ErrClosed
-	default:
-	}
-	if !l.calls.put(c) {
-		return errFull
-	}
-	return nil
-}
-
-// kill ends the lineage without waiting for the peer.
-func (l *lineage) kill() { l.killOnce.Do(func() { close(l.killed) }) }
 
 func (l *lineage) delete(now time.Time) []sa.Output { return l.sa.Delete(now) }
 
@@ -210,42 +190,83 @@ func (l *lineage) endSoon(now time.Time) []sa.Output {
 	return l.sa.Delete(now)
 }
 
-func (l *lineage) run(first func(time.Time) []sa.Output) {
-	defer l.forget()
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	l.carryOut(first(time.Now()))
-	for !l.done {
-		var expired <-chan time.Time
-		if t := l.deadline(); !t.IsZero() {
-			timer.Reset(max(0, time.Until(t)))
-			expired = timer.C
-		}
-		select {
-		case dg := <-l.packets:
-			l.carryOut(l.sa.Receive(time.Now(), dg))
-		case <-l.calls.ready:
-			c := l.calls.take()
-			l.carryOut(c(l, time.Now()))
-		case <-expired:
-			if due(l.dropAt, time.Now()) {
-				l.carryOut(l.sa.Drop(time.Now(), sa.ErrClosed))
-				return
-			}
-			if l.missOthers(time.Now()) {
-				break
-			}
-			l.carryOut(l.keepUp(time.Now()))
-			if now := time.Now(); due(l.sa.Deadline(), now) {
-				l.pollChildren()
-				l.carryOut(l.sa.Tick(time.Now()))
-			}
-		case <-l.made:
-			l.carryOut(l.succeeded(time.Now()))
-		case <-l.killed:
-			l.carryOut(l.sa.Drop(time.Now(), sa.ErrClosed))
+// serve is the goroutine: it handles inputs until there are no more for now.
+func (l *lineage) serve() {
+	for {
+		in, ok := l.inbox.take()
+		if !ok {
 			return
 		}
+		if !l.handle(in) {
+			l.forget()
+			return
+		}
+		l.setTimer()
+	}
+}
+
+// handle gives the machine its inputs. It returns false when the lineage is over.
+func (l *lineage) handle(in inputs) bool {
+	for _, c := range in.calls {
+		if !l.goesOn() {
+			break
+		}
+		l.carryOut(c(l, time.Now()))
+	}
+	for _, dg := range in.packets {
+		if !l.goesOn() {
+			break
+		}
+		l.carryOut(l.sa.Receive(time.Now(), dg))
+	}
+	if in.expired && l.goesOn() {
+		l.onTime()
+	}
+	if !l.done && !l.goesOn() {
+		l.carryOut(l.sa.Drop(time.Now(), sa.ErrClosed))
+		return false
+	}
+	return !l.done
+}
+
+// goesOn reports whether there is an end neither by the machine nor by kill.
+func (l *lineage) goesOn() bool {
+	select {
+	case <-l.killed:
+		return false
+	default:
+		return !l.done
+	}
+}
+
+// setTimer has the timer go off when something is due next.
+func (l *lineage) setTimer() {
+	t := l.deadline()
+	switch {
+	case t.IsZero() && l.timer != nil:
+		l.timer.Stop()
+	case t.IsZero():
+	case l.timer == nil:
+		l.timer = time.AfterFunc(time.Until(t), func() { l.put(func(b *inbox) bool { b.expired = true; return true }) })
+	default:
+		l.timer.Reset(time.Until(t))
+	}
+}
+
+// onTime does what is due.
+func (l *lineage) onTime() {
+	if due(l.dropAt, time.Now()) {
+		l.carryOut(l.sa.Drop(time.Now(), sa.ErrClosed))
+		l.done = true
+		return
+	}
+	if l.missOthers(time.Now()) {
+		return
+	}
+	l.carryOut(l.keepUp(time.Now()))
+	if due(l.sa.Deadline(), time.Now()) {
+		l.pollChildren()
+		l.carryOut(l.sa.Tick(time.Now()))
 	}
 }
 
@@ -339,6 +360,10 @@ func (l *lineage) carryOut(outs []sa.Output) {
 			l.failed(o.Err)
 		case sa.Done:
 			l.done = true
+		case sa.Message:
+			if l.log.Core().Enabled(zapcore.InfoLevel) && l.mayLog() {
+				logMessage(l.log, o.Dir, o.Header, o.Peer, o.Octets, o.Rule, zap.String("payloads", o.Names()))
+			}
 		case sa.Log:
 			l.logLine(o)
 		}
@@ -348,7 +373,7 @@ func (l *lineage) carryOut(outs []sa.Output) {
 func (l *lineage) send(o sa.Send) {
 	// The machine logs what is in a message once; what it repeats is told here.
 	if h, _, err := ikev2.ParseHeader(o.Data); err == nil && o.Again && l.mayLog() {
-		l.d.logMessage(l.log, "sent again", h, o.Remote, len(o.Data), l.rule())
+		logMessage(l.log, "sent again", h, o.Remote, len(o.Data), l.rule())
 	}
 	if err := l.d.send(o.Data, o.Local, o.Remote); err != nil && l.mayLog() {
 		l.log.Warn("send", zap.Stringer("peer", o.Remote), zap.Error(err))
@@ -478,6 +503,10 @@ func (l *lineage) failed(err error) {
 
 // forget takes the lineage out of every table; SAs that are left are removed.
 func (l *lineage) forget() {
+	l.inbox.close()
+	if l.timer != nil {
+		l.timer.Stop()
+	}
 	l.hookDown()
 	d := l.d
 	d.mu.Lock()

@@ -25,6 +25,7 @@ type ticket struct {
 	left int
 	err  error // the first
 	done chan struct{}
+	then func() // follows; it must not wait; may be nil
 }
 
 // newTicket waits for one thing: the end of asking.
@@ -50,6 +51,9 @@ func (t *ticket) end(err error) {
 	}
 	if t.left--; t.left == 0 {
 		close(t.done)
+		if t.then != nil {
+			t.then()
+		}
 	}
 }
 

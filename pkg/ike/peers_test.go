@@ -235,6 +235,7 @@ func TestInboxBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := d.newLineage(netip.AddrPortFrom(addrA, 500), netip.AddrPortFrom(addrB, 500), true)
+		l.inbox.busy = true
 		n := 0
 		for range 10 * inboxLen {
 			if l.deliver(sa.Datagram{}) {

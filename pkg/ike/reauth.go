@@ -43,9 +43,8 @@ type upkeep struct {
 	idleAt   time.Time // look for idle child SAs
 	used     map[ipsec.SAID]usage
 
-	reauth *ticket       // waits for the successor
-	made   chan struct{} // closed when that is decided; nil: none is under way
-	next   *lineage      // the successor
+	reauth *ticket  // waits for the successor; nil: none is under way
+	next   *lineage // the successor
 }
 
 // usage is what a child SA had passed when it was last seen to be used.
@@ -158,7 +157,7 @@ func (l *lineage) successors() (reqs []sa.ChildRequest) {
 func (l *lineage) reauthenticate(now time.Time) []sa.Output {
 	d, s := l.d, l.sa.Status()
 	rule := d.rules.Load().Rule(l.rule())
-	if rule == nil || s.State != sa.StateEstablished || l.made != nil {
+	if rule == nil || s.State != sa.StateEstablished || l.reauth != nil {
 		return nil
 	}
 	reqs := l.successors()
@@ -170,11 +169,14 @@ func (l *lineage) reauthenticate(now time.Time) []sa.Output {
 		return l.sa.Delete(now)
 	}
 	t := newTicket()
+	t.then = func() {
+		l.put(func(b *inbox) bool { b.calls = append(b.calls, (*lineage).succeeded); return true })
+	}
 	d.mu.Lock()
 	l.retiring = true
 	n := d.newInitiator(s.Peer.Local.Addr(), s.Peer.Remote.Addr(), rule, nil, t, reqs)
 	d.mu.Unlock()
-	l.reauth, l.made, l.next = t, t.done, n
+	l.reauth, l.next = t, n
 	t.end(nil)
 	d.launch(n, false, rule, reqs)
 	return nil
@@ -184,7 +186,7 @@ func (l *lineage) reauthenticate(now time.Time) []sa.Output {
 // came into being.
 func (l *lineage) succeeded(now time.Time) []sa.Output {
 	err, n := l.reauth.err, l.next
-	l.reauth, l.made, l.next = nil, nil, nil
+	l.reauth, l.next = nil, nil
 	l.d.mu.Lock()
 	l.retiring = err == nil
 	if s := l.starter; s != nil && err == nil {

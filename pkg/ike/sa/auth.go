@@ -268,10 +268,12 @@ func (s *SA) hearAuthLifetime(n *ikev2.Notify) {
 // endHandshake forgets what only AUTH needed.
 func (s *SA) endHandshake(i *ikeSA) {
 	i.hs.wipe()
-	i.hs = nil
+	i.hs, i.asked = nil, nil
+	i.lastResp.settle()
 	if i.keys != nil {
 		i.keys.PI.Wipe()
 		i.keys.PR.Wipe()
+		i.keys = &keymat.IKEKeys{D: i.keys.D}
 	}
 }
 

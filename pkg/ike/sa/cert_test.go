@@ -77,13 +77,9 @@ func (n *node) trust(c cred.TrustConfig, peer string) {
 }
 
 func payloadsSent(n *node, exchange string) string {
-	for _, o := range told[Log](n) {
-		if strings.HasPrefix(o.Msg, "sent "+exchange) {
-			for _, a := range o.Attrs {
-				if a.Key == "payloads" {
-					return a.Value.String()
-				}
-			}
+	for _, o := range told[Message](n) {
+		if o.Dir == "sent" && strings.HasPrefix(exchange, o.Exchange.String()) {
+			return o.Names()
 		}
 	}
 	return ""

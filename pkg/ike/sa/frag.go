@@ -59,10 +59,22 @@ func (s *SA) protect(i *ikeSA, h ikev2.Header, ps []ikev2.Payload, limit int) (*
 	return p, err
 }
 
+// neverCut is the length in octets of a message that no limit cuts: the smallest
+// datagram without the headers of IPv6, UDP, and the non-ESP marker.
+const neverCut = smallIPv4 - 40 - 8 - 4
+
+// settle forgets what a message that is kept to be sent again was made from, if it
+// will not be cut anew.
+func (p *sealed) settle() {
+	if p != nil && len(p.data) == 1 && len(p.data[0]) <= neverCut {
+		p.m, p.inner, p.k = nil, nil, nil
+	}
+}
+
 // cut cuts p anew, into smaller pieces; false if that is not possible.
 func (s *SA) cut(p *sealed, limit int) bool {
 	size := s.messageSize(limit)
-	if !s.fragments || len(p.data[0]) <= size {
+	if !s.fragments || p.m == nil || len(p.data[0]) <= size {
 		return false
 	}
 	data, err := p.m.Seal(p.inner, p.k, size)

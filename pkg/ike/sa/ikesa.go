@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/aead"
@@ -27,7 +28,7 @@ type ikeSA struct {
 	nextID uint32
 	active task     // has the window, even while it waits for an SPI
 	req    *request // is on its way
-	asked  *sealed  // the request last answered
+	asked  *sealed  // the request last answered, until authenticated
 	then   task     // runs when active is over
 
 	// Requests that we receive.
@@ -167,7 +168,6 @@ func (i *ikeSA) isLast(b []byte) bool {
 // sk protects one direction of an IKE SA for proto/ikev2.
 type sk struct {
 	c        *aead.Cipher
-	s        aead.Scratch
 	n        uint64 // messages sealed: IVs never repeat
 	verified bool   // the last Open found the ICV right
 }
@@ -176,17 +176,24 @@ func (k *sk) BlockLen() int { return k.c.BlockLen() }
 func (k *sk) IVLen() int    { return k.c.IVLen() }
 func (k *sk) ICVLen() int   { return k.c.ICVLen() }
 
+// scratches are shared: one is larger than all else that an IKE SA needs to live.
+var scratches = sync.Pool{New: func() any { return new(aead.Scratch) }}
+
 func (k *sk) Seal(aad, body []byte) error {
+	s := scratches.Get().(*aead.Scratch)
+	defer scratches.Put(s)
 	iv, rest := body[:k.c.IVLen()], body[k.c.IVLen():]
-	k.c.PutIV(&k.s, iv, k.n)
+	k.c.PutIV(s, iv, k.n)
 	k.n++
-	return k.c.Seal(&k.s, rest, aad, iv, rest[:len(rest)-k.c.ICVLen()], nil)
+	return k.c.Seal(s, rest, aad, iv, rest[:len(rest)-k.c.ICVLen()], nil)
 }
 
 func (k *sk) Open(aad, body []byte) ([]byte, error) {
 	iv, ct := body[:k.c.IVLen()], body[k.c.IVLen():]
 	plain := make([]byte, len(ct)-k.c.ICVLen())
-	if err := k.c.Open(&k.s, plain, aad, iv, ct, nil); err != nil {
+	s := scratches.Get().(*aead.Scratch)
+	defer scratches.Put(s)
+	if err := k.c.Open(s, plain, aad, iv, ct, nil); err != nil {
 		return nil, err
 	}
 	k.verified = true

@@ -19,10 +19,10 @@ const (
 
 // log emits a line about the IKE SA in use.
 func (s *SA) log(l slog.Level, msg string, attrs ...slog.Attr) {
-	a := []slog.Attr{slog.String("peer", s.remote.String())}
+	a := append(make([]slog.Attr, 0, 4+len(attrs)), slog.Any("peer", s.remote))
 	if s.cur != nil {
 		ini, res := s.cur.spis()
-		a = append(a, slog.String("spi_i", ini.String()), slog.String("spi_r", res.String()))
+		a = append(a, slog.Any("spi_i", ini), slog.Any("spi_r", res))
 	}
 	a = append(a, s.attrRule())
 	s.emit(Log{l, msg, append(a, attrs...)})
@@ -66,24 +66,21 @@ func ofRule(err error, r *pad.Rule) error {
 	return err
 }
 
-// logMessage is the one line that every message gets.
+// logMessage tells of a message.
 func (s *SA) logMessage(dir string, h ikev2.Header, ps []ikev2.Payload, n int) {
-	kind := "request"
-	if h.IsResponse() {
-		kind = "response"
+	m := Message{Header: h, Dir: dir, Peer: s.remote, Octets: n, Payloads: ps}
+	if s.rule != nil {
+		m.Rule = s.rule.Label
 	}
-	s.emit(Log{levelInfo, dir + " " + h.Exchange.String() + " " + kind, []slog.Attr{
-		slog.String("peer", s.remote.String()),
-		slog.String("spi_i", h.InitiatorSPI.String()), slog.String("spi_r", h.ResponderSPI.String()),
-		slog.Uint64("msgid", uint64(h.MessageID)), slog.Int("bytes", n),
-		s.attrRule(), slog.String("payloads", names(ps)),
-	}})
+	s.emit(m)
 }
 
 // maxNames bounds what a peer can put into a line.
 const maxNames = 32
 
-// names lists payloads as RFC 7296 writes them; notifies with their type.
+// Names lists the payloads as RFC 7296 writes them; notifies with their type.
+func (m Message) Names() string { return names(m.Payloads) }
+
 func names(ps []ikev2.Payload) string {
 	var l []string
 	for k, p := range ps {

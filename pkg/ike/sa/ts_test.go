@@ -1,7 +1,6 @@
 package sa
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -277,8 +276,8 @@ func TestTFCPadding(t *testing.T) {
 		l.settle()
 		for _, n := range []*node{l.a, l.b} {
 			said := false
-			for _, o := range told[Log](n) {
-				said = said || strings.HasPrefix(o.Msg, "sent CREATE_CHILD_SA") && strings.Contains(fmt.Sprint(o.Attrs), "TFC_PADDING_NOT_SUPPORTED")
+			for _, o := range told[Message](n) {
+				said = said || o.Dir == "sent" && o.Exchange == ikev2.CREATE_CHILD_SA && strings.Contains(o.Names(), "TFC_PADDING_NOT_SUPPORTED")
 			}
 			if said != (m == ipsec.Transport) {
 				t.Errorf("%v mode, %s: ESP_TFC_PADDING_NOT_SUPPORTED said: %v", m, n.name, said)

@@ -273,7 +273,18 @@ type AuthLifetime struct{ Within time.Duration }
 // Done is the last output of an SA.
 type Done struct{}
 
-// Log is a line for the log. Keys are those of slog attributes: spi_i, spi_r,
+// Message is told of each message that is sent for the first time or received, for
+// the log. It costs nothing to speak of where nobody wants the line.
+type Message struct {
+	ikev2.Header
+	Dir      string // "sent", "received"
+	Peer     netip.AddrPort
+	Octets   int
+	Rule     string // its label; "" while it is not known
+	Payloads []ikev2.Payload
+}
+
+// Log is another line for the log. Keys are those of slog attributes: spi_i, spi_r,
 // peer, exchange, msgid, child, notify, err.
 type Log struct {
 	Level slog.Level
@@ -299,6 +310,7 @@ func (Failed) output()       {}
 func (IKEKeys) output()      {}
 func (AuthLifetime) output() {}
 func (Done) output()         {}
+func (Message) output()      {}
 func (Log) output()          {}
 
 // Counters count dropped messages by reason.

@@ -105,6 +105,10 @@ func (s *SA) respond(i *ikeSA, ps ...ikev2.Payload) {
 		s.send(i.from.Local, i.from.Remote, b, false)
 	}
 	s.logMessage("sent", p.m.Header, ps, p.octets())
+	i.from.Data = nil
+	if i.hs == nil {
+		p.settle()
+	}
 }
 
 // refuse answers the request in work with one error notify.
@@ -243,7 +247,10 @@ func (s *SA) receiveResponse(i *ikeSA, d Datagram, h ikev2.Header) {
 	s.logMessage("received", h, ps, a.octets)
 	i.note(a)
 	t := i.active
-	i.asked, i.req, i.active = i.req.sealed, nil, nil
+	if i.hs != nil {
+		i.asked = r.sealed
+	}
+	i.req, i.active = nil, nil
 	if n := critical(ps); err == nil && n != nil {
 		err = errors.New("unknown critical payload in a response")
 	}
