@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/missiu/missiu/pkg/ike/cred/credtest"
 	"github.com/missiu/missiu/test/e2e/lab"
 )
 
@@ -15,6 +16,8 @@ import (
 // load: set-ups by processor time of the responder, memory for an IKE SA, and
 // what a flood of half-open requests does to those who are there. `make bench-ike`
 // runs it with the numbers that count; else it is small, so that it does not rot.
+// Peers prove themselves by a pre-shared key; with BENCH_IKE_AUTH=ecdsa by
+// certificates with keys of ECDSA P-256, as the responder then does.
 func TestIKELoad(t *testing.T) {
 	lab.NeedRoot(t)
 	n, rules, flood := 300, 1000, 2000
@@ -27,11 +30,38 @@ func TestIKELoad(t *testing.T) {
 		rules, flood, floodTime = 10000, 10000, 10*time.Second
 	}
 	var ours, theirs loaded
+	rule, conn := "auth_method preshared remote_addr any remote_id IP=0.0.0.0/0", "remote {\nauth = psk\nid = %any\n}\n"
+	var issuer, own *credtest.Cert
+	switch auth := os.Getenv("BENCH_IKE_AUTH"); auth {
+	case "", "psk":
+	case "ecdsa":
+		issuer = credtest.CA("CA", credtest.Key("p256", 2))
+		own = issuer.Issue("responder", credtest.Key("p256", 1), credtest.Names("responder.example.com"))
+		rule = `auth_method cert remote_addr any cert_file "own.pem" key_file "own.key" ca_file "ca.pem" local_id responder.example.com remote_id *.example.com`
+		conn = "local {\nauth = pubkey\ncerts = own.pem\nid = responder.example.com\n}\nremote {\nauth = pubkey\nid = %any\n}\n"
+	default:
+		t.Fatalf("BENCH_IKE_AUTH=%s: want psk or ecdsa", auth)
+	}
+	// put writes what the two ends have to prove themselves by.
+	put := func(h, loader *lab.Host, cert, key, ca string) {
+		if issuer == nil {
+			return
+		}
+		h.WriteFile(ca, string(credtest.PEM(issuer)), 0o644)
+		h.WriteFile(cert, string(credtest.PEM(own)), 0o644)
+		h.WriteFile(key, string(credtest.KeyPEM(own.Key)), 0o600)
+		loader.WriteFile("/etc/missiu/load.pem", string(credtest.PEM(issuer))+string(credtest.KeyPEM(issuer.Key)), 0o600)
+	}
+	var options []string
+	if issuer != nil {
+		options = append(options, "-ca", "/etc/missiu/load.pem")
+	}
 	t.Run("ike", func(t *testing.T) {
 		a, b := lab.Pair(t)
 		strangers(a, b)
-		ikeLoadStart(t, a, "rule \"t\" { auth_method preshared remote_addr any remote_id IP=0.0.0.0/0 }\n")
-		ours = carry(t, a.Host, b, "ike", a.IKE, n, flood, floodTime)
+		put(a.Host, b.Host, "/etc/missiu/own.pem", "/etc/missiu/own.key", "/etc/missiu/ca.pem")
+		ikeLoadStart(t, a, "rule \"t\" { "+rule+" }\n")
+		ours = carry(t, a.Host, b, "ike", a.IKE, n, flood, floodTime, options...)
 		st := a.Do("./ike status")
 		if got := strings.Count(st, "10.64."); got < n {
 			t.Errorf("after the flood %d lines about %d peers", got, n)
@@ -54,8 +84,9 @@ func TestIKELoad(t *testing.T) {
     }
   }
 `)
-		d.peer("encap = no\nchildless = allow\nproposals = aes128gcm16-prfsha256-x25519\nremote_addrs = %any\nremote {\nauth = psk\nid = %any\n}\n", "")
-		theirs = carry(t, d.b, a, "charon", d.charon, n, 0, 0)
+		put(d.b, a.Host, "/etc/swanctl/x509/own.pem", "/etc/swanctl/private/own.pem", "/etc/swanctl/x509ca/ca.pem")
+		d.peer("encap = no\nchildless = allow\nproposals = aes128gcm16-prfsha256-x25519\nremote_addrs = %any\n"+conn, "")
+		theirs = carry(t, d.b, a, "charon", d.charon, n, 0, 0, options...)
 	})
 	t.Run("rules", func(t *testing.T) {
 		a, _ := lab.Pair(t)
@@ -101,12 +132,13 @@ type loaded struct{ cpu, seconds float64 }
 
 // carry has n peers on b set up IKE SAs with h, whose daemon is p, and then sends
 // flood half-open requests a second for floodTime; 0: none.
-func carry(t *testing.T, h *lab.Host, b *lab.Node, name string, p *lab.Proc, n, flood int, floodTime time.Duration) (l loaded) {
+func carry(t *testing.T, h *lab.Host, b *lab.Node, name string, p *lab.Proc, n, flood int, floodTime time.Duration, options ...string) (l loaded) {
 	t.Helper()
 	at := h.Name[strings.LastIndexByte(h.Name, '-')+1:]
 	to := map[string]string{"a": "192.168.3.118", "b": "192.168.3.119"}[at]
 	was, cpu := resident(t, p), cpuTime(t, p)
-	q := b.Start("bin/ikeload", "-n", fmt.Sprint(n), "-flood", fmt.Sprint(flood), "-for", floodTime.String(), to, lab.PSK)
+	args := append([]string{"bin/ikeload", "-n", fmt.Sprint(n), "-flood", fmt.Sprint(flood), "-for", floodTime.String()}, options...)
+	q := b.Start(append(args, to, lab.PSK)...)
 	q.Says("up ", 5*time.Minute)
 	l.cpu = cpuTime(t, p) - cpu
 	grown := resident(t, p) - was

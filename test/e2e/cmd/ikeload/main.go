@@ -10,7 +10,10 @@
 package main
 
 import (
+	"crypto"
+	"crypto/x509"
 	"encoding/binary"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -25,10 +28,13 @@ import (
 	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/ike/cred"
+	"github.com/missiu/missiu/pkg/ike/cred/credtest"
 	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ike/sa"
 	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
 	"golang.org/x/net/ipv4"
 )
 
@@ -36,6 +42,7 @@ var (
 	number   = flag.Int("n", 1000, "IKE SAs")
 	parallel = flag.Int("parallel", 16, "of them at a time")
 	first    = flag.String("from", "10.64.0.1", "address of the first; each other has the next")
+	ca       = flag.String("ca", "", "PEM file with a CA's certificate and key: each has a certificate of it, and ECDSA in place of the secret")
 	child    = flag.Bool("child", false, "with a child SA between the two addresses")
 	floods   = flag.Int("flood", 0, "half-open requests a second once all are up")
 	during   = flag.Duration("for", 10*time.Second, "length of the flood")
@@ -89,8 +96,19 @@ func run(args []string) error {
 	}
 	l := &load{to: to, base: num(from), conns: map[uint16]*ipv4.PacketConn{}, slots: make(chan struct{}, *parallel), done: make(chan struct{})}
 	rule := newRule(args[1])
+	var issuer *credtest.Cert
+	if *ca != "" {
+		if issuer, err = readCA(*ca); err != nil {
+			return err
+		}
+	}
 	for i := range *number {
 		p := &peer{at: addr(l.base + uint32(i))}
+		if issuer != nil {
+			if rule, err = certRule(issuer, fmt.Sprintf("h%d.example.com", i)); err != nil {
+				return err
+			}
+		}
 		p.sa = sa.NewInitiator(sa.Config{Local: netip.AddrPortFrom(p.at, 500), Remote: netip.AddrPortFrom(to, 500), Host: l, InitialContact: true}, rule)
 		l.peers = append(l.peers, p)
 	}
@@ -151,6 +169,49 @@ func newRule(psk string) *pad.Rule {
 		Ciphers: []proposal.Cipher{{Encr: alg.EncrAESGCM16, Bits: 128}}, PRF: []alg.PRF{alg.PRFHMACSHA256}, KE: []alg.KE{alg.KEX25519},
 	}}
 	return r
+}
+
+// certRule is the rule of a peer that proves itself by a certificate.
+func certRule(issuer *credtest.Cert, name string) (*pad.Rule, error) {
+	key, policy := credtest.Key("p256", 0), cred.Policy{Hashes: []ikev2.HashID{ikev2.HashSHA256}}
+	own, err := cred.NewOwn([]*x509.Certificate{issuer.Issue(name, key, credtest.Names(name)).Certificate}, key, policy)
+	if err != nil {
+		return nil, err
+	}
+	trust, err := cred.NewTrust(cred.TrustConfig{CAs: []*x509.Certificate{issuer.Certificate}, Policy: policy})
+	if err != nil {
+		return nil, err
+	}
+	r := newRule("")
+	r.LocalAuth, r.RemoteAuth, r.Own, r.Trust = pad.Cert, pad.Cert, own, trust
+	r.LocalID = pad.ID{Type: ikev2.IDFQDN, Data: name}
+	return r, nil
+}
+
+// readCA reads a certificate and its key, in this order.
+func readCA(file string) (*credtest.Cert, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	first, rest := pem.Decode(b)
+	second, _ := pem.Decode(rest)
+	if first == nil || second == nil {
+		return nil, fmt.Errorf("%s: want a certificate and a key", file)
+	}
+	c, err := x509.ParseCertificate(first.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	k, err := x509.ParsePKCS8PrivateKey(second.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := k.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("%s: a key that does not sign", file)
+	}
+	return &credtest.Cert{Certificate: c, Key: key}, nil
 }
 
 func (l *load) wanted(p *peer) []sa.ChildRequest {
