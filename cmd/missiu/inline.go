@@ -51,7 +51,7 @@ func (in *instance) fits(adopted string) error {
 // openInline severs the interface, as the last step.
 func (in *instance) openInline() (err error) {
 	o := in.o
-	if in.bump, err = bump.Open(o.ifname, bump.Options{FailOpen: o.fail == failOpen, Wait: o.wait}); err != nil {
+	if in.bump, err = bump.Open(o.ifname, bump.Options{FailOpen: o.fail == failOpen, Offload: o.offload, Wait: o.wait}); err != nil {
 		return err
 	}
 	if !in.bump.Owned() {
@@ -63,6 +63,9 @@ func (in *instance) openInline() (err error) {
 		return err
 	}
 	in.wire, in.tap = way, in.bump.Device()
+	if lack := in.missing(); lack != "" {
+		in.log.Warn("the kernel lacks an offload of packet sockets; slower", zap.String("lack", lack))
+	}
 	c := datapath.Config{Low: in.bump.LowSide(), Bridged: way.Bridged, Heard: way.Heard}
 	if taken == nil {
 		c.UDP, in.port = way.UDP(), way.UDP()
@@ -120,7 +123,7 @@ func (in *instance) bumpStatus(s *Status) {
 	s.Bump = &BumpStatus{in.bump.State(bump.High).String(), in.bump.State(bump.Low).String(), in.o.fail}
 	for _, side := range []bump.Side{bump.High, bump.Low} {
 		b := in.bump.Stats(side)
-		for what, n := range map[string]uint64{"read": b.Read, "written": b.Written, "silent": b.Silent, "refused": b.Refused, "kernel_drops": b.Dropped} {
+		for what, n := range map[string]uint64{"read": b.Read, "written": b.Written, "silent": b.Silent, "refused": b.Refused, "kernel_drops": b.Dropped, "cut": b.Cut} {
 			s.Counters[fmt.Sprintf("bump_%v_%s", side, what)] = n
 		}
 	}

@@ -269,8 +269,8 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 			return
 		}
 	}
-	if i.DstPort == portNATT && w.e.exemptIKE(i, i.Dst, i.DstPort) && (joined && w.e.c.UDP != nil || w.e.inPlace && espInUDP(buf[off:off+n], i) || w.whose != nil && o.GSOType == tap.GSONone && w.ours(buf[off:off+n], i)) {
-		w.inUDP(buf, off, n, now)
+	if i.DstPort == portNATT && w.e.exemptIKE(i, i.Dst, i.DstPort) && (joined && w.e.c.UDP != nil || w.e.inPlace && espInUDP(buf[off:off+n], i) || w.whose != nil && w.ours(buf[off:off+n], i)) {
+		w.inUDP(buf, off, n, o, now)
 		return
 	}
 	switch {
@@ -305,48 +305,55 @@ func espInUDP(b []byte, i *packet.Info) bool {
 
 // inUDP serves a datagram for UDP 4500 that does not come by our socket: one in
 // fragments, which the TAP would not lead to it, since it is bound to the
-// interface, or one in the place of the packet at hand.
-func (w *inWorker) inUDP(buf []byte, off, n int, now time.Time) {
+// interface, or one in the place of the packet at hand, or several, which come as
+// a super-frame.
+func (w *inWorker) inUDP(buf []byte, off, n int, o tap.Offload, now time.Time) {
 	i := &w.info
 	p := off + i.HdrLen + packet.UDPLen
 	if p > off+n {
 		w.n.inc(DropInMalformed)
 		return
 	}
-	w.datagram(&wire.Datagram{
+	d := wire.Datagram{
 		Buf: buf, Off: p, Len: off + n - p, TOS: i.TOS,
 		Local: netip.AddrPortFrom(i.Dst, i.DstPort), Remote: netip.AddrPortFrom(i.Src, i.SrcPort),
-	}, now)
+	}
+	if o.GSOType == tap.GSONone {
+		w.datagram(&d, now)
+		return
+	}
+	d.Segment = int(o.GSOSize)
+	w.train(&d, now)
 }
 
 // clear judges a packet that came without protection.
 func (w *inWorker) clear(buf []byte, off, n int, o tap.Offload, now time.Time) {
-	i := &w.info
+	i, many := &w.info, w.count()
 	if !w.e.exemptIKE(i, i.Dst, i.DstPort) && !isND(i) {
 		p, ambiguous := w.lookup(i)
 		switch {
 		case ambiguous:
 			// The datagram was put together, so only an unreadable upper
 			// header leaves the ports open: in doubt, dropped.
-			w.n.inc(DropInClear)
+			w.n.add(DropInClear, many)
 			return
 		case p == nil && w.e.c.Default == ipsec.Discard:
-			w.n.inc(DropInNoPolicy)
+			w.n.add(DropInNoPolicy, many)
 			return
 		case p == nil:
 		default:
-			p.Hit(now, 1)
+			p.Hit(now, int(many))
 			switch {
 			case p.P.Action == ipsec.Discard:
-				w.n.inc(DropInDiscard)
+				w.n.add(DropInDiscard, many)
 				return
 			case p.P.Action == ipsec.Protect && p.P.Flags&ipsec.PolicyClear == 0 && !optionalAll(p):
-				w.n.inc(DropInClear)
+				w.n.add(DropInClear, many)
 				return
 			}
 		}
 	}
-	w.n.inc(InBypassed)
+	w.n.add(InBypassed, many)
 	if w.whose != nil {
 		w.forward(buf, off, i)
 		return

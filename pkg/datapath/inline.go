@@ -6,22 +6,24 @@ import (
 	"time"
 
 	"github.com/missiu/missiu/pkg/capture"
+	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/frag"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/tap"
+	"github.com/missiu/missiu/pkg/datapath/wire"
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
 // As a bump in the stack (Config.Low) the engine is given every frame between the
 // kernel and the interface, and nothing else carries them.
 //
-//	from the kernel   not IP, bypassed: as it came
+//	from the kernel   not IP, bypassed: as it came, super-frames whole
 //	                  protected: in transport mode, and on a VLAN, behind the frame's own
 //	                  link header; in tunnel mode to the next hop that the
 //	                  kernel has for the peer
 //	                  too big: ICMP back, behind the frame's link header turned round
-//	from the NIC      not IP, bypassed: as it came, fragments too unless only the
-//	                  whole datagram can be judged
+//	from the NIC      not IP, bypassed: as it came, super-frames and fragments too
+//	                  unless only the whole datagram can be judged
 //	                  ESP, AH, ESP in UDP for us: the inner packet, behind the link
 //	                  header of the outer one
 //
@@ -55,13 +57,11 @@ const (
 	etherIPv6 = 0x86dd
 )
 
-func isTag(etype uint16) bool { return etype == 0x8100 || etype == 0x88a8 || etype == 0x9100 }
-
 // parseLink returns the length of a frame's link header and the type behind its
 // tags; 0: cut, or with more tags than anybody can want.
 func parseLink(b []byte) (n int, etype uint16) {
 	for n = etherLen; n <= len(b) && n <= maxLink; n += 4 {
-		if etype = binary.BigEndian.Uint16(b[n-2:]); !isTag(etype) {
+		if etype = binary.BigEndian.Uint16(b[n-2:]); !tap.IsTag(etype) {
 			return n, etype
 		}
 	}
@@ -78,14 +78,32 @@ func (w *outWorker) bumped(f *tap.Frame, now time.Time) {
 	case etype != etherIPv4 && etype != etherIPv6:
 		w.n.inc(OutOther)
 		w.low = append(w.low, *f)
-	case f.Offload.GSOType != tap.GSONone || !tap.FinishChecksum(b, f.Offload):
-		w.n.inc(DropOutMalformed) // it comes finished
+	case f.Offload.GSOType != tap.GSONone:
+		w.link.set(b[:n])
+		w.superFrame(f, n, now)
+		w.link.n = 0
+	case !tap.FinishChecksum(b, f.Offload):
+		w.n.inc(DropOutMalformed)
 	default:
 		w.link.set(b[:n])
 		w.frameLen = f.Len - n
 		w.ip(f.Buf, f.Off+n, f.Len-n, now, false)
 		w.link.n, w.frameLen = 0, 0
 	}
+}
+
+// passSuper sends the super-frame f, whose link header is at hand, as it is.
+func (w *outWorker) passSuper(f *tap.Frame) {
+	w.n.add(OutBypassed, packets(f))
+	w.push(outJob{link: w.link.n, pkt: wire.Packet{Buf: f.Buf, Off: f.Off + w.link.n, Len: f.Len - w.link.n, Offload: f.Offload}}, esp.Packet{})
+}
+
+// linkRoom is what a packet needs in front for the link header of its frame.
+func (w *outWorker) linkRoom() int {
+	if w.link.n == 0 {
+		return 0
+	}
+	return tap.HeadroomMin + w.link.n
 }
 
 // bound: the result for the packet at hand can only leave behind the link header
@@ -103,9 +121,10 @@ func (w *outWorker) keepLink(j *outJob, tunnel bool) {
 	}
 }
 
-// frame is a result with its link header.
+// frame is a result with its link header, from which the metadata of one that is
+// not finished count.
 func (j *outJob) frame() tap.Frame {
-	return tap.Frame{Buf: j.pkt.Buf, Off: j.pkt.Off - j.link, Len: j.pkt.Len + j.link}
+	return tap.Frame{Buf: j.pkt.Buf, Off: j.pkt.Off - j.link, Len: j.pkt.Len + j.link, Offload: j.pkt.Offload}
 }
 
 // putReply writes the link header of an answer to the frame at hand in front of out[off:].
@@ -218,6 +237,14 @@ func (w *inWorker) passFragment(i *packet.Info, now time.Time) bool {
 	w.n.inc(InBypassed)
 	w.raw = append(w.raw, *w.whose)
 	return true
+}
+
+// count is how many packets the one at hand stands for.
+func (w *inWorker) count() uint {
+	if w.whose == nil {
+		return 1
+	}
+	return packets(w.whose)
 }
 
 // forward gives a packet that passes to the kernel: the frame as it came, or

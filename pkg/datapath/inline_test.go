@@ -3,6 +3,8 @@ package datapath
 import (
 	"encoding/hex"
 	"testing"
+
+	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
 const macs = "020000000001020000000002"
@@ -43,7 +45,7 @@ func FuzzParseLink(f *testing.F) {
 		if n == 0 {
 			return
 		}
-		if n < etherLen || n > maxLink || n > len(b) || isTag(etype) {
+		if n < etherLen || n > maxLink || n > len(b) || tap.IsTag(etype) {
 			t.Fatalf("%d octets of %d, type %#04x", n, len(b), etype)
 		}
 		// An answer to the frame goes where it came from, with its tags.

@@ -146,7 +146,7 @@ func (w *outWorker) frame(f *tap.Frame, now time.Time) {
 		}
 		switch {
 		case f.Offload.GSOType != tap.GSONone:
-			w.superFrame(f, now)
+			w.superFrame(f, etherLen, now)
 		case !tap.FinishChecksum(b, f.Offload):
 			w.n.inc(DropOutMalformed)
 		default:

@@ -48,16 +48,17 @@ func (w *outWorker) reserve(n int) {
 	}
 }
 
-// superFrame sorts a frame that the kernel leaves to us to cut.
-func (w *outWorker) superFrame(f *tap.Frame, now time.Time) {
-	off, n := f.Off+etherLen, f.Len-etherLen
+// superFrame sorts a frame that the kernel leaves to us to cut, and that has link
+// octets of link header.
+func (w *outWorker) superFrame(f *tap.Frame, link int, now time.Time) {
+	off, n := f.Off+link, f.Len-link
 	b, i, s := f.Buf[off:off+n], &w.info, &w.super
-	if !packet.Decode(b, i) || !s.Parse(b, i, gso(f.Offload)) {
+	if !packet.Decode(b, i) || !s.Parse(b, i, gso(f.Offload, link)) {
 		w.n.inc(DropOutMalformed)
 		return
 	}
 	if w.e.exemptIKE(i, i.Src, i.SrcPort) {
-		w.segments(now)
+		w.bypassSuper(f, now)
 		return
 	}
 	p, _ := w.policy(i)
@@ -67,16 +68,33 @@ func (w *outWorker) superFrame(f *tap.Frame, now time.Time) {
 	case p != nil && p.P.Action == ipsec.Discard:
 		p.Hit(now, s.Segments())
 		w.n.add(DropOutDiscard, uint(s.Segments()))
-	case p == nil || p.P.Action != ipsec.Protect || !w.protectSuper(p, b, now):
+	case p == nil:
+		w.bypassSuper(f, now)
+	case p.P.Action == ipsec.Bypass:
+		if w.link.n > 0 { // else each segment hits
+			p.Hit(now, s.Segments())
+		}
+		w.bypassSuper(f, now)
+	case !w.protectSuper(p, b, now):
 		w.segments(now)
 	}
 }
 
-// gso translates the metadata of a frame.
-func gso(o tap.Offload) packet.GSO {
+// bypassSuper sends the super-frame at hand without protection: whole, if it comes
+// with a link header that can stay.
+func (w *outWorker) bypassSuper(f *tap.Frame, now time.Time) {
+	if w.link.n > 0 {
+		w.passSuper(f)
+		return
+	}
+	w.segments(now)
+}
+
+// gso translates the metadata of a frame that has link octets of link header.
+func gso(o tap.Offload, link int) packet.GSO {
 	g := packet.GSO{
 		Size: int(o.GSOSize), NeedsCsum: o.NeedsCsum,
-		CsumStart: int(o.CsumStart) - etherLen, CsumOffset: int(o.CsumOffset),
+		CsumStart: int(o.CsumStart) - link, CsumOffset: int(o.CsumOffset),
 	}
 	switch o.GSOType &^ tap.GSOECN {
 	case tap.GSOTCPv4:
@@ -115,7 +133,7 @@ func (w *outWorker) protectSuper(p *spd.Entry, b []byte, now time.Time) bool {
 	}
 	w.turn(sa)
 	if sa.P.AggFrag {
-		return w.packSuper(p, sa, now)
+		return !w.bound() && w.packSuper(p, sa, now)
 	}
 	if sa.P.TFC != 0 {
 		return false // each segment gets its padding
@@ -156,14 +174,16 @@ func (w *outWorker) protectSuper(p *spd.Entry, b []byte, now time.Time) bool {
 			w.putGram(sa, &pl, i.TOS, w.arena[at:at+pl.plen:at+pl.total-pl.fixed], seq+uint64(k))
 			continue
 		}
-		w.reserve(pl.total)
-		pl.payload = w.used + pl.fixed
+		front := w.linkRoom()
+		w.reserve(front + pl.total)
+		pl.payload = w.used + front + pl.fixed
 		off := pl.payload - kept
-		w.used += pl.total
+		w.used += front + pl.total
 		s.Put(w.arena[off:], k, 0)
 		w.push(outJob{}, esp.Packet{})
 		j := len(w.jobs) - 1
 		w.putESP(&w.jobs[j], &w.seals[j], sa, &pl, i, w.arena, off, s.Len(k), 0)
+		w.keepLink(&w.jobs[j], pl.tunnel)
 		w.seals[j].Seq = seq + uint64(k)
 	}
 	return true

@@ -113,7 +113,11 @@ func (in *instance) thaw() error {
 // checkWire captures the wire while marked datagrams pass and says what it saw.
 func (in *instance) checkWire() (said string, err error) {
 	err = in.t.Try(func(t lab.TB) {
-		c := in.a.CaptureWhole("eth0")
+		var only []string
+		if strings.HasPrefix(in.ID, report.MissiuInline) { // what comes in shows also as it is handed to the kernel
+			only = []string{"outbound"}
+		}
+		c := in.a.CaptureWhole("eth0", only...)
 		trial, err := in.udp(1000, 2000, 100*time.Millisecond)
 		if err != nil {
 			t.Fatalf("%v", err)

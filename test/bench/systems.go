@@ -89,6 +89,9 @@ const (
 // peerWorks are all but overload: how others bear that is no goal of ours.
 var peerWorks = []string{"tcp1", "tcp4", "udp1400", "udp64", "ping"}
 
+// inlineWorks are those of an interface that is severed.
+var inlineWorks = []string{"tcp1", "udp1400", "ping"}
+
 // systems are all, in the order of the tables.
 var systems = []system{
 	{report.System{ID: report.Missiu, Title: "missiu, AES-128-GCM, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: gcm}), nil, nil, true},
@@ -97,6 +100,8 @@ var systems = []system{
 	{report.System{ID: report.MissiuSHA1, Title: "missiu, AES-CBC + SHA-1, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: cbcSHA1}), nil, []string{"tcp1"}, false},
 	{report.System{ID: report.MissiuSHA256, Title: "missiu, AES-CBC + SHA-256, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: cbcSHA2}), nil, []string{"tcp1"}, false},
 	{report.System{ID: report.Missiu100k, Title: "missiu, 100,000 SAs and policies, ESP in UDP"}, espInUDP, missiu(missiuOptions{udp: true, algs: gcm, others: 50000}), nil, []string{"tcp1", "udp64"}, false},
+	{report.System{ID: report.MissiuInline, Title: "missiu startInline, AES-128-GCM, ESP in UDP"}, espInUDP, missiu(missiuOptions{inline: true, udp: true, algs: gcm}), nil, inlineWorks, false},
+	{report.System{ID: report.MissiuInlineClear, Title: "missiu startInline, bypassed"}, readable, missiu(missiuOptions{inline: true}), nil, inlineWorks, false},
 	{report.System{ID: report.WireGuard, Title: "wireguard-go"}, wireguard, startWireGuard, wireguardProgram, peerWorks, true},
 	{report.System{ID: report.OpenVPN, Title: "OpenVPN, AES-128-GCM"}, openvpn, startOpenVPN, program("openvpn"), peerWorks, true},
 	{report.System{ID: report.Libipsec, Title: "strongSwan libipsec, AES-128-GCM"}, espInUDP, startLibipsec, program("/usr/lib/ipsec/charon"), []string{"tcp1", "udp1400"}, true},
@@ -168,8 +173,9 @@ func startPlain(t lab.TB, e *ends, _ ...string) []*lab.Proc {
 
 // missiuOptions tell variants of the product apart.
 type missiuOptions struct {
+	inline bool // the interface is severed instead of a TAP
 	udp    bool
-	algs   string
+	algs   string // "": policy bypasses
 	flags  []string
 	others int // further pairs of policies and of SAs
 }
@@ -177,8 +183,12 @@ type missiuOptions struct {
 func missiu(o missiuOptions) func(lab.TB, *ends, ...string) []*lab.Proc {
 	return func(t lab.TB, e *ends, flags ...string) []*lab.Proc {
 		var procs []*lab.Proc
+		verb := "startRaw"
+		if o.inline {
+			verb = "startInline"
+		}
 		for _, x := range e.both() {
-			args := append([]string{"bin/missiu", "-i", "eth0", "-l", "missiu.log", "--foreground"}, slices.Concat(o.flags, flags, []string{"startRaw"})...)
+			args := append([]string{"bin/missiu", "-i", "eth0", "-l", "missiu.log", "--foreground"}, slices.Concat(o.flags, flags, []string{verb})...)
 			procs = append(procs, x.Start(args...))
 		}
 		for i, x := range e.both() {
@@ -189,9 +199,16 @@ func missiu(o missiuOptions) func(lab.TB, *ends, ...string) []*lab.Proc {
 				r := x.Run("bin/missiu", "-i", "eth0", "status", "--json")
 				return r.Code == 0, r.String()
 			})
-			tap := x.TAP()
-			x.Must("ip", "link", "set", tap, "up")
-			x.route(tap)
+			if o.inline {
+				x.route("eth0", "via", x.Peer.String())
+			} else {
+				tap := x.TAP()
+				x.Must("ip", "link", "set", tap, "up")
+				x.route(tap)
+			}
+			if o.algs == "" {
+				continue
+			}
 			nat := "no"
 			if o.udp {
 				nat = "force"
@@ -215,6 +232,9 @@ func missiu(o missiuOptions) func(lab.TB, *ends, ...string) []*lab.Proc {
 			}
 		}
 		for _, x := range e.both() {
+			if o.algs == "" {
+				break
+			}
 			x.StartIKEWith("./ike")
 			procs = append(procs, x.IKE)
 		}

@@ -20,6 +20,10 @@
 // double them: what was taken before a change is still written within a second
 // after it.
 //
+// Frames come as the kernel has them, 64 KiB of a flow in one where the stack or
+// the interface leave the cutting for later, and go on as they came (Options.Offload;
+// see offloads). Programs of a Tap get them cut.
+//
 // When the process dies the kernel keeps the chains, and with them every active
 // side cut off, until the next Open adopts them with their states or Cleanup
 // opens the way; or, with FailOpen, removes the chains at once. The kernel gives them an
@@ -102,7 +106,10 @@ func ParseState(name string) (State, error) {
 type Options struct {
 	// FailOpen has the kernel open the way when the process dies.
 	FailOpen bool
-	Wait     string // as in tap.Options
+	// Offload is as in tap.Options: with tap.OffloadNone ReadBatch returns finished
+	// frames alone.
+	Offload string
+	Wait    string // as in tap.Options
 }
 
 // Link is the interface at one moment.
@@ -212,7 +219,7 @@ func (b *Bump) open() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.pair, err = openPair(b.handle, b.ifname, b.link.Load().MAC); err != nil {
+	if b.pair, err = openPair(b.handle, b.ifname, b.link.Load().MAC, b.o.Offload); err != nil {
 		return err
 	}
 	if err := b.attachLink(); err != nil {
@@ -262,6 +269,8 @@ func (b *Bump) attachLink() error {
 		}
 		k.at.Store(s)
 	}
+	high.takes(b.pair.super)
+	low.takes(b.pair.super)
 	high.wake()
 	low.wake()
 	return nil

@@ -52,22 +52,22 @@ func (c *stampCheck) here() {
 	sh(c.l.t, `nft "add table ip c; delete table ip c; add table ip c; add chain ip c i { type filter hook prerouting priority -300; }; add rule ip c i iifname != lo ip dscp 12 counter; add rule ip c i iifname != lo ip dscp != 12 counter"`)
 }
 
-var counted = regexp.MustCompile(`counter packets (\d+)`)
+var counted = regexp.MustCompile(`counter packets (\d+) bytes (\d+)`)
 
-// want fails the test if a packet passed unstamped, or fewer than n stamped each way.
+// want fails the test if a packet passed unstamped, or fewer than n octets stamped each way.
 func (c *stampCheck) want(what string, n int) {
 	c.l.t.Helper()
 	for where, out := range map[string]string{"out": c.l.sh("nft list table netdev c"), "in": sh(c.l.t, "nft list table ip c")} {
 		var v []int
 		for _, m := range counted.FindAllStringSubmatch(out, -1) {
-			k, _ := strconv.Atoi(m[1])
+			k, _ := strconv.Atoi(m[2])
 			v = append(v, k)
 		}
 		if len(v) != 2 {
 			c.l.t.Fatalf("%s: %s", where, out)
 		}
 		if v[0] < n || v[1] != 0 {
-			c.l.t.Errorf("%s, %s: %d packets stamped, want at least %d; %d without, want 0", what, where, v[0], n, v[1])
+			c.l.t.Errorf("%s, %s: %d octets stamped, want at least %d; %d without, want 0", what, where, v[0], n, v[1])
 		}
 	}
 }
@@ -262,7 +262,7 @@ func TestStamp(t *testing.T) {
 	if n := answered(t, 5, "-s 8000 10.9.0.2"); n != 5 {
 		t.Errorf("fragmented pings: %d of 5", n)
 	}
-	check.want("TCP", int(octets/1500))
+	check.want("TCP", int(octets))
 	if s := b.Stats(High); s.Dropped != 0 || s.Refused != 0 {
 		t.Errorf("%+v", s)
 	}
@@ -290,7 +290,7 @@ func TestStamp(t *testing.T) {
 	if n := b.Stats(High).Read - read; n < 20 {
 		t.Errorf("%d frames that were forwarded passed the process, want 20", n)
 	}
-	check.want("bypass and forwarding", int(octets/1500))
+	check.want("bypass and forwarding", int(octets))
 	if got := answered(t, 3, "fd09::2"); got != 3 {
 		t.Errorf("IPv6: %d of 3 pings", got)
 	}

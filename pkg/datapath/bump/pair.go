@@ -7,10 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
 // The helper pair of an interface: what is sent on KX arrives at KU.
@@ -21,9 +22,8 @@ import (
 //	NIC  <--AF_PACKET-- process                            frames for the NIC
 //
 // KX has the MAC of the interface, or unicast frames that come over it would be
-// "other host" to the stack, which drops them silently. Its offloads are off, so
-// that the kernel segments and sums what it forwards there, whatever the
-// interface does.
+// "other host" to the stack, which drops them silently. What it hands over
+// unfinished is ours to say, whatever the interface does (see offloads).
 
 // alias marks our devices for the operator, and keeps others from ours.
 const aliasPrefix = "missiu:"
@@ -41,11 +41,12 @@ func pairNames(ifname string) (kx, ku string) {
 const bigMTU = 65535
 
 type pair struct {
-	kx, ku int // indexes
+	kx, ku int       // indexes
+	super  tap.Super // that come over it, and that it takes
 }
 
 // openPair finds or makes the pair, and makes it what it has to be.
-func openPair(h *netlink.Handle, ifname string, mac net.HardwareAddr) (*pair, error) {
+func openPair(h *netlink.Handle, ifname string, mac net.HardwareAddr, offload string) (*pair, error) {
 	kxName, kuName := pairNames(ifname)
 	kx, err := h.LinkByName(kxName)
 	ku, err2 := h.LinkByName(kuName)
@@ -75,13 +76,14 @@ func openPair(h *netlink.Handle, ifname string, mac net.HardwareAddr) (*pair, er
 			return nil, fmt.Errorf("%s: %w", l.Attrs().Name, err)
 		}
 	}
-	if err := ethtool(kxName, unix.ETHTOOL_STXCSUM, 0); err != nil {
-		return nil, fmt.Errorf("%s: offloads: %w", kxName, err)
+	super, err := offloads(kxName, kx.Attrs().Index, offload)
+	if err != nil {
+		return nil, err
 	}
 	if err := h.LinkSetHardwareAddr(kx, mac); err != nil {
 		return nil, fmt.Errorf("%s: %w", kxName, err)
 	}
-	return &pair{kx.Attrs().Index, ku.Attrs().Index}, nil
+	return &pair{kx.Attrs().Index, ku.Attrs().Index, super}, nil
 }
 
 // prepare has nothing of the host take an interest in a device.
@@ -148,32 +150,6 @@ func removePair(h *netlink.Handle, ifname string) (bool, error) {
 		err = h.LinkDel(l)
 	}
 	return true, err
-}
-
-// ethtool does one of the requests that carry a number.
-func ethtool(ifname string, request, v uint32) error {
-	_, err := ethtoolValue(ifname, request, v)
-	return err
-}
-
-func ethtoolValue(ifname string, request, v uint32) (uint32, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	value := [2]uint32{request, v}
-	var req struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte
-	}
-	copy(req.name[:unix.IFNAMSIZ-1], ifname)
-	req.data = unsafe.Pointer(&value)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); errno != 0 {
-		return 0, errno
-	}
-	return value[1], nil
 }
 
 // flagLRO is ETH_FLAG_LRO.

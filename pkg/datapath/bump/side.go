@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +34,13 @@ type side struct {
 	attached atomic.Pointer[[]*attachment]
 	copies   *copier // of b.mu
 
-	read, written, silent, refused atomic.Uint64
+	super  atomic.Pointer[tap.Super] // that the kernel takes
+	cutter struct {
+		mu sync.Mutex
+		s  *tap.Segmenter // from the first super-frame on that is cut here
+	}
+
+	read, written, silent, refused, cut atomic.Uint64
 }
 
 // attachment is a program that gets frames.
@@ -48,7 +55,11 @@ func (s *side) init(b *Bump, which Side) {
 	s.b, s.which = b, which
 	s.replaced, s.stopped = make(chan struct{}), make(chan struct{})
 	s.attached.Store(new([]*attachment))
+	s.super.Store(new(tap.Super))
 }
+
+// takes notes which super-frames the kernel takes.
+func (s *side) takes(super tap.Super) { s.super.Store(&super) }
 
 // enter notes a new state.
 func (s *side) enter(to State) {
@@ -87,11 +98,11 @@ func (s *side) shut() {
 }
 
 // ReadBatch waits for frames that were taken at a side, and puts up to 64 of
-// them into the Bufs, each from Off on, which is at least Room and the same for
-// all; the Off of a frame with a VLAN tag is lowered by 4. It may exchange Bufs
-// within fs. Frames from the kernel are finished; those from the interface may be
-// super-frames if the interface makes them. The error of a closed Bump is
-// os.ErrClosed; there is no other that ends.
+// them, or a MiB, into the Bufs, each from Off on, which is at least Room and the
+// same for all; the Off of a frame with a VLAN tag is lowered by 4. It may exchange
+// Bufs within fs. From either side come super-frames of the kinds that Super
+// tells, and with Options.Offload unfinished checksums; HdrLen of a super-frame is
+// exact. The error of a closed Bump is os.ErrClosed; there is no other that ends.
 func (b *Bump) ReadBatch(which Side, fs []tap.Frame) (int, error) {
 	s := &b.sides[which]
 	off := fs[0].Off
@@ -140,9 +151,10 @@ func (s *side) taken() bool {
 
 // WriteBatch sends whole frames to a side: to the kernel, which receives them as from
 // the interface, or out of the interface. If the side is not active they are
-// silently dropped. It stops at the first that is refused, fs[n], and returns n
-// and why (EMSGSIZE, ENOBUFS, ENETDOWN, EINVAL); the caller goes on with fs[n+1:]
-// or not. The 10 octets before a frame are overwritten.
+// silently dropped. Super-frames leave as they are; what neither kernel nor
+// interface take whole is cut on the way. It stops at the first frame that is
+// refused, fs[n], and returns n and why (EMSGSIZE, ENOBUFS, ENETDOWN, EINVAL); the
+// caller goes on with fs[n+1:] or not. The 10 octets before a frame are overwritten.
 func (b *Bump) WriteBatch(which Side, fs []tap.Frame) (int, error) {
 	s := &b.sides[which]
 	if !s.writes() {
@@ -154,7 +166,7 @@ func (b *Bump) WriteBatch(which Side, fs []tap.Frame) (int, error) {
 		s.refused.Add(1)
 		return 0, s.down()
 	}
-	n, err := out.write(fs)
+	n, err := s.write(out, fs)
 	s.written.Add(uint64(n))
 	if err != nil {
 		s.refused.Add(1)
@@ -163,6 +175,58 @@ func (b *Bump) WriteBatch(which Side, fs []tap.Frame) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// write writes frames, and cuts those super-frames that the kernel does not take.
+func (s *side) write(out *socket, fs []tap.Frame) (n int, err error) {
+	for n < len(fs) {
+		super, whole := *s.super.Load(), n
+		for whole < len(fs) && super.Has(fs[whole].Offload) {
+			whole++
+		}
+		k, err := out.write(fs[n:whole])
+		n += k
+		if n == len(fs) {
+			return n, nil
+		}
+		f := &fs[n]
+		if err != nil && (!errors.Is(err, unix.EINVAL) || f.Offload.GSOType == tap.GSONone) {
+			return n, err
+		}
+		if e := s.writeCut(out, f); e != nil {
+			return n, e
+		}
+		if err != nil {
+			// Nothing was wrong with it but that the kernel does not cut it.
+			s.takes(super.Without(f.Offload))
+		}
+		n++
+	}
+	return n, nil
+}
+
+// writeCut writes a super-frame as its segments.
+func (s *side) writeCut(out *socket, f *tap.Frame) error {
+	s.cutter.mu.Lock()
+	defer s.cutter.mu.Unlock()
+	if s.cutter.s == nil {
+		s.cutter.s = new(tap.Segmenter)
+	}
+	var refused error
+	errno := s.cutter.s.Each(f.Buf[f.Off:f.Off+f.Len], f.Offload, func(seg *tap.Frame) syscall.Errno {
+		if _, refused = out.write([]tap.Frame{*seg}); refused != nil {
+			return unix.EIO // to end it
+		}
+		return 0
+	})
+	switch {
+	case refused != nil:
+		return refused
+	case errno != 0:
+		return errno
+	}
+	s.cut.Add(1)
+	return nil
 }
 
 // down is the error of an interface that is not there at the moment.
@@ -268,12 +332,20 @@ type Stats struct {
 	Silent  uint64 // not written because the side was not active
 	Refused uint64 // by the kernel
 	Dropped uint64 // for want of room in the socket
+	Cut     uint64 // super-frames of Written that had to be cut here
 }
 
 // Stats returns the counters of a side.
 func (b *Bump) Stats(which Side) Stats {
 	s := &b.sides[which]
-	return Stats{s.read.Load(), s.written.Load(), s.silent.Load(), s.refused.Load(), s.in.Load().kernelDrops()}
+	return Stats{s.read.Load(), s.written.Load(), s.silent.Load(), s.refused.Load(), s.in.Load().kernelDrops(), s.cut.Load()}
+}
+
+// Super tells which super-frames come from both sides.
+func (b *Bump) Super() tap.Super {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pair.super
 }
 
 // Device is the high side as the engine wants its TAP: frames go to and come
@@ -289,9 +361,9 @@ func (d device) MTU() int                               { return d.b.link.Load()
 func (d device) Queues() []tap.Queue                    { return []tap.Queue{d} }
 func (d device) ReadBatch(fs []tap.Frame) (int, error)  { return d.b.ReadBatch(High, fs) }
 func (d device) WriteBatch(fs []tap.Frame) (int, error) { return d.b.WriteBatch(High, fs) }
-func (d device) ReadSuper() tap.Super                   { return tap.Super{} }
-func (d device) Super() tap.Super                       { return tap.Super{TCP4: true, TCP6: true} }
-func (d device) Cut() uint64                            { return 0 }
+func (d device) ReadSuper() tap.Super                   { return d.b.Super() }
+func (d device) Super() tap.Super                       { return *d.b.sides[High].super.Load() }
+func (d device) Cut() uint64                            { return d.b.sides[High].cut.Load() }
 func (d device) Lost() tap.Lost                         { return tap.Lost{} }
 func (d device) SetMTU(int) error                       { return nil }
 func (d device) Persist(bool) error                     { return nil }

@@ -22,6 +22,10 @@ const (
 
 	// maxBatch is how many frames one system call moves.
 	maxBatch = 64
+	// readAtOnce is how many are received at once, and readLimit how many octets one
+	// read takes before it returns though there may be more.
+	readAtOnce = 16
+	readLimit  = 1 << 20
 	// socketBuffer is for bursts: about 4000 full frames.
 	socketBuffer = 8 << 20
 )
@@ -85,7 +89,7 @@ type socket struct {
 	err  syscall.Errno
 	bad  bool
 	wait *linger.Wait // nil: it writes only
-	cut  uint64       // frames that did not fit
+	cut  uint64       // frames that did not fit, or that the kernel cannot give
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
@@ -224,6 +228,9 @@ func (s *socket) read(fs []tap.Frame) (int, error) {
 	return s.n, nil
 }
 
+// readLoop receives until there is nothing more, or a MiB. It takes few frames at a
+// time, because it cannot tell the kernel to stop when super-frames have become more
+// than a cache holds.
 func (s *socket) readLoop(fd uintptr) {
 	for i := range s.fs {
 		f := &s.fs[i]
@@ -236,37 +243,54 @@ func (s *socket) readLoop(fd uintptr) {
 		h.Control = &s.m.oobs[i][0]
 		h.SetControllen(len(s.m.oobs[i]))
 	}
-	for s.n == 0 {
-		n, errno := s.m.call(unix.SYS_RECVMMSG, fd, 0, len(s.fs), unix.MSG_DONTWAIT|unix.MSG_TRUNC)
-		switch errno {
-		case 0:
-			s.wait.Got()
-		case unix.EAGAIN:
+	size, odd := 0, 0
+	for from := 0; from < len(s.fs) && size < readLimit; {
+		to := min(from+readAtOnce, len(s.fs))
+		n, errno := s.m.call(unix.SYS_RECVMMSG, fd, from, to, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		switch {
+		case errno == unix.EAGAIN:
 			return
-		default:
+		case errno == unix.EINVAL && odd < maxBatch: // one that a virtio_net_hdr cannot tell of
+			odd++
+			s.cut++
+			continue
+		case errno != 0: // if there is something, it will come again
 			s.err = errno
 			return
 		}
-		for i := range n {
-			f, h := &s.fs[i], &s.m.hdrs[i]
-			if h.hdr.Flags&unix.MSG_TRUNC != 0 || int(h.n) < vnetLen+etherLen {
-				s.cut++
-				continue
-			}
-			f.Len = int(h.n) - vnetLen
-			f.Offload = tap.DecodeOffload(f.Buf[f.Off-vnetLen:])
-			if tag := auxTag(s.m.oobs[i][:h.hdr.Controllen]); tag != 0 {
-				putTag(f, tag)
-			}
-			s.fs[s.n], *f = *f, s.fs[s.n]
-			s.n++
+		if from == 0 {
+			s.wait.Got()
 		}
-		if s.n == 0 { // the buffers have changed places
-			s.m.release()
-			s.readLoop(fd)
+		for i := from; i < from+n; i++ {
+			if s.received(i) {
+				f := &s.fs[i]
+				size += f.Len
+				s.fs[s.n], *f = *f, s.fs[s.n]
+				s.n++
+			}
+		}
+		if from += n; from < to {
 			return
 		}
 	}
+}
+
+// received completes frame i; false: it did not fit.
+func (s *socket) received(i int) bool {
+	f, h := &s.fs[i], &s.m.hdrs[i]
+	if h.hdr.Flags&unix.MSG_TRUNC != 0 || int(h.n) < vnetLen+etherLen {
+		s.cut++
+		return false
+	}
+	f.Len = int(h.n) - vnetLen
+	f.Offload = tap.DecodeOffload(f.Buf[f.Off-vnetLen:])
+	if tag := auxTag(s.m.oobs[i][:h.hdr.Controllen]); tag != 0 {
+		putTag(f, tag)
+	}
+	if f.Offload.GSOType != tap.GSONone {
+		f.Offload.Measure(f.Buf[f.Off : f.Off+f.Len])
+	}
+	return true
 }
 
 // auxTag is the VLAN tag that the kernel keeps beside a frame: its type and its

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
+	"syscall"
 
 	unixsock "github.com/missiu/missiu/pkg/attach"
 	"github.com/missiu/missiu/pkg/datapath/tap"
@@ -30,7 +32,8 @@ const (
 // Tap lets programs attach to a side over a Unix socket (SOCK_SEQPACKET), as the
 // x-kernel's /dev/htap and /dev/ltap did. Each message, in both directions, is one
 // whole Ethernet frame from the destination address on, without frame check sequence,
-// VLAN tags where they were; checksums are finished.
+// VLAN tags where they were; checksums are finished, and super-frames of the kernel or
+// the interface are cut into the frames that they stand for.
 //
 //	state     messages from the socket              messages to it
 //	Closed    none                                  are dropped silently
@@ -81,6 +84,9 @@ func (t *Tap) Stats() TapStats {
 type program struct {
 	frames chan []byte
 	octets atomic.Int64
+
+	mu     sync.Mutex // of who puts
+	cutter *tap.Segmenter
 }
 
 // serve is the life of one program at the side.
@@ -107,20 +113,40 @@ func (t *Tap) serve(c *net.UnixConn) {
 // queue copies frames for a program. It is called by who reads the side, and
 // must not wait.
 func (t *Tap) queue(p *program, fs []tap.Frame) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for k := range fs {
 		f := &fs[k]
-		if len(p.frames) == cap(p.frames) || p.octets.Load()+int64(f.Len) > tapOctets {
+		b := f.Buf[f.Off : f.Off+f.Len]
+		if f.Offload.GSOType == tap.GSONone {
+			t.put(p, b, f.Offload)
+			continue
+		}
+		if p.cutter == nil {
+			p.cutter = new(tap.Segmenter)
+		}
+		if errno := p.cutter.Each(b, f.Offload, func(seg *tap.Frame) syscall.Errno {
+			t.put(p, seg.Buf[seg.Off:seg.Off+seg.Len], tap.Offload{})
+			return 0
+		}); errno != 0 {
 			t.lost.Add(1)
-			continue
 		}
-		b := bytes.Clone(f.Buf[f.Off : f.Off+f.Len])
-		if f.Offload.GSOType != tap.GSONone || !tap.FinishChecksum(b, f.Offload) {
-			t.lost.Add(1) // the pair has none (see openPair)
-			continue
-		}
-		p.octets.Add(int64(len(b)))
-		p.frames <- b // has room: nobody else puts
 	}
+}
+
+// put queues a copy of one frame if there is room.
+func (t *Tap) put(p *program, b []byte, o tap.Offload) {
+	if len(p.frames) == cap(p.frames) || p.octets.Load()+int64(len(b)) > tapOctets {
+		t.lost.Add(1)
+		return
+	}
+	b = bytes.Clone(b)
+	if !tap.FinishChecksum(b, o) {
+		t.lost.Add(1)
+		return
+	}
+	p.octets.Add(int64(len(b)))
+	p.frames <- b // has room: nobody else puts
 }
 
 func (t *Tap) send(c *net.UnixConn, p *program, gone <-chan struct{}) {

@@ -72,32 +72,45 @@ func fold(s uint64) uint16 {
 	return uint16(s)
 }
 
-// segmenter cuts super-frames as the kernel would: for a plain TAP, and where
-// the kernel does not. A segment has room for the metadata in front.
-type segmenter struct {
-	buf [vnetHdrLen + etherLen + 65536]byte
+// Segmenter cuts super-frames as the kernel would: for a plain TAP, and where the
+// kernel does not, or must not. The zero value is ready; it belongs to one
+// goroutine.
+type Segmenter struct {
+	buf [vnetHdrLen + maxLinkLen + 65536]byte
+	f   Frame // what emit gets
 }
 
-const etherLen = 14
+const (
+	etherLen   = 14
+	tagLen     = 4
+	maxLinkLen = etherLen + 4*tagLen
+)
+
+// IsTag reports whether an Ethernet type is that of a VLAN tag (IEEE 802.1Q).
+func IsTag(etype uint16) bool { return etype == 0x8100 || etype == 0x88a8 || etype == 0x9100 }
 
 // layout of a super-frame: where its parts begin.
 type layout struct {
 	v6        bool
+	ip        int
 	transport int
 	payload   int
 	udp       bool
 }
 
 func (o *Offload) layout(b []byte) (layout, bool) {
-	l := layout{transport: int(o.CsumStart)}
-	if !o.NeedsCsum || o.GSOSize == 0 || l.transport < etherLen+20 || l.transport+8 > len(b) {
+	l := layout{ip: etherLen, transport: int(o.CsumStart)}
+	for l.ip < maxLinkLen && l.ip < len(b) && IsTag(binary.BigEndian.Uint16(b[l.ip-2:])) {
+		l.ip += tagLen
+	}
+	if !o.NeedsCsum || o.GSOSize == 0 || l.transport < l.ip+20 || l.transport+8 > len(b) {
 		return l, false
 	}
-	switch b[etherLen] >> 4 {
+	switch b[l.ip] >> 4 {
 	case 4:
 	case 6:
 		l.v6 = true
-		if l.transport < etherLen+40 {
+		if l.transport < l.ip+40 {
 			return l, false
 		}
 	default:
@@ -124,9 +137,21 @@ func (o *Offload) layout(b []byte) (layout, bool) {
 	return l, l.payload < len(b)
 }
 
-// each calls emit with every segment of the super-frame b; the segments share
-// s.buf[vnetHdrLen:].
-func (s *segmenter) each(b []byte, o Offload, emit func([]byte) syscall.Errno) syscall.Errno {
+// Measure sets HdrLen by the headers of the super-frame b, since the kernel's is
+// only a hint, and far too long for what it forwards. false: they do not fit the
+// metadata.
+func (o *Offload) Measure(b []byte) bool {
+	l, ok := o.layout(b)
+	if ok {
+		o.HdrLen = uint16(l.payload)
+	}
+	return ok
+}
+
+// Each calls emit with every segment of the super-frame b in turn: a finished
+// frame with HeadroomMin octets in front, which lasts until emit returns. It
+// ends with the first error of emit, or EINVAL if b is no super-frame.
+func (s *Segmenter) Each(b []byte, o Offload, emit func(*Frame) syscall.Errno) syscall.Errno {
 	l, ok := o.layout(b)
 	if !ok || l.payload+int(o.GSOSize) > len(s.buf)-vnetHdrLen {
 		return unix.EINVAL
@@ -140,14 +165,14 @@ func (s *segmenter) each(b []byte, o Offload, emit func([]byte) syscall.Errno) s
 		copy(seg, b[:l.payload])
 		copy(seg[l.payload:], b[off:off+n])
 		last := off+n == len(b)
-		ip, t := seg[etherLen:], seg[l.transport:]
+		ip, t := seg[l.ip:], seg[l.transport:]
 		if l.v6 {
 			be.PutUint16(ip[4:], uint16(len(ip)-40))
 		} else {
 			be.PutUint16(ip[2:], uint16(len(ip)))
 			be.PutUint16(ip[4:], be.Uint16(ip[4:])+uint16(i))
 			be.PutUint16(ip[10:], 0)
-			be.PutUint16(ip[10:], ^fold(add(0, ip[:l.transport-etherLen])))
+			be.PutUint16(ip[10:], ^fold(add(0, ip[:l.transport-l.ip])))
 		}
 		if l.udp {
 			be.PutUint16(t[4:], uint16(len(t)))
@@ -164,7 +189,8 @@ func (s *segmenter) each(b []byte, o Offload, emit func([]byte) syscall.Errno) s
 		sum := uint64(be.Uint16(b[field:])) + uint64(^uint16(oldLen)) + uint64(len(t))
 		be.PutUint16(seg[field:], fold(sum))
 		be.PutUint16(seg[field:], nonzero(^fold(add(0, t))))
-		if errno := emit(seg); errno != 0 {
+		s.f = Frame{Buf: s.buf[:vnetHdrLen+len(seg)], Off: vnetHdrLen, Len: len(seg)}
+		if errno := emit(&s.f); errno != 0 {
 			return errno
 		}
 		off += n

@@ -76,6 +76,33 @@ func (s Super) String() string {
 	return strings.Join(kinds, " ")
 }
 
+// Has reports whether the kernel gives or takes a frame with these metadata: one of
+// these kinds, or no super-frame.
+func (s Super) Has(o Offload) bool {
+	switch o.kind() {
+	case kindTCP4:
+		return s.TCP4
+	case kindTCP6:
+		return s.TCP6
+	case kindUDP:
+		return s.UDP
+	}
+	return o.GSOType == GSONone
+}
+
+// Without is s but for the kind of o.
+func (s Super) Without(o Offload) Super {
+	switch o.kind() {
+	case kindTCP4:
+		s.TCP4 = false
+	case kindTCP6:
+		s.TCP6 = false
+	case kindUDP:
+		s.UDP = false
+	}
+	return s
+}
+
 // Lost is what was dropped for want of time.
 type Lost struct {
 	Full uint64 // frames, by the kernel: its queue was full

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -285,7 +286,8 @@ func testWriteOffload(t *testing.T, o Options) {
 	}
 }
 
-// Super-frames of TCP are cut with correct numbers, flags and checksums.
+// Super-frames of TCP are cut with correct numbers, flags and checksums, behind
+// VLAN tags too, and told how long their headers are.
 func TestSegmentTCP(t *testing.T) {
 	b := ipv4UDP(3012) // 12 octets more make a TCP header out of the UDP header
 	b[14+9] = 6
@@ -294,35 +296,50 @@ func TestSegmentTCP(t *testing.T) {
 	tcp[12], tcp[13] = 5<<4, 0x80|0x10|0x08|0x01 // CWR ACK PSH FIN
 	pseudo(b)
 	o := Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: 16, GSOType: GSOTCPv4, GSOSize: 1400}
-	var s segmenter
-	wantLen, wantSeq, wantFlags := []int{1400, 1400, 200}, []uint32{1000, 2400, 3800}, []byte{0x90, 0x10, 0x19}
-	i := 0
-	errno := s.each(b, o, func(seg []byte) (e unix.Errno) {
-		ip, tcp := seg[14:], seg[34:]
-		if got := len(tcp) - 20; got != wantLen[i] {
-			t.Errorf("segment %d: got %d octets, want %d", i, got, wantLen[i])
+	var s Segmenter
+	cut := func(b []byte, o Offload, link int) {
+		t.Helper()
+		wantLen, wantSeq, wantFlags := []int{1400, 1400, 200}, []uint32{1000, 2400, 3800}, []byte{0x90, 0x10, 0x19}
+		i := 0
+		errno := s.Each(b, o, func(f *Frame) (e unix.Errno) {
+			seg := f.Buf[f.Off : f.Off+f.Len]
+			ip, tcp := seg[link:], seg[link+20:]
+			if f.Off < HeadroomMin || f.Offload != (Offload{}) || string(seg[:link]) != string(b[:link]) {
+				t.Errorf("segment %d: %d octets in front, %+v, link header %x", i, f.Off, f.Offload, seg[:link])
+			}
+			if got := len(tcp) - 20; got != wantLen[i] {
+				t.Errorf("segment %d: got %d octets, want %d", i, got, wantLen[i])
+			}
+			if got := binary.BigEndian.Uint32(tcp[4:]); got != wantSeq[i] {
+				t.Errorf("segment %d: got number %d, want %d", i, got, wantSeq[i])
+			}
+			if tcp[13] != wantFlags[i] {
+				t.Errorf("segment %d: got flags %#x, want %#x", i, tcp[13], wantFlags[i])
+			}
+			if fold(add(0, ip[:20])) != 0xffff {
+				t.Errorf("segment %d: IP checksum", i)
+			}
+			if fold(add(add(0, ip[12:20])+6+uint64(len(tcp)), tcp)) != 0xffff {
+				t.Errorf("segment %d: TCP checksum", i)
+			}
+			i++
+			return 0
+		})
+		if errno != 0 || i != 3 {
+			t.Fatalf("got %d segments, %v, want 3", i, errno)
 		}
-		if got := binary.BigEndian.Uint32(tcp[4:]); got != wantSeq[i] {
-			t.Errorf("segment %d: got number %d, want %d", i, got, wantSeq[i])
+		if !o.Measure(b) || int(o.HdrLen) != link+40 {
+			t.Errorf("headers of %d octets, want %d", o.HdrLen, link+40)
 		}
-		if tcp[13] != wantFlags[i] {
-			t.Errorf("segment %d: got flags %#x, want %#x", i, tcp[13], wantFlags[i])
-		}
-		if fold(add(0, ip[:20])) != 0xffff {
-			t.Errorf("segment %d: IP checksum", i)
-		}
-		if fold(add(add(0, ip[12:20])+6+uint64(len(tcp)), tcp)) != 0xffff {
-			t.Errorf("segment %d: TCP checksum", i)
-		}
-		i++
-		return 0
-	})
-	if errno != 0 || i != 3 {
-		t.Fatalf("got %d segments, %v, want 3", i, errno)
 	}
+	cut(b, o, 14)
+	tagged := slices.Concat(b[:12], []byte{0x88, 0xa8, 0, 100, 0x81, 0, 0, 101}, b[12:])
+	o2 := o
+	o2.CsumStart += 8
+	cut(tagged, o2, 22)
 	for _, bad := range []Offload{{}, {NeedsCsum: true, GSOType: GSOTCPv4, CsumStart: 60000, CsumOffset: 16, GSOSize: 1},
 		{NeedsCsum: true, GSOType: GSOTCPv4, CsumStart: 34, CsumOffset: 16}, {NeedsCsum: true, GSOType: 99, CsumStart: 34, CsumOffset: 16, GSOSize: 9}} {
-		if errno := s.each(b, bad, func([]byte) unix.Errno { return 0 }); errno != unix.EINVAL {
+		if errno := s.Each(b, bad, func(*Frame) unix.Errno { return 0 }); errno != unix.EINVAL {
 			t.Errorf("%+v: got %v, want EINVAL", bad, errno)
 		}
 	}

@@ -21,7 +21,7 @@ type writer struct {
 	err  error
 	full bool // the kernel had no room
 	try  func(uintptr)
-	seg  *segmenter // from the first super-frame on that is cut here
+	seg  *Segmenter // from the first super-frame on that is cut here
 }
 
 // writers are those of a queue that nobody uses just now.
@@ -160,44 +160,58 @@ func (w *writer) whole(fd uintptr, f *Frame) syscall.Errno {
 // cut writes the super-frame b as its segments.
 func (w *writer) cut(fd uintptr, b []byte, o Offload) syscall.Errno {
 	if w.seg == nil {
-		w.seg = new(segmenter)
+		w.seg = new(Segmenter)
 	}
-	end := vnetHdrLen
-	start := end + w.q.d.bare
-	if w.q.d.vnet {
-		start -= vnetHdrLen
-	}
-	return w.seg.each(b, o, func(seg []byte) syscall.Errno {
+	return w.seg.Each(b, o, func(f *Frame) syscall.Errno {
+		start := f.Off + w.q.d.bare
 		if w.q.d.vnet {
-			clear(w.seg.buf[start : start+vnetHdrLen]) // nothing is left to do
+			start -= vnetHdrLen
+			clear(f.Buf[start : start+vnetHdrLen]) // nothing is left to do
 		}
-		_, errno := rawIO(unix.SYS_WRITE, fd, w.seg.buf[start:end+len(seg)])
+		_, errno := rawIO(unix.SYS_WRITE, fd, f.Buf[start:f.Off+f.Len])
 		return errno
 	})
 }
 
-// probe finds out which super-frames the kernel takes. Linux 6.6.44 and its
-// contemporaries refuse some valid ones by their lengths, and before 6.2 there
-// are none of UDP. The frames go to a MAC address that nobody has, from and to
-// addresses for documentation; those to a TUN are from and to loopback addresses,
-// which the stack drops. A device that is down takes none, but says
-// EIO only after it has looked at the metadata.
+// probe finds out which super-frames the kernel takes. A device that is down takes
+// none, but says EIO only after it has looked at the metadata.
 func (d *device) probe() {
 	if !d.vnet {
 		return
 	}
 	w := d.queues[0].writer()
 	defer w.release()
-	for kind := range d.super {
-		ok := true
-		for _, n := range []int{2 * probeSize, 3*probeSize - 1, probeSize + 1, 45 * probeSize} {
-			f := probeFrame(kind, n, d.bare != 0)
-			errno := unix.EINVAL
-			w.q.raw.Control(func(fd uintptr) { errno = w.whole(fd, &f) })
-			ok = ok && (errno == 0 || errno == unix.EIO)
+	s := probeSuper(d.bare != 0, func(f *Frame) syscall.Errno {
+		errno := unix.EINVAL
+		w.q.raw.Control(func(fd uintptr) { errno = w.whole(fd, f) })
+		if errno == unix.EIO {
+			return 0
 		}
+		return errno
+	})
+	for kind, ok := range []bool{kindTCP4: s.TCP4, kindTCP6: s.TCP6, kindUDP: s.UDP} {
 		d.super[kind].Store(ok)
 	}
+}
+
+// ProbeSuper finds out which super-frames the kernel takes by write. Linux 6.6.44
+// and its contemporaries refuse some valid ones by their lengths, and before 6.2
+// there are none of UDP. The frames go to a MAC address that nobody has, from and to
+// addresses for documentation.
+func ProbeSuper(write func(*Frame) syscall.Errno) Super { return probeSuper(false, write) }
+
+// probeSuper is ProbeSuper; if martian is set, frames are from and to loopback
+// addresses, which the stack drops where there is no MAC address.
+func probeSuper(martian bool, write func(*Frame) syscall.Errno) Super {
+	var takes [noKind]bool
+	for kind := range takes {
+		takes[kind] = true
+		for _, n := range []int{2 * probeSize, 3*probeSize - 1, probeSize + 1, 45 * probeSize} {
+			f := probeFrame(kind, n, martian)
+			takes[kind] = takes[kind] && write(&f) == 0
+		}
+	}
+	return Super{takes[kindTCP4], takes[kindTCP6], takes[kindUDP]}
 }
 
 // probeSize is the segment size of probe's frames.

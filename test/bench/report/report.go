@@ -27,10 +27,13 @@ const (
 	MissiuSHA1   = "missiu-sha1"
 	MissiuSHA256 = "missiu-sha256"
 	Missiu100k   = "missiu-100k"
-	WireGuard    = "wireguard-go"
-	Libipsec     = "libipsec"
-	OpenVPN      = "openvpn"
-	Plain        = "plain"
+	MissiuInline = "missiu-inline"
+	// MissiuInlineClear is what policy bypasses.
+	MissiuInlineClear = "missiu-inline-clear"
+	WireGuard         = "wireguard-go"
+	Libipsec          = "libipsec"
+	OpenVPN           = "openvpn"
+	Plain             = "plain"
 )
 
 // Metric is one figure of one work. Its unit is in its name's place in metrics.
