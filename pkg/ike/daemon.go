@@ -64,6 +64,7 @@ type Daemon struct {
 	initSeen map[uint32]bool // policies that want SAs at once and were asked for
 	toInit   []uint32        // those that are still to be asked for
 	stale    []installed     // SAs that could not be removed while missiu was away
+	staleIPs []netip.Addr    // addresses likewise
 	heldDown map[string]bool // labels of rules that an operator wants down
 	failures map[string]failure
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,25 +19,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Journal is a file that says which SAs in missiu are ours, so that an ike that
-// follows one that was killed can remove what that one left: nobody would rekey
-// those SAs, and the peer, which finds out that the IKE SA is gone, drops its
-// ends of them. There are no keys in it.
+// Journal is a file that says which SAs in missiu, and which addresses of its
+// device, are ours, so that an ike that follows one that was killed can remove what
+// that one left: nobody would rekey those SAs, and the peer, which finds out that
+// the IKE SA is gone, drops its ends of them and may assign another address. There
+// are no keys in it.
 //
-// A line each, "+" for an SA that is about to be installed and "-" for one that
-// is gone; what was added and not taken away is there:
+// A line each, "+" for what is about to be there and "-" for what is gone; what
+// was added and not taken away is there:
 //
 //   - esp 192.0.2.2 192.0.2.1 0xc0ffee00
+//   - addr 10.9.0.1
 //   - esp 192.0.2.2 192.0.2.1 0xc0ffee00
 //
-// in the order protocol, source, destination, SPI. It is written anew when most
-// of it is history.
+// of an SA in the order protocol, source, destination, SPI. It is written anew
+// when most of it is history.
 type Journal struct {
 	path  string
 	mu    sync.Mutex
 	f     *os.File
 	left  []installed // by whoever wrote it before
 	live  map[ipsec.SAID]netip.Addr
+	addrs map[netip.Addr]bool
 	lines int
 	err   error // the first: then nothing is written any more
 }
@@ -57,10 +61,10 @@ func OpenJournal(path string) (*Journal, error) {
 		f.Close()
 		return nil, fmt.Errorf("%s: not a file of ours alone", path)
 	}
-	j := &Journal{path: path, f: f, live: map[ipsec.SAID]netip.Addr{}}
-	for id, src := range readJournal(f) {
+	j := &Journal{path: path, f: f}
+	j.live, j.addrs = readJournal(f)
+	for id, src := range j.live {
 		j.left = append(j.left, installed{id, src})
-		j.live[id] = src
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -68,11 +72,19 @@ func OpenJournal(path string) (*Journal, error) {
 	return j, j.err
 }
 
-func readJournal(r io.Reader) map[ipsec.SAID]netip.Addr {
-	live := map[ipsec.SAID]netip.Addr{}
+func readJournal(r io.Reader) (live map[ipsec.SAID]netip.Addr, addrs map[netip.Addr]bool) {
+	live, addrs = map[ipsec.SAID]netip.Addr{}, map[netip.Addr]bool{}
 	s := bufio.NewScanner(r)
 	for n := 0; n < maxJournal && s.Scan(); n++ {
 		w := strings.Fields(s.Text())
+		if len(w) == 3 && w[1] == addrWord {
+			if a, err := netip.ParseAddr(w[2]); err == nil && w[0] == "+" {
+				addrs[a] = true
+			} else {
+				delete(addrs, a)
+			}
+			continue
+		}
 		if len(w) != 5 {
 			continue
 		}
@@ -95,7 +107,33 @@ func readJournal(r io.Reader) map[ipsec.SAID]netip.Addr {
 			delete(live, id)
 		}
 	}
-	return live
+	return live, addrs
+}
+
+const addrWord = "addr"
+
+// addAddr is called before missiu's device is given an address.
+func (j *Journal) addAddr(a netip.Addr) {
+	if j == nil {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.addrs[a] = true
+	j.write("+ " + addrWord + " " + a.String() + "\n")
+}
+
+// removeAddr is called after it was taken away.
+func (j *Journal) removeAddr(a netip.Addr) {
+	if j == nil {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.addrs[a] {
+		delete(j.addrs, a)
+		j.write("- " + addrWord + " " + a.String() + "\n")
+	}
 }
 
 func (j *Journal) line(sign string, id ipsec.SAID, src netip.Addr) string {
@@ -133,7 +171,7 @@ func (j *Journal) write(s string) {
 	if j.err != nil {
 		return
 	}
-	if j.lines > 1000+4*len(j.live) {
+	if j.lines > 1000+4*(len(j.live)+len(j.addrs)) {
 		j.rewrite()
 		return
 	}
@@ -160,6 +198,9 @@ func (j *Journal) rewrite() {
 	for id, src := range j.live {
 		w.WriteString(j.line("+", id, src))
 	}
+	for a := range j.addrs {
+		w.WriteString("+ " + addrWord + " " + a.String() + "\n")
+	}
 	if err := errors.Join(w.Flush(), os.Rename(tmp, j.path)); err != nil {
 		f.Close()
 		os.Remove(tmp)
@@ -167,14 +208,14 @@ func (j *Journal) rewrite() {
 		return
 	}
 	j.f.Close()
-	j.f, j.lines = f, len(j.live)
+	j.f, j.lines = f, len(j.live)+len(j.addrs)
 }
 
 // Close closes the file, and removes it if nothing of ours is in missiu.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if len(j.live) == 0 {
+	if len(j.live)+len(j.addrs) == 0 {
 		os.Remove(j.path)
 	}
 	return j.f.Close()
@@ -188,10 +229,14 @@ func JournalPath(dir string, a netip.Addr) string { return filepath.Join(dir, a.
 // is there, and their peers are asked for new ones, which also tells them, by
 // INITIAL_CONTACT, that what they have is stale.
 func (d *Daemon) inherit() {
-	if d.cfg.Journal == nil || len(d.cfg.Journal.left) == 0 {
+	if d.cfg.Journal == nil {
 		return
 	}
+	d.staleIPs = slices.Collect(maps.Keys(d.cfg.Journal.addrs))
 	left := d.cfg.Journal.left
+	if len(left) == 0 {
+		return
+	}
 	d.log.Warn("an ike before us was killed; the SAs that it left are replaced", zap.Int("count", len(left)))
 	d.stale = append(d.stale, left...)
 	for _, i := range left {

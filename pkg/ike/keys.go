@@ -152,8 +152,8 @@ func (d *Daemon) connect(ctx, read context.Context) (<-chan event, error) {
 // still there.
 func (d *Daemon) removeStale(ctx context.Context, k KeySocket) {
 	d.mu.Lock()
-	stale := d.stale
-	d.stale = nil
+	stale, addrs := d.stale, d.staleIPs
+	d.stale, d.staleIPs = nil, nil
 	d.mu.Unlock()
 	for _, i := range stale {
 		if err := k.Delete(ctx, i.id, i.src); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -162,15 +162,22 @@ func (d *Daemon) removeStale(ctx context.Context, k KeySocket) {
 		}
 		d.cfg.Journal.remove(i.id)
 	}
+	for _, a := range addrs {
+		if err := k.DeleteAddress(ctx, netip.PrefixFrom(a, a.BitLen())); err != nil && !errors.Is(err, syscall.ENOENT) {
+			d.log.Warn("address not taken from missiu's interface", zap.Stringer("address", a), zap.Error(err))
+			continue
+		}
+		d.cfg.Journal.removeAddr(a)
+	}
 }
 
 // dropStale is removeStale at the end. If missiu is not there, its SAs are gone
 // with it.
 func (d *Daemon) dropStale() {
 	d.mu.Lock()
-	stale := d.stale
+	stale, addrs := d.stale, d.staleIPs
 	d.mu.Unlock()
-	if len(stale) == 0 || d.ops.Err() != nil {
+	if len(stale)+len(addrs) == 0 || d.ops.Err() != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(d.ops, dropGrace)
@@ -182,6 +189,9 @@ func (d *Daemon) dropStale() {
 	}
 	for _, i := range stale {
 		d.cfg.Journal.remove(i.id)
+	}
+	for _, a := range addrs {
+		d.cfg.Journal.removeAddr(a)
 	}
 }
 

@@ -228,6 +228,7 @@ func (l *lineage) configured(c sa.Lease) {
 	for _, a := range c.Addrs() {
 		l.inner = append(l.inner, a)
 		l.d.assigned.add(l.rule(), a, func() {
+			l.d.cfg.Journal.addAddr(a)
 			err := l.d.keys(func(ctx context.Context, k KeySocket) error {
 				return k.AddAddress(ctx, netip.PrefixFrom(a, a.BitLen()))
 			})
@@ -251,9 +252,17 @@ func (l *lineage) unconfigure() {
 			err := l.d.keys(func(ctx context.Context, k KeySocket) error {
 				return k.DeleteAddress(ctx, netip.PrefixFrom(a, a.BitLen()))
 			})
-			if err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, errDown) && !errors.Is(err, keysock.ErrClosed) {
+			switch {
+			case errors.Is(err, errDown), errors.Is(err, keysock.ErrClosed): // gone, if missiu is
+				l.d.mu.Lock()
+				l.d.staleIPs = append(l.d.staleIPs, a)
+				l.d.mu.Unlock()
+				return
+			case err != nil && !errors.Is(err, syscall.ENOENT):
 				l.log.Warn("address not taken from missiu's interface", zap.Stringer("address", a), zap.Error(err))
+				return
 			}
+			l.d.cfg.Journal.removeAddr(a)
 		})
 	}
 	l.leased, l.inner = nil, nil

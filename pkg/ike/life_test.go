@@ -107,7 +107,8 @@ func TestPolicyGoes(t *testing.T) {
 // The SAs that a killed ike left are removed, and their peer has new ones at once.
 func TestInheritance(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sas")
-	text := "+ esp 192.0.2.2 192.0.2.1 0x00001000\nnonsense\n+ esp 192.0.2.1 192.0.2.2 0x00002000\n+ ah 192.0.2.1 192.0.2.2 0x3000\n- ah 192.0.2.1 192.0.2.2 0x3000\n+ esp x y z\n"
+	text := "+ esp 192.0.2.2 192.0.2.1 0x00001000\nnonsense\n+ esp 192.0.2.1 192.0.2.2 0x00002000\n+ ah 192.0.2.1 192.0.2.2 0x3000\n- ah 192.0.2.1 192.0.2.2 0x3000\n+ esp x y z\n" +
+		"+ addr 10.9.0.1\n+ addr 10.9.0.2\n- addr 10.9.0.2\n+ addr x\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -130,6 +131,7 @@ func TestInheritance(t *testing.T) {
 			for _, id := range []ipsec.SAID{left(ipsec.ESP, addrA, 0x1000), left(ipsec.ESP, addrB, 0x2000), left(ipsec.ESP, addrA, 0x4000), left(ipsec.AH, addrB, 0x3000)} {
 				m.sas[id] = &ipsec.SAParams{SAID: id}
 			}
+			m.addrs = []netip.Prefix{netip.MustParsePrefix("10.9.0.1/32"), netip.MustParsePrefix("10.9.0.2/32")} // ours, and no longer ours
 		})
 		synctest.Wait()
 		a.m.mu.Lock()
@@ -141,17 +143,20 @@ func TestInheritance(t *testing.T) {
 				t.Errorf("%v is there: %v, want %v", id, got, want)
 			}
 		}
+		if len(a.m.addrs) != 1 || a.m.addrs[0].Addr().String() != "10.9.0.2" {
+			t.Errorf("addresses %v, want the one that is not ours", a.m.addrs)
+		}
 		if len(a.m.sas) != 4 {
 			t.Errorf("%d SAs, want a new pair and the two of others", len(a.m.sas))
 		}
 		a.m.mu.Unlock()
-		if got := readJournal(mustOpen(t, path)); len(got) != 2 {
+		if got, _ := readJournal(mustOpen(t, path)); len(got) != 2 {
 			t.Errorf("journal: %v, want the new pair", got)
 		}
 		a.stop(t)
 		b.stop(t)
 	})
-	if got := readJournal(mustOpen(t, path)); len(got) != 0 {
+	if got, _ := readJournal(mustOpen(t, path)); len(got) != 0 {
 		t.Errorf("journal after an orderly end: %v", got)
 	}
 	j.Close()
@@ -163,6 +168,7 @@ func TestInheritance(t *testing.T) {
 	i := installed{left(ipsec.ESP, addrB, 1), addrA}
 	keep := installed{left(ipsec.ESP, addrB, 2), addrA}
 	j.add(keep)
+	j.addAddr(addrA)
 	for range 20000 {
 		if err := j.add(i); err != nil {
 			t.Fatal(err)
@@ -172,8 +178,8 @@ func TestInheritance(t *testing.T) {
 	if fi, err := os.Stat(path); err != nil || fi.Size() > 100000 || fi.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", fi, err)
 	}
-	if got := readJournal(mustOpen(t, path)); len(got) != 1 || got[keep.id] != keep.src {
-		t.Errorf("got %v", got)
+	if got, addrs := readJournal(mustOpen(t, path)); len(got) != 1 || got[keep.id] != keep.src || len(addrs) != 1 || !addrs[addrA] {
+		t.Errorf("got %v, %v", got, addrs)
 	}
 	j.Close()
 	os.Remove(path)
@@ -212,7 +218,7 @@ func TestEndWithoutMissiu(t *testing.T) {
 				a.acquire(1, addrA, addrB)
 				synctest.Wait()
 				wantPair(t, a, b, 1)
-				if got := readJournal(mustOpen(t, path)); len(got) != 2 {
+				if got, _ := readJournal(mustOpen(t, path)); len(got) != 2 {
 					t.Errorf("journal: %v", got)
 				}
 				if back {
@@ -229,7 +235,7 @@ func TestEndWithoutMissiu(t *testing.T) {
 				}
 				b.stop(t)
 			})
-			if got := readJournal(mustOpen(t, path)); len(got) != 0 {
+			if got, _ := readJournal(mustOpen(t, path)); len(got) != 0 {
 				t.Errorf("journal: %v", got)
 			}
 			j.Close()

@@ -331,6 +331,30 @@ func TestInteropNegotiation(t *testing.T) {
 		d.peer("", "local_ts = 10.9.0.0/16,10.2.0.0/16\nremote_ts = 10.0.0.0/8,10.1.0.0/24")
 		both("wider")
 	})
+	// Of two policies the second holds what the first does and more. Their SA is
+	// for all of it; what we send of the first has its own, and what comes by
+	// theirs is as good.
+	run("overlapping policies", func() {
+		d.b.Must("ip", "addr", "add", "10.2.0.129/32", "dev", "lo")
+		d.policies("{ laddr 10.1.0.0/24 raddr 10.2.0.0/25 } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr 192.168.3.119 }\n" +
+			"{ laddr 10.1.0.0/24 raddr 10.2.0.0/24 } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr 192.168.3.119 }\n")
+		d.peer("", "")
+		before := d.a.Status().Counters["drop_in_policy"]
+		d.up()
+		for _, from := range []string{"10.2.0.129", "10.2.0.1"} {
+			if got := d.b.Ping(3, "-I", from, "10.1.0.1"); got != 3 {
+				d.t.Errorf("%d of 3 pings from %s answered", got, from)
+			}
+			if got := d.a.Ping(3, from); got != 3 {
+				d.t.Errorf("%d of 3 pings to %s answered", got, from)
+			}
+		}
+		if n := d.a.Status().Counters["drop_in_policy"]; n != before {
+			d.t.Errorf("%d packets dropped by policy", n-before)
+		}
+		d.down()
+		d.policy("encr_algs gcm")
+	})
 	run("padding against traffic analysis", func() {
 		d.rule("childsa_tfc 600")
 		d.peer("", "")

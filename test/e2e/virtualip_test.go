@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,11 +42,25 @@ func TestInteropVirtualIP(t *testing.T) {
 			t.Errorf("dns_file:\n%s", got)
 		}
 		d.a.KillIKE(10 * time.Second)
+		if got := addrs(); strings.Contains(got, inside4) || strings.Contains(got, inside6) {
+			t.Errorf("the addresses stay behind:\n%s", got)
+		}
 		if r := d.a.Run("test", "-e", "/run/missiu/dns"); r.Code == 0 {
 			t.Errorf("dns_file stays behind")
 		}
-		if got := addrs(); strings.Contains(got, inside4) || strings.Contains(got, inside6) {
-			t.Errorf("the addresses stay behind:\n%s", got)
+		// What a killed ike leaves the next one takes away.
+		d.a.IKE = nil
+		d.rule("request_addr both start_action start dns_file /run/missiu/dns")
+		lab.Until(t, 20*time.Second, "the inner addresses", func() (bool, string) {
+			got := addrs()
+			return strings.Contains(got, inside4) && strings.Contains(got, inside6) && d.a.Run("test", "-e", "/run/missiu/dns").Code == 0, d.a.IKE.Output() + got
+		})
+		d.a.IKE.Signal(syscall.SIGKILL)
+		d.a.IKE.Wait(10 * time.Second)
+		d.a.IKE = nil
+		d.rule("start_action none dns_file /run/missiu/dns")
+		if got := addrs(); strings.Contains(got, inside4) || strings.Contains(got, inside6) || d.a.Run("test", "-e", "/run/missiu/dns").Code == 0 {
+			t.Errorf("left of a killed ike, and dns_file perhaps:\n%s", got)
 		}
 	})
 	t.Run("we are the gateway", func(t *testing.T) {
