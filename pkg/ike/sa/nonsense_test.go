@@ -3,7 +3,9 @@ package sa
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -25,6 +27,7 @@ type nonsense struct {
 	r      *rand.Rand
 	script *bytesSource
 	public map[alg.KE][]byte
+	polite bool   // most of it makes sense: it gets further
 	ca     []byte // certificate, if there are any
 }
 
@@ -42,6 +45,7 @@ func newNonsense(t testing.TB, b []byte) *nonsense {
 		z.lab = newLab(t)
 	}
 	features := z.r.IntN(32)
+	z.polite = z.r.IntN(2) == 0
 	if features&1 != 0 {
 		z.plain()
 	}
@@ -109,14 +113,29 @@ func (z *nonsense) protocol() ikev2.ProtocolID {
 
 func (z *nonsense) ke() *ikev2.KE {
 	all := []alg.KE{alg.KEX25519, alg.KEX25519, alg.KEMLKEM768, alg.KEECP256}
-	m := all[z.r.IntN(len(all))]
+	return z.keOf(all[z.r.IntN(len(all))])
+}
+
+// next is one by the method that a series waits for.
+func (z *nonsense) next(otherwise alg.KE) *ikev2.KE {
+	if i := z.n.sa.cur; i != nil && i.follow != nil {
+		otherwise = i.follow.methods[len(i.follow.secrets)]
+	}
+	return z.keOf(otherwise)
+}
+
+func (z *nonsense) keOf(m alg.KE) *ikev2.KE {
 	k := &ikev2.KE{Method: ikev2.KEID(m)}
 	if z.public[m] == nil {
 		if p, err := dh.Generate(m, z.n.cfg.Rand); err == nil {
 			z.public[m] = p.Public()
 		}
 	}
-	switch z.r.IntN(6) {
+	bad := z.r.IntN(6)
+	if z.polite {
+		bad = z.r.IntN(40)
+	}
+	switch bad {
 	case 0:
 		k.Data = make([]byte, dh.PublicLen(m))
 	case 1:
@@ -217,10 +236,7 @@ func (z *nonsense) payload() ikev2.Payload {
 	case 18:
 		return notify(ikev2.NotifyType(r.IntN(50)), z.bytes(r.IntN(4))...)
 	case 19:
-		all := []ikev2.NotifyType{ikev2.INVALID_SYNTAX, ikev2.TEMPORARY_FAILURE, ikev2.CHILD_SA_NOT_FOUND, ikev2.NO_PROPOSAL_CHOSEN, ikev2.STATE_NOT_FOUND,
-			ikev2.INVALID_KE_PAYLOAD, ikev2.AUTHENTICATION_FAILED, ikev2.TS_UNACCEPTABLE, ikev2.NO_ADDITIONAL_SAS, ikev2.TS_MAX_QUEUE, ikev2.INVALID_IKE_SPI,
-			ikev2.INVALID_MESSAGE_ID, ikev2.INTERNAL_ADDRESS_FAILURE}
-		return notify(all[r.IntN(len(all))], []byte{0, 19, 0, 31}[2*r.IntN(2):][:2]...)
+		return z.refusal()
 	case 20:
 		return notify(ikev2.NotifyType(16384+r.IntN(80)), z.bytes(r.IntN(24))...)
 	case 21:
@@ -229,6 +245,13 @@ func (z *nonsense) payload() ikev2.Payload {
 		return raw(ikev2.PayloadType(33+r.IntN(22)), z.bytes(r.IntN(24))...)
 	}
 	return &ikev2.VendorID{Data: z.bytes(r.IntN(16))}
+}
+
+func (z *nonsense) refusal() ikev2.Payload {
+	all := []ikev2.NotifyType{ikev2.TEMPORARY_FAILURE, ikev2.CHILD_SA_NOT_FOUND, ikev2.NO_PROPOSAL_CHOSEN, ikev2.STATE_NOT_FOUND,
+		ikev2.INVALID_KE_PAYLOAD, ikev2.TS_UNACCEPTABLE, ikev2.NO_ADDITIONAL_SAS, ikev2.TS_MAX_QUEUE, ikev2.INVALID_IKE_SPI,
+		ikev2.INVALID_MESSAGE_ID, ikev2.INTERNAL_ADDRESS_FAILURE, ikev2.INVALID_SYNTAX, ikev2.AUTHENTICATION_FAILED}
+	return notify(all[z.r.IntN(len(all))], []byte{0, 19, 0, 31}[2*z.r.IntN(2):][:2]...)
 }
 
 var exchanges = []ikev2.ExchangeType{ikev2.CREATE_CHILD_SA, ikev2.CREATE_CHILD_SA, ikev2.INFORMATIONAL, ikev2.INFORMATIONAL, ikev2.IKE_AUTH,
@@ -241,7 +264,7 @@ func (z *nonsense) wellMade(x ikev2.ExchangeType) []ikev2.Payload {
 	switch x {
 	case ikev2.CREATE_CHILD_SA:
 		if z.r.IntN(3) == 0 {
-			return []ikev2.Payload{proposal.OfferIKE(z.n.rule.Proposals, z.bytes(8)), nonce, z.ke()}
+			return []ikev2.Payload{proposal.OfferIKE(z.n.rule.Proposals, z.bytes(8)), nonce, z.keOf(alg.KEX25519)}
 		}
 		var ps []ikev2.Payload
 		if z.r.IntN(2) == 0 {
@@ -255,16 +278,20 @@ func (z *nonsense) wellMade(x ikev2.ExchangeType) []ikev2.Payload {
 		if !ok {
 			return nil
 		}
-		return append(ps, proposal.OfferChild(offer, ipsec.SPI(0x51000000+z.r.IntN(256)), false), nonce, z.ke(),
+		return append(ps, proposal.OfferChild(offer, ipsec.SPI(0x51000000+z.r.IntN(256)), false), nonce, z.keOf(alg.KEX25519),
 			&ikev2.TSi{Selectors: toWire([]ipsec.TrafficSelector{r})}, &ikev2.TSr{Selectors: toWire([]ipsec.TrafficSelector{l})})
+	case ikev2.INFORMATIONAL:
+		if z.r.IntN(3) == 0 {
+			return []ikev2.Payload{&ikev2.Delete{Protocol: ikev2.ProtocolESP, SPIs: []uint32{z.spi(), z.spi()}}}
+		}
 	case ikev2.IKE_INTERMEDIATE:
-		return []ikev2.Payload{z.ke()}
+		return []ikev2.Payload{z.keOf(alg.KEMLKEM768)}
 	case ikev2.IKE_FOLLOWUP_KE:
 		link := z.bytes(linkLen)
 		if i := z.n.sa.cur; i != nil && i.follow != nil {
 			link = slices.Clone(i.follow.link)
 		}
-		return []ikev2.Payload{z.ke(), notify(ikev2.ADDITIONAL_KEY_EXCHANGE, link...)}
+		return []ikev2.Payload{z.next(alg.KEMLKEM768), notify(ikev2.ADDITIONAL_KEY_EXCHANGE, link...)}
 	}
 	return nil
 }
@@ -295,10 +322,20 @@ func (z *nonsense) say() {
 		id = uint32(z.r.IntN(256)) << 24
 	}
 	var ps []ikev2.Payload
-	if z.r.IntN(2) == 0 {
+	rare, more := 4, z.r.IntN(5)
+	if z.polite {
+		rare, more = 60, more/4
+		if i.follow != nil && !response && z.r.IntN(4) != 0 {
+			x = ikev2.IKE_FOLLOWUP_KE
+		}
+	}
+	switch {
+	case z.polite && response && z.r.IntN(2) == 0:
+		ps = []ikev2.Payload{z.refusal()}
+	case z.polite || z.r.IntN(2) == 0:
 		ps = z.wellMade(x)
 	}
-	for range z.r.IntN(5) {
+	for range more {
 		ps = slices.Insert(ps, z.r.IntN(len(ps)+1), z.payload())
 	}
 	h := i.header(x, id, response)
@@ -308,10 +345,10 @@ func (z *nonsense) say() {
 	if err != nil || len(inner) > 20000 {
 		return
 	}
-	if len(inner) > 0 && z.r.IntN(4) == 0 {
+	if len(inner) > 0 && z.r.IntN(rare) == 0 {
 		inner[z.r.IntN(len(inner))] ^= byte(1 + z.r.IntN(255))
 	}
-	if len(inner) > 0 && z.r.IntN(8) == 0 {
+	if len(inner) > 0 && z.r.IntN(2*rare) == 0 {
 		inner = inner[:z.r.IntN(len(inner))]
 	}
 	first := byte(0)
@@ -458,26 +495,49 @@ func FuzzNonsense(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) > 4000 {
-			return
-		}
-		z := newNonsense(t, b)
-		for len(z.script.b) > 0 && !z.n.sa.done {
-			switch z.r.IntN(8) {
-			case 0:
-				z.own()
-			case 1:
-				z.forged()
-			default:
-				z.say()
-			}
-			z.wire, z.kept = nil, nil
-		}
-		z.n.holdSPI = false
-		z.n.do(z.n.sa.Drop(z.now, ErrClosed))
-		z.n.giveSPIs()
-		if !z.n.sa.done || len(z.n.sads) != 0 || len(z.n.spis) != 0 {
-			t.Errorf("after Drop: done %v, SAs %v, SPIs %v", z.n.sa.done, z.n.sads, z.n.spis)
+		if len(b) < 4000 {
+			talkNonsense(t, b)
 		}
 	})
+}
+
+// TestNonsense is random scripts. SA_SEEDS makes them more.
+func TestNonsense(t *testing.T) {
+	n := 200
+	if testing.Short() {
+		n = 20
+	}
+	if v, err := strconv.Atoi(os.Getenv("SA_SEEDS")); err == nil {
+		n = v
+	}
+	for seed := range n {
+		b := make([]byte, 1500)
+		_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), 1}).Read(b)
+		talkNonsense(t, b)
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+func talkNonsense(t *testing.T, b []byte) {
+	t.Helper()
+	z := newNonsense(t, b)
+	for len(z.script.b) > 0 && !z.n.sa.done {
+		switch z.r.IntN(8) {
+		case 0:
+			z.own()
+		case 1:
+			z.forged()
+		default:
+			z.say()
+		}
+		z.wire, z.kept = nil, nil
+	}
+	z.n.holdSPI = false
+	z.n.do(z.n.sa.Drop(z.now, ErrClosed))
+	z.n.giveSPIs()
+	if !z.n.sa.done || len(z.n.sads) != 0 || len(z.n.spis) != 0 {
+		t.Errorf("after Drop: done %v, SAs %v, SPIs %v", z.n.sa.done, z.n.sads, z.n.spis)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/dh"
@@ -377,4 +378,74 @@ func crossing(t *testing.T, o own, k ask, swap bool, message int, f fault) (sent
 		t.Errorf("%v is still there", it)
 	}
 	return sent
+}
+
+// b makes the child SA that a asks for, the answer is lost, and at once b rekeys or
+// closes it, which a has not heard of.
+//
+//	a  --- create -------------->  b
+//	a       x--- response -------  b
+//	a  <-- rekey or close it ----  b
+func TestCollideNewborn(t *testing.T) {
+	for _, hard := range []bool{false, true} {
+		withFaults(t, func(t *testing.T, l *lab) {
+			l.plain()
+			l.a.policies = []Policy{reqA(0).Policy}
+			l.establish()
+			l.stop = func(p packet) bool { return p.from == l.b && p.data[19]&byte(ikev2.FlagResponse) != 0 }
+			l.a.add()
+			l.settleWith(func() bool { return len(l.b.sa.children) == 2 })
+			l.b.expire(l.b.sa.children[1], hard)
+			l.run()
+			l.stop, l.kept = nil, nil
+			l.settle()
+			l.fault.n = 0
+			l.step(l.now.Add(linger + 1))
+			want := 2
+			if hard {
+				want = 1
+			}
+			l.want(want)
+			if f := told[ChildFailed](l.a); (len(f) == 1) != hard {
+				t.Errorf("ChildFailed %v; deleted %v", f, hard)
+			}
+		})
+	}
+}
+
+// settleWith goes on until there is what is waited for.
+func (l *lab) settleWith(done func() bool) {
+	l.t.Helper()
+	for range 100 {
+		l.run()
+		if done() {
+			return
+		}
+		l.step(l.now.Add(250 * time.Millisecond))
+	}
+	l.t.Fatalf("does not come: a %s, b %s", l.a.describe(), l.b.describe())
+}
+
+// What a wants still waits for an SPI when b rekeys the IKE SA: it is asked for in
+// the new one.
+func TestCollideWaiting(t *testing.T) {
+	withFaults(t, func(t *testing.T, l *lab) {
+		l.plain()
+		l.a.policies = []Policy{reqA(0).Policy}
+		l.establish()
+		l.a.holdSPI = true
+		l.a.add()
+		l.a.expire(l.a.sa.children[0], false)
+		l.b.do(l.b.sa.Rekey(l.now))
+		l.settleWith(func() bool { return l.b.sa.cur.initiator })
+		l.a.holdSPI = false
+		l.a.giveSPIs()
+		l.settle()
+		l.fault.n = 0
+		l.step(l.now.Add(linger + 1))
+		l.want(2)
+		if r := told[Rekeyed](l.a); len(r) != 2 {
+			t.Errorf("a: Rekeyed %v, want the IKE SA and the child SA", r)
+		}
+	})
 }
