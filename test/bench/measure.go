@@ -382,6 +382,11 @@ func (in *instance) overload(p *pace) (figures, error) {
 			return nil, err
 		}
 		f[k.ping] = o.ping
+		f[report.OverFlow] = max(f[report.OverFlow], o.flow)
+		f[report.OverRTT] = max(f[report.OverRTT], o.rtt)
+		if tcp, ok := f[report.OverTCP]; !ok || o.tcp < tcp {
+			f[report.OverTCP] = o.tcp
+		}
 		f[report.OverMemory] = max(f[report.OverMemory], o.memory)
 		f[report.OverLost] = max(f[report.OverLost], o.lost)
 		if counted, ok := f[report.OverCounted]; !math.IsNaN(o.counted) && (!ok || o.counted < counted) {
@@ -398,7 +403,10 @@ func (in *instance) overload(p *pace) (figures, error) {
 type flooded struct {
 	sent    float64 // packets a second
 	ping    float64 // 99th percentile of those answered, seconds
-	lost    float64 // pings, 0 to 1
+	flow    float64 // 99th percentile of the flow's delays one way, seconds
+	rtt     float64 // of TCP, seconds
+	tcp     float64 // bit/s
+	lost    float64 // pings, or of the flow, whatever is more, 0 to 1
 	memory  float64 // growth, octets
 	counted float64 // of what was lost; NaN: nothing was
 }
@@ -422,17 +430,33 @@ func (in *instance) flood(size int, rate float64, super bool) (flooded, error) {
 	const length = 1500 * time.Millisecond
 	call := in.client[0].Go("Agent.UDPSend", traffic.UDPSend{To: in.b.inner, Run: in.run, Size: in.payload(size), Rate: rate, CatchUp: true, Super: super, Duration: length}, &sent, nil)
 	time.Sleep(200 * time.Millisecond)
-	const pings = 100
+	// The rest, which is to get through.
+	const pings, rest = 100, 1100 * time.Millisecond
+	var octets [2]uint64
+	if err := in.client[1].Call("Agent.TCPReceived", traffic.Empty{}, &octets[0]); err != nil {
+		return o, err
+	}
+	var tcp traffic.TCPSent
+	tcpCall := in.client[0].Go("Agent.TCPSend", traffic.TCPSend{To: in.b.inner, Streams: 1, Duration: rest}, &tcp, nil)
+	var besides int
+	besideCall := in.client[0].Go("Agent.BesideSend", traffic.BesideSend{To: in.b.inner, Run: in.run, Every: 2 * time.Millisecond, Duration: rest}, &besides, nil)
 	r := in.a.Run("ping", "-n", "-i", "0.01", "-c", strconv.Itoa(pings), "-W", "1", in.a.innerPeer.String())
 	full, err := resident(in.daemons)
 	if err != nil {
 		return o, err
 	}
-	if <-call.Done; call.Error != nil {
-		return o, call.Error
+	for _, c := range []*rpc.Call{call, tcpCall, besideCall} {
+		if <-c.Done; c.Error != nil {
+			return o, c.Error
+		}
 	}
 	var got traffic.UDPCount
-	if err := in.client[1].Call("Agent.UDPCount", in.run, &got); err != nil {
+	var delays []float64
+	if err := errors.Join(
+		in.client[1].Call("Agent.UDPCount", in.run, &got),
+		in.client[1].Call("Agent.Beside", in.run, &delays),
+		in.client[1].Call("Agent.TCPReceived", traffic.Empty{}, &octets[1]),
+	); err != nil {
 		return o, err
 	}
 	after, err := in.drops(each)
@@ -443,7 +467,13 @@ func (in *instance) flood(size int, rate float64, super bool) (flooded, error) {
 	if len(rtts) < pings/20 {
 		return o, fmt.Errorf("overload: %d of %d pings answered", len(rtts), pings)
 	}
-	o.lost = 1 - float64(len(rtts))/pings
+	if len(delays) == 0 {
+		return o, fmt.Errorf("overload: none of %d datagrams of the flow came", besides)
+	}
+	o.lost = max(1-float64(len(rtts))/pings, 1-float64(len(delays))/float64(besides))
+	o.flow = stat.Quantile(delays, 0.99)
+	o.rtt = tcp.RTT.Seconds()
+	o.tcp = float64(octets[1]-octets[0]) * 8 / rest.Seconds()
 	o.sent = float64(sent.Packets) / sent.Elapsed.Seconds()
 	o.ping = stat.Quantile(rtts, 0.99)
 	o.memory = float64(max(0, full-idle))

@@ -35,7 +35,11 @@ const readLimit = 16 << 16
 // only: such a flood, which nothing slows down, would fill it with 128 MB, and
 // everybody behind it would wait for a second. TCP slows itself down, and 2000
 // single packets are worth a few milliseconds.
-const standing = 20 * time.Millisecond
+//
+// What is shed is not read as a whole: that would take longer than it takes to
+// send. The frame behind one that was shed is asked for with room for a single
+// packet only, so that of TCP between such frames some is lost as well.
+const standing = 10 * time.Millisecond
 
 // shedLimit bounds the frames shed by one ReadBatch that has others to return.
 const shedLimit = 256
@@ -75,6 +79,7 @@ type queue struct {
 		// since is when the queue was last empty, as far as we saw; zero:
 		// it was when last looked at.
 		since time.Time
+		shed  bool // the last frame was
 		// alone: the last frame came by itself after a silence, so there is
 		// hardly another yet.
 		alone bool
@@ -295,7 +300,13 @@ func (q *queue) readLoop(fd uintptr) {
 		if q.d.vnet {
 			start -= vnetHdrLen
 		}
-		n, errno := rawIO(unix.SYS_READ, fd, f.Buf[start:])
+		b := f.Buf[start:]
+		// What is likely to be shed is not worth a copy.
+		short := late && r.shed && q.d.single() < len(b)
+		if short {
+			b = b[:q.d.single()]
+		}
+		n, errno := rawIO(unix.SYS_READ, fd, b)
 		switch errno {
 		case 0:
 		case unix.EAGAIN:
@@ -307,6 +318,7 @@ func (q *queue) readLoop(fd uintptr) {
 			r.err = errno
 			return
 		}
+		cut := short && n == len(b)
 		f.Offload = Offload{}
 		if q.d.vnet {
 			if n -= vnetHdrLen; n < 0 {
@@ -317,11 +329,13 @@ func (q *queue) readLoop(fd uintptr) {
 		if q.d.bare != 0 && !dress(f, n) {
 			continue
 		}
-		if late && f.Offload.GSOType == GSOUDPL4 {
-			q.d.shed.Add(f.Offload.packets(n))
+		if udp := f.Offload.GSOType == GSOUDPL4; late && (udp || cut && f.Offload.GSOType != GSONone) {
+			q.d.shed.Add(f.Offload.packets(f.Buf[f.Off : f.Off+n+q.d.bare]))
 			shed++
+			r.shed = udp // the next of TCP is not lost
 			continue
 		}
+		r.shed = false
 		f.Len = n + q.d.bare
 		r.size += n
 		r.n++
@@ -335,10 +349,31 @@ func (q *queue) readLoop(fd uintptr) {
 	}
 }
 
-// packets is how many a super-frame of n octets stands for.
-func (o *Offload) packets(n int) uint64 {
+// single is how many octets the kernel gives for the longest frame that is none
+// of a super-frame's kind, with its metadata and a tag.
+func (d *device) single() int { return vnetHdrLen + etherLen + 4 + d.MTU() }
+
+// packets is how many a super-frame stands for, of which b may be the beginning
+// only.
+func (o *Offload) packets(b []byte) uint64 {
+	be := binary.BigEndian
+	start := int(o.CsumStart)
+	if len(b) < etherLen+20 || start+13 > len(b) {
+		return 1
+	}
+	n := len(b)
+	switch be.Uint16(b[12:]) {
+	case unix.ETH_P_IP:
+		n = etherLen + int(be.Uint16(b[etherLen+2:]))
+	case unix.ETH_P_IPV6:
+		n = etherLen + 40 + int(be.Uint16(b[etherLen+4:]))
+	}
+	n -= start + 8
+	if o.GSOType != GSOUDPL4 {
+		n -= int(b[start+12]>>4)*4 - 8
+	}
 	size := max(1, int(o.GSOSize))
-	return uint64(max(1, (n-int(o.HdrLen)+size-1)/size))
+	return uint64(max(1, (n+size-1)/size))
 }
 
 // dress puts the Ethernet header in front of the n octets from a TUN, to the

@@ -106,7 +106,7 @@ func (s Super) Without(o Offload) Super {
 // Lost is what was dropped for want of time.
 type Lost struct {
 	Full uint64 // frames, by the kernel: its queue was full
-	Shed uint64 // packets in super-frames of UDP, by ReadBatch: see standing
+	Shed uint64 // packets in super-frames, of UDP but for a few, by ReadBatch: see standing
 }
 
 // Device is a TAP or a TUN. It is safe for concurrent use.

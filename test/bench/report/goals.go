@@ -87,8 +87,9 @@ func Evaluate(r *Results) []Goal {
 		over := func(m Metric, what string, bound float64, less bool) part {
 			return r.figure(Key{set, Missiu, m}, what, bound, less)
 		}
-		add("overload", "ping p99 ≤ 50 ms, memory + ≤ 64 MiB, ≥ 99 % of losses counted",
-			over(OverPing, "ping", 0.050, true), over(OverPing64, "beside 64 B", 0.050, true), over(OverPingSuper, "beside super-frames", 0.050, true), over(OverMemory, "memory", memoryBound, true), over(OverCounted, "counted", 0.99, false))
+		add("overload", "ping, flow p99, TCP ≤ 50 ms, memory + ≤ 64 MiB, ≥ 99 % of losses counted",
+			over(OverPing, "ping", 0.050, true), over(OverPing64, "beside 64 B", 0.050, true), over(OverPingSuper, "beside super-frames", 0.050, true),
+			over(OverFlow, "flow", 0.050, true), over(OverRTT, "TCP", 0.050, true), over(OverMemory, "memory", memoryBound, true), over(OverCounted, "counted", 0.99, false))
 	}
 	return goals
 }

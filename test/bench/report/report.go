@@ -61,7 +61,10 @@ const (
 	OverPing      Metric = "overload-ping"    // p99
 	OverPing64    Metric = "overload-ping-64"
 	OverPingSuper Metric = "overload-ping-super"
-	OverLost      Metric = "overload-lost"    // of the pings, 0 to 1
+	OverFlow      Metric = "overload-flow"    // one way, p99
+	OverRTT       Metric = "overload-tcp-rtt" // smoothed
+	OverTCP       Metric = "overload-tcp"
+	OverLost      Metric = "overload-lost"    // of the pings and of the flow, 0 to 1
 	OverMemory    Metric = "overload-memory"  // growth of the daemons' resident memory
 	OverCounted   Metric = "overload-counted" // losses that a counter names, of all, 0 to 1
 )
@@ -93,7 +96,10 @@ var metrics = []metric{
 	{OverPing, "overload of 1400 B: ping, 99th percentile", "ms", 1e3, true},
 	{OverPing64, "overload of 64 B: ping, 99th percentile", "ms", 1e3, true},
 	{OverPingSuper, "overload of super-frames: ping, 99th percentile", "ms", 1e3, true},
-	{OverLost, "overload: pings lost", "%", 100, true},
+	{OverFlow, "overload: a modest flow of UDP beside it, one way, 99th percentile", "ms", 1e3, true},
+	{OverRTT, "overload: TCP beside it, round trip", "ms", 1e3, true},
+	{OverTCP, "overload: TCP beside it", "Mbit/s", 1e-6, false},
+	{OverLost, "overload: pings and datagrams of the flow lost", "%", 100, true},
 	{OverMemory, "overload: memory added", "MiB", 1.0 / (1 << 20), true},
 	{OverCounted, "overload: losses counted", "%", 100, false},
 }
@@ -246,7 +252,7 @@ var groups = [][]Metric{
 	{TCP1, TCP1CPU, TCP1Total, TCP4, TCP4CPU, TCP4Total},
 	{UDP1400, UDP1400CPU, UDP1400Blast, UDP64, UDP64CPU, UDP64Blast},
 	{PingP50, PingP99},
-	{OverOffered, OverPing, OverPing64, OverPingSuper, OverLost, OverMemory, OverCounted},
+	{OverOffered, OverPing, OverPing64, OverPingSuper, OverFlow, OverRTT, OverTCP, OverLost, OverMemory, OverCounted},
 }
 
 func (r *Results) tables(b *strings.Builder, set Setting) {

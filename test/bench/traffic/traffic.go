@@ -15,6 +15,8 @@ import (
 	"net/rpc"
 	"os"
 	"runtime"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -28,8 +30,9 @@ const Marker = "missiu-bench-readable-by-anybody"
 
 // Ports of every agent.
 const (
-	TCPPort = 5001
-	UDPPort = 5002
+	TCPPort    = 5001
+	UDPPort    = 5002
+	besidePort = 5003
 )
 
 // headerLen is what a datagram holds: Marker, the run's number and the
@@ -41,8 +44,9 @@ const MinUDP = headerLen
 
 // Agent answers the requests. Its methods have the shape that net/rpc wants.
 type Agent struct {
-	tcp atomic.Uint64 // octets received
-	udp udpCounter
+	tcp    atomic.Uint64 // octets received
+	udp    udpCounter
+	beside delays
 }
 
 // udpCounter counts the datagrams of the latest run.
@@ -59,12 +63,17 @@ func Serve(path string) error {
 	if err != nil {
 		return err
 	}
-	fd, err := udpSocket()
+	fd, err := udpSocket(UDPPort)
+	if err != nil {
+		return err
+	}
+	beside, err := udpSocket(besidePort)
 	if err != nil {
 		return err
 	}
 	go a.sinkTCP(l)
 	go a.countUDP(fd)
+	go a.beside.serve(beside)
 	s := rpc.NewServer()
 	if err := s.Register(a); err != nil {
 		return err
@@ -116,8 +125,9 @@ type TCPSend struct {
 
 // TCPSent tells of a TCPSend.
 type TCPSent struct {
-	MSS         int // of the first stream, octets of data in a packet
-	Retransmits int // of all streams
+	MSS         int           // of the first stream, octets of data in a packet
+	Retransmits int           // of all streams
+	RTT         time.Duration // the longest of the streams, smoothed, at the end
 }
 
 // TCPSend sends by TCP (cubic) for as long as asked.
@@ -142,6 +152,7 @@ func (a *Agent) TCPSend(r TCPSend, sent *TCPSent) error {
 		}
 		sent.MSS = int(e.info.Snd_mss)
 		sent.Retransmits += int(e.info.Total_retrans)
+		sent.RTT = max(sent.RTT, time.Duration(e.info.Rtt)*time.Microsecond)
 	}
 	return errors.Join(errs...)
 }
@@ -189,7 +200,7 @@ func stream(to netip.Addr, most int, until time.Time) (*unix.TCPInfo, error) {
 const rcvbuf = 16 << 20
 
 // udpSocket is bound for both families.
-func udpSocket() (int, error) {
+func udpSocket(port int) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
@@ -197,7 +208,7 @@ func udpSocket() (int, error) {
 	return fd, errors.Join(
 		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0),
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, rcvbuf),
-		unix.Bind(fd, &unix.SockaddrInet6{Port: UDPPort}),
+		unix.Bind(fd, &unix.SockaddrInet6{Port: port}),
 	)
 }
 
@@ -318,7 +329,7 @@ func (a *Agent) UDPSend(r UDPSend, sent *UDPSent) error {
 	runtime.LockOSThread() // the timer slack is the thread's
 	defer runtime.UnlockOSThread()
 	unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
-	fd, err := connectUDP(r.To)
+	fd, err := connectUDP(r.To, UDPPort)
 	if err != nil {
 		return err
 	}
@@ -381,13 +392,97 @@ func (a *Agent) UDPSend(r UDPSend, sent *UDPSent) error {
 	}
 }
 
+// BesideSend asks for a modest flow, datagrams that show when they were sent.
+type BesideSend struct {
+	To       netip.Addr
+	Run      uint64 // its number; larger than those before
+	Every    time.Duration
+	Duration time.Duration
+}
+
+// besideSize is the payload of its datagrams.
+const besideSize = 200
+
+// BesideSend sends the flow and tells how many datagrams there were.
+func (a *Agent) BesideSend(r BesideSend, sent *int) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	fd, err := connectUDP(r.To, besidePort)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, besideSize)
+	copy(b, Marker)
+	binary.BigEndian.PutUint64(b[len(Marker):], r.Run)
+	for start := time.Now(); time.Since(start) < r.Duration; {
+		binary.BigEndian.PutUint64(b[len(Marker)+8:], uint64(monotonic()))
+		*sent++
+		unix.Write(fd, b) // what does not leave is lost
+		ts := unix.NsecToTimespec(int64(r.Every))
+		unix.Nanosleep(&ts, nil)
+	}
+	return nil
+}
+
+// monotonic is a clock that all processes of a machine share.
+func monotonic() time.Duration {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return time.Duration(ts.Nano())
+}
+
+// delays are those of the datagrams of the latest flow.
+type delays struct {
+	mu  sync.Mutex
+	run uint64
+	all []float64
+}
+
+func (d *delays) serve(fd int) {
+	b := make([]byte, 2048)
+	for {
+		n, err := unix.Read(fd, b)
+		if err != nil && err != unix.EINTR {
+			return
+		}
+		if n >= headerLen && string(b[:len(Marker)]) == Marker {
+			d.add(binary.BigEndian.Uint64(b[len(Marker):]), monotonic()-time.Duration(binary.BigEndian.Uint64(b[len(Marker)+8:])))
+		}
+	}
+}
+
+func (d *delays) add(run uint64, delay time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if run > d.run {
+		d.run, d.all = run, nil
+	}
+	if run == d.run {
+		d.all = append(d.all, delay.Seconds())
+	}
+}
+
+// Beside tells how long the datagrams of a flow were on the way, in seconds, those
+// that have come.
+func (a *Agent) Beside(run uint64, all *[]float64) error {
+	d := &a.beside
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.run == run {
+		*all = slices.Clone(d.all)
+	}
+	return nil
+}
+
 // connectUDP returns a non-blocking socket.
-func connectUDP(to netip.Addr) (int, error) {
+func connectUDP(to netip.Addr, port int) (int, error) {
 	family, sa := unix.AF_INET, unix.Sockaddr(nil)
 	if to.Is4() {
-		sa = &unix.SockaddrInet4{Port: UDPPort, Addr: to.As4()}
+		sa = &unix.SockaddrInet4{Port: port, Addr: to.As4()}
 	} else {
-		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: UDPPort, Addr: to.As16()}
+		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: port, Addr: to.As16()}
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {

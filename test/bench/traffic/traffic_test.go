@@ -3,6 +3,7 @@ package traffic
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -30,7 +31,7 @@ func TestCounter(t *testing.T) {
 
 // Over the loopback interface everything arrives, at the rate that was asked.
 func TestUDP(t *testing.T) {
-	fd, err := udpSocket()
+	fd, err := udpSocket(UDPPort)
 	if err != nil {
 		t.Skip("no UDP socket with a large buffer:", err)
 	}
@@ -50,5 +51,43 @@ func TestUDP(t *testing.T) {
 		if sent.Packets > 400 || sent.Packets < 50 {
 			t.Errorf("%s: %d datagrams in 200 ms at 2000 a second", to, sent.Packets)
 		}
+	}
+}
+
+// Delays are of the latest flow alone.
+func TestBeside(t *testing.T) {
+	a := &Agent{}
+	for _, d := range []struct {
+		run   uint64
+		delay time.Duration
+	}{{1, 5 * time.Millisecond}, {2, 7 * time.Millisecond}, {1, 9 * time.Millisecond}, {2, 8 * time.Millisecond}} {
+		a.beside.add(d.run, d.delay)
+	}
+	var old, all []float64
+	a.Beside(1, &old)
+	a.Beside(2, &all)
+	if len(old) != 0 || !slices.Equal(all, []float64{0.007, 0.008}) {
+		t.Errorf("%v and %v, want nothing, and 7 and 8 ms", old, all)
+	}
+}
+
+// Over the loopback interface a flow's delays are known, and short.
+func TestBesideFlow(t *testing.T) {
+	fd, err := udpSocket(besidePort)
+	if err != nil {
+		t.Skip("no UDP socket with a large buffer:", err)
+	}
+	a := &Agent{}
+	go a.beside.serve(fd)
+	var sent int
+	if err := a.BesideSend(BesideSend{To: netip.MustParseAddr("127.0.0.1"), Run: 1, Every: time.Millisecond, Duration: 50 * time.Millisecond}, &sent); err != nil {
+		t.Skip(err)
+	}
+	var all []float64
+	for end := time.Now().Add(10 * time.Second); len(all) < sent && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		a.Beside(1, &all)
+	}
+	if sent == 0 || len(all) != sent || slices.Min(all) < 0 || slices.Max(all) > 10 {
+		t.Errorf("%d sent, delays %v", sent, all)
 	}
 }
