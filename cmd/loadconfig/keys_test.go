@@ -387,7 +387,7 @@ func TestMonitor(t *testing.T) {
 		cause()
 		again := time.NewTicker(20 * time.Millisecond)
 		defer again.Stop()
-		deadline := time.After(20 * time.Second)
+		deadline := time.After(time.Minute)
 		for {
 			select {
 			case l := <-lines:

@@ -6,7 +6,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const env = "MISSIU_TEST_NETNS"
@@ -22,6 +27,7 @@ func Main(m *testing.M, name string) int {
 		return m.Run()
 	}
 	ns := fmt.Sprintf("mi-%s-%d", name, os.Getpid())
+	exec.Command("ip", "netns", "del", ns).Run() // of a process of the same id that was killed
 	exe, err := os.Executable()
 	if err == nil {
 		err = exec.Command("ip", "netns", "add", ns).Run()
@@ -38,4 +44,58 @@ func Main(m *testing.M, name string) int {
 		return 1
 	}
 	return 0
+}
+
+// Ready waits until interfaces that were just set up carry packets: the kernel notes
+// a new carrier a moment later, and drops without a word what is sent before. netns
+// is the name of their namespace, "" this one.
+func Ready(t testing.TB, netns string, ifnames ...string) {
+	t.Helper()
+	ip := func(object, ifname string) string {
+		args := []string{"-o", object, "show", "dev", ifname}
+		if netns != "" {
+			args = append([]string{"-n", netns}, args...)
+		}
+		out, _ := exec.Command("ip", args...).Output()
+		return string(out)
+	}
+	for _, ifname := range ifnames {
+		Until(t, ifname+" to be up", func() bool {
+			link, addrs := ip("link", ifname), ip("addr", ifname)
+			// The link-local address is the last that the kernel does.
+			return strings.Contains(link, "LOWER_UP") && strings.Contains(link, "state UP") &&
+				strings.Contains(addrs, " fe80:") && !strings.Contains(addrs, "tentative")
+		})
+	}
+}
+
+// Until waits for done, and fails the test only when even a machine that stands
+// still now and then would have come to it.
+func Until(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	const limit = time.Minute
+	for end := time.Now().Add(limit); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in %v: %s", limit, what)
+		}
+	}
+}
+
+// OneCPU keeps the calling goroutine, which is that of the test, on one processor for
+// the rest of the test. What one processor sends over a veth pair arrives in its
+// order; what a thread sends that moves meanwhile may not.
+func OneCPU(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread() // the thread ends with the goroutine
+	var may, one unix.CPUSet
+	err := unix.SchedGetaffinity(0, &may)
+	for cpu := 0; err == nil && one.Count() == 0; cpu++ {
+		if may.IsSet(cpu) {
+			one.Set(cpu)
+			err = unix.SchedSetaffinity(0, &one)
+		}
+	}
+	if err != nil {
+		t.Fatalf("sched_setaffinity: %v", err)
+	}
 }

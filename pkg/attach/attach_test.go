@@ -36,7 +36,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("second server: %v", err)
 	}
 	// The look of the second server was a connection, which takes a moment to end.
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	var conns []*net.UnixConn
 	b := make([]byte, 100)
 	for len(conns) < 2 {
@@ -130,12 +130,15 @@ func TestStranger(t *testing.T) {
 			return
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		c.Write([]byte("hello"))
 		n, err := c.Read(make([]byte, 100))
 		done <- answer{n, err}
 	}()
 	a := <-done
+	if errors.Is(a.err, unix.EACCES) {
+		t.Skipf("others cannot reach %s", dir)
+	}
 	if a.n != 0 || !errors.Is(a.err, io.EOF) && !errors.Is(a.err, unix.ECONNRESET) {
 		t.Errorf("a stranger got %d octets, %v", a.n, a.err)
 	}

@@ -97,7 +97,7 @@ func TestPidFile(t *testing.T) {
 		t.Errorf("Owner = %d, %v; want %d", got, err, pid)
 	}
 	syscall.Kill(pid, syscall.SIGKILL)
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		if got, err := Owner(path); err == nil && got == 0 {
 			break
@@ -170,7 +170,7 @@ func TestNotify(t *testing.T) {
 	defer c.Close()
 	t.Setenv("NOTIFY_SOCKET", name)
 	NewReadiness(false).Ready()
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	b := make([]byte, 100)
 	n, err := c.Read(b)
 	if err != nil || string(b[:n]) != "READY=1" {

@@ -104,7 +104,7 @@ func watchNodes(t *testing.T, nodes ...*node) (see func(n int) []capture.Frame) 
 			t.Fatal("records without a reader")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	r, err := capture.Dial(ctx, path, capture.Both)
 	if err != nil {

@@ -180,7 +180,7 @@ func TestMaxConns(t *testing.T) {
 		t.Error("third connection: got no error")
 	}
 	a.Close()
-	for end := time.Now().Add(10 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		c, err := Dial(r.ctx(), r.path)
 		if err == nil {
 			c.Close()

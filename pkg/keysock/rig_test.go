@@ -21,7 +21,7 @@ import (
 // TestMain fails when a test leaves one of our goroutines running.
 func TestMain(m *testing.M) {
 	code := m.Run()
-	for end := time.Now().Add(5 * time.Second); code == 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); code == 0; time.Sleep(10 * time.Millisecond) {
 		buf := make([]byte, 1<<20)
 		stacks := string(buf[:runtime.Stack(buf, true)])
 		if strings.Count(stacks, "pkg/keysock.") <= 1 { // TestMain itself
@@ -72,7 +72,7 @@ func start(t *testing.T, opt ServerOptions) *rig {
 			if err != nil {
 				t.Errorf("Serve: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("Serve does not return")
 		}
 		os.RemoveAll(dir)
@@ -92,7 +92,7 @@ func (r *rig) dial() *Client {
 }
 
 func (r *rig) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	r.t.Cleanup(cancel)
 	return ctx
 }
@@ -104,7 +104,7 @@ func (r *rig) inServer(f func()) {
 	r.s.Do(func() { f(); close(done) })
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		r.t.Fatal("Do: function does not run")
 	}
 }
@@ -126,9 +126,9 @@ func (r *rig) stranger() *stranger {
 	r.t.Cleanup(func() { nc.Close() })
 	// connect(2) returns before the server has accepted; who is not accepted
 	// yet hears nothing of what others do.
-	for end := time.Now().Add(10 * time.Second); seen() == before; time.Sleep(100 * time.Microsecond) {
+	for end := time.Now().Add(time.Minute); seen() == before; time.Sleep(100 * time.Microsecond) {
 		if time.Now().After(end) {
-			r.t.Fatal("not accepted in 10 s")
+			r.t.Fatal("not accepted in a minute")
 		}
 	}
 	return &stranger{r.t, nc}
@@ -136,7 +136,7 @@ func (r *rig) stranger() *stranger {
 
 func (x *stranger) sendRaw(b []byte) {
 	x.t.Helper()
-	x.nc.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	x.nc.SetWriteDeadline(time.Now().Add(time.Minute))
 	if _, err := x.nc.Write(b); err != nil {
 		x.t.Fatalf("send: %v", err)
 	}
@@ -154,7 +154,7 @@ func (x *stranger) send(m *pfkey.Message) {
 // recv returns the next message.
 func (x *stranger) recv() *pfkey.Message {
 	x.t.Helper()
-	x.nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	x.nc.SetReadDeadline(time.Now().Add(time.Minute))
 	b := make([]byte, maxMessage)
 	n, err := x.nc.Read(b)
 	if err != nil {
@@ -209,7 +209,7 @@ func nextEvent(t *testing.T, c *Client) Event {
 			t.Fatal("events are closed")
 		}
 		return e
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no event")
 	}
 	return nil

@@ -63,16 +63,16 @@ func TestManyPolicies(t *testing.T) {
 	}
 	// Each of these is one packet: nothing is asked for twice.
 	for k, i := range []int{entries - 1, 0, entries / 2} {
-		if !probe(a, b, behind(10, i), behind(20, i), 30*time.Second) {
+		if !probe(a, b, behind(10, i), behind(20, i), long) {
 			t.Fatalf("entry %d: the packet did not arrive; a %v, b %v", i, nonzero(a), nonzero(b))
 		}
 		if k == 0 {
 			t.Logf("first packet after %v", time.Since(committed))
 		}
-		if !probe(b, a, behind(20, i), behind(10, i), 5*time.Second) {
+		if !probe(b, a, behind(20, i), behind(10, i), long) {
 			t.Errorf("entry %d: no way back", i)
 		}
-		if j := i ^ 2; !probe(b, a, behind(20, j), behind(10, j), 30*time.Second) {
+		if j := i ^ 2; !probe(b, a, behind(20, j), behind(10, j), long) {
 			t.Errorf("entry %d: the packet did not arrive; a %v, b %v", j, nonzero(a), nonzero(b))
 		}
 	}
@@ -89,7 +89,7 @@ func TestManyPolicies(t *testing.T) {
 		t.Errorf("SAs: got %q, had %q", got, had)
 	}
 	for _, i := range []int{4, entries/2&^1 + 4, entries - 5} {
-		if !probe(b, a, behind(20, i), behind(10, i), 30*time.Second) || !probe(a, b, behind(10, i), behind(20, i), 5*time.Second) {
+		if !probe(b, a, behind(20, i), behind(10, i), long) || !probe(a, b, behind(10, i), behind(20, i), long) {
 			t.Errorf("entry %d after half was removed: the packet did not arrive; a %v, b %v", i, nonzero(a), nonzero(b))
 		}
 	}

@@ -306,6 +306,9 @@ func (h *host) send(src, dst netip.Addr, port uint16, n int) []byte {
 	return p
 }
 
+// long is more than even a machine that stands still now and then takes.
+const long = 2 * time.Minute
+
 // gets waits for a packet for h's kernel.
 func (h *host) gets(wait time.Duration) []byte {
 	select {
@@ -320,12 +323,28 @@ func (h *host) gets(wait time.Duration) []byte {
 // after they are in force, and what one refuses until then is not asked again at once.
 func first(t *testing.T, a, b *host, src, dst netip.Addr) {
 	t.Helper()
+	sent, got := 0, 0
 	until(t, "the first packet", func() bool {
 		a.send(src, dst, 1, 10)
-		return b.gets(500*time.Millisecond) != nil
+		sent++
+		if b.gets(500*time.Millisecond) == nil {
+			return false
+		}
+		got++
+		return true
 	})
-	for b.gets(20*time.Millisecond) != nil {
-	}
+	until(t, "those that waited with it", func() bool {
+		for b.gets(0) != nil {
+			got++
+		}
+		gone := 0
+		for name, n := range nonzero(a) {
+			if strings.HasPrefix(name, "drop_out_") || name == "out_protected" {
+				gone += int(n)
+			}
+		}
+		return gone == sent && got == int(nonzero(a)["out_protected"])
+	})
 	a.drain()
 	b.drain()
 }
@@ -344,9 +363,9 @@ func (h *host) drain() (ps [][]byte) {
 
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(long); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not within 20 s", what)
+			t.Fatalf("%s: not within %v", what, long)
 		}
 	}
 }
@@ -411,7 +430,7 @@ func TestNegotiated(t *testing.T) {
 				for k := range 6 {
 					for _, d := range [][2]*host{{a, b}, {b, a}} {
 						sent := d[0].send(d[0].local[at], d[1].local[at], uint16(1000+k), 50*k)
-						if got := d[1].gets(10 * time.Second); !bytes.Equal(got, sent) {
+						if got := d[1].gets(long); !bytes.Equal(got, sent) {
 							t.Fatalf("packet %d: got %x, want %x; SAs %s; at a %v, at b %v", k, got, sent, a.sas(), nonzero(a), nonzero(b))
 						}
 					}
@@ -483,7 +502,7 @@ func TestOneOfTwo(t *testing.T) {
 	pass := func() {
 		t.Helper()
 		sent := a.send(a.addr, b.addr, 1, 100)
-		if got := b.gets(10 * time.Second); !bytes.Equal(got, sent) {
+		if got := b.gets(long); !bytes.Equal(got, sent) {
 			t.Fatalf("got %x, want %x; SAs %s", got, sent, a.sas())
 		}
 	}

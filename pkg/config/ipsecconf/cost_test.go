@@ -119,6 +119,7 @@ func TestCost(t *testing.T) {
 				t.Errorf("%s: %v, and of four times the size %v; %d plain policies cost %v", c.name, once, four, most, plain)
 				break
 			}
+			plain = max(plain, cpu(base, most)) // a busy machine may have become slower
 		}
 	}
 }

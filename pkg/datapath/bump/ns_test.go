@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -62,6 +64,12 @@ func (l *lab) cable() {
 	sh(l.t, `ip link add e0 type veth peer name e1 netns `+l.peer)
 	l.sh("ip link set lo up; ip addr add 10.9.0.2/24 dev e1; ip -6 addr add fd09::2/64 dev e1 nodad; ip link set e1 up")
 	l.address("e0")
+	nstest.Ready(l.t, "", "e0")
+	nstest.Ready(l.t, l.peer, "e1")
+	// The neighbours know each other.
+	for _, a := range []string{"10.9.0.2", "fd09::2"} {
+		until(l.t, "an answer of "+a, func() bool { return answered(l.t, 1, a) == 1 })
+	}
 }
 
 func (l *lab) address(name string) {
@@ -75,21 +83,35 @@ func (l *lab) sh(line string) string {
 	return sh(l.t, "ip netns exec "+l.peer+" sh -ec '"+line+"'")
 }
 
-// answered is how many of n pings were answered.
+// answered is how many of n pings were answered. It lasts until n are, or 30 s; what
+// is sent meanwhile, because answers are late, does not count.
 func answered(t testing.TB, n int, args string) int {
 	t.Helper()
-	out, _ := exec.Command("sh", "-c", fmt.Sprintf("ping -n -i 0.01 -W 1 -c %d %s", n, args)).CombinedOutput()
-	got := -1
-	for _, line := range strings.Split(string(out), "\n") {
-		if i := strings.Index(line, " packets transmitted, "); i >= 0 {
-			fmt.Sscan(line[i+len(" packets transmitted, "):], &got)
+	return ping(t, n, fmt.Sprintf("-w 30 -i 0.3 -l %d %s", n, args))
+}
+
+// silence is how many of n pings were answered within a second; none is expected.
+func silence(t testing.TB, n int, args string) int {
+	t.Helper()
+	return ping(t, n, "-W 1 -i 0.01 "+args)
+}
+
+func ping(t testing.TB, n int, args string) int {
+	t.Helper()
+	out, _ := exec.Command("sh", "-c", fmt.Sprintf("ping -n -c %d %s", n, args)).CombinedOutput()
+	seen := map[string]bool{}
+	for _, m := range answer.FindAllStringSubmatch(string(out), -1) {
+		if seq, _ := strconv.Atoi(m[1]); seq <= n {
+			seen[m[1]] = true
 		}
 	}
-	if got < 0 {
+	if !strings.Contains(string(out), " packets transmitted, ") {
 		t.Fatalf("ping %s: %s", args, out)
 	}
 	if strings.Contains(string(out), "DUP!") {
 		t.Errorf("ping %s: duplicates\n%s", args, out)
 	}
-	return got
+	return len(seen)
 }
+
+var answer = regexp.MustCompile(`(?m)^\d+ bytes from .* icmp_seq=(\d+) `)

@@ -54,7 +54,7 @@ func sniff(t testing.TB, ifname string) *sniffer {
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: ifi.Index}); err != nil {
 		t.Fatal(err)
 	}
-	tv := unix.NsecToTimeval(2e9)
+	tv := unix.NsecToTimeval(30e9)
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	return &sniffer{fd}
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/internal/nstest"
 )
 
 var testMAC = net.HardwareAddr{2, 1, 2, 3, 4, 5}
@@ -20,8 +22,16 @@ var testMAC = net.HardwareAddr{2, 1, 2, 3, 4, 5}
 func openTest(t testing.TB, o Options) Device {
 	t.Helper()
 	needRoot(t)
+	// No chatter of the kernel's own between the frames under test.
+	chatter := func(off string) {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte(off), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	chatter("1")
 	o.Up = true
 	d, err := Open(o)
+	chatter("0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,8 +39,6 @@ func openTest(t testing.TB, o Options) Device {
 		d.Persist(false)
 		d.Close()
 	})
-	// No chatter of the kernel's own between the frames under test.
-	sh(t, "echo 1 >/proc/sys/net/ipv6/conf/"+d.Name()+"/disable_ipv6")
 	return d
 }
 
@@ -161,6 +169,7 @@ func TestDeadTAPFailsClosed(t *testing.T) {
 		ip addr add 198.51.100.1/24 dev mi-a; ip -6 addr add 2001:db8::1/64 dev mi-a nodad
 		ip route add default dev mi-a; ip -6 route add default dev mi-a`)
 	defer sh(t, "ip link del mi-a")
+	nstest.Ready(t, "", "mi-a", "mi-b")
 	d, err := Open(Options{For: "mi-a", MAC: testMAC, Up: true})
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +257,7 @@ func testWriteOffload(t *testing.T, o Options) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	plain := ipv4UDP(100) // UDP checksum zero: none
 	csum := ipv4UDP(200)
 	pseudo(csum)
@@ -545,7 +554,8 @@ func TestSuperFallback(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	roomy(t, c)
+	c.SetReadDeadline(time.Now().Add(time.Minute))
 	if got := d.Super(); got != (Super{true, true, true}) {
 		t.Errorf("Super: got %+v; this kernel takes all", got)
 	}
@@ -595,6 +605,18 @@ func TestSuperFallback(t *testing.T) {
 	}
 }
 
+// roomy gives a socket room for all that a test sends, however late it reads.
+func roomy(t *testing.T, c net.PacketConn) {
+	t.Helper()
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	if err == nil {
+		raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Frames of callers side by side arrive whole and each caller's in its order.
 func TestWriteSideBySide(t *testing.T) {
 	eachMode(t, func(t *testing.T, mode string) {
@@ -605,8 +627,8 @@ func TestWriteSideBySide(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		c.(*net.UDPConn).SetReadBuffer(4 << 20)
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		roomy(t, c)
+		c.SetReadDeadline(time.Now().Add(time.Minute))
 		const each = 50
 		for who := range byte(4) {
 			go func() {

@@ -41,10 +41,10 @@ func TestTableComesBack(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s: %v", line, err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("%s: not noticed", line)
 		}
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 			got, _ := exec.Command("nft", "list", "table", "netdev", "missiu-e0").Output()
 			if strings.TrimSpace(string(got)) == want {
 				break
@@ -58,6 +58,8 @@ func TestTableComesBack(t *testing.T) {
 		t.Error("clear packets pass a table that was put back")
 	}
 	// Our own changes, and those of other tables, are none of this.
+	w.setMu.Lock() // until the last is told
+	w.setMu.Unlock()
 	select {
 	case <-w.Tampered():
 	default:

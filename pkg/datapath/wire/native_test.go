@@ -62,12 +62,12 @@ func (l *lab) listen(family int) *listener {
 		l.t.Fatal(err)
 	}
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20)
-	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
+	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30})
 	l.t.Cleanup(func() { unix.Close(fd) })
 	return &listener{l.t, fd, family}
 }
 
-// next returns the next packet of protocol 253, nil after five seconds without.
+// next returns the next packet of protocol 253, nil after half a minute without.
 func (l *listener) next() []byte {
 	l.t.Helper()
 	buf := make([]byte, 70000)
@@ -98,7 +98,7 @@ func numbered(src, dst string, k, n int) Packet {
 func warm(t testing.TB, w *Wire, l *listener, native, src, dst string) {
 	t.Helper()
 	before := by(w, native)
-	for deadline := time.Now().Add(10 * time.Second); by(w, native) == before; {
+	for deadline := time.Now().Add(time.Minute); by(w, native) == before; {
 		if time.Now().After(deadline) {
 			select {
 			case f := <-w.Fallbacks():
@@ -111,9 +111,13 @@ func warm(t testing.TB, w *Wire, l *listener, native, src, dst string) {
 		time.Sleep(2 * time.Millisecond)
 	}
 	w.WriteBatch([]Packet{numbered(src, dst, 1<<21, 8)})
-	for b := l.next(); binary.BigEndian.Uint32(b[len(b)-8:]) != 1<<21; {
-		if b = l.next(); b == nil {
+	for {
+		b := l.next()
+		if b == nil {
 			t.Fatalf("%s to %s: nothing arrives", native, dst)
+		}
+		if binary.BigEndian.Uint32(b[len(b)-8:]) == 1<<21 {
+			return
 		}
 	}
 }
@@ -243,7 +247,7 @@ func TestNativeNeighbour(t *testing.T) {
 			warm(t, w, in, native, "10.9.0.1", "10.9.0.2")
 			arrives := func(what string) {
 				t.Helper()
-				for i, deadline := 0, time.Now().Add(10*time.Second); ; i++ {
+				for i, deadline := 0, time.Now().Add(time.Minute); ; i++ {
 					w.WriteBatch([]Packet{numbered("10.9.0.1", "10.9.0.2", i, 8)})
 					unix.SetsockoptTimeval(in.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 20000})
 					if b := in.next(); b != nil {
@@ -253,7 +257,7 @@ func TestNativeNeighbour(t *testing.T) {
 						t.Fatalf("%s: nothing arrives; %+v", what, w.Stats())
 					}
 				}
-				unix.SetsockoptTimeval(in.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
+				unix.SetsockoptTimeval(in.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30})
 				for l.drain(in) > 0 {
 				}
 				warm(t, w, in, native, "10.9.0.1", "10.9.0.2")
@@ -314,7 +318,7 @@ func (l *lab) drain(in *listener) int {
 }
 
 func until(f func() bool) bool {
-	for deadline := time.Now().Add(10 * time.Second); !f(); {
+	for deadline := time.Now().Add(time.Minute); !f(); {
 		if time.Now().After(deadline) {
 			return false
 		}
@@ -414,7 +418,7 @@ func TestNativeLink(t *testing.T) {
 			l.at(func() {
 				fd, _ := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, int(htons(unix.ETH_P_IP)))
 				defer unix.Close(fd)
-				unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
+				unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30})
 				w.WriteBatch([]Packet{numbered("10.9.0.1", "10.9.0.2", 1, 8)})
 				buf := make([]byte, 2000)
 				if n, _, err := unix.Recvfrom(fd, buf, 0); err == nil && n > 14 {

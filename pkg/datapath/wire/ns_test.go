@@ -54,6 +54,9 @@ type lab struct {
 func newLab(t testing.TB) *lab {
 	t.Helper()
 	needRoot(t)
+	if t, ok := t.(*testing.T); ok {
+		nstest.OneCPU(t)
+	}
 	labs++
 	l := &lab{t, fmt.Sprintf("%sp%d", nstest.Name(), labs)}
 	Dir = t.TempDir()
@@ -68,6 +71,10 @@ func newLab(t testing.TB) *lab {
 		ip link add e0 type veth peer name e1 netns `+l.peer+`
 		ip addr add 10.9.0.1/24 dev e0; ip -6 addr add fd09::1/64 dev e0 nodad; ip link set e0 up`)
 	l.sh("ip link set lo up; ip addr add 10.9.0.2/24 dev e1; ip -6 addr add fd09::2/64 dev e1 nodad; ip addr add 10.9.0.3/24 dev e1; ip -6 addr add fd09::3/64 dev e1 nodad; ip link set e1 up")
+	nstest.Ready(t, "", "e0")
+	nstest.Ready(t, l.peer, "e1")
+	// The neighbours know each other: few packets wait for an answer to ARP.
+	l.sh("ping -c1 -W20 10.9.0.1 >/dev/null; ping -c1 -W20 fd09::1 >/dev/null")
 	return l
 }
 

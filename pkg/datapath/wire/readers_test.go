@@ -81,7 +81,7 @@ func TestSeveralReaders(t *testing.T) {
 					t.Errorf("%s: packet %d at reader %d, want %d, %v", step, g.mark, g.reader, r, ok)
 				}
 				delete(want, g.mark)
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatalf("%s: missing %v", step, want)
 			}
 		}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/missiu/missiu/internal/nstest"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
@@ -65,7 +66,7 @@ func pump(w *Wire) <-chan []byte {
 
 func expect(t *testing.T, c <-chan []byte, what string, want func(b []byte) bool) {
 	t.Helper()
-	limit := time.After(5 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		select {
 		case b, ok := <-c:
@@ -166,7 +167,7 @@ func TestDivert(t *testing.T) {
 	w := openWire(t)
 	c := pump(w)
 	ping := func(line string) bool { return exec.Command("sh", "-c", "ip netns exec "+l.peer+" "+line).Run() == nil }
-	if !ping("ping -c1 -W2 -I 10.9.0.2 10.9.0.1") || !ping("ping -c1 -W2 -I fd09::2 fd09::1") {
+	if !ping("ping -c1 -W20 -I 10.9.0.2 10.9.0.1") || !ping("ping -c1 -W20 -I fd09::2 fd09::1") {
 		t.Fatal("no ping before divert")
 	}
 	divert(t, w)
@@ -176,9 +177,9 @@ func TestDivert(t *testing.T) {
 	}{
 		{"ping -c1 -W1 -I 10.9.0.2 10.9.0.1", false},
 		{"ping -c1 -W1 -I fd09::2 fd09::1", false},
-		{"ping -c1 -W2 -I 10.9.0.3 10.9.0.1", true},
-		{"ping -c1 -W2 -I fd09::3 fd09::1", true},
-		{"ping -c1 -W2 -s 4000 -I 10.9.0.3 10.9.0.1", true},
+		{"ping -c1 -W20 -I 10.9.0.3 10.9.0.1", true},
+		{"ping -c1 -W20 -I fd09::3 fd09::1", true},
+		{"ping -c1 -W20 -s 4000 -I 10.9.0.3 10.9.0.1", true},
 	} {
 		if got := ping(p.line); got != p.want {
 			t.Errorf("%s: got %v, want %v", p.line, got, p.want)
@@ -199,7 +200,7 @@ func TestDivert(t *testing.T) {
 	if err := w.SetDivert(nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	if !ping("ping -c1 -W2 -I 10.9.0.2 10.9.0.1") {
+	if !ping("ping -c1 -W20 -I 10.9.0.2 10.9.0.1") {
 		t.Error("no ping after the divert set was emptied")
 	}
 	if s := w.Stats(); s.Read == 0 || s.KernelDrops != 0 {
@@ -225,9 +226,9 @@ func TestIPsecIsKeptFromStack(t *testing.T) {
 	})
 	defer unix.Close(icmp4)
 	defer unix.Close(icmp6)
-	// errors counts what complaints came; the last ping is the fence behind them.
+	// complaints counts what came; the last ping is the fence behind them.
 	complaints := func() (n int) {
-		l.sh("ping -c1 -W2 10.9.0.1 >/dev/null; ping -c1 -W2 fd09::1 >/dev/null")
+		l.sh("ping -c1 -W20 10.9.0.1 >/dev/null; ping -c1 -W20 fd09::1 >/dev/null")
 		buf := make([]byte, 2000)
 		for {
 			k, _, err := unix.Recvfrom(icmp4, buf, 0)
@@ -316,7 +317,7 @@ func TestIKEPasses(t *testing.T) {
 				expect(t, c, f.net+" 501", func(b []byte) bool { return bytes.Contains(b, []byte("hello")) })
 				s.SetReadDeadline(time.Now())
 			} else {
-				s.SetReadDeadline(time.Now().Add(5 * time.Second))
+				s.SetReadDeadline(time.Now().Add(time.Minute))
 			}
 			n, _, err := s.ReadFrom(make([]byte, 100))
 			if (err == nil && n == 5) != (port != 501) {
@@ -372,7 +373,7 @@ func testOffloadToTAP(t *testing.T, mode string) {
 		defer ln.Close()
 		const total = 8 << 20
 		go l.at(func() {
-			c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+			c, err := net.DialTimeout("tcp", addr, time.Minute)
 			if err != nil {
 				t.Error(err)
 				ln.Close()
@@ -385,7 +386,7 @@ func testOffloadToTAP(t *testing.T, mode string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.SetDeadline(time.Now().Add(2 * time.Minute))
 		buf, got := make([]byte, 1<<16), 0
 		for {
 			n, err := c.Read(buf)
@@ -458,7 +459,7 @@ func TestWriteBatch(t *testing.T) {
 	}
 	for i, want := range []string{"one", "two", "three", "four", "five"} {
 		buf := make([]byte, 100)
-		conns[i].SetReadDeadline(time.Now().Add(5 * time.Second))
+		conns[i].SetReadDeadline(time.Now().Add(time.Minute))
 		n, _, err := conns[i].ReadFrom(buf)
 		if err != nil || string(buf[:n]) != want {
 			t.Errorf("%v: got %q, %v, want %q", conns[i].LocalAddr(), buf[:n], err, want)
@@ -546,12 +547,7 @@ func TestFollowsAddresses(t *testing.T) {
 	c := pump(w)
 	added := netip.MustParseAddr("10.9.0.50")
 	sh(t, "ip addr add 10.9.0.50/24 dev e0")
-	for deadline := time.Now().Add(5 * time.Second); !w.IsLocal(added); {
-		if time.Now().After(deadline) {
-			t.Fatal("the address was not noticed")
-		}
-		time.Sleep(time.Millisecond)
-	}
+	nstest.Until(t, "the address to be noticed", func() bool { return w.IsLocal(added) })
 	l.rawPeer()(ipPacket("10.9.0.3", "10.9.0.50", 50, make([]byte, 24)))
 	expect(t, c, "ESP to a new address", func(b []byte) bool { return b[9] == 50 && b[19] == 50 })
 	if got := sh(t, "nft list set netdev "+tableName("e0")+" local4"); !strings.Contains(got, "10.9.0.50") {
@@ -592,7 +588,7 @@ func TestDownUp(t *testing.T) {
 	w := openWire(t)
 	c := pump(w)
 	sh(t, "ip link set e0 down; ip link set e0 up")
-	l.sh("ping -c20 -i0.2 10.9.0.1 >/dev/null")
+	l.sh("ping -c1 -w30 -i0.2 10.9.0.1 >/dev/null")
 	l.rawPeer()(ipPacket("10.9.0.3", "10.9.0.1", 50, make([]byte, 24)))
 	expect(t, c, "ESP after down and up", func(b []byte) bool { return b[9] == 50 })
 }

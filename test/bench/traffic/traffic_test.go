@@ -40,16 +40,20 @@ func TestUDP(t *testing.T) {
 	for run, to := range []string{"127.0.0.1", "::1"} {
 		var sent UDPSent
 		req := UDPSend{To: netip.MustParseAddr(to), Run: uint64(run + 1), Size: 64, Rate: 2000, Duration: 200 * time.Millisecond}
-		if err := a.UDPSend(req, &sent); err != nil {
-			t.Skip(err)
+		for sent.Packets == 0 { // in vain on a machine that stood still
+			if err := a.UDPSend(req, &sent); err != nil {
+				t.Skip(err)
+			}
 		}
 		var got UDPCount
-		a.UDPCount(req.Run, &got)
+		for end := time.Now().Add(time.Minute); got.Packets < sent.Packets && time.Now().Before(end); {
+			a.UDPCount(req.Run, &got)
+		}
 		if got.Packets != sent.Packets || got.Octets != 64*sent.Packets {
 			t.Errorf("%s: sent %d, received %+v", to, sent.Packets, got)
 		}
-		if sent.Packets > 400 || sent.Packets < 50 {
-			t.Errorf("%s: %d datagrams in 200 ms at 2000 a second", to, sent.Packets)
+		if most := uint64(sent.Elapsed.Seconds()*2000) + 1; sent.Packets > most {
+			t.Errorf("%s: %d datagrams in %v at 2000 a second", to, sent.Packets, sent.Elapsed)
 		}
 	}
 }

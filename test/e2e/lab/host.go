@@ -94,7 +94,7 @@ func newHost(t TB, ns, dir string) *Host {
 		h.init.Wait()
 		close(h.done)
 	}()
-	r.SetReadDeadline(time.Now().Add(30 * time.Second))
+	r.SetReadDeadline(time.Now().Add(30 * time.Second * patience))
 	msg, _ := io.ReadAll(r)
 	if strings.TrimSpace(string(msg)) != "ready" {
 		t.Fatalf("host %s: %s", ns, msg)
@@ -243,7 +243,7 @@ func (h *Host) Start(args ...string) *Proc {
 	argv := h.enter(args)
 	p := &Proc{h: h, name: strings.Join(args, " "), cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p, p
-	p.cmd.WaitDelay = 5 * time.Second
+	p.cmd.WaitDelay = 5 * time.Second * patience
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := p.cmd.Start(); err != nil {
 		h.t.Fatalf("%s: %v", p.name, err)
@@ -337,6 +337,7 @@ func (p *Proc) Resume() {
 // Wait waits for the end and returns the exit status, -1 for death by a signal.
 func (p *Proc) Wait(limit time.Duration) int {
 	p.h.t.Helper()
+	limit *= patience
 	select {
 	case <-p.done:
 	case <-time.After(limit):

@@ -116,7 +116,7 @@ func runCmd(t TB, dir, stdin string, argv, show []string) Result {
 		cmd.Stdin = strings.NewReader(stdin)
 	}
 	// A daemon that keeps our pipe open must not hold us.
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = 5 * time.Second * patience
 	err := cmd.Run()
 	r := Result{Cmd: strings.Join(show, " "), Out: out.String(), Err: errb.String()}
 	var exit *exec.ExitError
@@ -143,10 +143,15 @@ func must(t TB, args ...string) string {
 	return r.Out
 }
 
+// patience is by what limits are multiplied, which are those of a machine that is
+// not busy: one that is stands still for seconds now and then.
+const patience = 6
+
 // Until waits until f says true and fails the test at the deadline, with what
 // was waited for and the last state that f told of.
 func Until(t TB, limit time.Duration, what string, f func() (ok bool, state string)) {
 	t.Helper()
+	limit *= patience
 	deadline := time.Now().Add(limit)
 	for {
 		ok, state := f()
