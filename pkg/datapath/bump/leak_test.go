@@ -331,12 +331,31 @@ func TestStamp(t *testing.T) {
 	}
 }
 
+// overrun is how many packets the kernel has dropped because it had no time for them
+// (netdev_max_backlog), which a busy machine does.
+func overrun(t *testing.T) (n int) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/net/softnet_stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		var processed, dropped int
+		if _, err := fmt.Sscanf(line, "%x %x", &processed, &dropped); err != nil {
+			t.Fatalf("%v in %q", err, line)
+		}
+		n += dropped
+	}
+	return n
+}
+
 // Changes of state under 10,000 packets a second each way lose at most one of a
 // thousand, and double none.
 func TestSwitching(t *testing.T) {
 	l := newLab(t)
 	b := open(t, Options{})
 	startPump(t, b, [2]byte{})
+	before := overrun(t)
 	out, in := l.flow(true, 100*time.Microsecond), l.flow(false, 100*time.Microsecond)
 	flips := 0
 	for end := time.Now().Add(3 * time.Second); time.Now().Before(end) || min(out.sent.Load(), in.sent.Load()) < 5000; flips++ {
@@ -348,8 +367,9 @@ func TestSwitching(t *testing.T) {
 	for what, f := range map[string]*flow{"out": out, "in": in} {
 		sent, lost, twice := f.result()
 		t.Logf("%s: %d sent, %d lost, %d twice in %d changes", what, sent, lost, twice, 4*flips)
-		if sent < 5000 || lost > sent/1000 || twice != 0 {
-			t.Errorf("%s: %d sent, want at least 5000; %d lost, want at most %d; %d came twice", what, sent, lost, sent/1000, twice)
+		most := sent/1000 + overrun(t) - before
+		if sent < 5000 || lost > most || twice != 0 {
+			t.Errorf("%s: %d sent, want at least 5000; %d lost, want at most %d; %d came twice; high %+v, low %+v", what, sent, lost, most, twice, b.Stats(High), b.Stats(Low))
 		}
 	}
 	if b.Stats(High).Read == 0 || b.Stats(Low).Read == 0 {
