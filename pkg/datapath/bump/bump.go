@@ -282,9 +282,20 @@ func (b *Bump) set(high, low State) error {
 	if err := saveState(b.ifname, saved{high, low, b.lro}); err != nil {
 		return err
 	}
+	was := [...]State{High: b.State(High), Low: b.State(Low)}
+	// Active begins before the kernel gives us the first frame, or what is read of
+	// it at once could not be written yet; and ends when it gives no more.
+	for which, to := range [...]State{High: high, Low: low} {
+		if to == Active {
+			b.sides[which].enter(to)
+		}
+	}
 	if link.Index != 0 { // else the chains stay as they are, and check makes them
 		kx, ku := pairNames(b.ifname)
 		if err := b.table.apply(&plan{device: link.Name, kx: kx, ku: ku, kxIndex: b.pair.kx, high: high, low: low}); err != nil {
+			for which, to := range was {
+				b.sides[which].enter(to)
+			}
 			return err
 		}
 	}
