@@ -238,8 +238,8 @@ func TestAHESPLife(t *testing.T) {
 	}
 	ps := w.Stop()
 	lab.NoClear(t, ps)
-	if n := lab.Count(ps); n[lab.AH] != 200 || n[lab.ESP] != 0 {
-		t.Errorf("on the link: %v, want 200 AH", n)
+	if n := lab.Count(ps); n[lab.AH] < 200 || n[lab.ESP] != 0 {
+		t.Errorf("on the link: %v, want 200 AH at least", n)
 	}
 	for proto, old := range first {
 		for spi := range of(c.a, proto) {

@@ -141,13 +141,13 @@ func (d *duo) route() { d.a.Do("ip route add 10.2.0.0/24 dev tap0 src 10.1.0.1")
 // initiate is charon's; it returns what swanctl says.
 func (d *duo) initiate() lab.Result {
 	d.t.Helper()
-	return d.b.Run("swanctl", "--initiate", "--child", "t", "--timeout", "10")
+	return d.b.Run("swanctl", "--initiate", "--child", "t", "--timeout", "60")
 }
 
 // down ends the IKE SA from charon's side and waits until we have no SA left.
 func (d *duo) down() {
 	d.t.Helper()
-	d.b.Run("swanctl", "--terminate", "--ike", "t", "--timeout", "5")
+	d.b.Run("swanctl", "--terminate", "--ike", "t", "--timeout", "20")
 	lab.Until(d.t, 10*time.Second, "the SAs to go", func() (bool, string) {
 		s := d.a.SAs()
 		return len(s) == 0, fmt.Sprint(s)

@@ -101,7 +101,7 @@ func TestManualKeysResumed(t *testing.T) {
 	for _, n := range []*lab.Node{a, b} {
 		n.StartMissiu()
 		n.Route()
-		loadPrivate(n, "-k", keys("replay_value 1000 idle_addtime 60 idle_usetime 2"))
+		loadPrivate(n, "-k", keys("replay_value 1000 idle_addtime 600 idle_usetime 2"))
 		n.LoadConfig(policyFor(n, "", "encr_algs aes encr_auth_algs sha256"))
 	}
 	c := a.CaptureWhole("eth0")
@@ -128,21 +128,20 @@ func TestManualKeysResumed(t *testing.T) {
 		t.Errorf("behind the second pings\n%s\nwant the numbers 1010", out)
 	}
 
-	state := func(want string) {
-		t.Helper()
-		lab.Until(t, 15*time.Second, "SAs that are "+want, func() (bool, string) {
-			sas := a.Mature()
-			return len(sas) == 2 && sas[0].State == want && sas[1].State == want, fmt.Sprintf("%+v", sas)
-		})
-	}
-	state("dying")
-	pings(t, a, 5)
-	state("mature")
+	lab.Until(t, 15*time.Second, "SAs that are dying", func() (bool, string) {
+		sas := a.Mature()
+		return len(sas) == 2 && sas[0].State == "dying" && sas[1].State == "dying", fmt.Sprintf("%+v", sas)
+	})
+	lab.Until(t, 15*time.Second, "SAs that are mature", func() (bool, string) { // for two seconds each time
+		pings(t, a, 5)
+		sas := a.Mature()
+		return len(sas) == 2 && sas[0].State == "mature" && sas[1].State == "mature", fmt.Sprintf("%+v", sas)
+	})
 
 	// Begun anew, what a sends is behind b's window.
 	a.Do("./loadConfig -F")
 	loadPrivate(a, "-k", keys(""))
-	if got := a.Ping(2, b.Addr.String()); got != 0 {
+	if got := a.Silence(2, b.Addr.String()); got != 0 {
 		t.Errorf("%d pings with numbers that b has seen", got)
 	}
 	for _, n := range []*lab.Node{a, b} {
@@ -257,7 +256,7 @@ func TestTunnelInterface(t *testing.T) {
 	a.Sh("ip link set tun7 up; ip route add 10.3.0.0/16 dev tun7")
 	c := a.CaptureWhole("eth0", "ip proto 4")
 	was := a.Status().Counters["drop_out_discard"]
-	a.Ping(2, "-I", "10.1.0.1", "10.3.0.1")
+	a.Silence(2, "-I", "10.1.0.1", "10.3.0.1")
 	if ps := c.Stop(); len(ps) != 0 {
 		t.Errorf("on the link: %v, want nothing in clear through the tunnel", ps)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -92,31 +93,28 @@ func TestPathNarrows(t *testing.T) {
 					where := netip.AddrPortFrom(to, 5001).String()
 					l := b.Start("bin/transfer", "listen", where)
 					l.Says("listening", 10*time.Second)
-					s := a.Start("bin/transfer", "send", where, fmt.Sprint(300<<20))
-					flows := func(n int, limit time.Duration) time.Duration {
-						t.Helper()
-						was, from := b.Status().Counters["in_protected"], time.Now()
-						lab.Until(t, limit, "traffic", func() (bool, string) {
-							got := b.Status().Counters["in_protected"] - was
-							return got >= n, fmt.Sprintf("%d packets since; %v", got, nonzero(a))
-						})
-						return time.Since(from)
-					}
-					flows(5000, 10*time.Second)
+					s := a.Start("bin/transfer", "send", where, fmt.Sprint(100<<20), fmt.Sprint(20<<20))
+					s.Says("holding", 20*time.Second)
+					lab.Until(t, 10*time.Second, "nothing to be on its way", func() (bool, string) {
+						queues := a.Sh("ss -Htn state established dport = :5001 | awk '{ print $2 }'")
+						return strings.TrimSpace(queues) == "0", queues
+					})
 					mtu := map[bool]int{v6: 1420, !v6: 1390}[inner] // the second time narrower; IPv6 keeps its 1280
 					r.Sh(fmt.Sprintf("ip route replace %v dev eth1 mtu lock %d", netip.PrefixFrom(b.Addr, b.Addr.BitLen()), mtu))
-					if s.Ended() {
-						t.Fatal("too fast: the transfer ended before the path narrowed")
-					}
-					time.Sleep(50 * time.Millisecond) // what was on its way
 					c := b.Capture("eth1")
-					t.Logf("inner IPv6 %v: 5000 packets %v after the path had narrowed", inner, flows(5000, 5*time.Second))
+					was, from := b.Status().Counters["in_protected"], time.Now()
+					s.Signal(syscall.SIGUSR1)
+					lab.Until(t, 5*time.Second, "traffic", func() (bool, string) {
+						got := b.Status().Counters["in_protected"] - was
+						return got >= 5000, fmt.Sprintf("%d packets since; %v", got, nonzero(a))
+					})
+					t.Logf("inner IPv6 %v: 5000 packets %v after the path had narrowed", inner, time.Since(from))
 					ps := c.Stop()
 					if code := s.Wait(30 * time.Second); code != 0 {
 						t.Fatalf("the sender says %s", s.Output())
 					}
 					l.Wait(30 * time.Second)
-					sent, got := strings.Fields(s.Output()), strings.Fields(strings.TrimPrefix(l.Output(), "listening\n"))
+					sent, got := strings.Fields(strings.TrimPrefix(s.Output(), "holding\n")), strings.Fields(strings.TrimPrefix(l.Output(), "listening\n"))
 					if len(sent) < 2 || len(got) < 2 || sent[1] != got[1] {
 						t.Errorf("sent %v, received %v", sent, got)
 					}

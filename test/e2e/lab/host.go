@@ -393,26 +393,26 @@ func (h *Host) up(ifname string, addrs []netip.Prefix) {
 	h.Must("ip", "link", "set", ifname, "up")
 }
 
-// Ping sends n echo requests with 20 ms between them and returns how many of
-// them were answered within 10 s, which only a loaded machine needs; "-W" among
-// args says otherwise.
+// Ping sends n echo requests and returns how many of them were answered within
+// 20 s, which only a loaded machine needs; "-W" among args says otherwise.
 func (h *Host) Ping(n int, args ...string) int {
 	h.t.Helper()
-	wait := 10
+	wait := 20
 	for i, a := range args {
 		if a == "-W" {
 			wait, _ = strconv.Atoi(args[i+1])
 		}
 	}
-	r := h.Run(PingArgs(n, 20*time.Millisecond, time.Duration(wait)*time.Second, args...)...)
+	cmd := PingArgs(n, 20*time.Millisecond, time.Duration(wait)*time.Second, args...)
+	r := h.Run(cmd...)
 	if !strings.Contains(r.Out, " received") {
 		h.t.Fatalf("%s: %v", h.Name, r)
 	}
 	got := Answered(r.Out, n)
 	if got < n && strings.Contains(r.Out, " errors, ") {
-		// An ICMP error has cut it short, which -c alone would not be by one.
+		// An ICMP error counts as an answer that is waited for.
 		h.t.Logf("%s: %v", h.Name, r)
-		got = Answered(h.Run(append([]string{"ping", "-n", "-i", "0.02", "-W", strconv.Itoa(wait), "-c", strconv.Itoa(n)}, args...)...).Out, n)
+		got = Answered(h.Run(cmd...).Out, n)
 	}
 	return got
 }
@@ -424,21 +424,23 @@ func (h *Host) Silence(n int, args ...string) int {
 	return Answered(h.Run(append([]string{"ping", "-n", "-i", "0.02", "-W", "1", "-c", strconv.Itoa(n)}, args...)...).Out, n)
 }
 
-// PingArgs is the command line of a ping that sends n echo requests, interval
-// apart, and gives the last of them time to be answered. Its output is for
-// Answered. With -c alone ping waits for its last answers no longer than twice
-// what the others took; with -w it goes on until it has n answers, or an ICMP
-// error, and sends more requests meanwhile: a few go at once and the others
-// slowly, or those would push the first out of the queue for an SA that is being
-// negotiated (64 packets).
+// atOnce is how many packets may go without a pause: fewer than wait for an SA that is
+// being negotiated (64), or for a neighbour.
+const atOnce = 40
+
+// PingArgs is the command line of a ping that sends n echo requests and gives each
+// of them time to be answered. Its output is for Answered. Up to atOnce requests
+// go together, and no further one. ping would wait for the last answers of a
+// longer row, interval apart, no longer than twice what the others took, so it has a
+// deadline, until which it sends more while it has not n answers.
 func PingArgs(n int, interval, wait time.Duration, args ...string) []string {
-	deadline := (time.Duration(n)*interval + wait + time.Second - 1) / time.Second
-	cmd := []string{"ping", "-n"}
-	if n <= 10 && wait > time.Duration(64-n)*interval {
-		cmd = append(cmd, "-l", strconv.Itoa(n))
-		interval = 250 * time.Millisecond
+	cmd := []string{"ping", "-n", "-c", strconv.Itoa(n)}
+	if n <= atOnce {
+		w := fmt.Sprint(wait.Seconds())
+		return append(append(cmd, "-l", strconv.Itoa(n), "-i", w, "-W", w), args...)
 	}
-	return append(append(cmd, "-i", fmt.Sprint(interval.Seconds()), "-w", fmt.Sprint(int(deadline)), "-c", strconv.Itoa(n)), args...)
+	deadline := (time.Duration(n)*interval + wait + time.Second - 1) / time.Second
+	return append(append(cmd, "-i", fmt.Sprint(interval.Seconds()), "-w", fmt.Sprint(int(deadline))), args...)
 }
 
 var answer = regexp.MustCompile(`(?m)^\d+ bytes from .* icmp_seq=(\d+) (.*)$`)

@@ -96,7 +96,7 @@ func (r Result) String() string {
 
 // timeLimit ends a command that hangs, so that a test fails with its output
 // instead of with a time-out of the whole run.
-const timeLimit = 2 * time.Minute
+const timeLimit = 5 * time.Minute
 
 // run runs a command on the machine itself, outside of any host.
 func run(t TB, args ...string) Result {

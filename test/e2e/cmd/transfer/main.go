@@ -3,6 +3,7 @@
 //
 //	transfer listen ADDR:PORT          prints "listening", then one line for the connection
 //	transfer send ADDR:PORT OCTETS     sends that many pseudo-random octets
+//	transfer send ADDR:PORT OCTETS N   the same, but after N of them prints "holding" and waits for SIGUSR1
 //
 // The line of either end is "OCTETS SHA256 SECONDS".
 package main
@@ -16,11 +17,13 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/signal"
 	"strconv"
+	"syscall"
 	"time"
 )
 
-const limit = 100 * time.Second
+const limit = 4 * time.Minute
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -33,14 +36,17 @@ func run(args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "listen":
 		return listen(args[1])
-	case len(args) == 3 && args[0] == "send":
-		n, err := strconv.ParseInt(args[2], 10, 64)
-		if err != nil {
-			return err
+	case (len(args) == 3 || len(args) == 4) && args[0] == "send":
+		var n [2]int64
+		for i, arg := range args[2:] {
+			var err error
+			if n[i], err = strconv.ParseInt(arg, 10, 64); err != nil {
+				return err
+			}
 		}
-		return send(args[1], n)
+		return send(args[1], n[0], n[1])
 	}
-	return errors.New("want: listen ADDR:PORT, or send ADDR:PORT OCTETS")
+	return errors.New("want: listen ADDR:PORT, or send ADDR:PORT OCTETS [N]")
 }
 
 func listen(addr string) error {
@@ -67,7 +73,9 @@ func listen(addr string) error {
 	return err
 }
 
-func send(addr string, n int64) error {
+func send(addr string, n, hold int64) error {
+	goOn := make(chan os.Signal, 1)
+	signal.Notify(goOn, syscall.SIGUSR1)
 	c, err := net.DialTimeout("tcp", addr, 30*time.Second)
 	if err != nil {
 		return err
@@ -77,7 +85,15 @@ func send(addr string, n int64) error {
 	var seed [32]byte
 	copy(seed[:], addr)
 	start, h := time.Now(), sha256.New()
-	if _, err := io.CopyN(io.MultiWriter(c, h), rand.NewChaCha8(seed), n); err != nil {
+	to, from := io.MultiWriter(c, h), rand.NewChaCha8(seed)
+	if _, err := io.CopyN(to, from, hold); err != nil {
+		return err
+	}
+	if hold > 0 {
+		fmt.Println("holding")
+		<-goOn
+	}
+	if _, err := io.CopyN(to, from, n-hold); err != nil {
 		return err
 	}
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
