@@ -68,6 +68,7 @@ func TestKeyLogFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.WriteFile(in("open"), nil, 0o640)
+	os.Chmod(in("open"), 0o640) // whatever the umask
 	os.WriteFile(in("two"), nil, 0o600)
 	os.Link(in("two"), in("names"))
 	os.Symlink(in("good"), in("link"))

@@ -76,7 +76,7 @@ func TestJumbo(t *testing.T) {
 	}
 }
 
-// TestPathNarrows: a link in the middle becomes smaller while TCP sends trains
+// TestPathNarrows: a link in the middle becomes smaller for a TCP that sends trains
 // and super-frames. Its router's word reaches the sender, and TCP goes on within
 // seconds, without a packet longer than the link from then on.
 func TestPathNarrows(t *testing.T) {
