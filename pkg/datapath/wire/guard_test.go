@@ -58,12 +58,12 @@ func TestTableComesBack(t *testing.T) {
 		t.Error("clear packets pass a table that was put back")
 	}
 	// Our own changes, and those of other tables, are none of this.
-	w.setMu.Lock() // until the last is told
-	w.setMu.Unlock()
+	w.setMu.Lock() // so the last is told
 	select {
 	case <-w.Tampered():
 	default:
 	}
+	w.setMu.Unlock()
 	sh(t, "nft add table netdev other; nft add table inet other; nft delete table netdev other; nft add table netdev other")
 	divert(t, w)
 	sh(t, "ip addr add 10.9.0.77/24 dev e0; ip addr del 10.9.0.77/24 dev e0")
