@@ -8,7 +8,6 @@
 package keymat
 
 import (
-	"crypto/hmac"
 	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -16,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"sync"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/mac"
@@ -31,20 +31,22 @@ type UnsupportedError struct{ Reason string }
 
 func (e *UnsupportedError) Error() string { return "key derivation: " + e.Reason }
 
-// hashes are those under the HMAC of each PRF.
-var hashes = map[alg.PRF]func() hash.Hash{
-	alg.PRFHMACSHA1:   sha1.New,
-	alg.PRFHMACSHA256: sha256.New,
-	alg.PRFHMACSHA384: sha512.New384,
-	alg.PRFHMACSHA512: sha512.New,
+// hmacs are the PRFs of each hash that are not in use.
+var hmacs = map[alg.PRF]*sync.Pool{
+	alg.PRFHMACSHA1:   {New: func() any { return &hmacPRF{h: sha1.New()} }},
+	alg.PRFHMACSHA256: {New: func() any { return &hmacPRF{h: sha256.New()} }},
+	alg.PRFHMACSHA384: {New: func() any { return &hmacPRF{h: sha512.New384()} }},
+	alg.PRFHMACSHA512: {New: func() any { return &hmacPRF{h: sha512.New()} }},
 }
 
 // keyed is a PRF with its key. Sum appends the output for what was written since
-// Reset.
+// Reset, which goes before the first Write too; wipe forgets the key, and nothing
+// follows it.
 type keyed interface {
 	Write(b []byte) (int, error)
 	Sum(b []byte) []byte
 	Reset()
+	wipe()
 }
 
 func newPRF(p alg.PRF, key []byte) (keyed, error) {
@@ -54,11 +56,66 @@ func newPRF(p alg.PRF, key []byte) (keyed, error) {
 	case alg.PRFAESCMAC:
 		return newBlockPRF(alg.IntegAESCMAC, key)
 	}
-	h, ok := hashes[p]
+	pool, ok := hmacs[p]
 	if !ok {
 		return nil, &UnsupportedError{fmt.Sprintf("prf %v", p)}
 	}
-	return hmac.New(h, key), nil
+	m := pool.Get().(*hmacPRF)
+	m.pool = pool
+	m.setKey(key)
+	return m, nil
+}
+
+// hmacPRF is HMAC (RFC 2104, 2) for keys that serve once or twice, as those of
+// IKE do: crypto/hmac takes ten times the memory for each.
+type hmacPRF struct {
+	h    hash.Hash
+	pad  [maxBlock]byte // the key, with ipad on it
+	sum  [maxDigest]byte
+	pool *sync.Pool
+}
+
+// Octets of the largest hash: SHA-512.
+const maxBlock, maxDigest = 128, 64
+
+func (m *hmacPRF) setKey(key []byte) {
+	if len(key) > m.h.BlockSize() {
+		m.h.Reset()
+		m.h.Write(key)
+		key = m.h.Sum(m.sum[:0])
+	}
+	clear(m.pad[copy(m.pad[:], key):])
+	m.turn(0x36)
+}
+
+func (m *hmacPRF) turn(x byte) {
+	for i := range m.pad {
+		m.pad[i] ^= x
+	}
+}
+
+func (m *hmacPRF) Reset() {
+	m.h.Reset()
+	m.h.Write(m.pad[:m.h.BlockSize()])
+}
+
+func (m *hmacPRF) Write(b []byte) (int, error) { return m.h.Write(b) }
+
+func (m *hmacPRF) Sum(b []byte) []byte {
+	inner := m.h.Sum(m.sum[:0])
+	m.h.Reset()
+	m.turn(0x36 ^ 0x5c)
+	m.h.Write(m.pad[:m.h.BlockSize()])
+	m.turn(0x36 ^ 0x5c)
+	m.h.Write(inner)
+	return m.h.Sum(b)
+}
+
+func (m *hmacPRF) wipe() {
+	clear(m.pad[:])
+	clear(m.sum[:])
+	m.h.Reset()
+	m.pool.Put(m)
 }
 
 // blockPRF is a PRF made of a block cipher MAC.
@@ -108,6 +165,8 @@ func (p *blockPRF) Reset() {
 	p.msg = p.msg[:0]
 }
 
+func (p *blockPRF) wipe() { p.Reset() }
+
 // PRF computes prf(key, data[0] | data[1] | ...), p.Len octets. The error is
 // an *UnsupportedError.
 func PRF(p alg.PRF, key []byte, data ...[]byte) ([]byte, error) {
@@ -115,11 +174,12 @@ func PRF(p alg.PRF, key []byte, data ...[]byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer m.Reset()
+	defer m.wipe()
+	m.Reset()
 	for _, d := range data {
 		m.Write(d)
 	}
-	return m.Sum(nil), nil
+	return m.Sum(make([]byte, 0, p.Len())), nil
 }
 
 // PRFPlus computes the first n octets of prf+(key, seed), where the seed is
@@ -130,22 +190,22 @@ func PRFPlus(p alg.PRF, key []byte, n int, seed ...[]byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer m.wipe()
 	if n < 0 || n > 255*p.Len() {
 		return nil, ErrTooLong
 	}
-	defer m.Reset()
 	// One allocation for all, so that no half of a key stays behind when
 	// the slice grows. T1 = prf(K, S | 1), Ti = prf(K, Ti-1 | S | i).
 	out := make([]byte, 0, n+p.Len())
-	for i := byte(1); len(out) < n; i++ {
+	for i := []byte{1}; len(out) < n; i[0]++ {
 		m.Reset()
-		if i > 1 {
+		if i[0] > 1 {
 			m.Write(out[len(out)-p.Len():])
 		}
 		for _, s := range seed {
 			m.Write(s)
 		}
-		m.Write([]byte{i})
+		m.Write(i)
 		out = m.Sum(out)
 	}
 	clear(out[n:])
