@@ -47,10 +47,11 @@ type Daemon struct {
 	conns map[netip.Addr]Conn // IKE port, by our address; fixed once Run began
 	link  atomic.Pointer[link]
 
-	fatal chan error
-	kick  chan struct{} // starters have something to do
-	wg    sync.WaitGroup
-	ops   context.Context // of PF_KEY requests; ends when stopping takes too long
+	fatal   chan error
+	kick    chan struct{} // starters have something to do
+	wg      sync.WaitGroup
+	workers workers
+	ops     context.Context // of PF_KEY requests; ends when stopping takes too long
 
 	mu       sync.Mutex
 	stopping bool
@@ -117,6 +118,7 @@ func New(c Config) (*Daemon, error) {
 		conns:    map[netip.Addr]Conn{},
 		fatal:    make(chan error, len(c.Local)),
 		kick:     make(chan struct{}, 1),
+		workers:  workers{work: make(chan *lineage), ended: make(chan struct{})},
 		lineages: map[*lineage]struct{}{},
 		bySPI:    map[sa.SPI]*lineage{},
 		byIDs:    map[idPair]map[*lineage]struct{}{},
@@ -282,6 +284,7 @@ func (d *Daemon) stop(cancelOps context.CancelFunc) {
 		k.close()
 	}
 	cancelOps()
+	close(d.workers.ended)
 	d.wg.Wait()
 }
 

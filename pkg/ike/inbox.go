@@ -2,6 +2,7 @@ package ike
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/missiu/missiu/pkg/ike/sa"
@@ -18,7 +19,7 @@ type inputs struct {
 	killed  bool
 }
 
-// inbox holds the inputs of a lineage. There is a goroutine, one, for as long as
+// inbox holds the inputs of a lineage. A goroutine serves it, one, for as long as
 // they last: most lineages have nothing to do most of the time, and a goroutine
 // that waits keeps the stack that it once needed, which is more than all the rest.
 type inbox struct {
@@ -39,9 +40,45 @@ func (l *lineage) put(f func(*inbox) bool) bool {
 	}
 	if !b.busy {
 		b.busy = true
-		l.d.wg.Go(l.serve)
+		l.d.workers.serve(&l.d.wg, l)
 	}
 	return true
+}
+
+// workers are the goroutines that serve lineages. There are as many as there is
+// to do, since they wait for missiu; a few stay for what comes next, with stacks
+// that have grown already.
+type workers struct {
+	work  chan *lineage // that one who waits takes
+	rest  atomic.Int32  // who wait
+	ended chan struct{}
+}
+
+// maxRest is how many stay.
+const maxRest = 8
+
+func (w *workers) serve(wg *sync.WaitGroup, l *lineage) {
+	select {
+	case w.work <- l:
+	default:
+		wg.Go(func() { w.run(l) })
+	}
+}
+
+func (w *workers) run(l *lineage) {
+	for {
+		l.serve()
+		if w.rest.Add(1) > maxRest {
+			w.rest.Add(-1)
+			return
+		}
+		select {
+		case l = <-w.work:
+			w.rest.Add(-1)
+		case <-w.ended:
+			return
+		}
+	}
 }
 
 // take empties the inbox; false: there was nothing in it, and the goroutine ends.
