@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -270,6 +271,9 @@ func show(w io.Writer, r *ike.Report) {
 		}
 		if len(i.Assigned) > 0 {
 			fmt.Fprintf(t, "  assigned\t%s\n", strings.Trim(fmt.Sprint(i.Assigned), "[]"))
+		}
+		if i.MOBIKE {
+			fmt.Fprintf(t, "  mobike\tpeer also at %s\n", cmp.Or(strings.Trim(fmt.Sprint(i.PeerAddrs), "[]"), "no other address"))
 		}
 		fmt.Fprintf(t, "  spis\t%s, peer %s\n", i.SPILocal, i.SPIPeer)
 		if i.Suite != "" {

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/missiu/missiu/pkg/daemon"
@@ -113,6 +114,12 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 		defer journal.Close()
 	}
 	inst := &instance{ifname: o.ifname, local: o.local[0]}
+	ctx, cancelWatch := context.WithCancel(context.Background())
+	defer cancelWatch()
+	addrsChange, routesChange, err := ike.WatchHost(ctx, func() int { return ike.HostInterface(inst.name(), o.local) })
+	if err != nil {
+		log.Warn("changes of addresses are not noticed", zap.Error(err))
+	}
 	d, err := ike.New(ike.Config{
 		Local: o.local, Rules: conf.rules, Connect: o.connect, Limits: conf.limits,
 		IKEPort: conf.ikePort, NATTPort: conf.nattPort,
@@ -120,13 +127,15 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		},
+		Addrs:       func() []netip.Addr { return ike.HostAddrs(inst.name(), o.local) },
+		AddrsChange: addrsChange, RoutesChange: routesChange,
 		Ready: daemon.NewReadiness(false).Ready, Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	hups := make(chan struct{}, 1)
-	ctx, cancel := daemon.Signals(context.Background(), func() {
+	ctx, cancel := daemon.Signals(ctx, func() {
 		select {
 		case hups <- struct{}{}:
 		default:
@@ -179,7 +188,15 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 type instance struct {
 	ifname string // -i
 	local  netip.Addr
+	mu     sync.Mutex
 	found  string
+}
+
+// name is the interface of the instance that was found last, "" if none was.
+func (i *instance) name() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.found
 }
 
 // find returns the interface of the instance: the one asked for, the one that
@@ -226,7 +243,9 @@ func (i *instance) dial(ctx context.Context) (ike.KeySocket, error) {
 	if err != nil {
 		return nil, err
 	}
+	i.mu.Lock()
 	i.found = name
+	i.mu.Unlock()
 	c, err := keysock.Dial(ctx, keysock.Path(name))
 	if err != nil {
 		return nil, err
@@ -234,12 +253,13 @@ func (i *instance) dial(ctx context.Context) (ike.KeySocket, error) {
 	return c, nil
 }
 
-// dialNATT comes after dial, from the same goroutine.
+// dialNATT comes after dial.
 func (i *instance) dialNATT(ctx context.Context) (ike.Conn, error) {
-	if i.found == "" {
+	name := i.name()
+	if name == "" {
 		return nil, errors.New("no instance of missiu")
 	}
-	return ike.DialNATT(ctx, natt.Path(i.found))
+	return ike.DialNATT(ctx, natt.Path(name))
 }
 
 func version() string {

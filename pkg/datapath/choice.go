@@ -75,7 +75,8 @@ func (w *outWorker) complete(p *spd.Entry, b *bundle) (k int, lacks sad.OutKey) 
 		for i := range c.Requests {
 			key := outKey(&c.Requests[i], w.info.Src, w.info.Dst)
 			if b.n > 0 && key.Mode == ipsec.Tunnel { // perhaps open: of the same peer
-				key.Src, key.Dst = b.sas[0].P.Src, b.sas[0].P.Dst
+				ends := b.sas[0].P.Ends()
+				key.Src, key.Dst = ends.Src, ends.Dst
 			}
 			sa := w.e.c.SAD.Out(key, &w.info)
 			if (sa == nil || !sa.Fits(c.Alg)) && p.P.Flags&ipsec.PolicyManual != 0 {

@@ -739,7 +739,11 @@ func serves(sa *sad.SA, e *spd.Entry, r *ipsec.Request) bool {
 	if r.Level == ipsec.LevelUnique && r.ReqID != sa.P.ReqID && !lent(sa, e, r) {
 		return false
 	}
-	return r.Mode != ipsec.Tunnel || r.Ends(sa.P.Src, sa.P.Dst)
+	if r.Mode != ipsec.Tunnel {
+		return true
+	}
+	ends := sa.P.Ends()
+	return r.Ends(ends.Src, ends.Dst)
 }
 
 // lent: sa, which is not of the policy e, does for the request r of e. One with

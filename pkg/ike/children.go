@@ -238,52 +238,25 @@ func (l *lineage) moveSA(i installed, o sa.PeerMoved) (to ipsec.SAID, err error)
 	} else {
 		src = o.New.Addr()
 	}
-	if to != i.id || src != i.src {
-		l.register(installed{to, src}) // before it is there: an EXPIRE may follow at once
-	}
-	err = l.d.keys(func(ctx context.Context, k KeySocket) error {
-		info, err := k.Get(ctx, i.id, i.src)
-		if err != nil {
-			return err
-		}
-		defer info.Wipe()
-		if info.Encap != nil {
-			e := *info.Encap
+	return to, l.relocate(i, to, src, func(ctx context.Context, k KeySocket, p *ipsec.SAParams) error {
+		if p.Encap != nil {
+			e := *p.Encap
 			if i.src == o.Old.Addr() {
 				e.SPort = o.New.Port()
 			} else {
 				e.DPort = o.New.Port()
 			}
-			info.Encap = &e
+			p.Encap = &e
 		}
 		if to == i.id && src == i.src {
-			if info.Encap == nil {
+			if p.Encap == nil {
 				return nil
 			}
-			return k.Update(ctx, &info.SAParams, 0)
+			return k.Update(ctx, p, 0)
 		}
-		info.SAID, info.Src = to, src
-		return k.Move(ctx, i.id, &info.SAParams)
+		p.SAID, p.Src = to, src
+		return k.Move(ctx, i.id, p)
 	})
-	if to == i.id {
-		if c, ok := l.children[to]; ok {
-			c.src = src
-			l.children[to] = c
-		}
-		return to, err
-	}
-	if err != nil {
-		l.drop(i) // nobody would find it any more
-		return to, err
-	}
-	l.d.mu.Lock()
-	if l.d.bySA[i.id] == l {
-		delete(l.d.bySA, i.id)
-	}
-	delete(l.sas, i.id)
-	l.d.mu.Unlock()
-	l.d.cfg.Journal.remove(i.id)
-	return to, nil
 }
 
 func (l *lineage) childFailed(o sa.ChildFailed) {

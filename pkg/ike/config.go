@@ -29,6 +29,12 @@ type Config struct {
 	Listen func(netip.AddrPort) (Conn, error)
 	// Dial connects to missiu.
 	Dial func(context.Context) (KeySocket, error)
+	// Addrs are our addresses that may be used now, those of Local among them, best
+	// first; nil: Local, for ever. It is asked at start and when AddrsChange has
+	// something; RoutesChange tells that paths may not work any more. Either may be
+	// nil.
+	Addrs                     func() []netip.Addr
+	AddrsChange, RoutesChange <-chan struct{}
 	// Resolve finds the addresses of a host name. May be nil.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	// DialNATT connects to missiu's UDP port 4500. May be nil.

@@ -44,8 +44,10 @@ type Daemon struct {
 
 	keyLogFailed, journalFailed atomic.Bool
 
-	conns map[netip.Addr]Conn // IKE port, by our address; fixed once Run began
-	link  atomic.Pointer[link]
+	connMu sync.RWMutex
+	conns  map[netip.Addr]Conn // IKE port, by our address; of connMu
+	addrs  atomic.Pointer[[]netip.Addr]
+	link   atomic.Pointer[link]
 
 	fatal   chan error
 	kick    chan struct{} // starters have something to do
@@ -152,14 +154,16 @@ func (d *Daemon) Run(ctx context.Context) error {
 
 	defer d.closeConns()
 	for _, a := range d.cfg.Local {
-		if d.conns[a] != nil {
+		if d.conn(a) != nil {
 			continue
 		}
 		c, err := d.cfg.Listen(netip.AddrPortFrom(a, d.cfg.IKEPort))
 		if err != nil {
 			return err
 		}
+		d.connMu.Lock()
 		d.conns[a] = c
+		d.connMu.Unlock()
 	}
 	d.setRules(ctx, d.cfg.Rules)
 	d.inherit()
@@ -168,6 +172,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil || events == nil { // nil: told to stop before missiu was there
 		return err
 	}
+	d.connMu.RLock()
 	for _, c := range d.conns {
 		d.wg.Go(func() {
 			if err := d.read(c); err != nil {
@@ -175,6 +180,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 			}
 		})
 	}
+	d.connMu.RUnlock()
+	d.readAddresses()
 	for _, a := range d.cfg.Local {
 		d.log.Info("ready on " + a.String())
 	}
@@ -199,8 +206,35 @@ func (d *Daemon) loop(ctx context.Context, events <-chan event) error {
 	defer redial.Stop()
 	defer reread.Stop()
 	defer start.Stop()
+	addrs, disturb := time.NewTimer(0), time.NewTimer(0)
+	addrs.Stop()
+	disturb.Stop()
+	defer addrs.Stop()
+	defer disturb.Stop()
+	looking := false
+	newAddrs, newRoutes := d.cfg.AddrsChange, d.cfg.RoutesChange
 	for {
 		select {
+		case _, ok := <-newAddrs:
+			if !ok {
+				newAddrs = nil
+				break
+			}
+			addrs.Reset(addrSettle)
+		case <-addrs.C:
+			d.readAddresses()
+		case _, ok := <-newRoutes:
+			if !ok {
+				newRoutes = nil
+				break
+			}
+			if !looking {
+				looking = true
+				d.disturbed()
+				disturb.Reset(disturbWait)
+			}
+		case <-disturb.C:
+			looking = false
 		case <-ctx.Done():
 			return nil
 		case err := <-d.fatal:
@@ -289,6 +323,8 @@ func (d *Daemon) stop(cancelOps context.CancelFunc) {
 }
 
 func (d *Daemon) closeConns() {
+	d.connMu.Lock()
+	defer d.connMu.Unlock()
 	for _, c := range d.conns {
 		c.Close()
 	}
@@ -338,7 +374,7 @@ func (d *Daemon) send(b []byte, local, remote netip.AddrPort) error {
 		}
 		return fmt.Errorf("no NAT traversal port: %w", errDown)
 	}
-	c := d.conns[local.Addr()]
+	c := d.conn(local.Addr())
 	if c == nil {
 		return fmt.Errorf("%v is not an address of ours", local.Addr())
 	}

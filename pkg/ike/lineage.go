@@ -149,6 +149,7 @@ func (l *lineage) config(initialContact bool) sa.Config {
 	return sa.Config{
 		Local: l.local, Remote: l.remote, IKEPort: l.d.cfg.IKEPort, NATTPort: l.d.cfg.NATTPort,
 		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.budget.expire(), TellKeys: l.d.cfg.KeyLog != nil, Rand: l.d.cfg.Rand,
+		Addrs: l.d.ours(), NoNATT: func() bool { return l.d.link.Load().port() == nil },
 		Queues: int(l.d.queues.Load()), Had: l.d.assigned.had(l.label),
 	}
 }
@@ -356,6 +357,8 @@ func (l *lineage) carryOut(outs []sa.Output) {
 		case sa.PeerMoved:
 			l.log.Info("peer moved", zap.Stringer("old", o.Old), zap.Stringer("new", o.New))
 			outs = append(outs, l.moveSAs(o)...)
+		case sa.Moved:
+			outs = append(outs, l.move(o)...)
 		case sa.Failed:
 			l.failed(o.Err)
 		case sa.Done:

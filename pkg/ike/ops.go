@@ -85,7 +85,7 @@ func (d *Daemon) paths(r *pad.Rule) (l []path) {
 		if rng.From != rng.To {
 			continue
 		}
-		for _, local := range d.cfg.Local {
+		for _, local := range d.ours() {
 			if local.BitLen() == rng.From.BitLen() && r.Covers(local, rng.From) {
 				l = append(l, path{local, rng.From})
 				break

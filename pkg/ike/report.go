@@ -46,9 +46,11 @@ type IKEReport struct {
 	ExpireIn  *int64            `json:"expire_in,omitempty"`
 	NATLocal  bool              `json:"nat_local"`
 	NATPeer   bool              `json:"nat_peer"`
-	Assigned  []netip.Addr      `json:"assigned,omitempty"`      // to us, inside
-	Resent    uint64            `json:"retransmissions"`         // requests of ours, in all
-	Waiting   int               `json:"transmissions,omitempty"` // of the request that has no answer yet
+	MOBIKE    bool              `json:"mobike"`
+	PeerAddrs []netip.Addr      `json:"peer_addresses,omitempty"` // additional ones, by MOBIKE
+	Assigned  []netip.Addr      `json:"assigned,omitempty"`       // to us, inside
+	Resent    uint64            `json:"retransmissions"`          // requests of ours, in all
+	Waiting   int               `json:"transmissions,omitempty"`  // of the request that has no answer yet
 	Dropped   map[string]uint64 `json:"dropped,omitempty"`
 	Children  []ChildReport     `json:"children"`
 }
@@ -177,7 +179,7 @@ func (l *lineage) report(now time.Time) IKEReport {
 	r := IKEReport{
 		Rule: l.rule(), State: s.State.String(), Initiator: s.Initiator, Local: s.Peer.Local, Peer: s.Peer.Remote,
 		SPILocal: s.Local.String(), SPIPeer: s.Remote.String(), RekeyIn: in(s.RekeyAt), ExpireIn: in(s.ExpireAt),
-		NATLocal: s.NATLocal, NATPeer: s.NATRemote, Assigned: s.Lease.Addrs(), Resent: s.Resent, Waiting: s.Waiting, Children: []ChildReport{},
+		NATLocal: s.NATLocal, NATPeer: s.NATRemote, MOBIKE: s.MOBIKE, PeerAddrs: s.PeerAddrs, Assigned: s.Lease.Addrs(), Resent: s.Resent, Waiting: s.Waiting, Children: []ChildReport{},
 	}
 	if !s.Created.IsZero() {
 		r.Age = int64(now.Sub(s.Created) / time.Second)

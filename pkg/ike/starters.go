@@ -55,11 +55,12 @@ func (d *Daemon) startRules(db *pad.DB) {
 }
 
 func (d *Daemon) localFor(peer netip.Addr) (netip.Addr, bool) {
-	i := slices.IndexFunc(d.cfg.Local, func(a netip.Addr) bool { return a.BitLen() == peer.BitLen() })
+	l := d.ours()
+	i := slices.IndexFunc(l, func(a netip.Addr) bool { return a.BitLen() == peer.BitLen() })
 	if i < 0 {
 		return netip.Addr{}, false
 	}
-	return d.cfg.Local[i], true
+	return l[i], true
 }
 
 func (d *Daemon) addStarter(local, remote netip.Addr, keep bool) {
@@ -156,6 +157,10 @@ func (d *Daemon) runStarters(now time.Time) (wait time.Duration, ok bool) {
 	}
 	d.mu.Unlock()
 	for _, s := range due {
+		local := d.present(s.local, s.remote)
+		d.mu.Lock()
+		s.local = local
+		d.mu.Unlock()
 		p := path{s.local, s.remote}
 		rule := d.rules.Load().Outbound(p.local, p.remote)
 		if rule == nil || d.isHeldDown(rule.Label) {

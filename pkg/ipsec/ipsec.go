@@ -209,9 +209,23 @@ type SAParams struct {
 	Hard, Soft Lifetime
 	Idle       Idle
 	Encap      *Encap // nil: protocol 50 directly over IP
+	// Home are the ends of the tunnel by which policy knows the SA, where it has
+	// moved away from them (RFC 4555); nil: its own addresses.
+	Home *Ends
 	// SrcTS and DstTS restrict inner packets beyond the policy, in the SA's
 	// direction; empty lists do not restrict.
 	SrcTS, DstTS []TrafficSelector
+}
+
+// Ends are the end points of a tunnel, in the SA's direction.
+type Ends struct{ Src, Dst netip.Addr }
+
+// Ends are those by which policy knows the SA.
+func (p *SAParams) Ends() Ends {
+	if p.Home != nil {
+		return *p.Home
+	}
+	return Ends{p.Src, p.Dst}
 }
 
 // Wipe overwrites the keys.

@@ -162,14 +162,15 @@ func infoOf(f ipsec.Flow) *packet.Info {
 // answered ends the ACQUIREs that SA r answers: the one of seq, if protocol
 // and destination agree, and those of its key.
 func (e *Engine) answered(r *record, seq uint32) {
-	key := sad.OutKey{Proto: r.p.Proto, Mode: r.p.Mode, ReqID: r.p.ReqID, Src: r.p.Src, Dst: r.p.Dst, Queue: r.p.Queue}
+	ends := r.p.Ends()
+	key := sad.OutKey{Proto: r.p.Proto, Mode: r.p.Mode, ReqID: r.p.ReqID, Src: ends.Src, Dst: ends.Dst, Queue: r.p.Queue}
 	any := key
 	any.ReqID = 0
 	keys := []sad.OutKey{key}
 	if any != key {
 		keys = append(keys, any)
 	}
-	if w := e.bySeq[seq]; seq != 0 && w != nil && (w.key.Proto == r.p.Proto || w.other) && w.key.Dst == r.p.Dst {
+	if w := e.bySeq[seq]; seq != 0 && w != nil && (w.key.Proto == r.p.Proto || w.other) && w.key.Dst == ends.Dst {
 		e.done(w)
 		if !slices.Contains(keys, w.key.OutKey) {
 			keys = append(keys, w.key.OutKey)

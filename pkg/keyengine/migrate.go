@@ -159,7 +159,8 @@ func (e *Engine) relocate(v relocation) {
 }
 
 // Move implements keysock.Mover. An SA whose destination stays is out of the SAD
-// for a moment, as in Migrate.
+// for a moment, as in Migrate. UDP encapsulation may come or go, as the new path
+// has a NAT or has none.
 func (e *Engine) Move(id ipsec.SAID, p *ipsec.SAParams) (*keysock.SAInfo, error) {
 	defer e.arm()
 	defer p.Wipe()
@@ -177,8 +178,12 @@ func (e *Engine) Move(id ipsec.SAID, p *ipsec.SAParams) (*keysock.SAInfo, error)
 	if err := sameSA(&r.p, p); err != nil {
 		return nil, err
 	}
+	if err := e.check(p); err != nil {
+		return nil, err
+	}
 	is := r.sa.WithEncap(p.Encap)
-	is.P.Src, is.P.Dst = p.Src, p.Dst
+	is.P.Src, is.P.Dst, is.P.Home = p.Src, p.Dst, p.Home
+	r.p.Home = p.Home
 	if p.SAID != id {
 		e.o.SAD.Insert(is)
 	}

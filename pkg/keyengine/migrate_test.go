@@ -215,6 +215,14 @@ func TestMove(t *testing.T) {
 		if next, _ := got.NextSeq(1); next != first+10 {
 			t.Errorf("sequence number %d follows %d and nine more", next, first)
 		}
+		// Away from home it is known by what policy names, and may leave UDP.
+		away := outSA(0x1000, 7)
+		away.Src, away.Dst, away.Home = self6, peer6, &ipsec.Ends{Src: self, Dst: elsewhere}
+		r.errno(move(got.P.SAID, away), 0)
+		key := sad.OutKey{Proto: ipsec.ESP, Mode: ipsec.Tunnel, ReqID: 7, Src: self, Dst: elsewhere}
+		if is := r.o.SAD.Out(key, nil); is == nil || is.P.Dst != peer6 || is.P.Encap != nil || is.Counters != got.Counters {
+			t.Errorf("away: %+v", is)
+		}
 		stays := r.o.SAD.Lookup(outSA(0x1001, 7).SAID)
 		if stays == nil || stays.P.Encap.DPort != 1025 {
 			t.Errorf("the other: %+v", stays)

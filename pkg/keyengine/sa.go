@@ -174,6 +174,9 @@ func (e *Engine) Update(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) 
 	if err := sameSA(&r.p, p); err != nil {
 		return nil, err
 	}
+	if err := sameEncap(&r.p, p); err != nil {
+		return nil, err
+	}
 	return e.change(r, p)
 }
 
@@ -186,7 +189,13 @@ func sameSA(q, p *ipsec.SAParams) error {
 		return refuse(syscall.EINVAL, "the queue of a mature SA does not change")
 	case p.Mode != q.Mode || p.AggFrag != q.AggFrag || p.TFC != q.TFC:
 		return refuse(syscall.EINVAL, "the mode of a mature SA does not change")
-	case (p.Encap == nil) != (q.Encap == nil):
+	}
+	return nil
+}
+
+// sameEncap refuses what only an SA that moves may do.
+func sameEncap(q, p *ipsec.SAParams) error {
+	if (p.Encap == nil) != (q.Encap == nil) {
 		return refuse(syscall.EINVAL, "an SA with UDP encapsulation does not lose it, nor gain it")
 	}
 	return nil

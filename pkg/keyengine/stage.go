@@ -82,6 +82,9 @@ func (e *Engine) StageSA(conn uint64, c keysock.SAChange) (*keysock.SAInfo, erro
 		if err := sameSA(&r.p, c.P); err != nil {
 			return nil, err
 		}
+		if err := sameEncap(&r.p, c.P); err != nil {
+			return nil, err
+		}
 		s := tx.at(id)
 		s.change, s.p = r, c.P
 		i := r.info()

@@ -546,11 +546,24 @@ func TestMoveSA(t *testing.T) {
 	}
 	was := p.SAID
 	p.Dst, p.Encap = addr("203.0.113.7"), &ipsec.Encap{SPort: 4500, DPort: 2048}
+	p.Home = &ipsec.Ends{Src: addr("192.0.2.1"), Dst: addr("192.0.2.2")}
 	if err := c.Move(r.ctx(), was, p); err != nil {
 		t.Fatal(err)
 	}
-	if i, err := c.Get(r.ctx(), p.SAID, p.Src); err != nil || i.Encap.DPort != 2048 {
+	if i, err := c.Get(r.ctx(), p.SAID, p.Src); err != nil || i.Encap.DPort != 2048 || i.Home == nil || *i.Home != *p.Home {
 		t.Errorf("at the new place: %+v, %v", i, err)
+	}
+	for _, bad := range []ipsec.Ends{{Src: p.Home.Src, Dst: addr("2001:db8::1")}, {Src: addr("0.0.0.0"), Dst: p.Dst}, {Src: p.Src, Dst: addr("::ffff:1.2.3.4")}} {
+		q := *p
+		q.Home = &bad
+		if err := c.Move(r.ctx(), p.SAID, &q); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("known by %v: %v, want EINVAL", bad, err)
+		}
+	}
+	q := *p
+	q.SPI, q.Mode = 0x1001, ipsec.Transport
+	if err := c.Add(r.ctx(), &q, 0); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("transport mode away from home: %v, want EINVAL", err)
 	}
 	if _, err := c.Get(r.ctx(), was, p.Src); !errors.Is(err, syscall.ESRCH) {
 		t.Errorf("at the old place: %v, want ESRCH", err)

@@ -87,6 +87,9 @@ func putSA(m *pfkey.Message, i *SAInfo, what int) error {
 		if i.Queue != 0 || i.PerQueue {
 			m.Queue = &pfkey.Queue{N: uint16(i.Queue), More: i.PerQueue}
 		}
+		if h := i.Home; h != nil {
+			m.HomeSrc, m.HomeDst = hostAddr(h.Src), hostAddr(h.Dst)
+		}
 		if i.Idle != (ipsec.Idle{}) {
 			m.Idle = &pfkey.Lifetime{AddTime: seconds(i.Idle.AddTime), UseTime: seconds(i.Idle.UseTime)}
 		}
@@ -143,6 +146,9 @@ func takeSA(m *pfkey.Message) (*SAInfo, error) {
 			return nil, refuse(syscall.EINVAL, "SA for queue %d and for others", q.N)
 		}
 		i.Queue, i.PerQueue = ipsec.Queue(q.N), q.More
+	}
+	if i.Home, err = takeHome(m, i.Mode); err != nil {
+		return nil, err
 	}
 	if l := m.Idle; l != nil {
 		if l.Allocations != 0 || l.Bytes != 0 {
@@ -309,6 +315,24 @@ func takeEncap(m *pfkey.Message) (*ipsec.Encap, error) {
 		}
 	}
 	return e, nil
+}
+
+// takeHome reads the end points by which policy knows an SA of mode m.
+func takeHome(m *pfkey.Message, mode ipsec.Mode) (*ipsec.Ends, error) {
+	if m.HomeSrc == nil && m.HomeDst == nil {
+		return nil, nil
+	}
+	if m.HomeSrc == nil || m.HomeDst == nil {
+		return nil, refuse(syscall.EINVAL, "one of X_HOME_SRC and X_HOME_DST alone")
+	}
+	h := ipsec.Ends{Src: m.HomeSrc.Addr.Addr(), Dst: m.HomeDst.Addr.Addr()}
+	switch {
+	case mode != ipsec.Tunnel:
+		return nil, refuse(syscall.EINVAL, "X_HOME_SRC of an SA in %v mode", mode)
+	case h.Src.BitLen() != h.Dst.BitLen() || h.Src.Is4In6() || h.Dst.Is4In6() || ipsec.Open(h.Src) || ipsec.Open(h.Dst):
+		return nil, refuse(syscall.EINVAL, "X_HOME_SRC %v, X_HOME_DST %v", h.Src, h.Dst)
+	}
+	return &h, nil
 }
 
 // lifetimeToWire rounds times up to seconds, since 0 would be no limit, and cuts

@@ -110,8 +110,9 @@
 //	                  source, destination address (16 each)
 //	X_SA_DST  0x8006  as ADDRESS; destination of the SA in X_NAT_T_NEW_MAPPING; in
 //	                  UPDATE the one at which a mature SA is, that is to have the
-//	                  addresses and ports of the message: one SA moves, where
-//	                  X_MIGRATE moves a policy with all of its SAs
+//	                  addresses and ports of the message, its UDP encapsulation
+//	                  or none, and its X_HOME_SRC and X_HOME_DST or none: one SA
+//	                  moves, where X_MIGRATE moves a policy with all of its SAs
 //	X_BLOB    0x8007  4: total (4), 8: offset (4), 12: n (4), 16: n octets
 //	X_COUNT   0x8008 16 octets; 8: number (8)
 //	X_POLICY_MORE 0x8009 16 octets; 4: flags (4: 1 clear packets are welcome,
@@ -136,4 +137,9 @@
 //	                  answer to REGISTER how many queues there are; 6: flags
 //	                  (2: 1 an outbound SA for any queue, beside which the peer
 //	                  takes others for single ones, RFC 9611)
+//	X_HOME_SRC 0x800e as ADDRESS; of an SA in tunnel mode, the end points by
+//	X_HOME_DST 0x800f which policy knows it, where they are not its addresses
+//	                  any more, since it or what it succeeds has moved (RFC
+//	                  4555): policies go on naming them. One without the other
+//	                  is EINVAL
 package pfkey

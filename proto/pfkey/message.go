@@ -56,6 +56,8 @@ type Message struct {
 	SASeq        *Count
 	Idle         *Lifetime
 	Queue        *Queue
+
+	HomeSrc, HomeDst *Address
 }
 
 // ParseHeader reads and checks the header of the datagram b: EMSGSIZE for less

@@ -162,7 +162,7 @@ func full(typ MsgType) *Message {
 		OptIn:     &OptIn{1}, SAMore: &SAMore{true, true, 1400, 4096, 7, 1 << 40, 1 << 41, 1 << 42},
 		TSSrc: &TSList{[]TS{{6, 80, 443, v4, v4.Next()}, {0, 65535, 0, v6, v6}}}, TSDst: &TSList{},
 		Flow:  &Flow{17, 53, 5353, v6, v6.Next()},
-		SADst: a4, Blob: &Blob{100, 50, seq(1, 13)}, Count: &Count{1 << 50},
+		SADst: a4, HomeSrc: a4, HomeDst: a4, Blob: &Blob{100, 50, seq(1, 13)}, Count: &Count{1 << 50},
 		PolicyMore: &PolicyMore{PolicyFlagPerFlow | PolicyFlagInit, 1 << 40},
 		Shapes:     &Shapes{[]Shape{{}, {KindAH, AuthHMACSHA256}, {KindAHESP, 0}}},
 		SASeq:      &Count{1 << 51}, Idle: lt(9), Queue: &Queue{3, true},

@@ -146,6 +146,8 @@ const (
 	ExtXSASeq      ExtType = 0x800b
 	ExtXIdle       ExtType = 0x800c
 	ExtXQueue      ExtType = 0x800d
+	ExtXHomeSrc    ExtType = 0x800e
+	ExtXHomeDst    ExtType = 0x800f
 )
 
 var extNames = map[ExtType]string{
@@ -165,6 +167,8 @@ var extNames = map[ExtType]string{
 	ExtXSASeq:      "X_SA_SEQ",
 	ExtXIdle:       "X_LIFETIME_IDLE",
 	ExtXQueue:      "X_QUEUE",
+	ExtXHomeSrc:    "X_HOME_SRC",
+	ExtXHomeDst:    "X_HOME_DST",
 }
 
 func (t ExtType) String() string { return name(extNames, t, "ExtType") }

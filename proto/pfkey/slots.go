@@ -15,7 +15,7 @@ var order = []ExtType{
 	ExtSPIRange, ExtXKMPrivate, ExtXNATTType, ExtXNATTSPort, ExtXNATTDPort, ExtXNATTOA,
 	ExtXSecCtx, ExtXKMAddress, ExtXFilter,
 	ExtXOptIn, ExtXSAMore, ExtXTSSrc, ExtXTSDst, ExtXFlow, ExtXSADst, ExtXBlob, ExtXCount, ExtXPolicyMore, ExtXShapes,
-	ExtXSASeq, ExtXIdle, ExtXQueue,
+	ExtXSASeq, ExtXIdle, ExtXQueue, ExtXHomeSrc, ExtXHomeDst,
 }
 
 // A body is what one extension does with its octets. decode gets the whole
@@ -141,6 +141,10 @@ func (m *Message) slot(t ExtType, has bool) slot {
 		return at(&m.Idle, 32, has)
 	case ExtXQueue:
 		return at(&m.Queue, 8, has)
+	case ExtXHomeSrc:
+		return at(&m.HomeSrc, 8, has)
+	case ExtXHomeDst:
+		return at(&m.HomeDst, 8, has)
 	}
 	return nil
 }

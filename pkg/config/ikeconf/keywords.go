@@ -201,6 +201,7 @@ var table = []keyword{
 	{"nat_traversal", tr, oneOf("auto", "force", "no"), "auto", ""},
 	{"nat_keepalive_secs", tr, secs(0, 3600), "20", ""},
 	{"mobike", tr, yesNo, "yes", ""},
+	{"mobike_check", tr, yesNo, "yes", ""},
 	{"fragmentation", tr, yesNo, "yes", ""},
 	{"fragment_size", tr, num(576, 65535), "1280", ""},
 	{"retry_limit", tr, num(0, 30), "8", ""},

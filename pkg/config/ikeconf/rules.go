@@ -139,6 +139,7 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	}
 	p.NATT = map[string]pad.NATT{"auto": pad.NATTAuto, "force": pad.NATTForce, "no": pad.NATTNo}[r.get("nat_traversal").text]
 	p.Keepalive = dur("nat_keepalive_secs")
+	p.MOBIKE, p.MOBIKECheck = r.is("mobike", "yes"), r.is("mobike_check", "yes")
 	p.InitialContact = r.is("initial_contact", "yes")
 	p.UniqueIDs = map[string]pad.UniqueIDs{"no": pad.UniqueNo, "replace": pad.UniqueReplace, "keep": pad.UniqueKeep, "never": pad.UniqueNever}[r.get("unique_ids").text]
 	p.NonceLen = n("nonce_len")

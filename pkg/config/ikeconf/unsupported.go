@@ -15,7 +15,6 @@ var without = map[string]struct {
 	"redirect_to":   {nil, true},
 
 	"eap_only":           {[]string{"no"}, false},
-	"mobike":             {[]string{"no"}, false},
 	"follow_redirect":    {[]string{"no"}, false},
 	"peer_pubkey_file":   {nil, false},
 	"request_http_certs": {[]string{"no"}, true},

@@ -77,7 +77,7 @@ func TestEveryKeyword(t *testing.T) {
 	used := map[string]bool{}
 	for _, w := range strings.Fields(`cert_file key_file ca_file peer_cert_file required_issuer sig_hash rsa_pss send_cert send_certreq
 		revocation ignore_crls crl_file label local_addr remote_addr local_id remote_id local_id_type ike_version start_action
-		remote_port auth_method local_auth_method remote_auth_method ike_port natt_port nat_traversal nat_keepalive_secs
+		remote_port auth_method local_auth_method remote_auth_method ike_port natt_port nat_traversal nat_keepalive_secs mobike mobike_check
 		retry_limit retry_timer_init retry_timer_max expire_timer dpd_secs dpd_action cookie_threshold half_open_limit
 		half_open_per_source ikesa_lifetime_secs ikesa_softlife_secs childsa_lifetime_secs childsa_softlife_secs
 		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_aggfrag childsa_tfc childsa_per_queue childsa_replay initial_contact

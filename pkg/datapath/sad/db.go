@@ -12,7 +12,7 @@ import (
 
 // OutKey says which SA an outbound policy wants. ReqID is 0 where any SA of the
 // right addresses, protocol and mode serves (levels use and require), and that
-// of the request at level unique. Src and Dst are the SA's: tunnel end points,
+// of the request at level unique. Src and Dst are the SA's Ends: tunnel end points,
 // of which unspecified ones are open (see templates), or the packet's own
 // addresses in transport mode.
 type OutKey struct {
@@ -181,7 +181,7 @@ func (d *DB) newestAt(k place, ends *OutKey, i *packet.Info, byHand bool, alts [
 	var dying *SA
 	for l := b.head.Load(); l != nil; l = l.next.Load() {
 		sa := l.sa.Load()
-		if byHand && !sa.Fits(alts) || k.ReqID == manual && (sa.P.ReqID == 0) != byHand || ends != nil && !ends.between(sa.P.Src, sa.P.Dst) {
+		if byHand && !sa.Fits(alts) || k.ReqID == manual && (sa.P.ReqID == 0) != byHand || ends != nil && !ends.between(sa.P.Ends()) {
 			continue
 		}
 		switch sa.State() {
@@ -304,7 +304,8 @@ func (d *DB) link(s *SA) {
 	if s.State() == Larval {
 		return
 	}
-	k := place{OutKey: OutKey{s.P.Proto, s.P.Mode, 0, s.P.Src, s.P.Dst, s.P.Queue}}
+	ends := s.P.Ends()
+	k := place{OutKey: OutKey{s.P.Proto, s.P.Mode, 0, ends.Src, ends.Dst, s.P.Queue}}
 	if s.AnySource() {
 		d.wild.Add(1)
 	}

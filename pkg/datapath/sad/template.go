@@ -21,14 +21,14 @@ func (k OutKey) Open() bool {
 	return k.Mode == ipsec.Tunnel && (ipsec.Open(k.Src) || ipsec.Open(k.Dst))
 }
 
-// between reports whether src and dst are the ends of k as far as it names them.
-func (k *OutKey) between(src, dst netip.Addr) bool {
-	return (k.Src == src || ipsec.Open(k.Src)) && (k.Dst == dst || ipsec.Open(k.Dst))
+// between reports whether e are the ends of k as far as it names them.
+func (k *OutKey) between(e ipsec.Ends) bool {
+	return (k.Src == e.Src || ipsec.Open(k.Src)) && (k.Dst == e.Dst || ipsec.Open(k.Dst))
 }
 
 // Takes reports whether an SA is one that k, which is open, describes.
 func (k OutKey) Takes(p *ipsec.SAParams) bool {
-	return p.Proto == k.Proto && p.Mode == k.Mode && p.ReqID == k.ReqID && p.Queue == k.Queue && k.between(p.Src, p.Dst)
+	return p.Proto == k.Proto && p.Mode == k.Mode && p.ReqID == k.ReqID && p.Queue == k.Queue && k.between(p.Ends())
 }
 
 // open is newest for a template.

@@ -202,6 +202,8 @@ type Rule struct {
 	DPDAction      DPDAction
 	NATT           NATT
 	Keepalive      time.Duration // NAT keepalive (RFC 3948, 4); 0: never
+	MOBIKE         bool          // addresses may change (RFC 4555)
+	MOBIKECheck    bool          // and SAs follow a peer only once it answers from there
 	InitialContact bool
 	UniqueIDs      UniqueIDs
 	StartAction    StartAction
@@ -275,6 +277,8 @@ func NewRule(label string) *Rule {
 		Retransmit:     Retransmit{Limit: 8, Init: time.Second, Max: 30 * time.Second},
 		DPD:            time.Minute,
 		Keepalive:      20 * time.Second,
+		MOBIKE:         true,
+		MOBIKECheck:    true,
 		InitialContact: true,
 		SendCertReq:    true,
 		NonceLen:       32,
@@ -361,7 +365,12 @@ func (r *Rule) Keys(local, remote ID) (Keys, bool) {
 
 // Covers reports whether the rule is for this pair of addresses.
 func (r *Rule) Covers(local, remote netip.Addr) bool {
-	return (len(r.Local) == 0 || contains(r.Local, local)) && contains(r.Remote, remote)
+	return r.CoversLocal(local) && contains(r.Remote, remote)
+}
+
+// CoversLocal reports whether the rule is for an address of ours.
+func (r *Rule) CoversLocal(local netip.Addr) bool {
+	return len(r.Local) == 0 || contains(r.Local, local)
 }
 
 // DB is the database: rules in the order of the file.

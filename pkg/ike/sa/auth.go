@@ -152,6 +152,10 @@ func (s *SA) sendAuth(i *ikeSA, t *authTask) {
 	}
 	ps = append(ps, auth)
 	ps = append(ps, s.configRequest()...)
+	if s.wantsMOBIKE() {
+		ps = append(ps, s.mobikeOffer()...)
+		ps = append(ps, s.noNATs(s.path())...)
+	}
 	if t.offer != nil {
 		ps = append(ps, t.offer.payloads(true)...)
 	}
@@ -189,6 +193,9 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 		return
 	}
 	s.peer.RemoteID = id
+	if s.wantsMOBIKE() && ikev2.FindNotify(ps, ikev2.MOBIKE_SUPPORTED) != nil {
+		s.beginMOBIKE(ps)
+	}
 	s.established(i, ikev2.FindNotify(ps, ikev2.INITIAL_CONTACT) != nil)
 	s.hearAuthLifetime(ikev2.FindNotify(ps, ikev2.AUTH_LIFETIME))
 	has, err := childTriple(ps)
@@ -247,7 +254,7 @@ func (s *SA) established(i *ikeSA, onlyOne bool) {
 		Peer: s.peer, Local: i.local, Remote: i.remote, Initiator: i.initiator, Suite: i.suite,
 		NATLocal: s.natLocal, NATRemote: s.natRemote, OnlyOne: onlyOne,
 	})
-	attrs := []slog.Attr{slog.String("id", s.peer.RemoteID.String()), slog.String("suite", i.suite.String()), slog.Bool("ppk", s.ppk)}
+	attrs := []slog.Attr{slog.String("id", s.peer.RemoteID.String()), slog.String("suite", i.suite.String()), slog.Bool("ppk", s.ppk), slog.Bool("mobike", s.mob != nil)}
 	if s.peer.Cert != nil {
 		attrs = append(attrs, slog.String("cert", s.peer.Cert.Subject()))
 	}
@@ -346,6 +353,15 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	s.onlyOne = ikev2.FindNotify(ps, ikev2.INITIAL_CONTACT) != nil
 	s.candidate = nil
+	if s.wantsMOBIKE() && ikev2.FindNotify(ps, ikev2.MOBIKE_SUPPORTED) != nil {
+		if err := checkNoNATs(ps, s.path()); err != nil {
+			s.refuse(i, notify(ikev2.UNEXPECTED_NAT_DETECTED), err)
+			s.fail(&LocalError{ikev2.IKE_AUTH, ikev2.UNEXPECTED_NAT_DETECTED, err}, true)
+			return
+		}
+		s.beginMOBIKE(ps)
+		out = append(out, s.mobikeOffer()...)
+	}
 	finish := func(more ...ikev2.Payload) {
 		s.respond(i, append(out, more...)...)
 		s.established(i, s.onlyOne)

@@ -408,6 +408,7 @@ func (s *SA) acceptGranted(i *ikeSA, o *offer, g *granted, x ikev2.ExchangeType)
 	}
 	o.wipe()
 	s.release(o.spi, slices.DeleteFunc(o.protos(), func(p ipsec.Protocol) bool { return p == c.proto })...)
+	s.lostSPI(o.spi)
 	return c
 }
 
@@ -533,25 +534,29 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 		outE, outA, inE, inA = inE, inA, outE, outA
 	}
 	proto := g.suite.Proto()
-	ids, e := g.policy.reqIDs(proto), s.encap(g.oa)
+	ids, e, at := g.policy.reqIDs(proto), s.encap(g.oa), s.placeOf(spi)
+	here, there := at.addrs()
 	hard, soft := s.childLife(g.suite)
 	base := ipsec.SAParams{
 		Mode: g.mode, Encr: g.suite.Encr, Auth: g.suite.Integ,
 		ReplayWindow: s.rule.ReplayWindow, ESN: g.suite.ESN, AggFrag: g.aggfrag, Queue: g.queue, Hard: hard, Soft: soft,
 	}
 	in, out := base, base
-	in.SAID = ipsec.SAID{Proto: proto, Dst: s.local.Addr(), SPI: spi}
-	in.Src, in.ReqID, in.Encap, in.EncrKey, in.AuthKey = s.remote.Addr(), ids.in, e.in, inE, inA
+	if g.mode == ipsec.Tunnel {
+		in.Home, out.Home = s.homes(at)
+	}
+	in.SAID = ipsec.SAID{Proto: proto, Dst: here, SPI: spi}
+	in.Src, in.ReqID, in.Encap, in.EncrKey, in.AuthKey = there, ids.in, e.in, inE, inA
 	in.SrcTS, in.DstTS = g.remote, g.local
-	out.SAID = ipsec.SAID{Proto: proto, Dst: s.remote.Addr(), SPI: g.peerSPI}
-	out.Src, out.ReqID, out.Encap, out.EncrKey, out.AuthKey = s.local.Addr(), ids.out, e.out, outE, outA
+	out.SAID = ipsec.SAID{Proto: proto, Dst: there, SPI: g.peerSPI}
+	out.Src, out.ReqID, out.Encap, out.EncrKey, out.AuthKey = here, ids.out, e.out, outE, outA
 	out.SrcTS, out.DstTS = slices.Clone(g.local), slices.Clone(g.remote)
 	out.PerQueue = g.resource && g.queue == 0
 	if proto == ipsec.ESP && g.mode == ipsec.Tunnel && !g.aggfrag && !g.noTFC {
 		out.TFC = s.rule.TFC
 	}
 	c := &child{
-		proto: proto, in: spi, outSPI: g.peerSPI, inDst: s.local.Addr(), outDst: s.remote.Addr(), mode: g.mode, suite: g.suite, policy: g.policy,
+		proto: proto, in: spi, outSPI: g.peerSPI, inDst: here, outDst: there, mode: g.mode, suite: g.suite, policy: g.policy,
 		local: slices.Clone(g.local), remote: slices.Clone(g.remote), created: s.now, ni: g.ni, nr: g.nr,
 		resource: g.resource, queue: g.queue,
 	}
@@ -572,9 +577,16 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	s.emit(ic)
 	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.Bool("aggfrag", g.aggfrag), slog.Int("tfc", int(out.TFC)), slog.Int("queue", int(g.queue)), slog.String("suite", c.suite.String()),
 		slog.Any("local", c.local), slog.Any("remote", c.remote))
+	if at != s.path() { // we have moved since
+		m := Moved{}
+		if s.moveChild(&m, c); len(m.SAs) > 0 {
+			s.emit(m)
+		}
+	}
 	if !responder {
 		return c, nil, nil
 	}
+	s.lostSPI(spi)
 	return c, g.payloads(spi), nil
 }
 

@@ -121,6 +121,14 @@
 // a series (IKE_FOLLOWUP_KE), it is judged at each step, and the nonces are those
 // of its CREATE_CHILD_SA.
 //
+// # Addresses outside
+//
+// With MOBIKE (RFC 4555) the lineage goes on between other addresses: SetAddresses
+// says which ones we have, Moved what becomes of the SAs, and mobike.go who decides
+// what. Policies go on naming the addresses of the beginning: their SAs have them as
+// Home. Without MOBIKE only a NAT in front of the peer may change its address
+// (PeerMoved).
+//
 // # What kills the machine
 //
 // Nothing that is not authenticated changes the state of an IKE SA with keys:
@@ -147,6 +155,5 @@
 // cookie policy belong to pkg/ike (the arithmetic of cookies is here: Cookie,
 // CookieResponse). Certificates and signatures are pkg/ike/cred's, whose values
 // stand in the rule; they compute inside the input, which takes some milliseconds,
-// and read nothing. EAP, raw public keys, hash-and-URL, configuration payloads and
-// MOBIKE are not implemented: their payloads are ignored, their notifies not sent.
+// and read nothing. EAP, raw public keys, hash-and-URL, are not implemented: their payloads are ignored, their notifies not sent.
 package sa

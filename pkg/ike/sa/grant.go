@@ -98,7 +98,7 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 	if rekeys != nil {
 		policies = []Policy{rekeys.policy}
 	} else {
-		policies = s.wholeFirst(s.cfg.Host.Policies(Query{Peer: s.peer, Mode: w.mode, LocalTS: local, PeerTS: remote}), w.mode, local, remote)
+		policies = s.wholeFirst(s.cfg.Host.Policies(Query{Peer: s.asPolicyKnows(w.mode), Mode: w.mode, LocalTS: local, PeerTS: remote}), w.mode, local, remote)
 	}
 	var rf *refused
 	for pass := range 2 {

@@ -30,6 +30,8 @@ type ikeSA struct {
 	req    *request // is on its way
 	asked  *sealed  // the request last answered, until authenticated
 	then   task     // runs when active is over
+	// strayed: the request last answered was sent by more than one way.
+	strayed bool
 
 	// Requests that we receive.
 	expect    uint32            // the next one's message ID
@@ -65,6 +67,8 @@ type request struct {
 	exchange ikev2.ExchangeType
 	*sealed
 	local, remote netip.AddrPort
+	via           path          // for the first transmissions; zero: the path in use
+	strayed       bool          // sent by more than one way
 	sent          int           // transmissions
 	wait          time.Duration // after the last of them
 	due           time.Time

@@ -20,9 +20,9 @@ func (*probe) shape() shape { return shapeInformational }
 
 func (*probe) cancel(*SA, error) {}
 
-func (t *probe) start(s *SA, i *ikeSA) { s.request(i, t, ikev2.INFORMATIONAL) }
+func (t *probe) start(s *SA, i *ikeSA) { s.request(i, t, ikev2.INFORMATIONAL, s.probeNAT(i)...) }
 
-func (t *probe) answer(*SA, *ikeSA, []ikev2.Payload) {}
+func (t *probe) answer(s *SA, i *ikeSA, ps []ikev2.Payload) { s.probeAnswered(i, ps) }
 
 // deleteChild deletes a child SA, or (c is nil) one that only the peer has,
 // whose SPI would have been spi.
@@ -211,7 +211,7 @@ func (s *SA) informational(i *ikeSA, ps []ikev2.Payload) {
 			}
 		}
 	}
-	s.respond(i, answer...)
+	s.respond(i, append(answer, s.mobikeRequest(i, ps)...)...)
 }
 
 // childrenDeleted removes child SAs that the peer deletes and returns the SPIs

@@ -88,7 +88,7 @@ func (s *SA) sendInit(i *ikeSA) {
 	}
 	ps = append(ps, proposal.OfferIKE(s.rule.Proposals, nil),
 		&ikev2.KE{Method: ikev2.KEID(h.key.KE()), Data: h.key.Public()}, &ikev2.Nonce{Data: h.ni})
-	ps = append(ps, s.natPayloads(i)...)
+	ps = append(ps, s.natPayloads(i, s.local, s.remote)...)
 	ps = append(ps, hashNotify(s.rule)...)
 	if s.rule.FragmentSize > 0 {
 		ps = append(ps, notify(ikev2.IKEV2_FRAGMENTATION_SUPPORTED))
@@ -363,7 +363,7 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 
 	out := []ikev2.Payload{&ikev2.SA{Proposals: []ikev2.Proposal{answer}},
 		&ikev2.KE{Method: ke.Method, Data: public}, &ikev2.Nonce{Data: i.hs.nr}}
-	out = append(out, s.natPayloads(i)...)
+	out = append(out, s.natPayloads(i, s.local, s.remote)...)
 	if s.fragments = s.rule.FragmentSize > 0 && ikev2.FindNotify(ps, ikev2.IKEV2_FRAGMENTATION_SUPPORTED) != nil; s.fragments {
 		out = append(out, notify(ikev2.IKEV2_FRAGMENTATION_SUPPORTED))
 	}

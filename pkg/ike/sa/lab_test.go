@@ -110,6 +110,7 @@ var (
 func testRule(label string) *pad.Rule {
 	r := pad.NewRule(label)
 	r.Remote = pad.Any()
+	r.MOBIKE = false // see mobike_test.go
 	r.PSK = pad.Keys{Local: ipsec.NewKey([]byte("a very shared secret")), Remote: ipsec.NewKey([]byte("a very shared secret"))}
 	return r
 }
@@ -197,6 +198,20 @@ func (n *node) do(outs []Output) {
 					p.Src = o.New.Addr()
 				}
 				n.sads[p.SAID] = p
+			}
+		case Moved:
+			for _, m := range o.SAs {
+				p := n.sads[m.From]
+				if p == nil || p.Src != m.FromSrc {
+					n.t.Errorf("%s: moves %v, which is not installed there", n.name, m)
+					continue
+				}
+				delete(n.sads, m.From)
+				if n.sads[m.To] != nil {
+					n.t.Errorf("%s: moves %v to the place of another", n.name, m)
+				}
+				p.SAID, p.Src, p.Encap, p.Home = m.To, m.Src, m.Encap, m.Home
+				n.sads[m.To] = p
 			}
 		case RemoveChild:
 			for _, id := range []ipsec.SAID{o.In, o.Out} {

@@ -27,32 +27,58 @@ func natHash(initiator, responder SPI, ap netip.AddrPort) []byte {
 
 // natPayloads tells the peer which addresses we believe to use. With
 // nat_traversal force the source is a false one: the peer then sees a NAT.
-func (s *SA) natPayloads(i *ikeSA) []ikev2.Payload {
-	if s.rule.NATT == pad.NATTNo {
+func (s *SA) natPayloads(i *ikeSA, local, remote netip.AddrPort) []ikev2.Payload {
+	if s.rule.NATT == pad.NATTNo || s.mob != nil && !s.natt {
 		return nil
 	}
 	a, b := i.spis()
-	src := natHash(a, b, s.local)
+	src := natHash(a, b, local)
 	if s.rule.NATT == pad.NATTForce {
 		src = s.random(len(src))
 	}
 	return []ikev2.Payload{
 		notify(ikev2.NAT_DETECTION_SOURCE_IP, src...),
-		notify(ikev2.NAT_DETECTION_DESTINATION_IP, natHash(a, b, s.remote)...),
+		notify(ikev2.NAT_DETECTION_DESTINATION_IP, natHash(a, b, remote)...),
 	}
 }
 
-// detectNAT compares what the peer believes with what we see. A sender with
-// several addresses puts several source hashes; a peer without these notifies
-// cannot do NAT traversal.
+// natView is what a message says of NATs on its way. said: it says something. dst
+// is our address as the peer sees it, hashed.
+type natView struct {
+	said, local, remote bool
+	dst                 [natHashLen]byte
+}
+
+// detectNAT looks for NATs in IKE_SA_INIT; a peer without these notifies cannot do
+// NAT traversal.
 func (s *SA) detectNAT(i *ikeSA, ps []ikev2.Payload, local, remote netip.AddrPort) {
-	s.natLocal, s.natRemote = false, false
-	if s.rule.NATT == pad.NATTNo {
-		return
-	}
 	a, b := i.spis()
 	if !i.initiator {
 		b = 0 // the request was made before we had an SPI
+	}
+	v := s.viewOf(a, b, ps, local, remote)
+	s.natt = v.said
+	s.natLocal, s.natRemote = v.local, v.remote
+}
+
+// lookForNAT does so in a message of an IKE SA that stands.
+func (s *SA) lookForNAT(i *ikeSA, ps []ikev2.Payload, local, remote netip.AddrPort) natView {
+	a, b := i.spis()
+	return s.viewOf(a, b, ps, local, remote)
+}
+
+// setNAT goes by v, and reports whether that is new.
+func (s *SA) setNAT(v natView) bool {
+	changed := s.natLocal != v.local || s.natRemote != v.remote
+	s.natLocal, s.natRemote = v.local, v.remote
+	return changed
+}
+
+// viewOf compares what the peer believes with what we see. A sender with several
+// addresses puts several source hashes.
+func (s *SA) viewOf(a, b SPI, ps []ikev2.Payload, local, remote netip.AddrPort) (v natView) {
+	if s.rule.NATT == pad.NATTNo {
+		return v
 	}
 	var src, srcOK, dst, dstOK bool
 	for _, p := range ps {
@@ -67,22 +93,25 @@ func (s *SA) detectNAT(i *ikeSA, ps []ikev2.Payload, local, remote netip.AddrPor
 		case ikev2.NAT_DETECTION_DESTINATION_IP:
 			dst = true
 			dstOK = dstOK || string(n.Data) == string(natHash(a, b, local))
+			copy(v.dst[:], n.Data)
 		}
 	}
 	if !src || !dst {
-		return
+		return natView{}
 	}
-	s.natRemote = !srcOK
+	v.said, v.remote = true, !srcOK
 	// The peer sees the false hash of ours as our NAT, so we behave as if
 	// there were one.
-	s.natLocal = !dstOK || s.rule.NATT == pad.NATTForce
+	v.local = !dstOK || s.rule.NATT == pad.NATTForce
+	return v
 }
 
 func (s *SA) nat() bool { return s.natLocal || s.natRemote }
 
-// float changes the initiator to the ports of NAT traversal.
+// float changes the initiator to the ports of NAT traversal: if there is a NAT, or
+// may be one later (RFC 4555, 3.3).
 func (s *SA) float() {
-	if !s.nat() || s.local.Port() != s.cfg.IKEPort {
+	if !s.nat() && !s.mayFloat() || s.local.Port() != s.cfg.IKEPort {
 		return
 	}
 	s.local = netip.AddrPortFrom(s.local.Addr(), s.cfg.NATTPort)

@@ -39,6 +39,8 @@ type SA struct {
 	// Path and NATs (RFC 7296, 2.23).
 	local, remote       netip.AddrPort
 	natLocal, natRemote bool
+	natt                bool    // both can do NAT traversal
+	mob                 *mobike // nil: no MOBIKE
 
 	now       time.Time // of the present input
 	heard     time.Time // last sign of life of the peer
@@ -194,6 +196,7 @@ func (s *SA) ChildSPI(now time.Time, token uint32, spi ipsec.SPI, err error) []O
 			return
 		}
 		delete(s.spiWaits, token)
+		s.gotSPI(spi, w.at)
 		if !w.ike.hasKeys() {
 			s.release(spi, protos...)
 			w.forget()
@@ -308,6 +311,9 @@ func (s *SA) Status() Status {
 		}
 	}
 	st.Lease = s.lease
+	if st.MOBIKE = s.mob != nil; st.MOBIKE {
+		st.PeerAddrs = s.mob.theirs
+	}
 	st.NATLocal, st.NATRemote, st.Resent = s.natLocal, s.natRemote, s.resent
 	for _, c := range s.children {
 		st.Children = append(st.Children, ChildInfo{
@@ -426,6 +432,7 @@ func (s *SA) bury(i *ikeSA, again bool) {
 	}
 	s.forsake(i)
 	s.dropFollow(i)
+	s.salvage(i)
 	i.active, i.req, i.then, i.peerNew = nil, nil, nil, nil
 	i.wipe()
 	if !again || i.lastResp == nil {
@@ -442,6 +449,7 @@ func (s *SA) gone(i *ikeSA) {
 	}
 	s.forsake(i)
 	s.dropFollow(i)
+	s.salvage(i)
 	i.wipe()
 	i.to(StateGone)
 	s.ikes = slices.DeleteFunc(s.ikes, func(o *ikeSA) bool { return o == i })
@@ -451,6 +459,7 @@ func (s *SA) gone(i *ikeSA) {
 // spiWait is an exchange of ike that stands still for an SPI.
 type spiWait struct {
 	ike  *ikeSA
+	at   path
 	then func(ipsec.SPI, error)
 	drop func() // instead of then, when ike has ended; may be nil
 }
@@ -458,6 +467,14 @@ type spiWait struct {
 func (w spiWait) forget() {
 	if w.drop != nil {
 		w.drop()
+	}
+}
+
+// salvage has what i, which ends, was asking of addresses asked by the IKE SA in use.
+func (s *SA) salvage(i *ikeSA) {
+	if t := i.active; t != nil && harmless(t) {
+		i.active, i.req = nil, nil
+		t.cancel(s, ErrRekeyed)
 	}
 }
 
@@ -484,6 +501,7 @@ func (s *SA) nonceLen() int {
 // needSPI asks for an SPI for each of the protocols. The wait can be taken back by deleting its token.
 func (s *SA) needSPI(p Policy, mode ipsec.Mode, protos []ipsec.Protocol, q ipsec.Queue, seq uint32, w spiWait) (token uint32) {
 	s.token++
+	w.at = s.path()
 	s.spiWaits[s.token], s.spiFor[s.token] = w, protos
 	var l []SPIFor
 	for _, proto := range protos {
@@ -498,7 +516,8 @@ func (s *SA) needSPI(p Policy, mode ipsec.Mode, protos []ipsec.Protocol, q ipsec
 
 func (s *SA) release(spi ipsec.SPI, protos ...ipsec.Protocol) {
 	if spi != 0 && len(protos) > 0 {
-		s.emit(ReleaseSPI{spi, s.local.Addr(), protos})
+		s.emit(ReleaseSPI{spi, s.placeOf(spi).local.Addr(), protos})
+		s.lostSPI(spi)
 	}
 }
 

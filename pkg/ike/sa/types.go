@@ -30,6 +30,11 @@ type Config struct {
 	Host Host
 	// Queues is how many queues the data path has; 0 means one.
 	Queues int
+	// Addrs are our addresses that may be used besides Local, which may be among
+	// them, best first, for MOBIKE (RFC 4555); SetAddresses changes them.
+	Addrs []netip.Addr
+	// NoNATT says that there is no NAT traversal port now; nil: there is.
+	NoNATT func() bool
 	// Had are addresses inside that an initiator had before and asks for again,
 	// if its rule has it ask.
 	Had []netip.Addr
@@ -246,6 +251,21 @@ type PeerMoved struct {
 	Moved    []ipsec.SAID
 }
 
+// Moved has SAs go to other places, as they are (RFC 4555). What cannot be moved is
+// told by ChildLost, of its new place.
+type Moved struct{ SAs []Move }
+
+// Move is one of them: From, FromSrc is where it is. It gets To's destination, Src,
+// Encap and Home.
+type Move struct {
+	From    ipsec.SAID
+	FromSrc netip.Addr
+	To      ipsec.SAID
+	Src     netip.Addr
+	Encap   *ipsec.Encap
+	Home    *ipsec.Ends
+}
+
 // Failed says that the lineage is over. Err is a *PeerError, a *LocalError or
 // one of the sentinels.
 type Failed struct{ Err error }
@@ -306,6 +326,7 @@ func (Established) output()  {}
 func (Rekeyed) output()      {}
 func (RekeyFailed) output()  {}
 func (PeerMoved) output()    {}
+func (Moved) output()        {}
 func (Failed) output()       {}
 func (IKEKeys) output()      {}
 func (AuthLifetime) output() {}
@@ -351,6 +372,10 @@ type Status struct {
 	ExpireAt      time.Time
 	// NATLocal: we are behind a NAT; NATRemote: the peer is.
 	NATLocal, NATRemote bool
+	// MOBIKE: both can move (RFC 4555). PeerAddrs are the peer's additional
+	// addresses.
+	MOBIKE    bool
+	PeerAddrs []netip.Addr
 	// Lease is what the initiator was assigned; empty: nothing.
 	Lease Lease
 	// Resent counts requests of ours that were sent again, Waiting those

@@ -36,6 +36,9 @@ func (s *SA) request(i *ikeSA, t task, x ikev2.ExchangeType, ps ...ikev2.Payload
 // transmit puts a new request on its way.
 func (s *SA) transmit(i *ikeSA, id uint32, x ikev2.ExchangeType, p *sealed) {
 	i.req = &request{id: id, exchange: x, sealed: p}
+	if s.mob != nil {
+		i.req.via, s.mob.via = s.mob.via, path{}
+	}
 	s.transmission(i.req)
 }
 
@@ -49,6 +52,13 @@ func (s *SA) transmission(r *request) {
 	r.wait = max(min(r.wait, rt.Max), time.Millisecond)
 	r.due = s.now.Add(r.wait - s.jitter(r.wait/10))
 	r.local, r.remote = s.local, s.remote // where the peer is now
+	switch {
+	case !r.via.local.IsValid():
+	case r.sent < checkTries:
+		r.local, r.remote = r.via.local, r.via.remote
+	default:
+		r.strayed = true
+	}
 	for _, b := range r.data {
 		s.send(r.local, r.remote, b, r.sent > 0)
 	}
@@ -72,6 +82,7 @@ func (s *SA) retransmit(i *ikeSA) {
 			}
 		}
 		s.transmission(r)
+		s.elsewhere(i, r)
 		return
 	}
 	if t := i.active; t != nil {
@@ -250,7 +261,8 @@ func (s *SA) receiveResponse(i *ikeSA, d Datagram, h ikev2.Header) {
 	if i.hs != nil {
 		i.asked = r.sealed
 	}
-	i.req, i.active = nil, nil
+	i.req, i.active, i.strayed = nil, nil, r.strayed
+	s.found(i, d)
 	if n := critical(ps); err == nil && n != nil {
 		err = errors.New("unknown critical payload in a response")
 	}
@@ -283,7 +295,7 @@ func (s *SA) alive(i *ikeSA, d Datagram) {
 		return
 	}
 	// The initiator chooses the port by its IKE_AUTH request.
-	if first := i.state == StateHalfOpen; first || s.follows() && i == s.cur {
+	if first := i.state == StateHalfOpen; first || s.mob == nil && s.follows() && i == s.cur {
 		s.move(d.Local, d.Remote, first)
 	}
 }
@@ -297,7 +309,11 @@ func (s *SA) follows() bool { return s.natRemote && !s.natLocal }
 // (RFC 7296, 2.23).
 func (s *SA) PeerAt(now time.Time, remote netip.AddrPort) []Output {
 	return s.input(now, func() {
-		if s.follows() && s.cur != nil && s.cur.state == StateEstablished && remote != s.remote && s.local.Port() == s.cfg.NATTPort {
+		switch {
+		case s.cur == nil || s.cur.state != StateEstablished || remote == s.remote || s.local.Port() != s.cfg.NATTPort:
+		case s.mob != nil:
+			s.mobikeAt(remote)
+		case s.follows():
 			s.heard = s.now
 			s.move(s.local, remote, false)
 		}

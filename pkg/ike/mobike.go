@@ -1,0 +1,169 @@
+package ike
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/missiu/missiu/pkg/ike/sa"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"go.uber.org/zap"
+)
+
+// MOBIKE (RFC 4555): addresses of this host come and go, and SAs move. Which of
+// them an IKE SA may use its rule says; what it does with them the machine.
+
+// Waits.
+const (
+	addrSettle  = 50 * time.Millisecond // changes come in bursts
+	disturbWait = 10 * time.Second      // between looks at paths because of routes
+)
+
+// ours are the addresses that may be used now, best first.
+func (d *Daemon) ours() []netip.Addr {
+	if l := d.addrs.Load(); l != nil {
+		return *l
+	}
+	return d.cfg.Local
+}
+
+// conn is the IKE port of an address, nil if we do not have it.
+func (d *Daemon) conn(a netip.Addr) Conn {
+	d.connMu.RLock()
+	defer d.connMu.RUnlock()
+	return d.conns[a]
+}
+
+// readAddresses learns which addresses there are, and tells every IKE SA if that is
+// news.
+func (d *Daemon) readAddresses() {
+	if d.cfg.Addrs == nil {
+		return
+	}
+	now := d.cfg.Addrs()
+	if len(now) == 0 && d.addrs.Load() == nil {
+		return
+	}
+	was := d.ours()
+	d.addrs.Store(&now)
+	d.listenOn(now)
+	if slices.Equal(was, now) {
+		return
+	}
+	d.log.Info("our addresses", zap.Stringers("addresses", now))
+	for _, l := range d.snapshot() {
+		if err := l.post(func(l *lineage, t time.Time) []sa.Output { return l.sa.SetAddresses(t, now) }); err != nil {
+			l.log.Warn("addresses as before", zap.Error(err))
+		}
+	}
+	d.wake()
+}
+
+// listenOn opens the IKE port of addresses that have come, as far as a rule is for
+// them, and closes those of addresses that are gone, but for the configured ones.
+func (d *Daemon) listenOn(now []netip.Addr) {
+	d.connMu.Lock()
+	defer d.connMu.Unlock()
+	for a, c := range d.conns {
+		if !slices.Contains(now, a) && !d.isLocal(a) {
+			delete(d.conns, a)
+			c.Close()
+		}
+	}
+	rules := d.rules.Load().Rules()
+	for _, a := range now {
+		wanted := false
+		for _, r := range rules {
+			wanted = wanted || r.MOBIKE && r.CoversLocal(a)
+		}
+		if !wanted || d.conns[a] != nil {
+			continue
+		}
+		c, err := d.cfg.Listen(netip.AddrPortFrom(a, d.cfg.IKEPort))
+		if err != nil {
+			d.log.Warn("address without IKE port", zap.Error(err))
+			continue
+		}
+		d.conns[a] = c
+		d.wg.Go(func() {
+			if err := d.read(c); err != nil {
+				d.log.Warn("address without IKE port", zap.Stringer("local", a), zap.Error(err))
+			}
+		})
+	}
+}
+
+// disturbed has initiators look whether their paths still work.
+func (d *Daemon) disturbed() {
+	for _, l := range d.snapshot() {
+		l.post(func(l *lineage, t time.Time) []sa.Output { return l.sa.Disturbed(t) }) // if busy, it is looking already
+	}
+}
+
+// present is local, or, if that is gone, another address of ours by which the
+// peer can be asked.
+func (d *Daemon) present(local, remote netip.Addr) netip.Addr {
+	if slices.Contains(d.ours(), local) {
+		return local
+	}
+	if a := d.localTowards(remote); a.IsValid() {
+		return a
+	}
+	return local
+}
+
+// move has SAs go to other places.
+func (l *lineage) move(o sa.Moved) (outs []sa.Output) {
+	for _, m := range o.SAs {
+		err := l.relocate(installed{m.From, m.FromSrc}, m.To, m.Src, func(ctx context.Context, k KeySocket, p *ipsec.SAParams) error {
+			p.SAID, p.Src, p.Encap, p.Home = m.To, m.Src, m.Encap, m.Home
+			return k.Move(ctx, m.From, p)
+		})
+		if err != nil {
+			l.log.Warn("SA did not move", zap.Stringer("sa", m.From), zap.Stringer("to", m.To), zap.Error(err))
+			outs = append(outs, l.sa.ChildLost(time.Now(), m.To, err)...)
+		}
+	}
+	return outs
+}
+
+// relocate does with SA i by f what gives it the name to and the source src.
+func (l *lineage) relocate(i installed, to ipsec.SAID, src netip.Addr, f func(context.Context, KeySocket, *ipsec.SAParams) error) error {
+	if to != i.id || src != i.src {
+		l.register(installed{to, src}) // before it is there: an EXPIRE may follow at once
+	}
+	err := l.d.keys(func(ctx context.Context, k KeySocket) error {
+		info, err := k.Get(ctx, i.id, i.src)
+		if err != nil {
+			return err
+		}
+		defer info.Wipe()
+		return f(ctx, k, &info.SAParams)
+	})
+	if to != i.id && err != nil {
+		l.drop(i) // nobody would find it any more
+		return err
+	}
+	if c, ok := l.children[i.id]; ok {
+		delete(l.children, i.id)
+		c.src = src
+		l.children[to] = c
+	}
+	if to == i.id {
+		return err
+	}
+	for k := range l.lone {
+		if l.lone[k].in == i.id {
+			l.lone[k].in = to
+		}
+	}
+	l.d.mu.Lock()
+	if l.d.bySA[i.id] == l {
+		delete(l.d.bySA, i.id)
+	}
+	delete(l.sas, i.id)
+	l.d.mu.Unlock()
+	l.d.cfg.Journal.remove(i.id)
+	return nil
+}
