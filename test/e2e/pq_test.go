@@ -41,7 +41,7 @@ rule "peer" { auth_method preshared remote_addr %v }
 		n.LoadConfig(fmt.Sprintf("{ laddr %v raddr %v } ipsec { encr_algs gcm-iiv }\n", n.Addr, n.Peer))
 	}
 	lossy(b.Host)
-	c := a.CaptureWhole("eth0", "udp", "port", "500")
+	c := a.CaptureWhole("eth0", "udp", "port", "500", "or", "udp", "port", "4500")
 	a.Do("./ike up peer")
 	if got := a.Ping(5, b.Addr.String()); got != 5 {
 		t.Errorf("%d of 5 pings answered", got)
