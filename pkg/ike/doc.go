@@ -23,6 +23,9 @@
 //
 // What others can make us log is bounded by source: limiter.go.
 //
+// Addresses of the host come and go (hostaddr.go); lineages are told, and move their
+// SAs (mobike.go).
+//
 // The SPD is mirrored here: see mirror and spd. A lineage waits for a mirror that
 // is known not to be true, Run never waits for a lineage.
 //

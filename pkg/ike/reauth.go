@@ -153,6 +153,17 @@ func (l *lineage) successors() (reqs []sa.ChildRequest) {
 	return reqs
 }
 
+// from is between which addresses to begin anew: those of policies that name both,
+// though the IKE SA may have moved away from them, else those in use.
+func (l *lineage) from(peer sa.Peer, reqs []sa.ChildRequest) (local, remote netip.Addr) {
+	for _, r := range reqs {
+		if q := r.Policy.Out.Requests[0]; q.Mode == ipsec.Tunnel && !q.Template() {
+			return q.Src, q.Dst
+		}
+	}
+	return peer.Local.Addr(), peer.Remote.Addr()
+}
+
 // reauthenticate begins.
 func (l *lineage) reauthenticate(now time.Time) []sa.Output {
 	d, s := l.d, l.sa.Status()
@@ -161,10 +172,11 @@ func (l *lineage) reauthenticate(now time.Time) []sa.Output {
 		return nil
 	}
 	reqs := l.successors()
+	local, remote := l.from(s.Peer, reqs)
 	l.log.Info("reauthentication", zap.Stringer("peer", s.Peer.Remote), zap.String("rule", rule.Label), zap.Int("child_sas", len(s.Children)), zap.Bool("break_first", rule.ReauthBreak))
 	if rule.ReauthBreak {
 		d.mu.Lock()
-		l.then = func() { d.ask(s.Peer.Local.Addr(), s.Peer.Remote.Addr(), rule, nil, nil, reqs...) }
+		l.then = func() { d.ask(local, remote, rule, nil, nil, reqs...) }
 		d.mu.Unlock()
 		return l.sa.Delete(now)
 	}
@@ -174,7 +186,7 @@ func (l *lineage) reauthenticate(now time.Time) []sa.Output {
 	}
 	d.mu.Lock()
 	l.retiring = true
-	n := d.newInitiator(s.Peer.Local.Addr(), s.Peer.Remote.Addr(), rule, nil, t, reqs)
+	n := d.newInitiator(local, remote, rule, nil, t, reqs)
 	d.mu.Unlock()
 	l.reauth, l.next = t, n
 	t.end(nil)
