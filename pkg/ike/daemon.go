@@ -46,8 +46,10 @@ type Daemon struct {
 
 	connMu sync.RWMutex
 	conns  map[netip.Addr]Conn // IKE port, by our address; of connMu
-	addrs  atomic.Pointer[[]netip.Addr]
-	link   atomic.Pointer[link]
+	// connsClosed, of connMu: no more of them.
+	connsClosed bool
+	addrs       atomic.Pointer[[]netip.Addr]
+	link        atomic.Pointer[link]
 
 	fatal   chan error
 	kick    chan struct{} // starters have something to do
@@ -325,6 +327,7 @@ func (d *Daemon) stop(cancelOps context.CancelFunc) {
 func (d *Daemon) closeConns() {
 	d.connMu.Lock()
 	defer d.connMu.Unlock()
+	d.connsClosed = true
 	for _, c := range d.conns {
 		c.Close()
 	}
@@ -374,9 +377,9 @@ func (d *Daemon) send(b []byte, local, remote netip.AddrPort) error {
 		}
 		return fmt.Errorf("no NAT traversal port: %w", errDown)
 	}
-	c := d.conn(local.Addr())
-	if c == nil {
-		return fmt.Errorf("%v is not an address of ours", local.Addr())
+	c, err := d.ikePort(local.Addr())
+	if err != nil {
+		return err
 	}
 	return c.Send(b, local, remote)
 }

@@ -263,7 +263,7 @@ func (d *Daemon) initiate() {
 				e.local = d.cfg.Local[i]
 			}
 		}
-		if d.conn(e.local) == nil || !e.remote.IsValid() || e.remote.IsUnspecified() {
+		if !d.has(e.local) || !e.remote.IsValid() || e.remote.IsUnspecified() {
 			d.log.Info("sa init: left to the first packet", zap.Uint32("policy", id))
 			continue
 		}
@@ -287,7 +287,7 @@ func (d *Daemon) initiate() {
 // a policy that leaves it open; invalid if there is none.
 func (d *Daemon) localTowards(remote netip.Addr) netip.Addr {
 	for _, a := range d.ours() {
-		if a.BitLen() == remote.BitLen() && d.conn(a) != nil && d.rules.Load().Outbound(a, remote) != nil {
+		if a.BitLen() == remote.BitLen() && d.rules.Load().Outbound(a, remote) != nil {
 			return a
 		}
 	}
@@ -499,7 +499,7 @@ func (d *Daemon) acquire(a keysock.Acquire, waited bool) {
 			return
 		}
 	}
-	if d.conn(a.Src) == nil {
+	if !d.has(a.Src) {
 		refuse("not an address that ike was given (if the route chose it: ip route replace PEER dev TAP src ADDRESS)", syscall.EADDRNOTAVAIL)
 		return
 	}

@@ -2,6 +2,7 @@ package ike
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -28,11 +29,41 @@ func (d *Daemon) ours() []netip.Addr {
 	return d.cfg.Local
 }
 
-// conn is the IKE port of an address, nil if we do not have it.
+// conn is the IKE port of an address, nil if it is not open.
 func (d *Daemon) conn(a netip.Addr) Conn {
 	d.connMu.RLock()
 	defer d.connMu.RUnlock()
 	return d.conns[a]
+}
+
+// has reports whether IKE can be spoken from a.
+func (d *Daemon) has(a netip.Addr) bool { return d.conn(a) != nil || slices.Contains(d.ours(), a) }
+
+// ikePort is conn, which opens the port of an address that has come when something is
+// to be sent from there. Before that it is anybody's.
+func (d *Daemon) ikePort(a netip.Addr) (Conn, error) {
+	if c := d.conn(a); c != nil {
+		return c, nil
+	}
+	d.connMu.Lock()
+	defer d.connMu.Unlock()
+	if c := d.conns[a]; c != nil {
+		return c, nil
+	}
+	if d.connsClosed || !slices.Contains(d.ours(), a) {
+		return nil, fmt.Errorf("%v is not an address of ours", a)
+	}
+	c, err := d.cfg.Listen(netip.AddrPortFrom(a, d.cfg.IKEPort))
+	if err != nil {
+		return nil, err
+	}
+	d.conns[a] = c
+	d.wg.Go(func() {
+		if err := d.read(c); err != nil {
+			d.log.Warn("address without IKE port", zap.Stringer("local", a), zap.Error(err))
+		}
+	})
+	return c, nil
 }
 
 // readAddresses learns which addresses there are, and tells every IKE SA if that is
@@ -47,7 +78,7 @@ func (d *Daemon) readAddresses() {
 	}
 	was := d.ours()
 	d.addrs.Store(&now)
-	d.listenOn(now)
+	d.forsake(now)
 	if slices.Equal(was, now) {
 		return
 	}
@@ -60,9 +91,8 @@ func (d *Daemon) readAddresses() {
 	d.wake()
 }
 
-// listenOn opens the IKE port of addresses that have come, as far as a rule is for
-// them, and closes those of addresses that are gone, but for the configured ones.
-func (d *Daemon) listenOn(now []netip.Addr) {
+// forsake closes the IKE ports of addresses that are gone, but for the configured ones.
+func (d *Daemon) forsake(now []netip.Addr) {
 	d.connMu.Lock()
 	defer d.connMu.Unlock()
 	for a, c := range d.conns {
@@ -70,27 +100,6 @@ func (d *Daemon) listenOn(now []netip.Addr) {
 			delete(d.conns, a)
 			c.Close()
 		}
-	}
-	rules := d.rules.Load().Rules()
-	for _, a := range now {
-		wanted := false
-		for _, r := range rules {
-			wanted = wanted || r.MOBIKE && r.CoversLocal(a)
-		}
-		if !wanted || d.conns[a] != nil {
-			continue
-		}
-		c, err := d.cfg.Listen(netip.AddrPortFrom(a, d.cfg.IKEPort))
-		if err != nil {
-			d.log.Warn("address without IKE port", zap.Error(err))
-			continue
-		}
-		d.conns[a] = c
-		d.wg.Go(func() {
-			if err := d.read(c); err != nil {
-				d.log.Warn("address without IKE port", zap.Stringer("local", a), zap.Error(err))
-			}
-		})
 	}
 }
 

@@ -71,6 +71,9 @@ func TestAddressGone(t *testing.T) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			c := n.conns[netip.AddrPortFrom(at, 500)]
+			if c == nil {
+				return false
+			}
 			select {
 			case <-c.closed:
 				return false
@@ -112,8 +115,8 @@ func TestAddressGone(t *testing.T) {
 				t.Errorf("report: %+v", r.IKESAs)
 			}
 		}
-		if !listening(second) {
-			t.Error("port 500 of the second address is not open")
+		if listening(second) {
+			t.Error("port 500 of the second address is open, and nobody needs it")
 		}
 		ask(1)
 		wantPair(t, a, b, 1)
@@ -131,8 +134,18 @@ func TestAddressGone(t *testing.T) {
 		wantPair(t, a, b, 2)
 		wantAt(second)
 
+		// A new IKE SA from there has the port opened; it goes with the address.
+		if got := a.present(netip.MustParseAddr("192.0.2.99"), addrB); got != second {
+			t.Errorf("would begin from %v", got)
+		}
+		if err := a.send([]byte("x"), netip.AddrPortFrom(second, 500), netip.AddrPortFrom(addrB, 500)); err != nil || !listening(second) {
+			t.Errorf("from the second address: %v, port open %v", err, listening(second))
+		}
 		change(addrA)
 		wantAt(addrA)
+		if err := a.send([]byte("x"), netip.AddrPortFrom(second, 500), netip.AddrPortFrom(addrB, 500)); err == nil {
+			t.Error("sends from an address that is gone")
+		}
 		if listening(second) || !listening(addrA) {
 			t.Error("ports are not those of the addresses")
 		}

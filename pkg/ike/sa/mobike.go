@@ -89,9 +89,10 @@ func (s *SA) wantsMOBIKE() bool {
 	return s.rule.MOBIKE && (!s.natt || s.local.Port() == s.cfg.NATTPort)
 }
 
-// mayFloat reports whether an initiator that wants MOBIKE can go to that port.
+// mayFloat reports whether an initiator that wants MOBIKE can go to that port. A peer
+// at a port of its own is not known to have it.
 func (s *SA) mayFloat() bool {
-	return s.natt && s.rule.MOBIKE && (s.cfg.NoNATT == nil || !s.cfg.NoNATT())
+	return s.natt && s.remote.Port() == 500 && s.rule.MOBIKE && (s.cfg.NoNATT == nil || !s.cfg.NoNATT())
 }
 
 // mobikeOffer is what IKE_AUTH says of it, in either direction.
