@@ -161,8 +161,7 @@ func (s *SA) heardAddresses(ps []ikev2.Payload) (l []netip.Addr, said bool) {
 		}
 		said = true
 		a, ok := netip.AddrFromSlice(n.Data)
-		if !ok || len(n.Data) != want || a.Is4In6() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() ||
-			a.IsLinkLocalUnicast() || slices.Contains(l, a) || len(l) == maxTheirs {
+		if !ok || len(n.Data) != want || a.Is4In6() || !a.IsGlobalUnicast() || slices.Contains(l, a) || len(l) == maxTheirs {
 			continue
 		}
 		l = append(l, a)

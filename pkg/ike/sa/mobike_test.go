@@ -585,3 +585,48 @@ func ranges(l ...netip.Addr) (rs []pad.Range) {
 	}
 	return rs
 }
+
+// FuzzMOBIKE gives a responder, and an initiator, INFORMATIONAL requests with any
+// notifies about addresses, by any path: nothing but UPDATE_SA_ADDRESSES moves it, and
+// only to where the rule permits.
+func FuzzMOBIKE(f *testing.F) {
+	f.Add(true, []byte{0, 0, 1, 4, 198, 51, 100, 1})
+	f.Add(false, []byte{4, 8, 1, 2, 3, 4, 5, 6, 7, 8, 3, 0})
+	f.Add(true, []byte{0, 0, 5, 12, 192, 0, 2, 1, 192, 0, 2, 2, 17, 148, 17, 148, 6, 20})
+	types := []ikev2.NotifyType{ikev2.UPDATE_SA_ADDRESSES, ikev2.ADDITIONAL_IP4_ADDRESS, ikev2.ADDITIONAL_IP6_ADDRESS, ikev2.NO_ADDITIONAL_ADDRESSES,
+		ikev2.COOKIE2, ikev2.NO_NATS_ALLOWED, ikev2.NAT_DETECTION_SOURCE_IP, ikev2.NAT_DETECTION_DESTINATION_IP, ikev2.UNACCEPTABLE_ADDRESSES}
+	f.Fuzz(func(t *testing.T, responder bool, data []byte) {
+		l := newLab(t)
+		mobikeLab(l)
+		l.b.rule.Remote = ranges(a1, a2)
+		l.establish()
+		n, from := l.b, at(b1, a1)
+		if !responder {
+			n, from = l.a, at(a1, b1)
+		}
+		s, moves := n.sa, false
+		var ps []ikev2.Payload
+		for len(data) >= 2 {
+			typ, size := types[int(data[0])%len(types)], min(int(data[1]), len(data)-2)
+			moves = moves || typ == ikev2.UPDATE_SA_ADDRESSES
+			ps = append(ps, notify(typ, data[2:2+size]...))
+			data = data[2+size:]
+		}
+		if len(data) == 1 {
+			from.remote = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, data[0]}), 4500)
+		}
+		was, i := s.path(), s.cur
+		i.from = Datagram{Local: from.local, Remote: from.remote}
+		s.input(l.now, func() { s.mobikeRequest(i, ps) })
+		switch p := s.path(); {
+		case p == was:
+		case !moves || !responder || p != from || !s.rule.Covers(p.addrs()):
+			t.Errorf("moved to %v", p)
+		}
+		for _, a := range s.mob.theirs {
+			if !a.IsGlobalUnicast() || a.Is4In6() || len(s.mob.theirs) > maxTheirs {
+				t.Errorf("takes %v for addresses", s.mob.theirs)
+			}
+		}
+	})
+}
