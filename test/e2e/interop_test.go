@@ -144,11 +144,12 @@ func (d *duo) initiate() lab.Result {
 	return d.b.Run("swanctl", "--initiate", "--child", "t", "--timeout", "60")
 }
 
-// down ends the IKE SA from charon's side and waits until we have no SA left.
+// down ends the IKE SA from charon's side and waits until we have no SA left. One
+// that is just being made, by a rekeying or so, has to end as well.
 func (d *duo) down() {
 	d.t.Helper()
-	d.b.Run("swanctl", "--terminate", "--ike", "t", "--timeout", "20")
 	lab.Until(d.t, 10*time.Second, "the SAs to go", func() (bool, string) {
+		d.b.Run("swanctl", "--terminate", "--ike", "t", "--timeout", "20")
 		s := d.a.SAs()
 		return len(s) == 0, fmt.Sprint(s)
 	})
