@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/missiu/missiu/internal/nstest"
 )
 
 func start(t *testing.T, h Handler) (*Server, string) {
@@ -69,7 +71,7 @@ func TestCommands(t *testing.T) {
 
 // Nonsense gets an answer or the end of the connection, never more room.
 func TestHostileClients(t *testing.T) {
-	_, path := start(t, func(context.Context, Request) Response { return Response{OK: true} })
+	s, path := start(t, func(context.Context, Request) Response { return Response{OK: true} })
 	for _, tt := range []struct{ in, want string }{
 		{"\n", "no command"},
 		{"null and void\n", "no command"},
@@ -91,6 +93,11 @@ func TestHostileClients(t *testing.T) {
 		}
 		c.Close()
 	}
+	nstest.Until(t, "the end of them to be noticed", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.conns) == 0
+	})
 	var all []net.Conn
 	for range maxConns + 1 {
 		c, err := net.Dial("unix", path)
