@@ -47,10 +47,16 @@ func TestMismatchIsBounded(t *testing.T) {
 		}
 		theirs = append(theirs, p)
 	}
-	start := time.Now()
-	s := (&Mismatch{Ours: OfferIKE(DefaultIKE(), nil).Proposals, Theirs: theirs}).Error()
-	if len(s) > 8000 || time.Since(start) > 2*time.Second {
-		t.Errorf("%d octets, %v", len(s), time.Since(start))
+	s, took := "", time.Hour
+	for range 5 { // a busy machine takes its time
+		start := time.Now()
+		s = (&Mismatch{Ours: OfferIKE(DefaultIKE(), nil).Proposals, Theirs: theirs}).Error()
+		if took = min(took, time.Since(start)); took < 2*time.Second {
+			break
+		}
+	}
+	if len(s) > 8000 || took > 2*time.Second {
+		t.Errorf("%d octets, %v", len(s), took)
 	}
 	if !strings.HasPrefix(s, "no proposal chosen: peer offers no cipher") {
 		t.Errorf("got %.100s", s)
