@@ -85,12 +85,15 @@ func TestSegmentsOnTheLink(t *testing.T) {
 						}
 						seq[id] = true
 					}
-					rows := lab.Decrypt(t, cap.Path, a.Keys(), "tcp", "tcp.checksum.status", "ip.checksum.status")
+					rows := lab.Decrypt(t, cap.Path, a.Keys(), "tcp", "tcp.checksum.status", "ip.checksum.status", "tcp.checksum")
 					if len(rows) != len(esp) {
 						t.Errorf("tshark opened %d packets of %d", len(rows), len(esp))
 					}
 					for k, r := range rows {
-						if r[0] != "1" || strings.ContainsAny(strings.Join(r[1:], ""), "02") {
+						// tshark takes 0xffff for bad where it would calculate 0. Linux gives
+						// that where it sums up a frame without offload.
+						tcp := r[0] == "1" || c.offload == "none" && r[2] == "0xffff"
+						if !tcp || strings.ContainsAny(r[1], "02") {
 							t.Fatalf("packet %d, %v: checksums of TCP and IP %q, want 1 (good); counters %v and %v", k, esp[k], r, nonzero(a), nonzero(b))
 						}
 					}

@@ -166,8 +166,8 @@ func (s *Super) Put(dst []byte, k, from int) {
 		acc += uint64(seq) + uint64(h[tcpLenOff])<<8 + uint64(flags)
 	}
 	c := ^fold(copySum(t[len(h):], data, acc))
-	if c == 0 {
-		c = 0xffff // the same in TCP; in UDP 0 means "none" (RFC 768)
+	if c == 0 && s.udp {
+		c = 0xffff // 0 means "none" (RFC 768); in TCP it is the sum (RFC 1624, 3)
 	}
 	binary.BigEndian.PutUint16(h[csum:], c)
 }

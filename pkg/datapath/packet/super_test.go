@@ -286,6 +286,31 @@ func FuzzSuper(f *testing.F) {
 	})
 }
 
+// A checksum of 0 is 0 in TCP, and 0xffff in UDP.
+func TestSuperZeroChecksum(t *testing.T) {
+	for _, udp := range []bool{false, true} {
+		b := superFrame(false, udp, 0, nil, nil, 0x10, 300)
+		i, g := gsoOf(b, 100)
+		at := i.HdrLen + g.CsumOffset
+		cut := func() uint16 {
+			var s Super
+			if !s.Parse(b, &i, g) {
+				t.Fatal("refused")
+			}
+			seg := make([]byte, s.Len(1))
+			s.Put(seg, 1, 0)
+			return binary.BigEndian.Uint16(seg[at:])
+		}
+		// What a word of zeros lacks to a sum of all ones is the checksum.
+		word := b[len(b)-102:]
+		clear(word[:2])
+		binary.BigEndian.PutUint16(word, cut())
+		if got, want := cut(), map[bool]uint16{true: 0xffff}[udp]; got != want {
+			t.Errorf("udp %v: checksum %#x, want %#x", udp, got, want)
+		}
+	}
+}
+
 func BenchmarkSuperPut(b *testing.B) {
 	for _, v6 := range []bool{false, true} {
 		p := superFrame(v6, false, 0, nil, make([]byte, 12), 0x10, 45*1386)

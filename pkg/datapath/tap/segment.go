@@ -14,6 +14,9 @@ import (
 // protocol whose checksums are left to devices (TCP 16, UDP 6, ICMPv6 2).
 const sctpCsum = 8
 
+// udpCsum is that of UDP and UDP-Lite.
+const udpCsum = 6
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // FinishChecksum completes the upper-layer checksum of a frame with NeedsCsum
@@ -37,14 +40,14 @@ func FinishChecksum(frame []byte, o Offload) bool {
 		binary.LittleEndian.PutUint32(frame[at:], crc32.Checksum(frame[o.CsumStart:], castagnoli))
 		return true
 	}
-	binary.BigEndian.PutUint16(frame[at:], nonzero(packet.Checksum(frame[o.CsumStart:])))
+	binary.BigEndian.PutUint16(frame[at:], nonzero(packet.Checksum(frame[o.CsumStart:]), o.CsumOffset == udpCsum))
 	return true
 }
 
-// nonzero: 0 means "no checksum" in UDP (RFC 768), and 0xffff is equal to it
-// in the others.
-func nonzero(sum uint16) uint16 {
-	if sum == 0 {
+// nonzero: 0 means "no checksum" in UDP (RFC 768), where 0xffff stands for it.
+// Elsewhere 0 is right, and analysers take 0xffff for wrong (RFC 1624, 3).
+func nonzero(sum uint16, udp bool) uint16 {
+	if sum == 0 && udp {
 		return 0xffff
 	}
 	return sum
@@ -188,7 +191,7 @@ func (s *Segmenter) Each(b []byte, o Offload, emit func(*Frame) syscall.Errno) s
 		// The pseudo header's sum counts the length of the whole.
 		sum := uint64(be.Uint16(b[field:])) + uint64(^uint16(oldLen)) + uint64(len(t))
 		be.PutUint16(seg[field:], fold(sum))
-		be.PutUint16(seg[field:], nonzero(^fold(add(0, t))))
+		be.PutUint16(seg[field:], nonzero(^fold(add(0, t)), l.udp))
 		s.f = Frame{Buf: s.buf[:vnetHdrLen+len(seg)], Off: vnetHdrLen, Len: len(seg)}
 		if errno := emit(&s.f); errno != 0 {
 			return errno

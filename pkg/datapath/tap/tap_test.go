@@ -354,6 +354,47 @@ func TestSegmentTCP(t *testing.T) {
 	}
 }
 
+// A checksum of 0 is 0 in TCP, and 0xffff in UDP, in a frame and in a segment of one.
+func TestZeroChecksum(t *testing.T) {
+	for _, k := range []struct {
+		proto  byte
+		offset uint16
+		gso    uint8
+		want   uint16
+	}{{6, 16, GSOTCPv4, 0}, {17, 6, GSOUDPL4, 0xffff}} {
+		b := ipv4UDP(100)
+		b[14+9] = k.proto
+		b[34+12] = 5 << 4
+		o := Offload{NeedsCsum: true, CsumStart: 34, CsumOffset: k.offset}
+		at := 34 + int(k.offset)
+		word := b[len(b)-2:]
+		clear(word)
+		finish := func() uint16 {
+			pseudo(b)
+			seg := bytes.Clone(b)
+			if !FinishChecksum(seg, o) {
+				t.Fatal("refused")
+			}
+			return binary.BigEndian.Uint16(seg[at:])
+		}
+		// What a word of zeros lacks to a sum of all ones is the checksum.
+		binary.BigEndian.PutUint16(word, finish())
+		if got := finish(); got != k.want {
+			t.Errorf("protocol %d: got %#x, want %#x", k.proto, got, k.want)
+		}
+		o.GSOType, o.GSOSize = k.gso, 1000
+		var s Segmenter
+		if errno := s.Each(b, o, func(f *Frame) unix.Errno {
+			if got := binary.BigEndian.Uint16(f.Buf[f.Off+at:]); got != k.want {
+				t.Errorf("protocol %d, segment: got %#x, want %#x", k.proto, got, k.want)
+			}
+			return 0
+		}); errno != 0 {
+			t.Error(errno)
+		}
+	}
+}
+
 func TestFinishChecksumSCTP(t *testing.T) {
 	b := make([]byte, 14+20+12)
 	b[34] = 1
