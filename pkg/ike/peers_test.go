@@ -227,6 +227,37 @@ func TestInstallRefused(t *testing.T) {
 	})
 }
 
+// A lineage at rest has no goroutine, and still does what is due: liveness, and
+// the answer to it.
+func TestRestingLineage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, a, b := pair(t)
+		a.acquire(1, addrA, addrB)
+		synctest.Wait()
+		wantPair(t, a, b, 1)
+		before := len(n.packets())
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if len(n.packets()) == before {
+			t.Error("no probe of a silent peer")
+		}
+		for _, x := range []*node{a, b} {
+			for _, l := range x.snapshot() {
+				l.inbox.mu.Lock()
+				if l.inbox.busy {
+					t.Errorf("%v: goroutine of the lineage with %v is there", x.cfg.Local, l.remote)
+				}
+				l.inbox.mu.Unlock()
+			}
+			if got := x.workers.rest.Load(); got > maxRest {
+				t.Errorf("%v: %d goroutines wait for work, want %d at most", x.cfg.Local, got, maxRest)
+			}
+		}
+		a.stop(t)
+		b.stop(t)
+	})
+}
+
 // Bounded inboxes: a lineage that is busy loses datagrams, not the daemon.
 func TestInboxBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

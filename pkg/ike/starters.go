@@ -135,6 +135,10 @@ func (d *Daemon) runStarters(now time.Time) (wait time.Duration, ok bool) {
 		return 0, false
 	}
 	d.mu.Lock()
+	if len(d.starters) == 0 { // a look at all lineages, for each of them that ends
+		d.mu.Unlock()
+		return 0, false
+	}
 	serving := d.allServing()
 	idle := func(s *starter) bool {
 		if s.turns != nil {

@@ -1,6 +1,7 @@
 package sa
 
 import (
+	"runtime"
 	"testing"
 	"time"
 
@@ -41,6 +42,25 @@ func (x *benchSide) do(f func(now time.Time) []Output) {
 	x.took += time.Since(start)
 }
 
+// setUp makes an IKE SA between two sides, x speaking first.
+func setUp(x, y *benchSide, reqs ...ChildRequest) {
+	x.sa, y.sa = NewInitiator(x.cfg, x.rule), nil
+	x.do(func(now time.Time) []Output { return x.sa.Start(now, reqs...) })
+	from, to := x, y
+	for len(from.out) > 0 {
+		for _, m := range from.out {
+			to.do(func(now time.Time) []Output {
+				if to.sa == nil {
+					to.sa = NewResponder(to.cfg, []*pad.Rule{to.rule})
+				}
+				return to.sa.Receive(now, Datagram{Local: m.Remote, Remote: m.Local, Data: m.Data})
+			})
+		}
+		from.out = from.out[:0]
+		from, to = to, from
+	}
+}
+
 // BenchmarkSetUp is IKE_SA_INIT and IKE_AUTH, both sides, without a network: what
 // the two cost together, and each of them.
 func BenchmarkSetUp(b *testing.B) {
@@ -72,21 +92,7 @@ func BenchmarkSetUp(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				x.sa, y.sa = NewInitiator(x.cfg, x.rule), nil
-				x.do(func(now time.Time) []Output { return x.sa.Start(now, reqs...) })
-				from, to := &x, &y
-				for len(from.out) > 0 {
-					for _, m := range from.out {
-						to.do(func(now time.Time) []Output {
-							if to.sa == nil {
-								to.sa = NewResponder(to.cfg, []*pad.Rule{to.rule})
-							}
-							return to.sa.Receive(now, Datagram{Local: m.Remote, Remote: m.Local, Data: m.Data})
-						})
-					}
-					from.out = from.out[:0]
-					from, to = to, from
-				}
+				setUp(&x, &y, reqs...)
 				if s, t := x.sa.Status(), y.sa.Status(); s.State != StateEstablished || t.State != StateEstablished || len(t.Children) != len(reqs) {
 					b.Fatalf("%v with %v, %d child SAs", s.State, t.State, len(t.Children))
 				}
@@ -95,4 +101,37 @@ func BenchmarkSetUp(b *testing.B) {
 			b.ReportMetric(float64(y.took.Nanoseconds())/float64(b.N), "responder-ns/op")
 		})
 	}
+}
+
+// What an IKE SA at rest keeps: ten thousand of them must not be a burden. Two
+// key schedules of AES-GCM are 1 KiB of it, the machine 2.
+func TestMemory(t *testing.T) {
+	const n, most = 300, 5 << 10
+	l := newLab(t)
+	x := benchSide{cfg: Config{Local: addrA, Remote: addrB, Host: benchHost(nil)}, rule: l.a.rule}
+	y := benchSide{cfg: Config{Local: addrB, Remote: addrA, Host: benchHost(nil)}, rule: l.b.rule}
+	x.rule.Proposals = proposal.WithoutAddKE(x.rule.Proposals)
+	var sas [n]*SA
+	live := func() uint64 {
+		runtime.GC()
+		runtime.GC() // what the pools held
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	setUp(&x, &y)
+	was := live()
+	for i := range sas {
+		setUp(&x, &y)
+		sas[i] = y.sa
+		if s := y.sa.Status().State; s != StateEstablished {
+			t.Fatal(s)
+		}
+	}
+	if got := (int64(live()) - int64(was)) / n; got > most {
+		t.Errorf("a responder's IKE SA keeps %d octets, want %d at most", got, most)
+	} else {
+		t.Logf("%d octets for each", got)
+	}
+	runtime.KeepAlive(sas)
 }
