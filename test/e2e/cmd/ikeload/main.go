@@ -164,7 +164,7 @@ func newRule(psk string) *pad.Rule {
 	r := pad.NewRule("load")
 	r.Remote = pad.Any()
 	r.PSK = pad.Keys{Local: ipsec.NewKey([]byte(psk)), Remote: ipsec.NewKey([]byte(psk))}
-	r.Keepalive, r.DPD, r.MOBIKE = 0, 0, false
+	r.Keepalive, r.DPD = 0, 0
 	r.Proposals = []proposal.IKE{{
 		Ciphers: []proposal.Cipher{{Encr: alg.EncrAESGCM16, Bits: 128}}, PRF: []alg.PRF{alg.PRFHMACSHA256}, KE: []alg.KE{alg.KEX25519},
 	}}
@@ -185,6 +185,7 @@ func certRule(issuer *credtest.Cert, name string) (*pad.Rule, error) {
 	r := newRule("")
 	r.LocalAuth, r.RemoteAuth, r.Own, r.Trust = pad.Cert, pad.Cert, own, trust
 	r.LocalID = pad.ID{Type: ikev2.IDFQDN, Data: name}
+	r.RemoteIDs = pad.Patterns{{ID: pad.ID{Type: ikev2.IDFQDN, Data: "responder.example.com"}}}
 	return r, nil
 }
 
