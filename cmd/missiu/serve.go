@@ -456,7 +456,9 @@ func (in *instance) sendIKE(m natt.Message) {
 	if len(b) != 1 {
 		b = append(make([]byte, 4, 4+len(b)), b...)
 	}
-	_, err := in.port.WriteBatch([]wire.Datagram{{Buf: b, Len: len(b), Local: m.Local, Remote: m.Remote}})
+	d := wire.Datagram{Buf: b, Len: len(b), Local: m.Local, Remote: m.Remote}
+	_, err := in.port.WriteBatch([]wire.Datagram{d})
+	in.eng.Sent(&d, err)
 	if err != nil {
 		in.log.Debug("ike message not sent", zap.Stringer("peer", m.Remote), zap.Error(err))
 	}

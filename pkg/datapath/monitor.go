@@ -104,6 +104,20 @@ func (e *Engine) recordIP(t *capture.Tape, dir capture.Direction, head, data []b
 	t.Record(capture.Low, dir, append(b, head...), data, "")
 }
 
+// Sent shows monitors a datagram that its caller has sent from port 4500, past the
+// workers: the key daemon's. err says that the socket refused it.
+func (e *Engine) Sent(d *wire.Datagram, err error) {
+	t := capture.Tape{Hub: e.c.Monitor}
+	if !t.Start() {
+		return
+	}
+	e.recordDatagrams(&t, capture.Out, d)
+	if err != nil {
+		t.Explain("udp_send_refused")
+	}
+	t.Publish()
+}
+
 // recordDatagrams records what a socket gets or gives as IP packets.
 func (e *Engine) recordDatagrams(t *capture.Tape, dir capture.Direction, d *wire.Datagram) {
 	if !t.On() {

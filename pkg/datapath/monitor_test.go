@@ -83,6 +83,22 @@ func TestMonitor(t *testing.T) {
 	}
 }
 
+// TestMonitorSent: what the key daemon has sent from port 4500 is there, with headers.
+func TestMonitorSent(t *testing.T) {
+	a := newNode(t, a4)
+	see := watchNodes(t, a)
+	msg := append(make([]byte, 4), make([]byte, 28)...)
+	d := wire.Datagram{Buf: msg, Len: len(msg), Local: netip.AddrPortFrom(a4, 4500), Remote: netip.AddrPortFrom(b4, 4500)}
+	a.e.Sent(&d, nil)
+	a.e.Sent(&d, errGone)
+	for k, f := range see(2) {
+		want := fmt.Sprintf("%v.4500 > %v.4500: UDP", a4, b4)
+		if line := f.Line(capture.LinkIP); f.Side != capture.Low || f.Dir != capture.Out || !strings.Contains(line, want) || f.Comment != []string{"", "udp_send_refused"}[k] || !bytes.HasSuffix(f.Data, msg) {
+			t.Errorf("%v %v: %s, want %s", f.Side, f.Dir, line, want)
+		}
+	}
+}
+
 func kinds(fs []capture.Frame, what func(capture.Frame) string) (l []string) {
 	for _, f := range fs {
 		l = append(l, what(f))
@@ -118,6 +134,7 @@ func watchNodes(t *testing.T, nodes ...*node) (see func(n int) []capture.Frame) 
 		time.Sleep(time.Millisecond)
 	}
 	for _, n := range nodes {
+		n.e.c.Monitor = h
 		n.e.out.tape.Hub = h
 		n.e.out.tape.Start()
 		for _, w := range n.e.in {
