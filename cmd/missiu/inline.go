@@ -54,8 +54,8 @@ func (in *instance) openInline() (err error) {
 	if in.bump, err = bump.Open(o.ifname, bump.Options{FailOpen: o.fail == failOpen, Offload: o.offload, Wait: o.wait}); err != nil {
 		return err
 	}
-	if !in.bump.Owned() {
-		in.log.Warn("this kernel does not keep others from our rules of the packet filter (Linux 6.9 does); between their flush and our repair frames pass")
+	if lack := in.bump.Guarded(); lack != nil && o.fail != failOpen {
+		in.log.Warn("frames may pass for a moment when somebody flushes the packet filter or renames the interface", zap.Error(lack), zap.Bool("owned", in.bump.Owned()))
 	}
 	plain := o.offload == tap.OffloadNone || o.udp == "plain"
 	way, taken, err := bump.OpenWay(in.bump, wire.Options{Native: o.native, Wait: o.wait}, wire.UDPOptions{GRO: !plain, Plain: plain, Wait: o.wait})

@@ -127,22 +127,79 @@ func TestInlineClearShapes(t *testing.T) {
 	}
 }
 
+// manualInline severs both hosts, and protects all between them by manual keys.
+func manualInline(a, b *lab.Node) {
+	for _, n := range []*lab.Node{a, b} {
+		startInline(n)
+		n.LoadConfig(policyFor(n, "", "encr_algs gcm"))
+		line := func(src, dst *lab.Node, spi string) string {
+			return fmt.Sprintf("add esp spi %s src %v dst %v encr_alg gcm encrkey %s\n", spi, src.Addr, dst.Addr, key20)
+		}
+		loadPrivate(n, "-k", line(a, b, "0x1001")+line(b, a, "0x1002"))
+	}
+}
+
+// A severed interface with SAs that gets another address, MTU or name, goes down and
+// up, or is made anew, under traffic: all is protected again by itself, and nothing
+// left in clear meanwhile.
+func TestInlineMishaps(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b, r := routed(t, false)
+	manualInline(a, b)
+	// The router counts, whatever becomes of its interface to a.
+	r.Sh(fmt.Sprintf(`nft "add table ip c; add chain ip c i { type filter hook prerouting priority -300; }
+add rule ip c i ip saddr %[1]v ip daddr %[2]v ip protocol esp counter; add rule ip c i ip saddr %[1]v ip daddr %[2]v ip protocol != esp counter"`, a.Addr, b.Addr))
+	a.Start("ping", "-n", "-q", "-i", "0.002", b.Addr.String())
+	esp := 0
+	works := func(what string) {
+		t.Helper()
+		lab.Until(t, 20*time.Second, what, func() (bool, string) {
+			return a.Ping(2, "-W", "1", b.Addr.String()) == 2 && a.Ping(1, "-W", "1", "-s", "1450", "-M", "dont", b.Addr.String()) == 1, fmt.Sprint(nonzero(a))
+		})
+		var n, clear int
+		rules := r.Must("nft", "list", "table", "ip", "c")
+		for _, line := range strings.Split(rules, "\n") {
+			if _, rest, ok := strings.Cut(line, "counter packets "); ok {
+				fmt.Sscan(rest, map[bool]*int{false: &n, true: &clear}[strings.Contains(line, "!=")])
+			}
+		}
+		if n <= esp || clear != 0 {
+			t.Errorf("%s: %d packets protected since the last time, want some; %d in clear\n%s", what, n-esp, clear, rules)
+		}
+		esp = n
+	}
+	works("start")
+	for _, k := range []struct{ what, line string }{
+		{"another MAC", "ip link set eth0 address 02:00:00:00:77:77"},
+		{"another MTU", "ip link set eth0 mtu 1300"},
+		{"down and up", "ip link set eth0 down; ip link set eth0 up; ip route replace default via 192.0.2.254"},
+		{"another name", "ip link set eth0 name eth9"},
+		{"the name again", "ip link set eth9 name eth0"},
+		{"flushed", "nft flush ruleset; tc qdisc del dev eth0 clsact"},
+	} {
+		if strings.Contains(k.line, "mtu") {
+			r.Sh(k.line)
+		}
+		a.Sh(k.line)
+		works(k.what)
+	}
+	if l := a.Must("cat", "/run/missiu.log"); strings.Contains(l, "error") || strings.Contains(l, "not to be had") {
+		t.Errorf("the log tells of errors:\n%s", l)
+	}
+	a.Sh("ip link del eth0")
+	lab.Link(t, a.Host, r, "eth0", prefixes("192.0.2.1/24"), prefixes("192.0.2.254/24"))
+	gatewayRoute(a)
+	works("made anew")
+}
+
 // What becomes of a severed interface and of SAs when missiu is killed, and when
-// the interface is renamed or made anew.
+// the interface is renamed.
 func TestInlineFate(t *testing.T) {
 	lab.NeedRoot(t)
 	// A capture on a severed host would also show what missiu has opened.
 	a, b, r := routed(t, false)
 	before := a.Snapshot()
-	for _, n := range []*lab.Node{a, b} {
-		startInline(n)
-		n.LoadConfig(policyFor(n, "", "encr_algs gcm"))
-		const key = key16 + "10111213"
-		line := func(src, dst *lab.Node, spi string) string {
-			return fmt.Sprintf("add esp spi %s src %v dst %v encr_alg gcm encrkey %s\n", spi, src.Addr, dst.Addr, key)
-		}
-		loadPrivate(n, "-k", line(a, b, "0x1001")+line(b, a, "0x1002"))
-	}
+	manualInline(a, b)
 	c := r.Capture("eth0")
 	works := func(what string) {
 		t.Helper()
@@ -181,6 +238,10 @@ func TestInlineFate(t *testing.T) {
 	kill()
 	if n := a.Silence(3, b.Addr.String()); n != 0 {
 		t.Errorf("%d of 3 pings answered after a kill", n)
+	}
+	a.Sh("nft flush ruleset")
+	if n := a.Silence(2, b.Addr.String()); n != 0 {
+		t.Errorf("%d of 2 pings answered after a kill and a flush", n)
 	}
 	if r := a.Try("./missiu -i eth0 state"); r.Code != 1 || !strings.Contains(r.Err, "the instance has died") {
 		t.Errorf("%v\nwant a word about the dead instance", r)

@@ -43,7 +43,16 @@ func TestTap(t *testing.T) {
 		return p
 	}
 	p := start()
+	seen := a.Start("bin/missiu", "-i", "eth0", "monitor")
+	seen.Says("monitoring", 20*time.Second)
 	works("through the example")
+	for _, want := range []string{ // what the program takes, and what it writes
+		"high Out IP 192.168.3.118 > 192.168.3.119: ICMP echo request", "low  Out IP 192.168.3.118 > 192.168.3.119: ICMP echo request",
+		"low  In  IP 192.168.3.119 > 192.168.3.118: ICMP echo reply", "high In  IP 192.168.3.119 > 192.168.3.118: ICMP echo reply",
+	} {
+		lab.Until(t, 20*time.Second, want, func() (bool, string) { return strings.Contains(seen.Output(), want), seen.Output() })
+	}
+	seen.Stop()
 	if n := a.Ping(3, "-s", "4000", b.Addr.String()); n != 3 {
 		t.Errorf("fragments through the example: %d of 3 pings answered", n)
 	}

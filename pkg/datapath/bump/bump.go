@@ -15,7 +15,9 @@
 //	         sends to the stack or out of the interface
 //
 // Frames are taken by chains of the packet filter (see table) and come back by
-// marked sockets and a redirection (see pair); all of it is set up by netlink. A
+// marked sockets and a redirection (see pair); a second lock of traffic control
+// (see guard) holds where the chains do not: under a new name of the interface, or
+// flushed by somebody. All of it is set up by netlink. A
 // frame is taken or passes, never both, so changes of state neither lose frames nor
 // double them: what was taken before a change is still written within a second
 // after it.
@@ -24,10 +26,21 @@
 // the interface leave the cutting for later, and go on as they came (Options.Offload;
 // see offloads). Programs of a Tap get them cut.
 //
-// When the process dies the kernel keeps the chains, and with them every active
+// When the process dies the kernel keeps chains and guard, and with them every active
 // side cut off, until the next Open adopts them with their states or Cleanup
-// opens the way; or, with FailOpen, removes the chains at once. The kernel gives them an
-// owner, so that nobody else can take them away while the process lives.
+// opens the way. The chains have an owner while the process lives, so that nobody else
+// can take them away; afterwards either lock keeps the interface closed without
+// the other. With FailOpen there is no guard, and the kernel removes the chains at
+// once.
+//
+// Not even both stop what programs with CAP_NET_RAW send past the kernel's queueing
+// (PACKET_QDISC_BYPASS) after the chains are gone, nor AF_XDP at any time.
+//
+// Open refuses a kernel without the egress hook (ErrNoEgress). Traffic control alone,
+// which older kernels have, is no replacement, because of PACKET_QDISC_BYPASS.
+// With the interface in a private namespace, and a TAP in its place, nothing could
+// leak, but addresses, routes and neighbours would have to be made anew there,
+// which is what package tap is for.
 //
 // What is lost on the way of a frame through the process is what the kernel keeps beside
 // frames: marks and priorities of sockets, the pacing of transmit queues, hardware
@@ -45,6 +58,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +66,8 @@ import (
 	nl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/capture"
 )
 
 // Dir is where state lies that outlives a killed instance. Tests change it.
@@ -122,16 +138,18 @@ type Link struct {
 
 // Event is something that happened to the bump and is not its callers' doing.
 type Event struct {
-	What  string // "renamed", "deleted", "back", "mac changed", "helper interfaces repaired", "rules repaired"
+	What  string // "renamed", "deleted", "back", "mac changed", "helper interfaces repaired", "rules repaired", "second lock repaired"
 	Link  Link
 	Moved bool  // the interface has another name or index than before
 	Err   error // what keeps a repair from being done; it is tried again
 }
 
 // ErrNoEgress: the kernel cannot take what leaves (NETFILTER_EGRESS, Linux 5.16).
-// There is no other way that does not leak: programs with AF_PACKET sockets get
-// past tc's egress hook.
+// There is no other way that does not leak; see the package's documentation.
 var ErrNoEgress = errors.New("the kernel has no egress hook of the packet filter (NETFILTER_EGRESS, since Linux 5.16), without which an interface cannot be severed")
+
+// errForeign: an instance of another name, which was killed or runs, has severed the interface.
+var errForeign = errors.New("severed already, by an instance that knows the interface by another name: stop that")
 
 // Bump is a severed interface. It is safe for concurrent use.
 type Bump struct {
@@ -141,12 +159,15 @@ type Bump struct {
 
 	mu     sync.Mutex // serialises changes of what follows
 	table  *table
+	guard  *guard
+	lack   error // why there is no guard; nil: there is one
 	pair   *pair
 	lro    string // the interface whose LRO is to be switched on again; "": none
 	failed error  // of the last repair
 	closed atomic.Bool
 
 	link   atomic.Pointer[Link]
+	hub    atomic.Pointer[capture.Hub] // see Monitor; nil: none
 	sides  [2]side
 	events chan Event
 
@@ -160,6 +181,8 @@ type Bump struct {
 type saved struct {
 	High, Low State
 	LRO       string
+	Guarded   int // index of the interface that has the guard
+	Clsact    int // index of the one whose clsact is ours; 0: none
 }
 
 func statePath(ifname string) string { return filepath.Join(Dir, ifname+".bump") }
@@ -203,14 +226,36 @@ func (b *Bump) open() error {
 	if err := b.table.probe(b.ifname); err != nil {
 		return err
 	}
+	if b.guard, err = openGuard(b.ifname, b.table.in, b.table.out); err != nil {
+		return err
+	}
+	guarded, foreign, err := b.guard.of(b.link.Load().Index)
+	if err != nil {
+		return err
+	}
+	if foreign {
+		return errForeign
+	}
 	if b.adopted, err = b.table.exists(); err != nil {
 		return err
 	}
+	b.adopted = b.adopted || guarded
 	if b.adopted {
 		// A predecessor that has not saved them cannot have been less than active.
 		high, low = Active, Active
 		if s, err := loadState(b.ifname); err == nil {
-			high, low, b.lro = s.High, s.Low, s.LRO
+			high, low, b.lro, b.guard.made = s.High, s.Low, s.LRO, s.Clsact
+		}
+	}
+	switch {
+	case b.o.FailOpen: // the kernel does not take the guard away when we die
+		if err := b.guard.leave(b.link.Load().Index); err != nil {
+			return err
+		}
+		b.lack = ErrNoGuard
+	default:
+		if err := b.guardable(b.link.Load()); err != nil {
+			return err
 		}
 	}
 	// Listening comes first, so that no change is missed.
@@ -225,7 +270,10 @@ func (b *Bump) open() error {
 	if err := b.attachLink(); err != nil {
 		return err
 	}
-	return b.set(high, low)
+	if err := b.set(high, low); err != nil {
+		return err
+	}
+	return b.keep()
 }
 
 // Adopted reports whether Open took over from an instance that was killed.
@@ -254,8 +302,8 @@ func (b *Bump) attachLink() error {
 		at *atomic.Pointer[socket]
 		o  socketOptions
 	}{
-		{&high.in, socketOptions{index: b.pair.ku, filter: marked(markFromKernel), wait: b.o.Wait}},
-		{&low.in, socketOptions{index: b.pair.ku, filter: marked(markFromNIC), wait: b.o.Wait}},
+		{&high.in, socketOptions{index: b.pair.ku, filter: marked(b.table.stack, false), wait: b.o.Wait}},
+		{&low.in, socketOptions{index: b.pair.ku, filter: marked(b.table.stack, true), wait: b.o.Wait}},
 		{&high.out, socketOptions{index: b.pair.ku, mark: b.table.in}},
 		{&low.out, socketOptions{index: link.Index, mark: b.table.out}},
 	} {
@@ -276,11 +324,21 @@ func (b *Bump) attachLink() error {
 	return nil
 }
 
-// set puts states in force.
+// set puts states in force, all but the guard of what is active now, which keep
+// adds: it comes after the chains, and goes before them, so that no frame is lost between.
 func (b *Bump) set(high, low State) error {
 	link := b.link.Load()
-	if err := saveState(b.ifname, saved{high, low, b.lro}); err != nil {
+	if err := b.save(high, low); err != nil {
 		return err
+	}
+	if link.Index != 0 {
+		for which, to := range [...]State{High: high, Low: low} {
+			if to != Active {
+				if err := b.guard.remove(link.Index, Side(which)); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	was := [...]State{High: b.State(High), Low: b.State(Low)}
 	// Active begins before the kernel gives us the first frame, or what is read of
@@ -304,6 +362,37 @@ func (b *Bump) set(high, low State) error {
 	return b.copiers()
 }
 
+// guardable finds out whether the interface can have the guard.
+func (b *Bump) guardable(link *Link) error {
+	err := b.guard.prepare(link.Index)
+	if b.lack = nil; errors.Is(err, ErrNoGuard) {
+		b.lack, err = err, nil
+	}
+	return err
+}
+
+// keep makes sure of the guard.
+func (b *Bump) keep() error {
+	link := b.link.Load()
+	if b.lack != nil || link.Index == 0 {
+		return nil
+	}
+	repaired, err := b.guard.put(link.Index, b.pair, [2]bool{High: b.State(High) == Active, Low: b.State(Low) == Active})
+	if repaired {
+		b.tell(Event{What: "second lock repaired"})
+	}
+	return err
+}
+
+// Guarded tells why there is not the second lock, if there is none. With FailOpen
+// there never is.
+func (b *Bump) Guarded() error { return b.lack }
+
+// save notes what a successor has to know.
+func (b *Bump) save(high, low State) error {
+	return saveState(b.ifname, saved{high, low, b.lro, b.link.Load().Index, b.guard.made})
+}
+
 // SetState puts both sides into states at once.
 func (b *Bump) SetState(high, low State) error {
 	if high > Active || low > Active {
@@ -316,7 +405,10 @@ func (b *Bump) SetState(high, low State) error {
 	}
 	oldHigh, oldLow := b.State(High), b.State(Low)
 	if err := b.set(high, low); err != nil {
-		return errors.Join(err, saveState(b.ifname, saved{oldHigh, oldLow, b.lro}))
+		return errors.Join(err, b.save(oldHigh, oldLow), b.keep())
+	}
+	if err := b.keep(); err != nil {
+		b.note(err) // the chains hold, and it is tried again
 	}
 	return nil
 }
@@ -333,7 +425,7 @@ func (b *Bump) OutMark() uint32 { return b.table.out }
 
 // Owned reports whether the kernel keeps others from our rules while we live. On
 // kernels before 6.9 it does not where what is active is to stay so after our death;
-// what somebody flushes is then put back at once.
+// what somebody flushes is then put back at once, and the guard holds meanwhile.
 func (b *Bump) Owned() bool { return b.table.owned() }
 
 // Events tells what happened. Of events that nobody takes the oldest are forgotten.
@@ -413,8 +505,13 @@ func (b *Bump) end() {
 // undo opens the way, first of all.
 func (b *Bump) undo() error {
 	var err error
+	if b.guard != nil {
+		for _, nic := range b.guarded() {
+			err = errors.Join(err, b.guard.leave(nic))
+		}
+	}
 	if b.table != nil {
-		err = b.table.remove()
+		err = errors.Join(err, b.table.remove())
 	}
 	if b.handle != nil {
 		_, err2 := removePair(b.handle, b.ifname)
@@ -427,7 +524,28 @@ func (b *Bump) undo() error {
 	return err
 }
 
+// guarded are the indexes of interfaces that may have our guard.
+func (b *Bump) guarded() (is []int) {
+	if l := b.link.Load(); l != nil && l.Index != 0 {
+		is = append(is, l.Index)
+	}
+	if s, err := loadState(b.ifname); err == nil && s.Guarded != 0 {
+		is = append(is, s.Guarded)
+		if b.guard.made == 0 {
+			b.guard.made = s.Clsact
+		}
+	}
+	if i, err := net.InterfaceByName(b.ifname); err == nil {
+		is = append(is, i.Index)
+	}
+	slices.Sort(is)
+	return slices.Compact(is)
+}
+
 func (b *Bump) hangUp() {
+	if b.guard != nil {
+		b.guard.c.Close()
+	}
 	if b.table != nil {
 		b.table.c.Close()
 	}
@@ -445,7 +563,10 @@ func Cleanup(ifname string) (bool, error) {
 	}
 	b := &Bump{ifname: ifname, table: t}
 	defer b.hangUp()
-	any, err := t.exists()
+	if b.guard, err = openGuard(ifname, 0, 0); err != nil {
+		return false, err
+	}
+	any, err := b.left()
 	if err != nil {
 		return false, err
 	}
@@ -463,13 +584,27 @@ func Cleanup(ifname string) (bool, error) {
 	return any, b.undo()
 }
 
+// left: there is a table, or a guard.
+func (b *Bump) left() (bool, error) {
+	is, err := b.table.exists()
+	for _, nic := range b.guarded() {
+		ours, _, e := b.guard.of(nic)
+		is, err = is || ours, errors.Join(err, e)
+	}
+	return is, err
+}
+
 // Left reports whether a killed instance keeps an interface severed.
 func Left(ifname string) bool {
 	t, err := openTable(ifname, false)
 	if err != nil {
 		return false
 	}
-	defer t.c.Close()
-	is, err := t.exists()
+	b := &Bump{ifname: ifname, table: t}
+	defer b.hangUp()
+	if b.guard, err = openGuard(ifname, 0, 0); err != nil {
+		return false
+	}
+	is, err := b.left()
 	return is && err == nil
 }

@@ -1,6 +1,9 @@
 package bump
 
 import (
+	"errors"
+	"os/exec"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -114,4 +117,72 @@ func TestStates(t *testing.T) {
 	pings(5)
 	set(t, b, Closed, Closed)
 	pings(5)
+}
+
+// host is what Open may change, as text.
+func host(t testing.TB) string {
+	t.Helper()
+	return sh(t, "ip -d -o link; nft list ruleset; tc qdisc; for p in ingress egress; do tc filter show dev e0 $p; done; find "+Dir)
+}
+
+// A kernel without the egress hook: Open says so, and has changed nothing.
+func TestNoEgress(t *testing.T) {
+	newLab(t)
+	defer func(was uint32) { egressHook = was }(egressHook)
+	egressHook = 7 // no kernel has it, and the answer is the same
+	until(t, "the cable", func() bool { return answered(t, 1, "10.9.0.2") == 1 })
+	before := host(t)
+	b, err := Open("e0", Options{})
+	if !errors.Is(err, ErrNoEgress) {
+		if err == nil {
+			b.Close()
+		}
+		t.Fatalf("Open: %v, want %v", err, ErrNoEgress)
+	}
+	if after := host(t); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	if got := answered(t, 3, "10.9.0.2"); got != 3 {
+		t.Errorf("%d of 3 pings answered", got)
+	}
+}
+
+// Filters of others stay as they are, and so does what they need; where there is
+// no room for the second lock, the first one does its work alone.
+func TestGuardBeside(t *testing.T) {
+	newLab(t)
+	defer exec.Command("tc", "qdisc", "del", "dev", "e0", "clsact").Run()
+	sh(t, "tc qdisc add dev e0 clsact; tc filter add dev e0 egress prio 1 protocol all u32 match u32 0 0 classid 1:1")
+	until(t, "the cable", func() bool { return answered(t, 1, "10.9.0.2") == 1 })
+	before := host(t)
+	b := open(t, Options{})
+	startPump(t, b, [2]byte{})
+	set(t, b, Active, Active)
+	if err := b.Guarded(); err != nil {
+		t.Error(err)
+	}
+	if got := answered(t, 3, "10.9.0.2"); got != 3 {
+		t.Errorf("beside a filter: %d of 3 pings answered", got)
+	}
+	set(t, b, Closed, Passive)
+	if out := sh(t, "tc filter show dev e0 ingress"); out != "" {
+		t.Errorf("filters of a side that is not active:\n%s", out)
+	}
+	b.Close()
+	if after := host(t); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	sh(t, "tc qdisc del dev e0 clsact; tc qdisc add dev e0 ingress")
+	b = open(t, Options{})
+	startPump(t, b, [2]byte{})
+	set(t, b, Active, Active)
+	if err := b.Guarded(); !errors.Is(err, ErrNoGuard) {
+		t.Errorf("Guarded: %v, want %v", err, ErrNoGuard)
+	}
+	if got := answered(t, 3, "10.9.0.2"); got != 3 {
+		t.Errorf("without the second lock: %d of 3 pings answered", got)
+	}
+	if out := sh(t, "tc qdisc show dev e0"); !strings.Contains(out, "ingress") {
+		t.Errorf("the other's discipline is gone: %s", out)
+	}
 }

@@ -75,6 +75,7 @@ func (c *stampCheck) want(what string, n int) {
 // flow is numbered UDP datagrams from one end to the other, and their count.
 type flow struct {
 	sent       atomic.Uint64
+	bare       atomic.Uint64 // that arrived without their direction's stamp
 	mu         sync.Mutex
 	seen       map[uint64]int
 	stop, done chan struct{}
@@ -96,7 +97,11 @@ func (l *lab) flow(out bool, pause time.Duration) *flow {
 		}
 		raw, err := c.(*net.UDPConn).SyscallConn()
 		if err == nil {
-			raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) })
+			raw.Control(func(fd uintptr) {
+				if err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20); err == nil {
+					err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVTOS, 1)
+				}
+			})
 		}
 		if err != nil {
 			l.t.Fatal(err)
@@ -133,11 +138,18 @@ func (l *lab) flow(out bool, pause time.Duration) *flow {
 		}
 	}()
 	go func() {
-		m := make([]byte, 64)
+		m, oob := make([]byte, 64), make([]byte, 64)
+		stamp := stamps[High]
+		if !out {
+			stamp = stamps[Low]
+		}
 		for {
-			n, _, err := b.ReadFrom(m)
+			n, k, _, _, err := b.(*net.UDPConn).ReadMsgUDP(m, oob)
 			if err != nil {
 				return
+			}
+			if c, err := unix.ParseSocketControlMessage(oob[:k]); err != nil || len(c) != 1 || c[0].Data[0] != stamp {
+				f.bare.Add(1)
 			}
 			if n == 64 {
 				f.mu.Lock()
@@ -419,6 +431,11 @@ func TestMishaps(t *testing.T) {
 		t.Helper()
 		until(t, what, func() bool { return answered(t, 5, "10.9.0.2") == 5 })
 		check.want(what, 1)
+		for i, f := range flows {
+			if n := f.bare.Swap(0); n != 0 {
+				t.Errorf("%s: %d datagrams of flow %d passed unstamped", what, n, i)
+			}
+		}
 	}
 	works("start")
 	for _, k := range []struct{ what, line string }{
@@ -429,6 +446,7 @@ func TestMishaps(t *testing.T) {
 		{"a helper down", "ip link set " + ku + " down"},
 		{"redirection deleted", "tc qdisc del dev " + kx + " ingress"},
 		{"helper renamed", "ip link set " + kx + " name other"},
+		{"second lock deleted", "tc qdisc del dev e0 clsact"},
 	} {
 		sh(t, k.line)
 		works(k.what)
@@ -441,20 +459,19 @@ func TestMishaps(t *testing.T) {
 			return strings.Count(string(out), "device \""+name+"\"") == 2
 		})
 	}
-	sh(t, "ip link set e0 name e9")
-	followed("e9")
-	for _, f := range flows { // what was on the way has come
-		n := f.next()
-		until(t, "flow after the new name", func() bool { return f.since(n) > 50 })
+	for _, names := range [][2]string{{"e0", "e9"}, {"e9", "e0"}} {
+		sh(t, "ip link set "+names[0]+" name "+names[1])
+		followed(names[1])
+		works("renamed to " + names[1])
 	}
-	check.here()
-	l.sh("nft delete table netdev c")
-	check.atPeer()
-	works("renamed while up")
-	sh(t, "ip link set e9 down; ip link set e9 name e0")
-	followed("e0")
-	sh(t, "ip link set e0 up")
-	works("renamed while down")
+	// The chains are gone, and we, whose doing it seems to be, do not put them back.
+	if err := b.table.remove(); err != nil {
+		t.Fatal(err)
+	}
+	n := flows[1].next()
+	until(t, "some that come in", func() bool { return flows[1].since(n) > 50 })
+	b.check(true)
+	works("rules deleted")
 	// Another's rules go, ours stay.
 	if out, err := exec.Command("nft", "delete", "table", "netdev", tableName("e0")).CombinedOutput(); err == nil {
 		t.Errorf("somebody else may delete our table: %s", out)
@@ -488,7 +505,7 @@ func TestMishaps(t *testing.T) {
 		break
 	}
 	all := strings.Join(told, ", ")
-	for _, want := range []string{"renamed", "mac changed", "helper interfaces repaired", "deleted", "back"} {
+	for _, want := range []string{"renamed", "mac changed", "helper interfaces repaired", "second lock repaired", "rules repaired", "deleted", "back"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("told: %s; want %q among them", all, want)
 		}
@@ -666,8 +683,7 @@ func TestFate(t *testing.T) {
 		kills = n
 	}
 	kill, said := child(t, "closed")
-	l.flow(true, 200*time.Microsecond)
-	l.flow(false, 200*time.Microsecond)
+	flows := []*flow{l.flow(true, 200*time.Microsecond), l.flow(false, 200*time.Microsecond)}
 	for k := range kills {
 		if want := fmt.Sprint("severed, adopted ", k > 0); said != want {
 			t.Errorf("child says %q, want %q", said, want)
@@ -688,6 +704,36 @@ func TestFate(t *testing.T) {
 	}
 	check.want("kills", kills)
 	kill()
+	// Each lock is opened while nobody is there to close it again: the chains by a
+	// new name, then for good; the second one while the chains are there.
+	closed := func(what string) {
+		t.Helper()
+		if got := answered(t, 2, "10.9.0.2"); got != 0 {
+			t.Errorf("%s: %d of 2 pings answered", what, got)
+		}
+		for i, f := range flows {
+			if n := f.bare.Swap(0); n != 0 {
+				t.Errorf("%s: %d datagrams of flow %d passed unstamped", what, n, i)
+			}
+		}
+	}
+	sh(t, "ip link set e0 name e8")
+	closed("renamed when dead")
+	sh(t, "ip link set e8 name e0; nft flush ruleset")
+	closed("flushed when dead")
+	if !Left("e0") {
+		t.Error("nothing left after a flush")
+	}
+	kill, said = child(t, "closed")
+	if said != "severed, adopted true" {
+		t.Errorf("child says %q after a flush", said)
+	}
+	check.here()
+	until(t, "pings after a flush", func() bool { return answered(t, 1, "10.9.0.2") == 1 })
+	kill()
+	sh(t, "tc qdisc del dev e0 clsact")
+	closed("second lock deleted when dead")
+	check.want("opened when dead", 1)
 	if !Left("e0") {
 		t.Error("nothing left by the last")
 	}
@@ -708,7 +754,7 @@ func TestFate(t *testing.T) {
 	if _, err := Cleanup("e0"); err != nil {
 		t.Error(err)
 	}
-	if out := sh(t, "ip -o link; nft list tables"); strings.Contains(out, "mik") || strings.Contains(out, "missiu") {
+	if out := sh(t, "ip -o link; nft list tables; tc qdisc"); strings.Contains(out, "mik") || strings.Contains(out, "missiu") || strings.Contains(out, "clsact") {
 		t.Errorf("left: %s", out)
 	}
 }

@@ -2,6 +2,7 @@ package bump
 
 import (
 	"bytes"
+	"fmt"
 	"sync"
 	"time"
 
@@ -10,11 +11,12 @@ import (
 )
 
 // Monitor shows h, while it has readers, the frames that come from passive sides,
-// and those of active ones that programs take. The others are shown by who reads
-// them here, with what becomes of them. It is called
+// those of active ones that programs take, and what programs write. The others are
+// shown by who reads them here, with what becomes of them. It is called
 // before h listens; failed gets the error of a side that cannot be watched.
 func (b *Bump) Monitor(h *capture.Hub, failed func(error)) {
 	m := &watcher{b: b, h: h}
+	b.hub.Store(h)
 	h.Notify(func(active bool) {
 		if err := m.attach(active); err != nil {
 			failed(err)
@@ -54,9 +56,31 @@ func (m *watcher) show(which Side, fs []tap.Frame) {
 	if m.b.State(which) != Passive && !m.b.sides[which].taken() {
 		return
 	}
+	publish(m.h, which, false, fs, "")
+}
+
+// showWritten shows what a program wrote to a side, which refused it if err is
+// not nil. To a side that is not active it has written nothing.
+func (b *Bump) showWritten(which Side, fs []tap.Frame, err error) {
+	h := b.hub.Load()
+	if !h.Active() || !b.sides[which].writes() {
+		return
+	}
+	comment := ""
+	if err != nil {
+		comment = fmt.Sprintf("bump_%v_refused", which)
+	}
+	publish(h, which, true, fs, comment)
+}
+
+// publish shows frames that came from a side, or went to it.
+func publish(h *capture.Hub, which Side, written bool, fs []tap.Frame, comment string) {
 	side, dir := capture.High, capture.Out
 	if which == Low {
 		side, dir = capture.Low, capture.In
+	}
+	if written {
+		dir ^= capture.In | capture.Out
 	}
 	now := time.Now()
 	out := make([]capture.Frame, len(fs))
@@ -66,7 +90,7 @@ func (m *watcher) show(which Side, fs []tap.Frame) {
 		if f.Offload.GSOType == tap.GSONone {
 			tap.FinishChecksum(data, f.Offload)
 		}
-		out[k] = capture.Frame{Side: side, Dir: dir, Time: now, Len: len(data), Data: data}
+		out[k] = capture.Frame{Side: side, Dir: dir, Time: now, Len: len(data), Comment: comment, Data: data}
 	}
-	m.h.Publish(out)
+	h.Publish(out)
 }

@@ -23,10 +23,10 @@ import (
 //	    flags owner, persist                 # owner alone with FailOpen
 //	    chain rx { type filter hook ingress device <if> priority -500
 //	        meta mark IN meta mark set 0 accept
-//	        meta mark set 1 fwd to KX }      # low Active
+//	        meta mark set 0 fwd to KX }      # low Active
 //	    chain tx { type filter hook egress device <if> priority -500
-//	        meta mark OUT meta mark set 0 accept
-//	        meta mark set 2 fwd to KX }      # high Active
+//	        meta mark OUT accept             # guard looks at it too
+//	        meta mark set STACK fwd to KX }  # high Active
 //	    chain ux { type filter hook ingress device KU priority -500; drop }
 //	    chain kx { type filter hook ingress device KX priority -500; drop }
 //	}
@@ -38,8 +38,8 @@ import (
 //
 // The kernel binds chains to names of devices: since Linux 6.16 one that is made
 // anew gets its chains with its name, and one that is renamed loses them until
-// we hear of it. (Chains at all devices, of Linux 6.18, would know it by its index,
-// but the nft of the years before hangs when it lists them.)
+// we hear of it; guard holds meanwhile. (Chains at all devices, of Linux 6.18, would
+// know it by its index, but the nft of the years before hangs when it lists them.)
 //
 // Chain kx gets what somebody's deletion of the redirection leaves there.
 type table struct {
@@ -50,20 +50,15 @@ type table struct {
 	flag  uint32   // those in use, once fated
 	fated bool
 
-	in, out uint32 // marks
+	// Marks: of frames that we hand to the kernel, of those that we send, and, at
+	// KU, of what the kernel sends. All are random.
+	in, out, stack uint32
 }
 
 // Flags of tables. persist is of Linux 6.9, owner of 5.12.
 const (
 	tableOwner   = 2
 	tablePersist = 4
-)
-
-// Marks that tell the readers at KU where a frame was taken. Chains set them
-// always before the frame gets there, and nothing else does.
-const (
-	markFromNIC    = 1
-	markFromKernel = 2
 )
 
 // tableName makes an identifier of nft's language of an interface name;
@@ -91,25 +86,30 @@ func openTable(ifname string, failOpen bool) (*table, error) {
 	if failOpen {
 		t.fate = []uint32{tableOwner}
 	}
-	for t.in == t.out || t.in <= markFromKernel || t.out <= markFromKernel {
-		var b [8]byte
+	for t.in == t.out || t.in == t.stack || t.out == t.stack || t.in == 0 || t.out == 0 || t.stack == 0 {
+		var b [12]byte
 		rand.Read(b[:])
-		t.in, t.out = binary.NativeEndian.Uint32(b[:4]), binary.NativeEndian.Uint32(b[4:])
+		t.in, t.out, t.stack = binary.NativeEndian.Uint32(b[:4]), binary.NativeEndian.Uint32(b[4:8]), binary.NativeEndian.Uint32(b[8:])
 	}
-	raw, err := c.SyscallConn()
-	if err == nil {
-		var name unix.Sockaddr
-		e := raw.Control(func(fd uintptr) { name, err = unix.Getsockname(int(fd)) })
-		if a, ok := name.(*unix.SockaddrNetlink); ok {
-			t.pid = a.Pid
-		}
-		err = errors.Join(e, err)
-	}
-	if err != nil {
+	if t.pid, err = portID(c); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return t, nil
+}
+
+// portID is the number that the kernel names a connection by in its events.
+func portID(c *netlink.Conn) (pid uint32, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var name unix.Sockaddr
+	e := raw.Control(func(fd uintptr) { name, err = unix.Getsockname(int(fd)) })
+	if a, ok := name.(*unix.SockaddrNetlink); ok {
+		pid = a.Pid
+	}
+	return pid, errors.Join(e, err)
 }
 
 func nftError(err error) error {
@@ -164,12 +164,12 @@ func (t *table) messages(p *plan, flags uint32) *batch {
 	b.rule("ux", drop)
 	b.rule("kx", drop)
 	b.rule("rx", markIs(t.in), setMark(0), accept)
-	b.rule("tx", markIs(t.out), setMark(0), accept)
+	b.rule("tx", markIs(t.out), accept)
 	if p.low == Active {
-		b.rule("rx", setMark(markFromNIC), fwd(p.kxIndex))
+		b.rule("rx", setMark(0), fwd(p.kxIndex))
 	}
 	if p.high == Active {
-		b.rule("tx", setMark(markFromKernel), fwd(p.kxIndex))
+		b.rule("tx", setMark(t.stack), fwd(p.kxIndex))
 	}
 	return b
 }
@@ -399,12 +399,16 @@ func (t *table) remove() error {
 	return nil
 }
 
+// egressHook is NF_NETDEV_EGRESS. Tests change it to a number that no kernel has,
+// since one without the hook gives the same answer.
+var egressHook uint32 = unix.NF_NETDEV_EGRESS
+
 // probe finds out whether the kernel can take what leaves an interface. It makes
 // nothing.
 func (t *table) probe(device string) error {
 	b := &batch{table: t.name + "-probe"}
 	b.newTable(nil)
-	b.base("tx", unix.NF_NETDEV_EGRESS, device)
+	b.base("tx", egressHook, device)
 	b.delTable()
 	err := t.commit(b)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {

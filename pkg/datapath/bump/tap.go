@@ -80,18 +80,47 @@ func (t *Tap) Stats() TapStats {
 	return TapStats{int(t.programs.Load()), t.given.Load(), t.lost.Load(), t.taken.Load(), t.bad.Load()}
 }
 
-// program is what one connection waits for.
+// program is what one connection waits for. Buffers of ordinary frames are used
+// again; longer ones are rare, and would keep memory.
 type program struct {
 	frames chan []byte
+	free   chan []byte
 	octets atomic.Int64
 
 	mu     sync.Mutex // of who puts
 	cutter *tap.Segmenter
 }
 
+// ordinary is the capacity of the buffers that are used again: for the frames
+// of an interface with the MTU that most have.
+const ordinary = 2048
+
+// clone copies a frame.
+func (p *program) clone(frame []byte) []byte {
+	if len(frame) > ordinary {
+		return bytes.Clone(frame)
+	}
+	select {
+	case b := <-p.free:
+		return append(b[:0], frame...)
+	default:
+		return append(make([]byte, 0, ordinary), frame...)
+	}
+}
+
+// release takes a buffer back.
+func (p *program) release(b []byte) {
+	if cap(b) == ordinary {
+		select {
+		case p.free <- b:
+		default:
+		}
+	}
+}
+
 // serve is the life of one program at the side.
 func (t *Tap) serve(c *net.UnixConn) {
-	p := &program{frames: make(chan []byte, tapFrames)}
+	p := &program{frames: make(chan []byte, tapFrames), free: make(chan []byte, tapFrames)}
 	detach, err := t.b.Attach(t.which, true, func(fs []tap.Frame) { t.queue(p, fs) })
 	if err != nil {
 		return
@@ -140,9 +169,10 @@ func (t *Tap) put(p *program, b []byte, o tap.Offload) {
 		t.lost.Add(1)
 		return
 	}
-	b = bytes.Clone(b)
+	b = p.clone(b)
 	if !tap.FinishChecksum(b, o) {
 		t.lost.Add(1)
+		p.release(b)
 		return
 	}
 	p.octets.Add(int64(len(b)))
@@ -157,6 +187,7 @@ func (t *Tap) send(c *net.UnixConn, p *program, gone <-chan struct{}) {
 		case b := <-p.frames:
 			_, err := c.Write(b)
 			p.octets.Add(-int64(len(b)))
+			p.release(b)
 			if err != nil {
 				c.Close() // ends receive
 				return
@@ -179,10 +210,12 @@ func (t *Tap) receive(c *net.UnixConn) {
 			continue
 		}
 		fs[0].Off, fs[0].Len = Room, n
-		if _, err := t.b.WriteBatch(t.which, fs); err != nil {
-			if errors.Is(err, os.ErrClosed) {
-				return
-			}
+		_, err = t.b.WriteBatch(t.which, fs)
+		if errors.Is(err, os.ErrClosed) {
+			return
+		}
+		t.b.showWritten(t.which, fs, err)
+		if err != nil {
 			t.bad.Add(1)
 			continue
 		}

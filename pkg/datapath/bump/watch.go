@@ -12,9 +12,9 @@ import (
 
 // The interface may be renamed, deleted, made anew, or get another MAC; the
 // helper interfaces and their redirection may be deleted. An interface made
-// anew has its chains from the beginning, and without the helpers nothing passes; of
-// one that is renamed frames pass until the event is here. So each event makes us
-// compare what is with what ought to be; a lost event costs nothing.
+// anew has its chains from the beginning, one that is renamed keeps its guard, and
+// without the helpers nothing passes. Each event makes us compare what is with what
+// ought to be; a lost event costs nothing.
 
 // retryEvery is the pause after a repair failed.
 const retryEvery = 200 * time.Millisecond
@@ -68,7 +68,7 @@ func (b *Bump) watch(c *nl.Conn) {
 // concerns tells whether events are not our own doing.
 func (b *Bump) concerns(msgs []nl.Message) bool {
 	for _, m := range msgs {
-		if m.Header.PID != b.table.pid || m.Header.PID == 0 {
+		if m.Header.PID == 0 || m.Header.PID != b.table.pid && m.Header.PID != b.guard.pid {
 			return true
 		}
 	}
@@ -96,7 +96,11 @@ func (b *Bump) check(rules bool) {
 	if b.closed.Load() || b.pair == nil {
 		return
 	}
-	err := b.repair(rules)
+	b.note(b.repair(rules))
+}
+
+// note tells of an error of a repair, and has it tried again. b.mu is held.
+func (b *Bump) note(err error) {
 	if err != nil && (b.failed == nil || b.failed.Error() != err.Error()) {
 		b.tell(Event{What: "repair", Err: err})
 	}
@@ -124,6 +128,11 @@ func (b *Bump) repair(rules bool) error {
 	}
 	b.link.Store(now)
 	moved := now.Index != was.Index || now.Name != was.Name
+	if now.Index != was.Index && !b.o.FailOpen {
+		if err := b.guardable(now); err != nil {
+			return err
+		}
+	}
 	kxName, kuName := pairNames(b.ifname)
 	kx, errX := b.handle.LinkByName(kxName)
 	ku, errU := b.handle.LinkByName(kuName)
@@ -163,6 +172,9 @@ func (b *Bump) repair(rules bool) error {
 				b.tell(Event{What: "rules repaired"})
 			}
 		}
+	}
+	if err := b.keep(); err != nil {
+		return err
 	}
 	switch {
 	case was.Index == 0:

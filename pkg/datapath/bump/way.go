@@ -46,7 +46,7 @@ type way struct {
 // OpenWay opens the way over the interface of b. udpErr says why there is no port
 // 4500, if it wraps wire.ErrPortTaken; another error of the port is err.
 func OpenWay(b *Bump, o wire.Options, uo wire.UDPOptions) (w *Way, udpErr, err error) {
-	o.Mark = b.OutMark()
+	o.Mark, o.Filter = b.OutMark(), b.guard.handle
 	w = &Way{
 		b: b, o: o, uo: uo, udp: true,
 		changes: make(chan wire.Link, 1), fallbacks: make(chan wire.Fallback, 16), failures: make(chan error, 1),
@@ -153,6 +153,9 @@ func (w *Way) run() {
 		case <-w.renew:
 		}
 		for w.b.Link().Index != 0 {
+			if old := w.cur.Load(); old.w.Link().Index == w.b.Link().Index {
+				old.close() // another name of the same: it has the port, and the queue of AF_XDP
+			}
 			n, err := w.open()
 			if err == nil {
 				w.install(n)

@@ -26,6 +26,7 @@ import (
 // learns that the neighbour is in use, and asks whether it is still there.
 type hops struct {
 	index int
+	own   uint32   // see Options.Filter
 	dump  *nl.Conn // questions; events come over another
 	event *nl.Conn
 
@@ -75,9 +76,9 @@ const (
 
 var hopsGroups = []uint32{unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP, unix.RTNLGRP_TC}
 
-func openHops(index int) (*hops, error) {
+func openHops(index int, own uint32) (*hops, error) {
 	h := &hops{
-		index: index, routes: map[netip.Addr]*route{}, neighs: map[netip.Addr]*neighbour{},
+		index: index, own: own, routes: map[netip.Addr]*route{}, neighs: map[netip.Addr]*neighbour{},
 		wanted: make(chan netip.Addr, 64), changed: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	var err error
@@ -214,7 +215,7 @@ func (h *hops) listen() {
 				h.mu.Lock()
 				h.neighbour(m)
 				h.mu.Unlock()
-			case unix.RTM_NEWQDISC, unix.RTM_DELQDISC:
+			case unix.RTM_NEWQDISC, unix.RTM_DELQDISC, unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER:
 				h.resync.Store(true)
 				h.again()
 			default:
@@ -310,13 +311,39 @@ func (h *hops) loadQdiscs() error {
 			return err
 		}
 		for ad.Next() {
-			if ad.Type() == unix.TCA_KIND && !ordinary[ad.String()] {
+			if ad.Type() != unix.TCA_KIND {
+				continue
+			}
+			kind := ad.String()
+			if kind == "clsact" && h.own != 0 {
+				others, err := h.filters()
+				if err != nil {
+					return err
+				}
+				shaped = shaped || others
+			} else if !ordinary[kind] {
 				shaped = true
 			}
 		}
 	}
 	h.shaped.Store(shaped)
 	return nil
+}
+
+// filters tells whether others than ours look at what leaves.
+func (h *hops) filters() (bool, error) {
+	const clsactEgress = 0xfffffff3
+	q := make([]byte, 20) // struct tcmsg
+	binary.NativeEndian.PutUint32(q[4:], uint32(h.index))
+	binary.NativeEndian.PutUint32(q[12:], clsactEgress)
+	msgs, err := h.dump.Execute(nl.Message{Header: nl.Header{Type: unix.RTM_GETTFILTER, Flags: nl.Request | nl.Dump}, Data: q})
+	for _, m := range msgs {
+		// What has no handle is the list that holds them.
+		if len(m.Data) >= len(q) && nlenc.Uint32(m.Data[8:12]) != 0 && nlenc.Uint32(m.Data[8:12]) != h.own {
+			return true, err
+		}
+	}
+	return false, err
 }
 
 // ask answers wanted, and asks again about all destinations in use when

@@ -57,6 +57,9 @@ type Options struct {
 	// (SO_MARK), so that what they send passes, and nothing is read or kept from
 	// the stack here, since the bump brings all there is.
 	Mark uint32
+	// Filter is the handle of the filters of tc by which a bump guards the interface.
+	// They do not shape: what leaves need not go through them.
+	Filter uint32
 
 	// refuse, of tests, is the host's lack of a path; nil: it has what it has.
 	refuse func(path string) error

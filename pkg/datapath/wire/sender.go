@@ -94,7 +94,7 @@ func (s *sender) open(w *Wire, mode string) error {
 	s.kicker.Stop()
 	s.reopener.Stop()
 	var err error
-	if s.hops, err = openHops(w.index); err != nil {
+	if s.hops, err = openHops(w.index, w.options.Filter); err != nil {
 		return err
 	}
 	s.mu.Lock()
