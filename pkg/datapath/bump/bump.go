@@ -264,7 +264,7 @@ func (b *Bump) open() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.pair, err = openPair(b.handle, b.ifname, b.link.Load().MAC, b.o.Offload); err != nil {
+	if b.pair, err = openPair(b.handle, b.ifname, b.link.Load().MAC, b.o.Offload, b.table.out); err != nil {
 		return err
 	}
 	if err := b.attachLink(); err != nil {
@@ -302,8 +302,8 @@ func (b *Bump) attachLink() error {
 		at *atomic.Pointer[socket]
 		o  socketOptions
 	}{
-		{&high.in, socketOptions{index: b.pair.ku, filter: marked(b.table.stack, false), wait: b.o.Wait}},
-		{&low.in, socketOptions{index: b.pair.ku, filter: marked(b.table.stack, true), wait: b.o.Wait}},
+		{&high.in, socketOptions{index: b.pair.ku, filter: marked(b.table.stack), wait: b.o.Wait}},
+		{&low.in, socketOptions{index: b.pair.ku, filter: unmarked(b.table.stack, b.table.out), wait: b.o.Wait}},
 		{&high.out, socketOptions{index: b.pair.ku, mark: b.table.in}},
 		{&low.out, socketOptions{index: link.Index, mark: b.table.out}},
 	} {

@@ -37,8 +37,8 @@ func ours(name string) bool {
 }
 
 // offloads switches KX's features, and finds out which super-frames it hands over.
-// With none it hands over finished frames alone.
-func offloads(kx string, index int, mode string) (tap.Super, error) {
+// With none it hands over finished frames alone. mark is one that no reader at KU wants.
+func offloads(kx string, index int, mode string, mark uint32) (tap.Super, error) {
 	none := func() (tap.Super, error) {
 		if err := ethtool(kx, unix.ETHTOOL_STXCSUM, 0); err != nil { // which the others depend on
 			return tap.Super{}, fmt.Errorf("%s: offloads: %w", kx, err)
@@ -48,7 +48,7 @@ func offloads(kx string, index int, mode string) (tap.Super, error) {
 	if mode == tap.OffloadNone {
 		return none()
 	}
-	s, err := probe(index)
+	s, err := probe(index, mark)
 	if err != nil {
 		return tap.Super{}, fmt.Errorf("%s: %w", kx, err)
 	}
@@ -72,8 +72,8 @@ func offloads(kx string, index int, mode string) (tap.Super, error) {
 // probe finds out which super-frames the kernel takes by packet sockets, which are
 // those that it gives, too. The frames go to KU, whose readers do not want
 // their mark.
-func probe(kx int) (tap.Super, error) {
-	s, err := packetSocket(socketOptions{index: kx})
+func probe(kx int, mark uint32) (tap.Super, error) {
+	s, err := packetSocket(socketOptions{index: kx, mark: mark})
 	if err != nil {
 		return tap.Super{}, err
 	}

@@ -45,8 +45,8 @@ type pair struct {
 	super  tap.Super // that come over it, and that it takes
 }
 
-// openPair finds or makes the pair, and makes it what it has to be.
-func openPair(h *netlink.Handle, ifname string, mac net.HardwareAddr, offload string) (*pair, error) {
+// openPair finds or makes the pair, and makes it what it has to be. mark is for offloads.
+func openPair(h *netlink.Handle, ifname string, mac net.HardwareAddr, offload string, mark uint32) (*pair, error) {
 	kxName, kuName := pairNames(ifname)
 	kx, err := h.LinkByName(kxName)
 	ku, err2 := h.LinkByName(kuName)
@@ -76,7 +76,7 @@ func openPair(h *netlink.Handle, ifname string, mac net.HardwareAddr, offload st
 			return nil, fmt.Errorf("%s: %w", l.Attrs().Name, err)
 		}
 	}
-	super, err := offloads(kxName, kx.Attrs().Index, offload)
+	super, err := offloads(kxName, kx.Attrs().Index, offload, mark)
 	if err != nil {
 		return nil, err
 	}

@@ -179,15 +179,21 @@ const whole = 0x40000
 // extMark is SKF_AD_MARK, which package bpf does not know.
 const extMark = 0xfffff000 + 20
 
-// marked takes frames that carry a mark, or, with not, the others.
-func marked(v uint32, not bool) []bpf.Instruction {
-	cond := bpf.JumpEqual
-	if not {
-		cond = bpf.JumpNotEqual
-	}
+// marked takes frames that carry a mark.
+func marked(v uint32) []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: extMark, Size: 4},
-		bpf.JumpIf{Cond: cond, Val: v, SkipFalse: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipFalse: 1},
+		bpf.RetConstant{Val: whole}, bpf.RetConstant{},
+	}
+}
+
+// unmarked takes frames that carry neither of two marks.
+func unmarked(v, w uint32) []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: extMark, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: v, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: w, SkipTrue: 1},
 		bpf.RetConstant{Val: whole}, bpf.RetConstant{},
 	}
 }

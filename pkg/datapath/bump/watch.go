@@ -195,7 +195,7 @@ func (b *Bump) repair(rules bool) error {
 
 // repaired returns the pair made whole. A half that is there is worth nothing.
 func (b *Bump) repaired(now *Link) (*pair, error) {
-	p, err := openPair(b.handle, b.ifname, now.MAC, b.o.Offload)
+	p, err := openPair(b.handle, b.ifname, now.MAC, b.o.Offload, b.table.out)
 	if err != nil {
 		return b.pair, err
 	}
