@@ -130,7 +130,7 @@ func TestNoEgress(t *testing.T) {
 	newLab(t)
 	defer func(was uint32) { egressHook = was }(egressHook)
 	egressHook = 7 // no kernel has it, and the answer is the same
-	until(t, "the cable", func() bool { return answered(t, 1, "10.9.0.2") == 1 })
+	until(t, "the cable", func() bool { return silence(t, 1, "10.9.0.2") == 1 })
 	before := host(t)
 	b, err := Open("e0", Options{})
 	if !errors.Is(err, ErrNoEgress) {
@@ -153,7 +153,7 @@ func TestGuardBeside(t *testing.T) {
 	newLab(t)
 	defer exec.Command("tc", "qdisc", "del", "dev", "e0", "clsact").Run()
 	sh(t, "tc qdisc add dev e0 clsact; tc filter add dev e0 egress prio 1 protocol all u32 match u32 0 0 classid 1:1")
-	until(t, "the cable", func() bool { return answered(t, 1, "10.9.0.2") == 1 })
+	until(t, "the cable", func() bool { return silence(t, 1, "10.9.0.2") == 1 })
 	before := host(t)
 	b := open(t, Options{})
 	startPump(t, b, [2]byte{})
