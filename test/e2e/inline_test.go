@@ -153,7 +153,7 @@ add rule ip c i ip saddr %[1]v ip daddr %[2]v ip protocol esp counter; add rule 
 	esp := 0
 	works := func(what string) {
 		t.Helper()
-		lab.Until(t, 20*time.Second, what, func() (bool, string) {
+		lab.Until(t, time.Minute, what, func() (bool, string) {
 			return a.Ping(2, "-W", "1", b.Addr.String()) == 2 && a.Ping(1, "-W", "1", "-s", "1450", "-M", "dont", b.Addr.String()) == 1, fmt.Sprint(nonzero(a))
 		})
 		var n, clear int
