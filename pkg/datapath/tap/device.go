@@ -37,9 +37,12 @@ const readLimit = 16 << 16
 // single packets are worth a few milliseconds.
 //
 // What is shed is not read as a whole: that would take longer than it takes to
-// send. The frame behind one that was shed is asked for with room for a single
-// packet only, so that of TCP between such frames some is lost as well.
+// send. The frame behind one that was shed is asked for with room for shortRead
+// octets, so that of TCP between such frames the longer ones are lost as well.
 const standing = 10 * time.Millisecond
+
+// shortRead is what a TCP sends at a time that the flood has already slowed down.
+const shortRead = 16 << 10
 
 // shedLimit bounds the frames shed by one ReadBatch that has others to return.
 const shedLimit = 256
@@ -302,9 +305,10 @@ func (q *queue) readLoop(fd uintptr) {
 		}
 		b := f.Buf[start:]
 		// What is likely to be shed is not worth a copy.
-		short := late && r.shed && q.d.single() < len(b)
+		room := max(shortRead, q.d.single())
+		short := late && r.shed && room < len(b)
 		if short {
-			b = b[:q.d.single()]
+			b = b[:room]
 		}
 		n, errno := rawIO(unix.SYS_READ, fd, b)
 		switch errno {

@@ -53,6 +53,7 @@ type udpSocket struct {
 	raw    syscall.RawConn
 	recv   func(uintptr)
 	since  time.Time // since when there has always been more than one batch; zero: there has not
+	stood  time.Time // when that was standing last
 	small  bool      // and the buffer, therefore
 	send   func(uintptr)
 	// segment: the kernel cuts trains into datagrams, from time after.
@@ -64,13 +65,16 @@ type udpSocket struct {
 const udpShare = 8
 
 // A large buffer is for bursts. Once it was not empty for standing it has become a
-// queue in which everybody waits, and it shrinks until it is: what the kernel
-// drops then would have come late. The kernel doubles these octets and counts
-// its own overhead.
+// queue in which everybody waits, and it shrinks until it has been empty now and
+// then for recovery: what the kernel drops meanwhile would have come late. The
+// kernel doubles these octets and counts its own overhead.
 const (
 	burstBuffer    = 4 << 20
 	standingBuffer = 1 << 20
 	standing       = 20 * time.Millisecond
+	// recovery is how long it stays so, or the queue would be long again at once
+	// while there is too much.
+	recovery = 500 * time.Millisecond
 )
 
 // hopLimit is that of the headers which the engine writes itself, so that a
@@ -361,13 +365,16 @@ func (s *udpSocket) stands(fd int, more bool) {
 	switch {
 	case !more:
 		s.since = time.Time{}
-		if s.small {
+		if s.small && time.Since(s.stood) > recovery {
 			s.small = receiveBufferOf(fd, burstBuffer) != nil
 		}
 	case s.since.IsZero():
 		s.since = time.Now()
-	case !s.small && time.Since(s.since) > standing:
-		s.small = receiveBufferOf(fd, standingBuffer) == nil
+	case time.Since(s.since) > standing:
+		s.stood = time.Now()
+		if !s.small {
+			s.small = receiveBufferOf(fd, standingBuffer) == nil
+		}
 	}
 }
 

@@ -664,11 +664,16 @@ func TestStandingBuffer(t *testing.T) {
 	for _, k := range []struct {
 		more, late, small bool
 	}{
-		{true, false, false}, {true, false, false}, {true, true, true}, {true, false, true}, {false, false, false},
-		{false, true, false}, {true, false, false}, {false, false, false}, {true, true, false}, {true, true, true},
+		{true, false, false}, {true, false, false}, {true, true, true}, {true, false, true},
+		{false, false, true}, {false, true, false}, // not yet, and after recovery
+		{true, false, false}, {false, false, false}, {true, true, false}, {true, true, true},
+		{false, false, true}, {true, false, true}, {true, true, true}, {false, false, true}, // it stands again
 	} {
-		if k.late && !s.since.IsZero() {
-			s.since = s.since.Add(-2 * standing)
+		if k.late {
+			s.stood = s.stood.Add(-2 * recovery)
+			if !s.since.IsZero() {
+				s.since = s.since.Add(-2 * standing)
+			}
 		}
 		s.stands(fd, k.more)
 		if got := size() < large; got != k.small || s.small != k.small {
