@@ -290,8 +290,8 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
-// Every packet of both directions passes the process once: TCP, of whose
-// super-frames only finished segments come to it; fragments; what others send
+// Every packet of both directions passes the process once: TCP, super-frames or
+// cut; fragments; what others send
 // by AF_PACKET past the queueing discipline; what the host forwards out of the
 // interface that it came by.
 func TestStamp(t *testing.T) {
@@ -312,6 +312,14 @@ func TestStamp(t *testing.T) {
 	check.want("TCP", int(octets))
 	if s := b.Stats(High); s.Dropped != 0 || s.Refused != 0 {
 		t.Errorf("%+v", s)
+	}
+	// A kernel that takes no super-frames.
+	for i := range b.sides {
+		b.sides[i].takes(tap.Super{})
+	}
+	l.copyTCP(true, 4<<20)
+	if s := b.Stats(Low); b.Super().TCP4 && (s.Cut == 0 || s.Refused != 0) {
+		t.Errorf("%+v, want super-frames cut", s)
 	}
 
 	// AF_PACKET with PACKET_QDISC_BYPASS.
@@ -515,10 +523,20 @@ func TestMishaps(t *testing.T) {
 	}
 }
 
-// A frame keeps its VLAN tag, in both directions, and multicast comes in.
+// A frame keeps its VLAN tag, in both directions, and multicast comes in, with
+// offloads and without.
 func TestFrames(t *testing.T) {
+	for _, offload := range []string{tap.OffloadAuto, tap.OffloadNone} {
+		t.Run(offload, func(t *testing.T) { testFrames(t, offload) })
+	}
+}
+
+func testFrames(t *testing.T, offload string) {
 	l := newLab(t)
-	b := open(t, Options{})
+	b := open(t, Options{Offload: offload})
+	if super := b.Super(); offload == tap.OffloadNone && super != (tap.Super{}) {
+		t.Errorf("super-frames: %v", super)
+	}
 	startPump(t, b, [2]byte{})
 	set(t, b, Active, Active)
 	tagged := append([]byte{2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8, 0x81, 0, 0x60, 0x64, 0x88, 0xb5}, []byte("tagged frame, forty-two octets of experiments")...)

@@ -19,6 +19,16 @@ import (
 // rest the kernel does before KX sends: what a virtio_net_hdr cannot tell has to be
 // done there (tunnels, SCTP, lists, identifications that do not count), or it would
 // get lost on the way to us.
+//
+// Both ends on two processors that had much other work, one TCP stream over a veth,
+// finished frames and these in turn, medians of three rounds:
+//
+//	bypassed                      0.57   5.6   Gbit/s     13.8   1.3   µs of both daemons for a packet
+//	transport mode, native ESP    0.68   0.86  Gbit/s     10.1   8.1
+//
+// and of one round with ESP in UDP 0.75 and 1.8 Gbit/s. Of native ESP each packet
+// passes the pair and a packet socket alone at the receiver; a ring of memory shared with the kernel
+// (TPACKET_V2) in the place of recvmmsg there made no difference beyond the noise.
 
 // features of KX that are on, by the names that the kernel gives them.
 var features = map[string]bool{

@@ -3,11 +3,13 @@ package bump
 import (
 	"net"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/missiu/missiu/internal/nstest"
 	unixsock "github.com/missiu/missiu/pkg/attach"
+	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
 // forward moves messages from one tap to the other until it ends.
@@ -117,4 +119,31 @@ func TestTap(t *testing.T) {
 func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	nstest.Until(t, what, done)
+}
+
+// TestTapCuts: of a super-frame programs get the frames that it stands for.
+func TestTapCuts(t *testing.T) {
+	srv, p := &Tap{}, &program{frames: make(chan []byte, tapFrames)}
+	supers := 0
+	tap.ProbeSuper(func(f *tap.Frame) syscall.Errno {
+		srv.queue(p, []tap.Frame{*f})
+		supers++
+		got := 0
+		head := int(f.Offload.HdrLen)
+		for len(p.frames) > 0 {
+			b := <-p.frames
+			p.octets.Add(-int64(len(b)))
+			if n := len(b) - head; n <= 0 || n > int(f.Offload.GSOSize) {
+				t.Errorf("frame with %d octets of payload, want 1 to %d", n, f.Offload.GSOSize)
+			}
+			got += len(b) - head
+		}
+		if want := f.Len - head; got != want {
+			t.Errorf("%+v: %d octets of payload, want %d", f.Offload, got, want)
+		}
+		return 0
+	})
+	if n := srv.Stats().Lost; supers < 3 || n != 0 {
+		t.Errorf("%d super-frames tried, %d frames lost", supers, n)
+	}
 }
