@@ -292,8 +292,10 @@ func (in *instance) openEngine(c datapath.Config) (err error) {
 	}
 	in.restored = true
 	in.reroute(true)
-	if in.natt, err = natt.Listen(nattPath(ifname), in.sendIKE); err != nil {
-		return err
+	if in.port != nil { // else ike is to know that there is none
+		if in.natt, err = natt.Listen(nattPath(ifname), in.sendIKE); err != nil {
+			return err
+		}
 	}
 	if in.bump != nil {
 		in.bump.Monitor(in.mon, func(err error) { in.log.Warn("a passive side is not monitored", zap.Error(err)) })
@@ -449,9 +451,6 @@ func sent(db *sad.DB, t *wire.TooBig) bool {
 // sendIKE sends a message of the key daemon from port 4500, behind the non-ESP
 // marker; a keepalive goes without it.
 func (in *instance) sendIKE(m natt.Message) {
-	if in.port == nil {
-		return
-	}
 	b := m.Payload
 	if len(b) != 1 {
 		b = append(make([]byte, 4, 4+len(b)), b...)

@@ -85,6 +85,7 @@ type link struct {
 	keys  KeySocket
 	mu    sync.Mutex
 	natt  Conn // nil: no UDP port 4500 now
+	tried bool // to have one
 	over  bool
 	ended chan struct{} // closed with over
 }

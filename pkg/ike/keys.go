@@ -43,6 +43,7 @@ func (k *link) port() Conn {
 func (k *link) setPort(c Conn) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.tried = true
 	if k.over {
 		if c != nil {
 			c.Close()
@@ -71,6 +72,7 @@ func (d *Daemon) serveNATT(k *link) {
 				return
 			}
 		}
+		k.setPort(nil)
 		if !told {
 			d.log.Warn("no UDP port 4500: no NAT traversal for now", zap.Error(err))
 			told = true

@@ -67,7 +67,7 @@ func TestFloodOfLines(t *testing.T) {
 			m := slices.Clone(request)
 			binary.BigEndian.PutUint64(m, 1+k) // another IKE SA
 			if k%2 == 0 {
-				m[len(m)-200]++ // a proposal, a key or a nonce
+				m[len(m)-144]++ // a proposal, a key or a nonce
 			}
 			n.send(packet{from, netip.AddrPortFrom(addrB, 500), m})
 			synctest.Wait()

@@ -149,7 +149,7 @@ func (l *lineage) config(initialContact bool) sa.Config {
 	return sa.Config{
 		Local: l.local, Remote: l.remote, IKEPort: l.d.cfg.IKEPort, NATTPort: l.d.cfg.NATTPort,
 		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.budget.expire(), TellKeys: l.d.cfg.KeyLog != nil, Rand: l.d.cfg.Rand,
-		Addrs: l.d.ours(), NoNATT: func() bool { return l.d.link.Load().port() == nil },
+		Addrs: l.d.ours(), NoNATT: l.d.noNATT,
 		Queues: int(l.d.queues.Load()), Had: l.d.assigned.had(l.label),
 	}
 }

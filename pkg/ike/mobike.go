@@ -36,6 +36,17 @@ func (d *Daemon) conn(a netip.Addr) Conn {
 	return d.conns[a]
 }
 
+// noNATT reports that there is no NAT traversal port, and not just not yet.
+func (d *Daemon) noNATT() bool {
+	k := d.link.Load()
+	if k == nil {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.natt == nil && (k.tried || d.cfg.DialNATT == nil)
+}
+
 // has reports whether IKE can be spoken from a.
 func (d *Daemon) has(a netip.Addr) bool { return d.conn(a) != nil || slices.Contains(d.ours(), a) }
 

@@ -143,10 +143,13 @@ func (s *Server) write() {
 	}
 }
 
-// Deliver hands a message to the key daemon. It never blocks: without a client,
+// Deliver hands a message to the key daemon; a nil server has none. It never blocks: without a client,
 // or when the client is slow, the message is dropped and counted, and Deliver
 // returns false. The payload is not kept. Callable from any goroutine.
 func (s *Server) Deliver(local, remote netip.AddrPort, payload []byte) bool {
+	if s == nil {
+		return false
+	}
 	s.mu.Lock()
 	none := s.conn == nil
 	s.mu.Unlock()
@@ -171,11 +174,17 @@ func (s *Server) Deliver(local, remote netip.AddrPort, payload []byte) bool {
 
 // Stats returns the counters.
 func (s *Server) Stats() Stats {
+	if s == nil {
+		return Stats{}
+	}
 	return Stats{s.delivered.Load(), s.noClient.Load(), s.slow.Load(), s.malformed.Load(), s.received.Load()}
 }
 
 // Close removes the socket and waits for the server's goroutines.
 func (s *Server) Close() error {
+	if s == nil {
+		return nil
+	}
 	var err error
 	s.once.Do(func() {
 		err = s.ln.Close()

@@ -127,6 +127,31 @@ func TestMOBIKE(t *testing.T) {
 	})
 }
 
+// Where another program has port 4500 there is no NAT traversal, and the peer is told
+// so: IKE stays on port 500, whoever begins.
+func TestPort4500Taken(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	other := a.Start("python3", "-c", "import socket,time\ns=socket.socket(socket.AF_INET6,socket.SOCK_DGRAM)\ns.bind(('::',4500))\nprint('bound',flush=True)\ntime.sleep(600)")
+	other.Says("bound", 20*time.Second)
+	for _, n := range []*lab.Node{a, b} {
+		n.StartMissiu()
+		n.StartIKE()
+		n.Route()
+		n.LoadConfig(fmt.Sprintf("{ laddr %v raddr %v } ipsec { encr_algs gcm }\n", n.Addr, n.Peer))
+	}
+	for _, n := range []*lab.Node{a, b} {
+		if got := n.Ping(3, n.Peer.String()); got != 3 {
+			t.Errorf("from %s: %d of 3 pings answered\n%s", n.Name, got, n.IKE.Output())
+		}
+		if i := statusOf(t, n).IKESAs[0]; i.Peer.Port() != 500 {
+			t.Errorf("%s: IKE with %v", n.Name, i.Peer)
+		}
+		n.KillIKE(5 * time.Second)
+		n.StartIKE()
+	}
+}
+
 // Either side loses its address, and the SAs go on from another one; charon, which
 // cannot move an SA of its own, rekeys what it has.
 func TestInteropMOBIKE(t *testing.T) {

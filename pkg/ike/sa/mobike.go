@@ -92,8 +92,10 @@ func (s *SA) wantsMOBIKE() bool {
 // mayFloat reports whether an initiator that wants MOBIKE can go to that port. A peer
 // at a port of its own is not known to have it.
 func (s *SA) mayFloat() bool {
-	return s.natt && s.remote.Port() == 500 && s.rule.MOBIKE && (s.cfg.NoNATT == nil || !s.cfg.NoNATT())
+	return s.natt && s.remote.Port() == 500 && s.local.Addr().Zone() == "" && s.rule.MOBIKE && !s.noNATT()
 }
+
+func (s *SA) noNATT() bool { return s.cfg.NoNATT != nil && s.cfg.NoNATT() }
 
 // mobikeOffer is what IKE_AUTH says of it, in either direction.
 func (s *SA) mobikeOffer() []ikev2.Payload {
@@ -294,7 +296,7 @@ func (s *SA) relocate(p path) {
 	s.wantUpdate()
 	for _, i := range s.ikes {
 		if r := i.req; r != nil {
-			r.sent, r.wait = 1, s.rule.Retransmit.Init/2
+			r.sent, r.wait, r.strayed = 1, s.rule.Retransmit.Init/2, true
 			s.transmission(r)
 		}
 	}

@@ -26,9 +26,10 @@ func natHash(initiator, responder SPI, ap netip.AddrPort) []byte {
 }
 
 // natPayloads tells the peer which addresses we believe to use. With
-// nat_traversal force the source is a false one: the peer then sees a NAT.
+// nat_traversal force the source is a false one: the peer then sees a NAT. Without
+// the port there is no NAT traversal, and the peer must not come there.
 func (s *SA) natPayloads(i *ikeSA, local, remote netip.AddrPort) []ikev2.Payload {
-	if s.rule.NATT == pad.NATTNo || s.mob != nil && !s.natt {
+	if s.rule.NATT == pad.NATTNo || s.mob != nil && !s.natt || s.cur.state < StateAuthWait && s.noNATT() {
 		return nil
 	}
 	a, b := i.spis()
