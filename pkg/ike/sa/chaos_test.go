@@ -3,6 +3,7 @@ package sa
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"strconv"
 	"testing"
@@ -32,6 +33,7 @@ type chaos struct {
 	r      *rand.Rand
 	rekeys bool // nothing but rekeying: as many child SAs as there were
 	was    int
+	moves  bool // a's addresses come and go
 }
 
 // live makes the lineage, again if there was one.
@@ -63,6 +65,9 @@ func newChaos(t testing.TB, r *rand.Rand) *chaos {
 		c.hybrid()
 	}
 	c.rekeys = r.IntN(2) == 0
+	if c.moves = r.IntN(4) == 0; c.moves {
+		mobikeLab(c.lab)
+	}
 	c.a.policies = []Policy{reqA(0).Policy}
 	for _, n := range []*node{c.a, c.b} {
 		n.rule.DPD = 20 * time.Second
@@ -81,6 +86,10 @@ func (c *chaos) act(n *node) {
 	var x *child
 	if len(n.sa.children) > 0 {
 		x = n.sa.children[c.r.IntN(len(n.sa.children))]
+	}
+	if c.moves && c.r.IntN(4) == 0 {
+		all := [][]netip.Addr{{a1}, {a2}, {a1, a2}}
+		c.a.do(c.a.sa.SetAddresses(c.now, all[c.r.IntN(3)]))
 	}
 	switch k := c.r.IntN(16); {
 	case k < 4:

@@ -143,6 +143,8 @@
 //	INVALID_SYNTAX under protection         UNSUPPORTED_CRITICAL_PAYLOAD in a
 //	  (RFC 7296, 2.21.3)                      request after IKE_AUTH
 //	hard lifetime, Delete, Drop             a rekey refused: the old SA stays
+//	a rekey put off for three minutes,
+//	  and nothing else granted meanwhile
 //
 // Failed says that the lineage has no usable IKE SA any more; its children have
 // been removed before. It may still have to repeat its last response, so the

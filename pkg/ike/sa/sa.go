@@ -31,7 +31,7 @@ type SA struct {
 	delayed  []delayed // will want it later
 	first    []ChildRequest
 	spiWaits map[uint32]spiWait
-	spiFor   map[uint32][]ipsec.Protocol // by token too, until the answer
+	spiFor   map[uint32]spiFor // by token too, until the answer
 	token    uint32
 
 	lease Lease // what the initiator was assigned (RFC 7296, 2.19)
@@ -134,7 +134,7 @@ func newSA(c Config) *SA {
 		c.Rand = rand.Reader
 	}
 	c.Local, c.Remote = unmap(c.Local), unmap(c.Remote)
-	s := &SA{cfg: c, rand: c.Rand, local: c.Local, remote: c.Remote, spiWaits: map[uint32]spiWait{}, spiFor: map[uint32][]ipsec.Protocol{}}
+	s := &SA{cfg: c, rand: c.Rand, local: c.Local, remote: c.Remote, spiWaits: map[uint32]spiWait{}, spiFor: map[uint32]spiFor{}}
 	s.peer = Peer{Local: c.Local, Remote: c.Remote}
 	s.newNonce = func() []byte { return s.random(s.nonceLen()) }
 	return s
@@ -189,16 +189,16 @@ func (s *SA) ChildSPI(now time.Time, token uint32, spi ipsec.SPI, err error) []O
 			spi = 0
 		}
 		w, ok := s.spiWaits[token]
-		protos := s.spiFor[token]
+		asked := s.spiFor[token]
 		delete(s.spiFor, token)
+		s.gotSPI(spi, asked.at)
 		if !ok {
-			s.release(spi, protos...)
+			s.release(spi, asked.protos...)
 			return
 		}
 		delete(s.spiWaits, token)
-		s.gotSPI(spi, w.at)
 		if !w.ike.hasKeys() {
-			s.release(spi, protos...)
+			s.release(spi, asked.protos...)
 			w.forget()
 			return
 		}
@@ -459,7 +459,6 @@ func (s *SA) gone(i *ikeSA) {
 // spiWait is an exchange of ike that stands still for an SPI.
 type spiWait struct {
 	ike  *ikeSA
-	at   path
 	then func(ipsec.SPI, error)
 	drop func() // instead of then, when ike has ended; may be nil
 }
@@ -468,6 +467,13 @@ func (w spiWait) forget() {
 	if w.drop != nil {
 		w.drop()
 	}
+}
+
+// spiFor is what an SPI was asked for, and where: the answer may find neither an
+// exchange that waits nor us at the same address.
+type spiFor struct {
+	protos []ipsec.Protocol
+	at     path
 }
 
 // salvage has what i, which ends, was asking of addresses asked by the IKE SA in use.
@@ -501,8 +507,7 @@ func (s *SA) nonceLen() int {
 // needSPI asks for an SPI for each of the protocols. The wait can be taken back by deleting its token.
 func (s *SA) needSPI(p Policy, mode ipsec.Mode, protos []ipsec.Protocol, q ipsec.Queue, seq uint32, w spiWait) (token uint32) {
 	s.token++
-	w.at = s.path()
-	s.spiWaits[s.token], s.spiFor[s.token] = w, protos
+	s.spiWaits[s.token], s.spiFor[s.token] = w, spiFor{protos, s.path()}
 	var l []SPIFor
 	for _, proto := range protos {
 		l = append(l, SPIFor{proto, p.reqIDs(proto).in})
