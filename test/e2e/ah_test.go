@@ -391,7 +391,7 @@ func TestLinuxAHRoutes(t *testing.T) {
 			c := n.CaptureWhole("eth0")
 			l.Sh("rm -f /run/got; nohup python3 /run/odd.py >/run/got 2>&1 & for i in $(seq 200); do grep -q listening /run/got && break; sleep 0.05; done")
 			n.Must("/usr/bin/python3", "odd.py", tt.sh.ourHost, tt.sh.itsHost)
-			if got := l.Sh("for i in $(seq 100); do grep -q 'options 9' /run/got && break; sleep 0.05; done; cat /run/got"); strings.Count(got, "with options") != 10 {
+			if got := l.Sh("for i in $(seq 1200); do grep -q 'options 9' /run/got && break; sleep 0.05; done; cat /run/got"); strings.Count(got, "with options") != 10 {
 				t.Errorf("Linux received %q; its counters:\n%s\nours: %v", got, l.Sh("cat /proc/net/xfrm_stat"), n.Status().Counters)
 			}
 			with := 0
@@ -452,7 +452,7 @@ func TestLinuxAHOptions(t *testing.T) {
 			c := n.CaptureWhole("eth0")
 			l.Sh("rm -f /run/got; nohup python3 /run/options.py receive >/run/got 2>&1 & for i in $(seq 200); do grep -q listening /run/got && break; sleep 0.05; done")
 			n.Must("/usr/bin/python3", "options.py", "send", host6.itsHost)
-			if got := l.Sh("for i in $(seq 100); do grep -q 'options 9' /run/got && break; sleep 0.05; done; cat /run/got"); strings.Count(got, "with options") != 10 {
+			if got := l.Sh("for i in $(seq 1200); do grep -q 'options 9' /run/got && break; sleep 0.05; done; cat /run/got"); strings.Count(got, "with options") != 10 {
 				t.Errorf("Linux received %q; its counters:\n%s", got, l.Sh("cat /proc/net/xfrm_stat"))
 			}
 			p := n.Start("/usr/bin/python3", "options.py", "receive")

@@ -58,7 +58,7 @@ X
 export STRONGSWAN_CONF=/run/strongswan.conf
 nohup /usr/lib/ipsec/charon >/run/lab/charon.out 2>&1 &
 i=0
-while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 100 ]; done
+while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 600 ]; done
 `)
 	strong := func(args string) lab.Result {
 		return l.Run("export STRONGSWAN_CONF=/run/strongswan.conf SWANCTL_DIR=/run/swanctl; swanctl " + args)

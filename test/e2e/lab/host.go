@@ -378,9 +378,11 @@ func Link(t TB, a, b *Host, ifname string, aAddrs, bAddrs []netip.Prefix) {
 	a.up(ifname, aAddrs)
 	b.up(ifname, bAddrs)
 	for _, h := range []*Host{a, b} {
+		// The kernel notes a new carrier a moment later; until then it drops what is
+		// sent. The link-local address is the last that comes of it.
 		Until(t, 10*time.Second, "carrier of "+ifname, func() (bool, string) {
-			s := h.Must("ip", "-o", "link", "show", "dev", ifname)
-			return strings.Contains(s, "LOWER_UP"), s
+			s := h.Must("ip", "-o", "link", "show", "dev", ifname) + h.Must("ip", "-o", "addr", "show", "dev", ifname)
+			return strings.Contains(s, "LOWER_UP") && strings.Contains(s, "state UP") && strings.Contains(s, " fe80:"), s
 		})
 	}
 }
