@@ -28,8 +28,10 @@ func TestInteropKernel(t *testing.T) {
 	l.Sh("ip route add 10.1.0.0/24 via " + umlOur + " src 10.2.0.1; ip -6 route add fd00:1::/64 via fd00:3::118 src fd00:2::1")
 	n := lab.NewNode(h, "eth0", netip.MustParseAddr(umlOur), netip.MustParseAddr(umlIts))
 	n.StartMissiu()
-	n.WritePSK()
-	n.IKE = n.Start("bash", "-c", "cd bin && exec ./ike -p @../psk 192.168.3.118 fd00:3::118")
+	// Tunnels with TFC padding, which Linux has to take off.
+	n.WriteFile("/etc/missiu/ike.conf", "rule \"k\" { auth_method preshared remote_addr any childsa_tfc mtu }\n", 0o644)
+	n.WriteFile("/etc/missiu/ike.secrets", fmt.Sprintf("{ label \"k\" key %q }\n", lab.PSK), 0o600)
+	n.IKE = n.Start("bash", "-c", "cd bin && exec ./ike 192.168.3.118 fd00:3::118")
 	n.IKE.Says("ready", 20*time.Second)
 	l.Sh(umlNeighbours)
 	l.Sh(`cd /usr/lib/uml/modules/$(uname -r)/kernel
@@ -125,6 +127,7 @@ while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 600 ]; done
 					}
 					return
 				}
+				padded := n.Status().Counters["out_padded"]
 				if got := n.Ping(5, c.it); got != 5 {
 					t.Errorf("%d of 5 pings answered by Linux\n%s", got, l.Run("tail -30 /run/lab/charon.log; ip xfrm state").Out)
 				}
@@ -133,6 +136,13 @@ while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 600 ]; done
 				}
 				if esn := strings.Contains(l.Sh("ip xfrm state"), "esn"); esn != strings.Contains(c.child, "esn") {
 					t.Errorf("extended sequence numbers: %v", esn)
+				}
+				want := 0
+				if strings.HasPrefix(c.name, "tunnel") {
+					want = 10
+				}
+				if got := n.Status().Counters["out_padded"] - padded; got < want || want == 0 && got != 0 {
+					t.Errorf("%d packets with TFC padding, want %d", got, want)
 				}
 				if d := n.Status().Drops(); d != 0 {
 					t.Errorf("we dropped %d: %v", d, n.Status().Counters)

@@ -191,6 +191,9 @@ func (s *SA) wholeFirst(ps []Policy, m ipsec.Mode, local, remote []ipsec.Traffic
 		return ps
 	}
 	for k, p := range ps {
+		if pm, ok := p.mode(); !ok || pm != m {
+			continue
+		}
 		l, r, ok := policyTS(p, m, s.local.Addr(), s.remote.Addr())
 		if ok && allWithin(local, []ipsec.TrafficSelector{l}) && allWithin(remote, s.ofPeer(p, r)) {
 			return slices.Concat(ps[k:k+1], ps[:k], ps[k+1:])
