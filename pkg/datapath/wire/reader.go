@@ -17,6 +17,9 @@ import (
 // socketBuffer is for bursts: about 4000 full packets.
 const socketBuffer = 8 << 20
 
+// emptyLook is after how many empty looks at the ring an error is looked for.
+const emptyLook = 8
+
 const vnetLen = tap.HeadroomMin
 
 var errHeadroom = errors.New("wire: packet with too little room before it")
@@ -38,6 +41,7 @@ type reader struct {
 	m   mmsg
 
 	ring   *packetRing // nil: the socket's queue alone
+	empty  int         // looks at the ring in a row that were in vain
 	ringed bool        // since it was opened
 	wait   *linger.Wait
 
@@ -258,6 +262,12 @@ func (r *reader) readRing(fd uintptr) syscall.Errno {
 			r.n++
 		}
 		r.ring.take()
+	}
+	if errno == 0 {
+		r.empty = 0
+	} else if r.empty++; r.empty%emptyLook == 0 {
+		// That the interface is down ends poll until somebody has asked for it.
+		unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 	}
 	return errno
 }

@@ -582,12 +582,25 @@ func testLost(t *testing.T, line, want string) {
 	}
 }
 
-// Down and up again is no loss.
+// Down and up again is no loss, and the reader does not spin meanwhile: it takes
+// note of the error that would end each of its waits.
 func TestDownUp(t *testing.T) {
 	l := newLab(t)
 	w := openWire(t)
 	c := pump(w)
-	sh(t, "ip link set e0 down; ip link set e0 up")
+	sh(t, "ip link set e0 down")
+	quiet := func() bool {
+		var fds []unix.PollFd
+		w.reader.raw.Control(func(fd uintptr) {
+			fds = []unix.PollFd{{Fd: int32(fd)}}
+			unix.Poll(fds, 0)
+		})
+		return fds[0].Revents == 0
+	}
+	if !until(func() bool { time.Sleep(time.Millisecond); return quiet() }) {
+		t.Error("the reader does not take note of the interface being down")
+	}
+	sh(t, "ip link set e0 up")
 	l.sh("ping -c1 -w30 -i0.2 10.9.0.1 >/dev/null")
 	l.rawPeer()(ipPacket("10.9.0.3", "10.9.0.1", 50, make([]byte, 24)))
 	expect(t, c, "ESP after down and up", func(b []byte) bool { return b[9] == 50 })
