@@ -131,7 +131,7 @@ while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 600 ]; done
 				if got := n.Ping(5, c.it); got != 5 {
 					t.Errorf("%d of 5 pings answered by Linux\n%s", got, l.Run("tail -30 /run/lab/charon.log; ip xfrm state").Out)
 				}
-				if r := l.Run("ping -n -q -c 5 -i 0.05 -W 2 -I " + c.it + " " + c.us); !strings.Contains(r.Out, " 5 received") {
+				if r := l.Run(strings.Join(lab.PingArgs(5, 0, 10*time.Second, "-I", c.it, c.us), " ")); lab.Answered(r.Out, 5) != 5 {
 					t.Errorf("Linux: %v", r)
 				}
 				if esn := strings.Contains(l.Sh("ip xfrm state"), "esn"); esn != strings.Contains(c.child, "esn") {

@@ -192,7 +192,7 @@ func TestLinuxKernel(t *testing.T) {
 		if got := n.Ping(10, sh.itsHost); got != 10 {
 			t.Errorf("%d of 10 pings answered by Linux; its counters:\n%s\nours: %v", got, l.Sh("cat /proc/net/xfrm_stat"), n.Status().Counters)
 		}
-		if r := l.Run(fmt.Sprintf("ping -n -q -c 10 -i 0.05 -W 2 -I %s %s", sh.itsHost, sh.ourHost)); !strings.Contains(r.Out, " 10 received") {
+		if r := l.Run(strings.Join(lab.PingArgs(10, 0, 10*time.Second, "-I", sh.itsHost, sh.ourHost), " ")); lab.Answered(r.Out, 10) != 10 {
 			t.Errorf("Linux: %v", r)
 		}
 		if got := n.Ping(3, "-s", "4000", sh.itsHost); got != 3 {
