@@ -56,8 +56,28 @@ func BootLinux(h *Host, tap string, addrs ...string) *Linux {
 	l := &Linux{h: h, in: in, dir: dir}
 	l.p = h.Start("sh", "-c", `exec /usr/bin/linux.uml mem=192M root=/dev/root rootfstype=hostfs ro quiet "$@" <"$0"`, fifo,
 		"init="+filepath.Join(dir, "init"), "vec0:transport=tap,ifname="+tap+",depth=64", "con=null", "con0=fd:0,fd:1")
-	return l.boot(addrs)
+	l.boot(addrs)
+	h.Start("/usr/bin/python3", "-c", stir, tap)
+	return l
 }
+
+// stir sends an ARP request that concerns nobody every 20 ms. User-mode Linux now and
+// then overlooks that a frame has come until the next one does, which for the last of a
+// row of pings is never: of 1800 answers, each on the TAP within 7 ms of its request, 5
+// were seen inside 40 ms later, with the following one.
+const stir = `
+import socket, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind((sys.argv[1], 0))
+mac = s.getsockname()[4]
+arp = bytes.fromhex("0001080006040001") + mac + bytes(10) + bytes([192, 0, 2, 1])
+while True:
+    time.sleep(0.02)
+    try:
+        s.send(b"\xff" * 6 + mac + b"\x08\x06" + arp)
+    except OSError:
+        pass
+`
 
 func (l *Linux) boot(addrs []string) *Linux {
 	t := l.h.t
