@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -55,20 +56,11 @@ func interfaceOf(ifname string, local []netip.Addr, has []hostAddr) int {
 		}
 		return 0
 	}
-	var r [unix.IFNAMSIZ]byte
-	if len(ifname) >= len(r) {
-		return 0
-	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	i, err := net.InterfaceByName(ifname)
 	if err != nil {
 		return 0
 	}
-	defer unix.Close(fd)
-	q, err := unix.NewIfreq(ifname)
-	if err != nil || unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, q) != nil {
-		return 0
-	}
-	return int(q.Uint32())
+	return i.Index
 }
 
 // hostAddrs asks the kernel.

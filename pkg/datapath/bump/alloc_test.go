@@ -21,13 +21,7 @@ func TestNoAlloc(t *testing.T) {
 	l := newLab(t)
 	b := open(t, Options{})
 	set(t, b, Active, Active)
-	h := capture.NewHub(capture.Interface{Name: "e0", Link: capture.LinkEthernet}, capture.Interface{Name: "e0", Link: capture.LinkEthernet})
-	b.Monitor(h, func(err error) { t.Error(err) })
-	path := filepath.Join(t.TempDir(), "m")
-	if err := h.Listen(path); err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
+	path := monitored(t, b)
 
 	// What sends a frame to each side, by their numbers.
 	frame := append([]byte{255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 9, 0x88, 0xb5}, make([]byte, 1000)...)

@@ -11,18 +11,26 @@ import (
 	"github.com/missiu/missiu/pkg/capture"
 )
 
+// monitored gives b a hub that monitors may attach to at path.
+func monitored(t *testing.T, b *Bump) (path string) {
+	t.Helper()
+	e0 := capture.Interface{Name: "e0", Link: capture.LinkEthernet}
+	h := capture.NewHub(e0, e0)
+	b.Monitor(h, func(err error) { t.Error(err) })
+	path = filepath.Join(t.TempDir(), "m")
+	if err := h.Listen(path); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	return path
+}
+
 // TestMonitor: while a side is passive a monitor sees what comes from it, and the
 // flow goes on; closed sides show nothing, and nothing is copied without a monitor.
 func TestMonitor(t *testing.T) {
 	newLab(t)
 	b := open(t, Options{})
-	h := capture.NewHub(capture.Interface{Name: "e0", Link: capture.LinkEthernet}, capture.Interface{Name: "e0", Link: capture.LinkEthernet})
-	b.Monitor(h, func(err error) { t.Error(err) })
-	path := filepath.Join(t.TempDir(), "m")
-	if err := h.Listen(path); err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
+	path := monitored(t, b)
 	set(t, b, Passive, Passive)
 	until(t, "neighbours", func() bool { return answered(t, 1, "10.9.0.2") == 1 })
 	if n := b.Stats(High).Read + b.Stats(Low).Read; n != 0 {
