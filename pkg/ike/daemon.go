@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net"
 	"net/netip"
 	"slices"
@@ -37,10 +38,11 @@ type Daemon struct {
 	hookCancel context.CancelFunc
 	budget     budget
 	secrets    secrets
-	answers    bucket // unauthenticated ones
-	lines      lines  // of the log, that strangers can cause
-	peers      lines  // and authenticated peers
-	near       bucket // searches for the log
+	seed       maphash.Seed // of initKey
+	answers    bucket       // unauthenticated ones
+	lines      lines        // of the log, that strangers can cause
+	peers      lines        // and authenticated peers
+	near       bucket       // searches for the log
 
 	keyLogFailed, journalFailed atomic.Bool
 
@@ -63,7 +65,7 @@ type Daemon struct {
 	lineages map[*lineage]struct{}
 	bySPI    map[sa.SPI]*lineage              // our SPI
 	byIDs    map[idPair]map[*lineage]struct{} // authenticated
-	byInit   map[initKey]*lineage             // responders not yet authenticated
+	byInit   map[initKey]*lineage             // responders
 	bySA     map[ipsec.SAID]*lineage          // child SAs, both directions
 	starters []*starter
 	initSeen map[uint32]bool // policies that want SAs at once and were asked for
@@ -90,12 +92,6 @@ type link struct {
 	ended chan struct{} // closed with over
 }
 
-// initKey finds an IKE_SA_INIT request that is sent again.
-type initKey struct {
-	spi    sa.SPI
-	remote netip.AddrPort
-}
-
 // installed names an SA in missiu.
 type installed struct {
 	id  ipsec.SAID
@@ -120,6 +116,7 @@ func New(c Config) (*Daemon, error) {
 		cfg: c, log: c.Log, logs: map[netip.Addr]*zap.Logger{},
 		budget:   budget{limits: c.Limits},
 		secrets:  secrets{rand: c.Rand},
+		seed:     maphash.MakeSeed(),
 		conns:    map[netip.Addr]Conn{},
 		fatal:    make(chan error, len(c.Local)),
 		kick:     make(chan struct{}, 1),

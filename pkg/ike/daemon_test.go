@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ike/sa"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
 	"github.com/missiu/missiu/proto/ikev2"
@@ -411,9 +412,21 @@ func TestUnknownSPI(t *testing.T) {
 		if got := len(ps[len(ps)-1].data); got > len(ps[len(ps)-2].data) {
 			t.Errorf("answer of %d octets to a request of %d", got, len(ps[len(ps)-2].data))
 		}
+		req.Flags, req.Minor = 0xff&^ikev2.FlagResponse, 5
+		if got := send(req, 2); got != 1 {
+			t.Errorf("reserved flags, minor version 5: got %d answers, want 1", got)
+		}
+		ps = n.packets()
+		if m, err = ikev2.Parse(ps[len(ps)-1].data); err != nil || m.Header != want {
+			t.Errorf("got %+v, %v; want the same again, %+v", m, err, want)
+		}
+		req.Flags, req.Minor = ikev2.FlagInitiator, 0
 		body = 0
-		if got := send(req, 2) + send(req, 3); got != 0 {
-			t.Errorf("header alone: got %d answers, which would be longer, want none", got)
+		if got := send(req, 2) + send(req, 3); got != 2 {
+			t.Errorf("header alone: got %d answers, want 2", got)
+		}
+		if ps = n.packets(); len(ps[len(ps)-1].data) > len(ps[len(ps)-2].data)+8 {
+			t.Errorf("answer of %d octets to a request of %d", len(ps[len(ps)-1].data), len(ps[len(ps)-2].data))
 		}
 		body = 64
 		resp := req
@@ -436,6 +449,61 @@ func TestUnknownSPI(t *testing.T) {
 		}
 		a.stop(t)
 		b.stop(t)
+	})
+}
+
+// RFC 7296, 2.1: what tells an IKE_SA_INIT request from another is all of it. One with
+// the SPI and the address of an honest initiator does not have the honest one taken
+// for a repetition; a repetition gets the same answer, and, once the IKE SA stands,
+// none.
+func TestSameInitiatorSPI(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, a, b := pair(t)
+		honest, forged := false, []byte(nil)
+		n.setDrop(func(p packet) bool {
+			if p.from.Addr() == addrA && forged == nil {
+				forged = slices.Clone(p.data)
+			}
+			return !honest
+		})
+		a.acquire(1, addrA, addrB)
+		synctest.Wait()
+		first := slices.Clone(forged)
+		m, err := ikev2.Parse(forged)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ikev2.Find[*ikev2.Nonce](m.Payloads).Data[0] ^= 1
+		if forged, err = m.Append(nil); err != nil {
+			t.Fatal(err)
+		}
+		to := netip.AddrPortFrom(addrB, 500)
+		put := func(data []byte) (answers [][]byte) {
+			before := len(n.packets())
+			b.demux(sa.Datagram{Local: to, Remote: netip.AddrPortFrom(addrA, 500), Data: slices.Clone(data)})
+			synctest.Wait()
+			for _, p := range n.packets()[before:] {
+				answers = append(answers, p.data)
+			}
+			return answers
+		}
+		one := put(forged)
+		if again := put(forged); len(one) != 1 || len(again) != 1 || !slices.Equal(one[0], again[0]) || b.budget.halfOpen() != 1 {
+			t.Errorf("%d answers, then %d, %d half open; want the same one twice", len(one), len(again), b.budget.halfOpen())
+		}
+		honest = true
+		time.Sleep(2 * time.Second) // a sends it again
+		synctest.Wait()
+		wantPair(t, a, b, 1)
+		time.Sleep(time.Minute) // what was forged is forgotten
+		if got := put(first); len(got) != 0 || b.budget.halfOpen() != 0 {
+			t.Errorf("of an IKE SA that stands: %d answers, %d half open", len(got), b.budget.halfOpen())
+		}
+		a.stop(t)
+		b.stop(t)
+		if len(b.byInit) != 0 {
+			t.Errorf("%d IKE_SA_INIT requests are remembered", len(b.byInit))
+		}
 	})
 }
 

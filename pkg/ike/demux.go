@@ -1,7 +1,9 @@
 package ike
 
 import (
+	"encoding/binary"
 	"errors"
+	"hash/maphash"
 	"net/netip"
 	"time"
 
@@ -25,11 +27,15 @@ func (d *Daemon) demux(dg sa.Datagram) {
 	if !h.FromInitiator() {
 		own = h.InitiatorSPI
 	}
-	isInit := h.Exchange == ikev2.IKE_SA_INIT && h.FromInitiator() && !h.IsResponse() && h.MessageID == 0 && h.InitiatorSPI != 0
+	isInit := own == 0 && h.Exchange == ikev2.IKE_SA_INIT && h.FromInitiator() && !h.IsResponse() && h.MessageID == 0 && h.InitiatorSPI != 0
+	var first initKey
+	if isInit {
+		first = d.initKey(dg)
+	}
 	d.mu.Lock()
 	l := d.bySPI[own]
-	if own == 0 && isInit {
-		l = d.byInit[initKey{h.InitiatorSPI, dg.Remote}]
+	if isInit {
+		l = d.byInit[first]
 	}
 	d.mu.Unlock()
 	switch {
@@ -37,15 +43,31 @@ func (d *Daemon) demux(dg sa.Datagram) {
 		if !l.deliver(dg) {
 			d.counters.full.Add(1)
 		}
-	case own == 0 && isInit:
-		d.stranger(dg, h)
+	case isInit:
+		d.stranger(dg, h, first)
 	default:
 		d.unknownSPI(dg, h)
 	}
 }
 
-// stranger decides about an IKE_SA_INIT request of nobody we know (RFC 7296, 2.6).
-func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
+// initKey knows an IKE_SA_INIT request again, by its octets and where it comes from.
+// The initiator's SPI does not: others may have the same, by accident or to have an
+// honest one taken for a repetition of theirs (RFC 7296, 2.1).
+type initKey uint64
+
+func (d *Daemon) initKey(dg sa.Datagram) initKey {
+	var h maphash.Hash
+	h.SetSeed(d.seed)
+	a := dg.Remote.Addr().As16()
+	h.Write(a[:])
+	h.Write(binary.BigEndian.AppendUint16(nil, dg.Remote.Port()))
+	h.Write(dg.Data)
+	return initKey(h.Sum64())
+}
+
+// stranger decides about an IKE_SA_INIT request of nobody we know (RFC 7296, 2.6),
+// whose key is first.
+func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header, first initKey) {
 	m, err := ikev2.Parse(dg.Data)
 	if err != nil {
 		d.counters.malformed.Add(1)
@@ -75,7 +97,7 @@ func (d *Daemon) stranger(dg sa.Datagram, h ikev2.Header) {
 	}
 	l := d.newLineage(dg.Local, dg.Remote, false)
 	l.sa = sa.NewResponder(l.config(false), candidates)
-	l.halfOpen, l.init, l.origin = true, initKey{h.InitiatorSPI, dg.Remote}, from
+	l.halfOpen, l.init, l.origin = true, first, from
 	if !d.start(l, func(l *lineage, now time.Time) []sa.Output { return l.sa.Receive(now, dg) }) {
 		d.budget.give(from)
 	}
@@ -139,18 +161,18 @@ func (d *Daemon) unknownSPI(dg sa.Datagram, h ikev2.Header) {
 	}
 }
 
-// answer sends an unprotected notify in response to a request, at a limited rate,
-// and never more octets than the request has: whoever forges its source gains
-// nothing by it.
+// answer sends an unprotected notify in response to a request, at a limited rate.
+// It has eight octets more than the shortest request, a mere header: whoever forges
+// its source gains nothing by it.
 func (d *Daemon) answer(dg sa.Datagram, h ikev2.Header, n ikev2.NotifyType, data []byte) {
 	if !d.answers.allow(time.Now()) {
 		return
 	}
-	h.Flags = h.Flags&^ikev2.FlagVersion ^ ikev2.FlagInitiator | ikev2.FlagResponse
+	h.Flags = ^h.Flags&ikev2.FlagInitiator | ikev2.FlagResponse // reserved bits are clear (RFC 7296, 3.1)
 	h.Minor = 0
 	m := &ikev2.Message{Header: h, Payloads: []ikev2.Payload{&ikev2.Notify{Type: n, Data: data}}}
 	b, err := m.Append(nil)
-	if err != nil || len(b) > len(dg.Data) { // no honest request is that short
+	if err != nil {
 		return
 	}
 	if log := d.about(dg.Remote.Addr()); log != nil {

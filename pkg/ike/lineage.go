@@ -443,9 +443,6 @@ func (l *lineage) settle() bool {
 		return false
 	}
 	l.halfOpen = false
-	if l.d.byInit[l.init] == l {
-		delete(l.d.byInit, l.init)
-	}
 	return true
 }
 
@@ -517,6 +514,9 @@ func (l *lineage) forget() {
 		if d.bySPI[spi] == l {
 			delete(d.bySPI, spi)
 		}
+	}
+	if d.byInit[l.init] == l {
+		delete(d.byInit, l.init)
 	}
 	wasHalfOpen := l.settle()
 	var left []installed

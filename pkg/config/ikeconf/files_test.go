@@ -1,6 +1,7 @@
 package ikeconf
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -68,8 +69,8 @@ func TestFiles(t *testing.T) {
 		{"configuration writable by all", memFile{conf, 0o646, 0}, good, "ike.conf: writable by others"},
 		{"configuration writable by the group", memFile{conf, 0o664, 0}, good, "ike.conf: writable by others"},
 		{"configuration of another", memFile{conf, 0o644, 1000}, good, "ike.conf: writable by others"},
-		{"configuration too large", memFile{strings.Repeat(" ", MaxFile+1), 0o644, 0}, good, "ike.conf: larger than 1 MiB"},
-		{"configuration as large as may be", memFile{strings.Repeat(" ", MaxFile), 0o644, 0}, memFile{}, "ike.secrets: mode 0777; want 0600"},
+		{"configuration too large", memFile{strings.Repeat(" ", MaxConf+1), 0o644, 0}, good, "ike.conf: larger than 16 MiB"},
+		{"configuration as large as may be", memFile{strings.Repeat(" ", MaxConf), 0o644, 0}, memFile{}, "ike.secrets: mode 0777; want 0600"},
 		{"key of nobody", memFile{conf, 0o644, 0}, memFile{`{ label "b" key "0123456789abcdef" }`, 0o600, 0}, `ike.conf:1:1: rule "a": no key in ike.secrets`},
 		{"key for one side", memFile{conf, 0o644, 0}, memFile{`{ label "a" local_key "0123456789abcdef" }`, 0o600, 0}, `ike.conf:1:1: rule "a": no key in ike.secrets`},
 		{"errors of both", memFile{conf + " }", 0o644, 0}, memFile{"{ }", 0o600, 0}, `ike.conf:1:58: unexpected "}"`},
@@ -159,5 +160,31 @@ func TestReadKey(t *testing.T) {
 	}
 	if _, err := ReadKey(memFiles{"k": {"x", 0o644, 0}}, "k"); err == nil || err.Error() != "mode 0644; want 0600" {
 		t.Errorf("open file: %v", err)
+	}
+}
+
+// Ten thousand rules, none of them terse, and as many secrets are no file too large.
+func TestManyRules(t *testing.T) {
+	var conf, secrets strings.Builder
+	const n = 10000
+	for i := range n {
+		fmt.Fprintf(&conf, `rule "branch office number %d" {
+    # who they are, and how they prove it
+    auth_method  preshared
+    remote_addr  10.%d.%d.1
+    local_id     FQDN = hub.example.com
+    remote_id    FQDN = branch-%[1]d.example.com
+    dpd_secs     30
+    start_action none
+}
+`, i, i>>8, i&255)
+		fmt.Fprintf(&secrets, "{ label \"branch office number %d\" key \"the secret of branch office number %[1]d\" }\n", i)
+	}
+	cfg, ds := Parse(memFiles{"ike.conf": {conf.String(), 0o644, 0}, "ike.secrets": {secrets.String(), 0o600, 0}}, "ike.conf", "ike.secrets")
+	if cfg == nil {
+		t.Fatalf("%d octets: %v", conf.Len(), ds)
+	}
+	if got := len(cfg.Rules(nil)); got != n || conf.Len() < 2<<20 {
+		t.Errorf("%d rules of %d octets", got, conf.Len())
 	}
 }

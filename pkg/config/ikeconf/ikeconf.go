@@ -33,8 +33,12 @@ const (
 	DefaultSecrets = "/etc/missiu/ike.secrets"
 )
 
-// MaxFile is the size in octets above which a file is refused.
-const MaxFile = 1 << 20
+// Sizes in octets above which a file is refused: the configuration and the secrets,
+// which have room for tens of thousands of rules, and all others but CRLs.
+const (
+	MaxConf = 16 << 20
+	MaxFile = 1 << 20
+)
 
 // Files is how Parse reaches files. FileInfo.Sys of what it opens gives a
 // *syscall.Stat_t, from which the owner is taken; without one the owner is not
@@ -100,7 +104,7 @@ func ParseRules(fsys Files, confPath, override string) (*Config, []Diagnostic) {
 
 func parseAll(fsys Files, confPath, secretsPath, override string, withSecrets bool) (*Config, []Diagnostic) {
 	l := newList(confPath)
-	src, err := read(fsys, confPath, public, MaxFile)
+	src, err := read(fsys, confPath, public, MaxConf)
 	if err != nil {
 		return nil, []Diagnostic{{File: confPath, Text: err.Error()}}
 	}
@@ -128,7 +132,7 @@ func parseAll(fsys Files, confPath, secretsPath, override string, withSecrets bo
 	sl := newList(secretsPath)
 	var raw []byte
 	if withSecrets {
-		raw, err = read(fsys, secretsPath, private, MaxFile)
+		raw, err = read(fsys, secretsPath, private, MaxConf)
 	}
 	defer clear(raw)
 	switch {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ike/sa"
 	"github.com/missiu/missiu/proto/ikev2"
+	"github.com/missiu/missiu/proto/isakmp"
 )
 
 // Config is what captures are held against.
@@ -42,23 +44,32 @@ var ErrNothing = errors.New("no IKE_SA_INIT in it")
 var errEnough = errors.New("enough")
 
 // Capture reads a capture in pcap or pcapng format and writes what would become
-// of each IKE_SA_INIT in it. Of one that was sent again it tells once. Errors are
-// of the file, of w, or ErrNothing.
+// of each IKE_SA_INIT in it, and of what has another version. Of one that was sent
+// again it tells once. Errors are of the file, of w, or ErrNothing.
 func Capture(w io.Writer, r io.Reader, c Config) error {
 	seen := map[[sha256.Size]byte]int{}
+	alien := map[uint32]bool{}
+	inits := 0
 	err := frames(r, func(n int, link uint32, data []byte) error {
 		d, ok := datagramOf(link, data)
 		if !ok {
+			if !known(link) {
+				alien[link] = true
+			}
 			return nil
 		}
 		body, ok := c.message(d)
 		if !ok {
 			return nil
 		}
-		h, _, err := ikev2.ParseHeader(body)
-		if err != nil || h.Exchange != ikev2.IKE_SA_INIT {
+		h, major, ok := header(body)
+		if !ok {
 			return nil
 		}
+		if major == 2 {
+			inits++
+		}
+		var err error
 		key := sha256.Sum256(fmt.Appendf(nil, "%v %v %x", d.src, d.dst, body))
 		var b strings.Builder
 		switch first, again := seen[key]; {
@@ -69,7 +80,11 @@ func Capture(w io.Writer, r io.Reader, c Config) error {
 			err = errEnough
 		default:
 			seen[key] = n
-			c.tell(&b, n, d, h, bytes.Clone(body))
+			if major == 2 {
+				c.tell(&b, n, d, h, bytes.Clone(body))
+			} else {
+				c.otherVersion(&b, n, d, h, major)
+			}
 		}
 		if _, werr := io.WriteString(w, b.String()); werr != nil {
 			return werr
@@ -79,10 +94,28 @@ func Capture(w io.Writer, r io.Reader, c Config) error {
 	if errors.Is(err, errEnough) {
 		err = nil
 	}
-	if err == nil && len(seen) == 0 {
+	if err == nil && inits == 0 {
+		if len(alien) > 0 {
+			return fmt.Errorf("%w, and frames of link types that are not known here: %v", ErrNothing, slices.Sorted(maps.Keys(alien)))
+		}
 		return ErrNothing
 	}
 	return err
+}
+
+// header reads the header of an IKE_SA_INIT, or of the first message by another
+// version. Whether the length in it is right, Parse tells.
+func header(b []byte) (h ikev2.Header, major uint8, ok bool) {
+	if len(b) < isakmp.HeaderLen {
+		return h, 0, false
+	}
+	head := bytes.Clone(b[:isakmp.HeaderLen])
+	binary.BigEndian.PutUint32(head[24:], isakmp.HeaderLen)
+	h, _, err := ikev2.ParseHeader(head)
+	if major = head[17] >> 4; major != 2 {
+		return h, major, errors.Is(err, ikev2.ErrVersion) && major != 0 && h.InitiatorSPI != 0 && h.ResponderSPI == 0
+	}
+	return h, major, err == nil && h.Exchange == ikev2.IKE_SA_INIT
 }
 
 // message takes the IKE message out of a datagram of an IKE port.
@@ -123,6 +156,19 @@ func (c *Config) tell(b *strings.Builder, n int, d datagram, h ikev2.Header, dat
 		c.request(b, d, m, data)
 	default:
 		fmt.Fprintf(b, "  %v is not an address of ours\n", d.dst.Addr())
+	}
+}
+
+// otherVersion explains a first message by another version (RFC 7296, 2.5).
+func (c *Config) otherVersion(b *strings.Builder, n int, d datagram, h ikev2.Header, major uint8) {
+	fmt.Fprintf(b, "frame %d: %v to %v, IKE version %d, SPI %v\n", n, d.src, d.dst, major, h.InitiatorSPI)
+	switch {
+	case !c.ours(d.dst.Addr()):
+		fmt.Fprintf(b, "  %v is not an address of ours\n", d.dst.Addr())
+	case major > 2 && !h.IsResponse():
+		fmt.Fprintf(b, "  answer: N(%v)\n", ikev2.INVALID_MAJOR_VERSION)
+	default:
+		b.WriteString("  no answer: version 2 alone is spoken here\n")
 	}
 }
 

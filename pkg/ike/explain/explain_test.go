@@ -258,6 +258,53 @@ func TestOtherPackets(t *testing.T) {
 	}
 }
 
+// What is not whole, of another version, or of a link type that nobody knows, is told
+// as such rather than passed over.
+func TestNotForUs(t *testing.T) {
+	req := from(t, theirs, ours, rule("peer"))
+	part := packet(theirs, ours, req)[:400] // the first of two fragments
+	part[6] = 0x20
+	binary.BigEndian.PutUint16(part[2:], 400)
+	long := append(bytes.Clone(req), 0)
+	version := func(v, exchange byte) []byte {
+		b := bytes.Clone(req)
+		b[17], b[18] = v, exchange
+		return packet(theirs, ours, b)
+	}
+	gate := Config{Rules: []*pad.Rule{rule("gate")}}
+	for _, tt := range []struct {
+		name, want string
+		frame      []byte
+	}{
+		{"a fragment", "only a part of it is here", part},
+		{"cut off by the capture", "only a part of it is here", packet(theirs, ours, req)[:200]},
+		{"a wrong length", "malformed: isakmp: length field does not match", packet(theirs, ours, long)},
+		{"a higher version", "IKE version 3, SPI", version(0x30, 34)},
+		{"a higher version is answered", "answer: N(INVALID_MAJOR_VERSION)", version(0x30, 34)},
+		{"IKEv1", "IKE version 1, SPI", version(0x10, 2)},
+		{"IKEv1 is not answered", "no answer: version 2 alone", version(0x10, 2)},
+	} {
+		var b strings.Builder
+		Capture(&b, bytes.NewReader(pcapOf(binary.LittleEndian, linkRaw, tt.frame)), gate)
+		if !strings.Contains(b.String(), tt.want) {
+			t.Errorf("%s: no %q in\n%s", tt.name, tt.want, b.String())
+		}
+	}
+	// A tag stands behind the header of a cooked capture, too.
+	sll := append(append(make([]byte, 14), 0x81, 0, 0, 7, 8, 0), packet(theirs, ours, req)...)
+	if got := explained(t, pcapOf(binary.LittleEndian, linkSLL, sll), gate); !strings.Contains(got, "answer: SA(") {
+		t.Errorf("cooked, with a VLAN: %s", got)
+	}
+	var b strings.Builder
+	if err := Capture(&b, bytes.NewReader(pcapOf(binary.LittleEndian, linkRaw, version(0x10, 2))), gate); !errors.Is(err, ErrNothing) {
+		t.Errorf("IKEv1 alone: %v", err)
+	}
+	err := Capture(&b, bytes.NewReader(pcapOf(binary.LittleEndian, 127, packet(theirs, ours, req))), gate)
+	if !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), "link types that are not known here: [127]") {
+		t.Errorf("of link type 127: %v", err)
+	}
+}
+
 func FuzzCapture(f *testing.F) {
 	p4 := packet(theirs, ours, from(f, theirs, ours, rule("peer")))
 	p6 := packet(them6, ours6, from(f, them6, ours6, rule("peer")))

@@ -21,6 +21,15 @@ const (
 	protoFragment, protoDstOpt = 44, 60
 )
 
+// known reports whether frames of a link type are looked into.
+func known(link uint32) bool {
+	switch link {
+	case linkNull, linkEthernet, linkRaw, linkLoop, linkSLL, linkIPv4, linkIPv6, linkSLL2, 12, 14:
+		return true
+	}
+	return false
+}
+
 // datagramOf finds the UDP datagram in a frame.
 func datagramOf(link uint32, b []byte) (d datagram, ok bool) {
 	skip := func(n int) bool {
@@ -38,10 +47,6 @@ func datagramOf(link uint32, b []byte) (d datagram, ok bool) {
 		}
 		ether = int(binary.BigEndian.Uint16(b[12:]))
 		b = b[14:]
-		for (ether == etherVLAN || ether == etherQinQ) && len(b) >= 4 {
-			ether = int(binary.BigEndian.Uint16(b[2:]))
-			b = b[4:]
-		}
 	case linkSLL:
 		if len(b) < 16 {
 			return d, false
@@ -61,6 +66,10 @@ func datagramOf(link uint32, b []byte) (d datagram, ok bool) {
 	case linkRaw, linkIPv4, linkIPv6, 12, 14: // the last two: what some systems call raw
 	default:
 		return d, false
+	}
+	for (ether == etherVLAN || ether == etherQinQ) && len(b) >= 4 {
+		ether = int(binary.BigEndian.Uint16(b[2:]))
+		b = b[4:]
 	}
 	if len(b) == 0 || ether >= 0 && ether != etherIPv4 && ether != etherIPv6 {
 		return d, false

@@ -45,6 +45,6 @@ func CheckCookie(secret []byte, version byte, remote netip.AddrPort, init *ikev2
 // CookieResponse makes the response to init that demands cookie.
 func CookieResponse(init *ikev2.Message, cookie []byte) ([]byte, error) {
 	m := &ikev2.Message{Header: init.Header, Payloads: []ikev2.Payload{&ikev2.Notify{Type: ikev2.COOKIE, Data: cookie}}}
-	m.Flags = ikev2.FlagResponse
+	m.Flags, m.Minor = ikev2.FlagResponse, 0
 	return m.Append(nil)
 }

@@ -271,7 +271,7 @@ func (s *SA) receiveInitRequest(d Datagram, hd ikev2.Header) {
 		if n != nil {
 			le.Notify = n.Type
 			m := &ikev2.Message{Header: hd, Payloads: []ikev2.Payload{n}}
-			m.Flags = ikev2.FlagResponse
+			m.Flags, m.Minor = ikev2.FlagResponse, 0 // our version, not the peer's
 			if data, err := m.Append(nil); err == nil {
 				s.send(d.Local, d.Remote, data, false)
 				s.logMessage("sent", m.Header, m.Payloads, len(data))

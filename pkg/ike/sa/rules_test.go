@@ -156,6 +156,14 @@ func TestMinorVersion(t *testing.T) {
 	if _, answer := l.stranger(encode(t, m)); answer == nil || answer.Minor != 0 || ikev2.Find[*ikev2.SA](answer.Payloads) == nil {
 		t.Errorf("answer %v, want a good one, of minor version 0", answer)
 	}
+	m.Payloads = append(m.Payloads, &ikev2.Unknown{Type: 201, Critical: true})
+	if _, answer := l.stranger(encode(t, m)); answer == nil || answer.Minor != 0 {
+		t.Errorf("refusal %v, want one of minor version 0", answer)
+	}
+	b0, err := CookieResponse(m, []byte("cookie"))
+	if c, perr := ikev2.Parse(b0); err != nil || perr != nil || c.Minor != 0 {
+		t.Errorf("demand for a cookie: %v, %v, %v, want one of minor version 0", c, err, perr)
+	}
 	l = newLab(t)
 	l.establish()
 	i := l.b.sa.cur
