@@ -132,8 +132,9 @@
 // # What kills the machine
 //
 // Nothing that is not authenticated changes the state of an IKE SA with keys:
-// it is counted (Counters) and dropped. Before there are keys, an error notify
-// of the responder only counts once the wait for a better answer is over.
+// it is counted (Counters) and dropped. Before there are keys, what whoever sees
+// our request may have said in the responder's place does not end what was begun
+// with it: see init.go.
 //
 //	kills (Failed, later Done)              leaves it able to go on
 //	no answer after all retransmissions     forged, damaged, replayed, late,

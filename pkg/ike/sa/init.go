@@ -24,32 +24,55 @@ import (
 //	                   or   N(COOKIE), N(INVALID_KE_PAYLOAD), another error
 //
 // Nothing here is authenticated. AUTH will cover both messages, so a lie is
-// found out later; until then it must cost us as little as possible.
+// found out later; until then it must cost us as little as possible. Whoever sees
+// the request can answer it sooner than the responder does, so what such an answer
+// asks for is done beside what was begun:
+//
+//	INVALID_KE_PAYLOAD   a request with the other method follows; the answer to one
+//	                     that went before is as good, by its method
+//	COOKIE               is brought back after a moment without the answer to the
+//	                     request as it was: which of the two an answer is to, cannot
+//	                     be seen, and AUTH covers the request
+//	other errors         the request is sent again after a moment; the error counts
+//	                     if each of refusedTries has it, or at the end of all
+//	                     retransmissions
 
 // handshake is what the first two exchanges need and nothing after them.
 type handshake struct {
-	ni, nr       []byte
-	key          dh.PrivateKey
-	request      []byte // IKE_SA_INIT as sent, for AUTH
+	ni, nr []byte
+	initRequest
+	before       []initRequest // by other methods, which may yet be answered
 	response     []byte
 	cookie       []byte
-	cookies, kes int // how often each was demanded
+	held         []byte // a cookie that is brought back when the moment is over
+	cookies, kes int    // how often each was demanded
+
+	refused  error // what the peer, or somebody, answered
+	refusals int   // how many transmissions were answered so
+	again    bool  // so was the last one
 
 	// IKE_INTERMEDIATE: the chains over the messages of either side so far, what
 	// is covered of the message just received, and how many exchanges are done.
 	intI, intR, got []byte
 	added           int
 	plain           *keymat.IKEKeys // SK_d, SK_pi, SK_pr without PPK, while the peer may do without
-	refused         error           // what the peer, or somebody, answered; counts when the wait is over
 	announced
+}
+
+// initRequest is an IKE_SA_INIT request of ours; of the peer's only its octets.
+type initRequest struct {
+	key     dh.PrivateKey
+	request []byte // as sent, for AUTH
 }
 
 func (h *handshake) wipe() {
 	if h == nil {
 		return
 	}
-	if h.key != nil {
-		h.key.Wipe()
+	for _, r := range append(h.before, h.initRequest) {
+		if r.key != nil {
+			r.key.Wipe()
+		}
 	}
 	clear(h.got) // the inside of a protected message
 	if h.plain != nil {
@@ -70,12 +93,63 @@ func (s *SA) startInit() {
 	s.sendInit(i)
 }
 
+// newKE goes on with another method, and keeps what went before.
 func (s *SA) newKE(i *ikeSA, ke alg.KE) (err error) {
-	if i.hs.key != nil {
-		i.hs.key.Wipe()
+	h := i.hs
+	var r initRequest
+	if n := slices.IndexFunc(h.before, func(r initRequest) bool { return r.key.KE() == ke }); n >= 0 {
+		r = h.before[n]
+		h.before = slices.Delete(h.before, n, n+1)
+	} else if r.key, err = dh.Generate(ke, s.rand); err != nil {
+		return err
 	}
-	i.hs.key, err = dh.Generate(ke, s.rand)
-	return err
+	if h.key != nil {
+		h.before = append(h.before, h.initRequest)
+	}
+	h.initRequest = r
+	return nil
+}
+
+// by is our request with a method.
+func (h *handshake) by(ke alg.KE) (initRequest, bool) {
+	for _, r := range append([]initRequest{h.initRequest}, h.before...) {
+		if r.key.KE() == ke {
+			return r, true
+		}
+	}
+	return initRequest{}, false
+}
+
+// hasten has the wait of i's request end after a moment.
+func (s *SA) hasten(i *ikeSA) {
+	i.req.due = earliest(i.req.due, s.now.Add(s.rule.Retransmit.Init/4))
+}
+
+// refuseInit takes note of an answer that is of no use.
+func (s *SA) refuseInit(i *ikeSA, err error) {
+	h := i.hs
+	if h.refused = err; !h.again {
+		h.again = true
+		h.refusals++
+		s.hasten(i)
+	}
+}
+
+// initDue is what the end of a wait means to IKE_SA_INIT; false if no more than to
+// other requests.
+func (s *SA) initDue(i *ikeSA) bool {
+	h := i.hs
+	switch {
+	case h.held != nil:
+		h.cookie, h.held = h.held, nil
+		s.sendInit(i)
+	case h.refusals >= refusedTries, h.refused != nil && i.req.sent > s.rule.Retransmit.Limit:
+		s.fail(h.refused, false)
+	default:
+		h.again = false
+		return false
+	}
+	return true
 }
 
 // sendInit sends IKE_SA_INIT: SPI, nonce and offer stay the same whatever the
@@ -106,8 +180,11 @@ func (s *SA) sendInit(i *ikeSA) {
 		return
 	}
 	i.nextID = 1
-	h.request, h.refused = data, nil
+	h.request, h.refused, h.refusals, h.again = data, nil, 0, false
 	s.transmit(i, 0, ikev2.IKE_SA_INIT, &sealed{data: [][]byte{data}})
+	if h.held != nil {
+		s.hasten(i)
+	}
 	s.logMessage("sent", m.Header, ps, len(data))
 }
 
@@ -120,14 +197,14 @@ func (s *SA) receiveInitResponse(i *ikeSA, d Datagram, hd ikev2.Header) {
 	}
 	h := i.hs
 	if n := ikev2.FindNotify(m.Payloads, ikev2.COOKIE); n != nil && ikev2.Find[*ikev2.SA](m.Payloads) == nil {
-		if len(n.Data) == 0 || len(n.Data) > 64 || bytes.Equal(n.Data, h.cookie) || h.cookies >= maxCookies {
+		if len(n.Data) == 0 || len(n.Data) > 64 || bytes.Equal(n.Data, h.cookie) || h.held != nil || h.cookies >= maxCookies {
 			s.counters.Unexpected++ // the same once more: a duplicate
 			return
 		}
 		s.logMessage("received", hd, m.Payloads, len(d.Data))
 		h.cookies++
-		h.cookie = n.Data
-		s.sendInit(i)
+		h.held = n.Data
+		s.hasten(i)
 		return
 	}
 	ps, err := shapeInitResponse.check(m.Payloads)
@@ -154,11 +231,11 @@ func (s *SA) receiveInitResponse(i *ikeSA, d Datagram, hd ikev2.Header) {
 			s.log(levelWarn, "refused by the peer, or somebody", attrNotify(n.Type),
 				slog.String("offered", fmt.Sprint(proposal.OfferIKE(s.rule.Proposals, nil).Proposals)))
 		}
-		h.refused = &PeerError{ikev2.IKE_SA_INIT, n.Type}
+		s.refuseInit(i, &PeerError{ikev2.IKE_SA_INIT, n.Type})
 		return
 	}
 	if err := s.initDone(i, ps, hd.ResponderSPI, d.Data); err != nil {
-		h.refused = &LocalError{Exchange: ikev2.IKE_SA_INIT, Err: err}
+		s.refuseInit(i, &LocalError{Exchange: ikev2.IKE_SA_INIT, Err: err})
 	}
 }
 
@@ -181,7 +258,8 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 		return err
 	}
 	ke := ikev2.Find[*ikev2.KE](ps)
-	if alg.KE(ke.Method) != suite.KE || suite.KE != h.key.KE() {
+	req, sent := h.by(suite.KE)
+	if alg.KE(ke.Method) != suite.KE || !sent {
 		return fmt.Errorf("key exchange by %v, suite has %v, sent %v", ke.Method, suite.KE, h.key.KE())
 	}
 	if spi == 0 {
@@ -198,7 +276,7 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 	if err := said.hear(ps); err != nil {
 		return err
 	}
-	shared, err := h.key.Shared(ke.Data)
+	shared, err := req.key.Shared(ke.Data)
 	if err != nil {
 		return err
 	}
@@ -209,6 +287,7 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 		i.remote = 0
 		return err
 	}
+	h.request = req.request
 	i.req, i.active = nil, nil
 	s.emit(NewIKESA{Local: i.local, Remote: i.remote, Initiator: true})
 	s.ppk = ppk
@@ -351,7 +430,7 @@ func (s *SA) acceptInit(d Datagram, hd ikev2.Header, ps []ikev2.Payload, suite p
 	}
 	defer shared.Wipe()
 	i := &ikeSA{local: s.newSPI(), remote: hd.InitiatorSPI, suite: suite}
-	i.hs = &handshake{ni: ikev2.Find[*ikev2.Nonce](ps).Data, nr: s.newNonce(), request: d.Data, announced: said}
+	i.hs = &handshake{ni: ikev2.Find[*ikev2.Nonce](ps).Data, nr: s.newNonce(), initRequest: initRequest{request: d.Data}, announced: said}
 	if err := s.deriveFirst(i, shared); err != nil {
 		return nil, err
 	}

@@ -114,8 +114,8 @@ func TestCheckCookie(t *testing.T) {
 	}
 }
 
-// An error in IKE_SA_INIT is not authentic: it counts when the wait for a
-// better answer is over.
+// An error in IKE_SA_INIT is not authentic: it counts when the request was repeated
+// and refused each time, and the wait for a better answer is over.
 func TestNoProposal(t *testing.T) {
 	l := newLab(t)
 	l.b.rule.Proposals = []proposal.IKE{{Ciphers: []proposal.Cipher{{Encr: alg.EncrAESCBC, Bits: 128}},
@@ -128,15 +128,17 @@ func TestNoProposal(t *testing.T) {
 	if f := told[Failed](l.b); len(f) != 1 || !errors.As(f[0].Err, &le) || le.Notify != ikev2.NO_PROPOSAL_CHOSEN || !l.b.sa.done {
 		t.Fatalf("b: Failed %v, done %v; want NO_PROPOSAL_CHOSEN, true", f, l.b.sa.done)
 	}
-	if len(told[Failed](l.a)) != 0 {
-		t.Fatalf("a gave up at once")
+	start := l.now
+	for n := 1; n <= refusedTries; n++ {
+		if got := len(l.all); got != 2*n || len(told[Failed](l.a)) != 0 {
+			t.Fatalf("%d messages, Failed %v; want %d, none", got, told[Failed](l.a), 2*n)
+		}
+		l.b.sa = nil
+		l.step(l.a.sa.Deadline())
 	}
-	d := l.a.sa.Deadline()
-	l.step(d.Add(-1))
-	if len(told[Failed](l.a)) != 0 {
-		t.Fatalf("a gave up before its deadline")
+	if d := l.now.Sub(start); d > 750*time.Millisecond {
+		t.Errorf("a gave up after %v", d)
 	}
-	l.step(d)
 	var pe *PeerError
 	if f := told[Failed](l.a); len(f) != 1 || !errors.As(f[0].Err, &pe) || pe.Notify != ikev2.NO_PROPOSAL_CHOSEN {
 		t.Errorf("a: Failed %v, want PeerError NO_PROPOSAL_CHOSEN", f)
@@ -169,6 +171,100 @@ func TestForgedRefusal(t *testing.T) {
 	l.let()
 	l.settle()
 	l.want(1)
+}
+
+// forger answers each IKE_SA_INIT request before b can; lost are how many of b's
+// answers get lost.
+func (l *lab) forger(lost int, ns ...*ikev2.Notify) {
+	l.stop = func(p packet) bool {
+		m, err := ikev2.Parse(p.data)
+		if err != nil || m.Exchange != ikev2.IKE_SA_INIT {
+			return false
+		}
+		if m.IsResponse() {
+			lost--
+			return lost >= 0
+		}
+		for _, n := range ns {
+			r := &ikev2.Message{Header: m.Header, Payloads: []ikev2.Payload{n}}
+			r.Flags = ikev2.FlagResponse
+			l.wire = append(l.wire, packet{src: p.dst, dst: p.src, data: encode(l.t, r), from: l.b})
+		}
+		return false
+	}
+}
+
+// Whoever sees the request answers it sooner than the responder, with whatever is
+// not authenticated, and to each that follows; the answer to what was begun counts.
+func TestForger(t *testing.T) {
+	cookie, group := notify(ikev2.COOKIE, []byte("forged")...), invalidKE(uint16(alg.KEECP256))
+	no, later := notify(ikev2.NO_PROPOSAL_CHOSEN), invalidKE(uint16(alg.KEX25519))
+	for _, c := range []struct {
+		name     string
+		notifies []*ikev2.Notify
+		lost     int
+		cookie   string // b's
+		groups   bool   // a begins with a method that b has not
+		requests int    // different ones
+	}{
+		{"cookie", []*ikev2.Notify{cookie}, 0, "", false, 1},
+		{"group", []*ikev2.Notify{group}, 0, "", false, 2},
+		{"group, lost", []*ikev2.Notify{group, later, group}, 1, "", false, 2},
+		{"refusal", []*ikev2.Notify{no, no}, 0, "", false, 1},
+		{"refusals, lost", []*ikev2.Notify{no, notify(ikev2.INVALID_SYNTAX)}, refusedTries - 1, "", false, 1},
+		{"all", []*ikev2.Notify{no, cookie, group}, 0, "", false, 2},
+		{"cookie, and a genuine one", []*ikev2.Notify{cookie}, 0, "secret", false, 3},
+		{"refusal, and a genuine cookie", []*ikev2.Notify{no}, 0, "secret", false, 2},
+		{"refusal, and a genuine group", []*ikev2.Notify{no}, 1, "", true, 2},
+		{"cookie, and a genuine group", []*ikev2.Notify{cookie}, 0, "", true, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLab(t)
+			for _, n := range []*node{l.a, l.b} {
+				p := n.rule.Proposals[0]
+				n.rule.Proposals = []proposal.IKE{{Ciphers: p.Ciphers, PRF: p.PRF, KE: []alg.KE{alg.KEX25519, alg.KEECP256}}}
+			}
+			if c.groups {
+				l.groups()
+			}
+			if c.cookie != "" {
+				l.b.cookie = []byte(c.cookie)
+			}
+			l.forger(c.lost, c.notifies...)
+			l.establish()
+			l.want(1)
+			if ms := l.initRequests(); len(ms) != c.requests {
+				t.Errorf("%d different requests, want %d", len(ms), c.requests)
+			}
+		})
+	}
+}
+
+// Somebody refuses one request and no other: it is sent again to the end, and what
+// was said is told then.
+func TestRefusedOnce(t *testing.T) {
+	for _, answers := range []bool{false, true} {
+		l := newLab(t)
+		m := l.initRequest()
+		r := &ikev2.Message{Header: m.Header, Payloads: []ikev2.Payload{notify(ikev2.NO_PROPOSAL_CHOSEN)}}
+		r.Flags = ikev2.FlagResponse
+		l.a.do(l.a.sa.Receive(l.now, Datagram{addrA, addrB, encode(t, r)}))
+		l.step(l.now.Add(3 * time.Second))
+		if answers {
+			l.let()
+			l.settle()
+			l.want(1)
+			continue
+		}
+		l.step(l.now.Add(time.Hour))
+		var pe *PeerError
+		if f := told[Failed](l.a); len(f) != 1 || !errors.As(f[0].Err, &pe) || pe.Notify != ikev2.NO_PROPOSAL_CHOSEN {
+			t.Errorf("Failed %v, want PeerError NO_PROPOSAL_CHOSEN", f)
+		}
+		if n := len(l.kept); n != 1+l.a.rule.Retransmit.Limit {
+			t.Errorf("%d transmissions, want %d", n, 1+l.a.rule.Retransmit.Limit)
+		}
+	}
 }
 
 func TestStartTimeout(t *testing.T) {

@@ -70,8 +70,7 @@ func (s *SA) transmission(r *request) {
 // retransmit sends i's request again, or gives up.
 func (s *SA) retransmit(i *ikeSA) {
 	r := i.req
-	if i.state == StateInitSent && i.hs.refused != nil {
-		s.fail(i.hs.refused, false)
+	if i.state == StateInitSent && s.initDue(i) {
 		return
 	}
 	if r.sent <= s.rule.Retransmit.Limit {
