@@ -98,6 +98,12 @@ func parseArgs(args []string) (*options, error) {
 		}
 		return errors.New("want 2")
 	})
+	fs.Func("m", "", func(s string) error {
+		if s != "" && (strings.HasPrefix("main", s) || strings.HasPrefix("aggressive", s)) {
+			return errors.New("a mode of IKEv1, which is not supported; IKEv2 has none")
+		}
+		return errors.New("want main or aggressive")
+	})
 	for _, name := range []string{"p", "P"} {
 		fs.Func(name, "", func(s string) error {
 			if o.secretOpt != "" {

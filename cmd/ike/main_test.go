@@ -67,6 +67,8 @@ func TestRunExits(t *testing.T) {
 		{[]string{"-x", "10.0.0.1"}, 2, "", "-x"},
 		{[]string{"-v", "1", "10.0.0.1"}, 2, "", "IKEv1 is not supported; use -v 2"},
 		{[]string{"-v", "3", "10.0.0.1"}, 2, "", "want 2"},
+		{[]string{"-m", "a", "10.0.0.1"}, 2, "", "a mode of IKEv1, which is not supported"},
+		{[]string{"-m", "quick", "10.0.0.1"}, 2, "", "want main or aggressive"},
 		{[]string{"-p", "@" + good, "10.0.0.300"}, 2, "", "want an IP address"},
 		{[]string{"-p", "@" + good, "-c", "peer", "10.0.0.1"}, 2, "", "want an IP address"},
 		{[]string{"-l", "5", "10.0.0.1"}, 2, "", "want a time from 10"},

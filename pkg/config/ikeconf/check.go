@@ -125,10 +125,14 @@ func (c *checker) check() []*rule {
 // weak reports what needs allow_weak.
 func (c *checker) weak(s *suite) {
 	for _, p := range s.b.params {
-		for _, a := range p.algs {
-			if a.weak() {
-				c.errorf(a.pos, "%s %s: weak; needs allow_weak yes", p.word, shown(a.text))
-			}
+		c.weakAlgs(p)
+	}
+}
+
+func (c *checker) weakAlgs(p *param) {
+	for _, a := range p.algs {
+		if a.weak() {
+			c.errorf(a.pos, "%s %s: weak; needs allow_weak yes", p.word, shown(a.text))
 		}
 	}
 }
@@ -156,6 +160,8 @@ func (c *checker) rule(b *block) *rule {
 		for _, s := range r.allSuites {
 			c.weak(s)
 		}
+		c.weakAlgs(r.get("childsa_pfs"))
+		c.weakAlgs(r.get("childsa_additional_ke"))
 	}
 	if h := r.get("sig_hash"); r.usesCerts() && !r.is("allow_weak", "yes") {
 		for _, i := range h.items {

@@ -14,8 +14,8 @@ var without = map[string]struct {
 	"mode_cfg":      {[]string{"pull"}, true},
 	"redirect_to":   {nil, true},
 
-	"eap_only":           {[]string{"no"}, false},
-	"follow_redirect":    {[]string{"no"}, false},
+	"eap_only":           {[]string{"no"}, true},
+	"follow_redirect":    {[]string{"no"}, true},
 	"peer_pubkey_file":   {nil, false},
 	"request_http_certs": {[]string{"no"}, true},
 	"cert_url":           {nil, true},
