@@ -47,8 +47,8 @@ func TestLevels(t *testing.T) {
 		{"prf", "aes-xcbc aes-cmac", "", named},           // SHOULD, for small devices
 		{"prf", "sha1", "", warned},                       // MUST-
 		{"prf", "md5", "", weak},                          // MUST NOT
-		{"dh_group", "modp2048", "MODP2048", byDefault},  // MUST
-		{"dh_group", "ecp256", "ECP256", byDefault},      // SHOULD
+		{"dh_group", "modp2048", "MODP2048", byDefault},   // MUST
+		{"dh_group", "ecp256", "ECP256", byDefault},       // SHOULD
 		{"dh_group", "modp3072", "MODP3072", byDefault},
 		{"dh_group", "modp4096", "MODP4096", byDefault},
 		{"dh_group", "ecp384", "ECP384", byDefault},

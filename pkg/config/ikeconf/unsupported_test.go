@@ -32,6 +32,7 @@ func TestUnsupported(t *testing.T) {
 			`1:77: warning: childsa_additional_ke "35": not implemented; not offered`},
 		{`{ label "a" auth_method preshared remote_addr any ppk no mobike no fragmentation yes reauth_secs 0 }`, ""},
 		{`reauth_secs 1h { label "a" auth_method preshared remote_addr any reauth_secs 0s hook "/usr/libexec/up" }`, ""},
+		{`follow_redirect yes { label "a" auth_method preshared remote_addr any redirect_to 10.0.0.1 }`, "1:1: follow_redirect: not implemented\n1:71: redirect_to: not implemented"},
 		{`exchange_mode aggressive { label "a" auth_method preshared remote_addr any }`, ""},
 		{`proxy "http://x" ca_file x { label "a" auth_method preshared remote_addr any }`,
 			"1:1: warning: proxy: not implemented; no effect"},

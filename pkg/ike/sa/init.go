@@ -36,6 +36,10 @@ import (
 //	other errors         the request is sent again after a moment; the error counts
 //	                     if each of refusedTries has it, or at the end of all
 //	                     retransmissions
+//
+// A whole answer, with a key exchange of its own, is believed until AUTH: an attempt
+// that somebody answers so before the responder fails. RFC 7296, 2.4 would allow
+// going on with each answer beside the others.
 
 // handshake is what the first two exchanges need and nothing after them.
 type handshake struct {
