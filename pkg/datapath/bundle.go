@@ -124,11 +124,16 @@ func (w *outWorker) compress(b *bundle, buf []byte, off, n int) int {
 	if b.n == 0 || b.sas[0].P.Proto != ipsec.IPComp {
 		return unpacked
 	}
-	if w.bundler.packed == nil {
-		w.bundler.packed = make([]byte, 65535)
-	}
 	p := planFor(b.sas[0], &w.info, buf, off, n)
-	k, ok := w.bundler.comp.Compress(w.bundler.packed, buf[p.payload:off+n])
+	return w.bundler.pack(buf[p.payload : off+n])
+}
+
+// pack compresses a payload to packed and returns its length then, or unpacked.
+func (b *bundler) pack(payload []byte) int {
+	if b.packed == nil {
+		b.packed = make([]byte, 65535)
+	}
+	k, ok := b.comp.Compress(b.packed, payload)
 	if !ok {
 		return unpacked
 	}

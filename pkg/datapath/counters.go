@@ -15,6 +15,7 @@ const (
 	OutAggregated                   // of the protected, those that share an ESP packet with others (RFC 9347)
 	OutAggregates                   // ESP packets that hold several packets
 	OutPadded                       // packets padded against traffic analysis (RFC 4303, 2.7)
+	OutCompressed                   // packets compressed by IPComp inside their SA of ESP (RFC 3173)
 	OutFragments                    // fragments made of results above the path MTU
 	OutTooBig                       // answered with ICMP "fragmentation needed" or "packet too big", once for those of a super-frame
 	OutAnswered                     // ARP requests and neighbour solicitations answered
@@ -63,7 +64,7 @@ const (
 )
 
 var counterNames = [numCounters]string{
-	"out_protected", "out_bypassed", "out_held", "out_released", "out_aggregated", "out_aggregates", "out_padded", "out_fragments", "out_too_big", "out_answered", "out_other", "out_noise",
+	"out_protected", "out_bypassed", "out_held", "out_released", "out_aggregated", "out_aggregates", "out_padded", "out_compressed", "out_fragments", "out_too_big", "out_answered", "out_other", "out_noise",
 	"drop_out_discard", "drop_out_no_policy", "drop_out_malformed", "drop_out_fragment", "drop_out_hold", "drop_out_no_peer", "drop_out_sequence",
 	"drop_out_lifetime", "drop_out_seal", "drop_out_send",
 	"in_protected", "in_other", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_early", "in_ike",

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -1034,6 +1035,99 @@ func TestPadded(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestCompressed: an SA with a CPI carries what compresses behind an IPComp header
+// and everything else as one without; the receiver delivers what was sent, and
+// drops what has another CPI.
+func TestCompressed(t *testing.T) {
+	for name, p := range pairs() {
+		if p.aggfrag {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			p := gcm(p)
+			a, b := newNode(t, p.src), newNode(t, p.dst)
+			a.mtu = 1500
+			sel := ipsec.Selector{Src: prefix(p.in), Dst: prefix(p.out)}
+			a.policy(ipsec.Policy{Dir: ipsec.Out, Sel: sel, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+			b.policy(ipsec.Policy{Dir: ipsec.In, Sel: sel, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+			q := p.params()
+			q.CPI = 0x1234
+			b.sa(q)
+			q = p.params()
+			q.CPI = 0x1234
+			a.sa(q)
+			pass := func(ip []byte) int {
+				t.Helper()
+				out := a.send(ip)
+				if len(out) != 1 {
+					t.Fatalf("%d octets: %d packets left", len(ip), len(out))
+				}
+				if got := b.receiveAny(&p, out...); len(got) != 1 || !bytes.Equal(got[0], ip) {
+					t.Fatalf("%d octets: got %x, want %x; %v", len(ip), got, ip, b.e.Stats().nonzero())
+				}
+				return len(out[0])
+			}
+			text := func(n int) []byte {
+				ip := udpPacket(p.in, p.out, 1, 2, n)
+				clear(ip[len(ip)-n:])
+				packet.FixTransportChecksum(ip, len(ip)-n-8, protoUDP)
+				return ip
+			}
+			noise := udpPacket(p.in, p.out, 1, 2, 1000)
+			rand.NewChaCha8([32]byte{1}).Read(noise[len(noise)-1000:])
+			packet.FixTransportChecksum(noise, len(noise)-1008, protoUDP)
+			if n := pass(text(1000)); n > 300 {
+				t.Errorf("1000 zeros became %d octets", n)
+			}
+			if n := pass(text(4000)); n > 400 { // longer than the path takes
+				t.Errorf("4000 zeros became %d octets", n)
+			}
+			if n := pass(noise); n < len(noise) {
+				t.Errorf("noise of %d octets became %d", len(noise), n)
+			}
+			pass(text(10))
+			if got := a.e.Stats()[OutCompressed]; got != 2 {
+				t.Errorf("%d counted, want 2", got)
+			}
+			if s := b.e.Stats(); s[InProtected] != 4 {
+				t.Errorf("receiver: %v", s.nonzero())
+			}
+			now := time.Now()
+			ip := text(1000)
+			f := frameOf(ip, tap.Offload{})
+			a.quiet = true
+			if n := testing.AllocsPerRun(50, func() {
+				f.Off, f.Len = headroom, etherLen+len(ip)
+				a.e.out.frame(f, now)
+				if err := a.e.out.flush(); err != nil {
+					t.Fatal(err)
+				}
+			}); n != 0 {
+				t.Errorf("%v allocations a packet", n)
+			}
+		})
+	}
+	for _, cpi := range []uint16{0, 0x1235} {
+		p := gcm(pairs()["tunnel 4 in 4"])
+		a, b := newNode(t, p.src), newNode(t, p.dst)
+		sel := ipsec.Selector{Src: prefix(p.in), Dst: prefix(p.out)}
+		a.policy(ipsec.Policy{Dir: ipsec.Out, Sel: sel, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+		b.policy(ipsec.Policy{Dir: ipsec.In, Sel: sel, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+		q := p.params()
+		q.CPI = cpi
+		b.sa(q)
+		q = p.params()
+		q.CPI = 0x1234
+		a.sa(q)
+		ip := udpPacket(p.in, p.out, 1, 2, 1000)
+		clear(ip[28:])
+		if got := b.receive(a.send(ip)...); len(got) != 0 {
+			t.Errorf("CPI %d: a packet with another was delivered", cpi)
+		}
+		b.wantCount(map[Counter]uint64{DropInMalformed: 1})
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/missiu/missiu/pkg/datapath/flow"
 	"github.com/missiu/missiu/pkg/datapath/frag"
 	"github.com/missiu/missiu/pkg/datapath/gro"
+	"github.com/missiu/missiu/pkg/datapath/ipcomp"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/sad"
 	"github.com/missiu/missiu/pkg/datapath/spd"
@@ -764,6 +765,10 @@ func lent(sa *sad.SA, e *spd.Entry, r *ipsec.Request) bool {
 // decapsulate puts the IP packet together that an opened ESP packet carries:
 // j.out[off:off+n]. What is none is counted.
 func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
+	if p.Next == protoIPComp && j.sa.P.CPI != 0 && !w.unshrink(j, p) {
+		w.n.inc(DropInMalformed)
+		return 0, 0, false
+	}
 	off, n = j.at, p.N
 	if j.sa.P.Mode == ipsec.Tunnel {
 		return off, n, w.fromTunnel(j.out[off:off+n], p.Next, j.tos)
@@ -779,6 +784,26 @@ func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
 	packet.SetLen(ip, len(ip))
 	packet.FixIPv4Checksum(ip)
 	return start, len(ip), true
+}
+
+// unshrink replaces the opened payload, which is IPComp, by what was compressed
+// (RFC 3173), in memory of its own. The CPI has to be the one that was agreed for
+// the SA. false: it is malformed.
+func (w *inWorker) unshrink(j *inJob, p *esp.Packet) bool {
+	b := j.out[j.at : j.at+p.N]
+	next, cpi, ok := ipcomp.Header(b)
+	if !ok || cpi != j.sa.P.CPI {
+		return false
+	}
+	k, err := w.peeler.expand(0, b[ipcomp.HeaderLen:])
+	if err != nil {
+		return false
+	}
+	front := headroom + etherLen + max(j.hdr, packet.IPv6Len)
+	out := w.arena.Take(front + k)
+	copy(out[front:], w.peeler.expanded[:k])
+	j.out, j.at, p.N, p.Next = out, front, k, next
+	return true
 }
 
 // fromTunnel judges what an outer header with traffic class tos was around, the

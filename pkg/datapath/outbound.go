@@ -12,6 +12,7 @@ import (
 	"github.com/missiu/missiu/pkg/datapath/esp"
 	"github.com/missiu/missiu/pkg/datapath/flow"
 	"github.com/missiu/missiu/pkg/datapath/frag"
+	"github.com/missiu/missiu/pkg/datapath/ipcomp"
 	"github.com/missiu/missiu/pkg/datapath/neigh"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/sad"
@@ -423,15 +424,19 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 			return
 		}
 	}
-	fragment := 0
+	fragment, seal, at := 0, buf, off
+	if sa.P.CPI != 0 {
+		seal, at = w.shrink(sa, &p, buf, off, n)
+	}
 	if mtu := w.e.c.Wire.PathMTU(dst); p.total > mtu {
-		inner := t.Overhead().MaxPayload(mtu-p.fixed+t.HeaderLen()) + p.payload - off
+		// What is told holds for packets that do not compress.
+		inner := t.Overhead().MaxPayload(mtu-p.fixed+t.HeaderLen()) + p.payload - at
 		if !whole && w.refuse(buf[off:off+n], inner, n) {
 			return
 		}
 		fragment = mtu
 	} else if sa.P.TFC != 0 && p.tunnel {
-		buf, off = w.padTFC(sa, &p, buf, off, n, mtu)
+		seal, at = w.padTFC(sa, &p, buf, off, n, mtu)
 	}
 	if p.total > 65535 {
 		w.n.inc(DropOutSeal)
@@ -439,14 +444,38 @@ func (w *outWorker) encapsulate(sa *sad.SA, buf []byte, off, n int, now time.Tim
 	}
 	w.at = now
 	if fragment == 0 && w.bySocket(sa, &p, i) {
-		w.putGram(sa, &p, i.TOS, buf[p.payload:p.payload+p.plen:p.payload+p.total-p.fixed], 0)
+		w.putGram(sa, &p, i.TOS, seal[p.payload:p.payload+p.plen:p.payload+p.total-p.fixed], 0)
 		w.jobs[len(w.jobs)-1].size = n
 		return
 	}
 	w.push(outJob{size: n}, esp.Packet{})
 	k := len(w.jobs) - 1
-	w.putESP(&w.jobs[k], &w.seals[k], sa, &p, i, buf, off, n, fragment)
+	w.putESP(&w.jobs[k], &w.seals[k], sa, &p, i, seal, at, n, fragment)
 	w.keepLink(&w.jobs[k], p.tunnel)
+}
+
+// shrink compresses the payload of p, of the packet buf[off:off+n], if that makes
+// it shorter: it is then in the arena behind an IPComp header, and that behind the
+// packet's own headers in transport mode. It returns where the packet begins.
+func (w *outWorker) shrink(sa *sad.SA, p *plan, buf []byte, off, n int) ([]byte, int) {
+	packed := w.bundler.pack(buf[p.payload : off+n])
+	if packed == unpacked {
+		return buf, off
+	}
+	head := p.payload - off
+	slot := headroom + head + ipcomp.HeaderLen + packed + tailroom
+	w.reserve(2 * slot) // the second is for the result, if that is a datagram
+	w.turn(sa)          // which a batch that left early gave back
+	at := w.used + headroom
+	w.used += slot
+	copy(w.arena[at:], buf[off:p.payload])
+	p.payload, p.plen = at+head, ipcomp.HeaderLen+packed
+	ipcomp.Put(w.arena[p.payload:], p.next, sa.P.CPI)
+	copy(w.arena[p.payload+ipcomp.HeaderLen:], w.bundler.packed[:packed])
+	p.next = protoIPComp
+	p.sizeESP(sa)
+	w.n.inc(OutCompressed)
+	return w.arena, at
 }
 
 // padTFC copies the packet buf[off:off+n], the payload of p in tunnel mode, to the

@@ -135,8 +135,8 @@ func (w *outWorker) protectSuper(p *spd.Entry, b []byte, now time.Time) bool {
 	if sa.P.AggFrag {
 		return !w.bound() && w.packSuper(p, sa, now)
 	}
-	if sa.P.TFC != 0 {
-		return false // each segment gets its padding
+	if sa.P.TFC != 0 || sa.P.CPI != 0 {
+		return false // each segment gets its padding, or is compressed
 	}
 	pl := planFor(sa, i, b, 0, s.Len(0))
 	kept := pl.payload // octets of each segment in front of what is sealed

@@ -26,6 +26,14 @@ type peeler struct {
 	larval   ipsec.SAID // the SA that find found without keys
 }
 
+// expand expands src to expanded[hdr:] and returns its length there.
+func (p *peeler) expand(hdr int, src []byte) (int, error) {
+	if p.expanded == nil {
+		p.expanded = make([]byte, 65535)
+	}
+	return p.comp.Expand(p.expanded[hdr:], src)
+}
+
 // layers are the SAs by which a packet came, outermost first.
 type layers struct {
 	sa [MaxBundle]*sad.SA
@@ -114,7 +122,7 @@ func (w *inWorker) unwrap(buf []byte, off, n int, l layers, now time.Time) {
 		was := buf[off : off+n]
 		switch i.Proto {
 		case protoESP:
-			sa, off, n = w.openESP(buf, off, n, now)
+			sa, buf, off, n = w.openESP(buf, off, n, now)
 		case protoAH:
 			sa, off, n = w.openAH(buf, off, n, now)
 		case protoIPComp:
@@ -176,26 +184,26 @@ func (w *inWorker) find(proto ipsec.Protocol, dst netip.Addr, spi uint32) *sad.S
 }
 
 // openESP opens a packet within another transform. It returns where the packet
-// that was in it stands; no SA: dropped.
-func (w *inWorker) openESP(buf []byte, off, n int, now time.Time) (*sad.SA, int, int) {
+// that was in it stands, and in what; no SA: dropped.
+func (w *inWorker) openESP(buf []byte, off, n int, now time.Time) (*sad.SA, []byte, int, int) {
 	i, j := &w.inner, &w.peeler.job
 	b := buf[off+i.HdrLen : off+n]
 	if len(b) < 8 {
 		w.n.inc(DropInMalformed)
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
 	sa := w.find(ipsec.ESP, i.Dst, binary.BigEndian.Uint32(b))
 	if sa == nil {
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
 	seq, ok := w.window(sa, b[4:])
 	if !ok {
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
 	h := sa.T.HeaderLen()
 	if len(b) < h {
 		w.n.inc(DropInMalformed)
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
 	one := w.peeler.esp[:]
 	one[0] = esp.Packet{Dst: b[h:], Src: b, Seq: seq}
@@ -203,20 +211,21 @@ func (w *inWorker) openESP(buf []byte, off, n int, now time.Time) (*sad.SA, int,
 	p := one[0]
 	one[0] = esp.Packet{}
 	if !w.verified(sa, p.Err, seq, n, now) {
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
 	if p.Next == protoNone {
 		w.n.inc(InDummy)
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
 	*j = nativeJob(buf, off, n, i)
 	j.sa, j.out, j.at = sa, buf, j.espOff+h
 	off, n, ok = w.decapsulate(j, &p)
+	buf = j.out
 	*j = inJob{}
 	if !ok {
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
-	return sa, off, n
+	return sa, buf, off, n
 }
 
 // openAH verifies a packet and takes AH out of it, in tunnel mode with the
@@ -290,15 +299,14 @@ func (w *inWorker) expand(buf []byte, off, n int, now time.Time) (*sad.SA, []byt
 		w.n.inc(DropInMalformed)
 		return nil, nil, 0, 0
 	}
-	if w.peeler.expanded == nil {
-		w.peeler.expanded = make([]byte, 65535)
-	}
 	// The whole packet is built beside buf, which its payload comes from.
-	x, hdr := w.peeler.expanded, 0
+	hdr := 0
 	if !tunnel {
-		hdr = copy(x, buf[off:off+i.HdrLen])
+		hdr = i.HdrLen
 	}
-	k, err := w.peeler.comp.Expand(x[hdr:], b[ipcomp.HeaderLen:])
+	k, err := w.peeler.expand(hdr, b[ipcomp.HeaderLen:])
+	x := w.peeler.expanded
+	copy(x[:hdr], buf[off:])
 	if err != nil {
 		w.n.inc(DropInMalformed)
 		return nil, nil, 0, 0

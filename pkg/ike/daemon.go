@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -30,6 +31,7 @@ type Daemon struct {
 	mirror  mirror            // how true spd is
 	waiting []keysock.Acquire // until it is; of Run
 	queues  atomic.Uint32     // of missiu
+	cpis    atomic.Uint32     // the last of nextCPI
 
 	since      time.Time
 	hooks      sync.WaitGroup
@@ -133,6 +135,7 @@ func New(c Config) (*Daemon, error) {
 		lines:    lines{allowance: ofStrangers},
 		peers:    lines{allowance: ofPeers},
 	}
+	d.cpis.Store(rand.Uint32()) // peers may still have what an earlier process of ours told them
 	for _, a := range c.Local {
 		d.logs[a] = d.log.With(zap.Stringer("local", a))
 	}

@@ -149,10 +149,13 @@ func (l *lineage) config(initialContact bool) sa.Config {
 	return sa.Config{
 		Local: l.local, Remote: l.remote, IKEPort: l.d.cfg.IKEPort, NATTPort: l.d.cfg.NATTPort,
 		Host: host{l.d, l}, InitialContact: initialContact, HalfOpen: l.d.budget.expire(), TellKeys: l.d.cfg.KeyLog != nil, Rand: l.d.cfg.Rand,
-		Addrs: l.d.ours(), NoNATT: l.d.noNATT,
+		Addrs: l.d.ours(), NoNATT: l.d.noNATT, CPI: l.d.nextCPI,
 		Queues: int(l.d.queues.Load()), Had: l.d.assigned.had(l.label),
 	}
 }
+
+// nextCPI is sa.Config.CPI: one peer may have several lineages.
+func (d *Daemon) nextCPI() uint32 { return d.cpis.Add(1) }
 
 // logOf is the log for lines about the SAs of an address of ours. They share it:
 // each logger has a buffer.

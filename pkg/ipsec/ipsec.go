@@ -197,6 +197,12 @@ type SAParams struct {
 	// encrypted (RFC 4303, 2.7), or TFCPathMTU; 0: no such padding. Outbound ESP in
 	// tunnel mode only, outside AGGFRAG; within other transforms it does nothing.
 	TFC uint16
+	// CPI, of ESP alone, has payloads compressed before they are encrypted, where
+	// that makes them shorter: what is encrypted then is an IPComp header with this
+	// CPI and DEFLATE behind it (RFC 3173), around the whole packet in tunnel mode.
+	// Inbound such payloads are taken besides others. 0: no compression. Not with
+	// AggFrag or TFC.
+	CPI uint16
 	// Queue is the one whose packets alone the SA carries outbound, and whose
 	// worker is to have it inbound; 0: any.
 	Queue Queue

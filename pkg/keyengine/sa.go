@@ -187,7 +187,7 @@ func sameSA(q, p *ipsec.SAParams) error {
 		return refuse(syscall.EINVAL, "keys or algorithms of a mature SA do not change")
 	case p.Queue != q.Queue:
 		return refuse(syscall.EINVAL, "the queue of a mature SA does not change")
-	case p.Mode != q.Mode || p.AggFrag != q.AggFrag || p.TFC != q.TFC:
+	case p.Mode != q.Mode || p.AggFrag != q.AggFrag || p.TFC != q.TFC || p.CPI != q.CPI:
 		return refuse(syscall.EINVAL, "the mode of a mature SA does not change")
 	}
 	return nil
@@ -310,6 +310,9 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 	if p.TFC != 0 && (p.Proto != ipsec.ESP || p.Mode != ipsec.Tunnel || p.AggFrag) {
 		// Only an inner IP header tells where the data ends (RFC 4303, 2.7).
 		return refuse(syscall.EINVAL, "TFC padding for other than ESP in tunnel mode")
+	}
+	if p.CPI != 0 && (p.Proto != ipsec.ESP || p.AggFrag || p.TFC != 0 || p.Encr.Info().Old) {
+		return refuse(syscall.EINVAL, "a CPI for other than ESP, or with AGGFRAG or TFC padding")
 	}
 	switch p.Proto {
 	case ipsec.AH:

@@ -84,6 +84,9 @@ func putSA(m *pfkey.Message, i *SAInfo, what int) error {
 		if i.LastSeq != 0 {
 			m.SASeq = &pfkey.Count{N: i.LastSeq}
 		}
+		if i.CPI != 0 {
+			m.SACPI = &pfkey.Count{N: uint64(i.CPI)}
+		}
 		if i.Queue != 0 || i.PerQueue {
 			m.Queue = &pfkey.Queue{N: uint16(i.Queue), More: i.PerQueue}
 		}
@@ -140,6 +143,12 @@ func takeSA(m *pfkey.Message) (*SAInfo, error) {
 	}
 	if m.SASeq != nil {
 		i.LastSeq = m.SASeq.N
+	}
+	if m.SACPI != nil {
+		if m.SACPI.N > uint64(maxCPI) {
+			return nil, refuse(syscall.EINVAL, "CPI %d", m.SACPI.N)
+		}
+		i.CPI = uint16(m.SACPI.N)
 	}
 	if q := m.Queue; q != nil {
 		if q.N != 0 && q.More {

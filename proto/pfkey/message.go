@@ -54,6 +54,7 @@ type Message struct {
 	PolicyMore   *PolicyMore
 	Shapes       *Shapes
 	SASeq        *Count
+	SACPI        *Count
 	Idle         *Lifetime
 	Queue        *Queue
 

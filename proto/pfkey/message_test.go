@@ -165,7 +165,7 @@ func full(typ MsgType) *Message {
 		SADst: a4, HomeSrc: a4, HomeDst: a4, Blob: &Blob{100, 50, seq(1, 13)}, Count: &Count{1 << 50},
 		PolicyMore: &PolicyMore{PolicyFlagPerFlow | PolicyFlagInit, 1 << 40},
 		Shapes:     &Shapes{[]Shape{{}, {KindAH, AuthHMACSHA256}, {KindAHESP, 0}}},
-		SASeq:      &Count{1 << 51}, Idle: lt(9), Queue: &Queue{3, true},
+		SASeq:      &Count{1 << 51}, SACPI: &Count{0x1234}, Idle: lt(9), Queue: &Queue{3, true},
 	}
 }
 

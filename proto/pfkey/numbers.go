@@ -148,6 +148,7 @@ const (
 	ExtXQueue      ExtType = 0x800d
 	ExtXHomeSrc    ExtType = 0x800e
 	ExtXHomeDst    ExtType = 0x800f
+	ExtXSACPI      ExtType = 0x8010
 )
 
 var extNames = map[ExtType]string{
@@ -169,6 +170,7 @@ var extNames = map[ExtType]string{
 	ExtXQueue:      "X_QUEUE",
 	ExtXHomeSrc:    "X_HOME_SRC",
 	ExtXHomeDst:    "X_HOME_DST",
+	ExtXSACPI:      "X_SA_CPI",
 }
 
 func (t ExtType) String() string { return name(extNames, t, "ExtType") }

@@ -15,7 +15,7 @@ var order = []ExtType{
 	ExtSPIRange, ExtXKMPrivate, ExtXNATTType, ExtXNATTSPort, ExtXNATTDPort, ExtXNATTOA,
 	ExtXSecCtx, ExtXKMAddress, ExtXFilter,
 	ExtXOptIn, ExtXSAMore, ExtXTSSrc, ExtXTSDst, ExtXFlow, ExtXSADst, ExtXBlob, ExtXCount, ExtXPolicyMore, ExtXShapes,
-	ExtXSASeq, ExtXIdle, ExtXQueue, ExtXHomeSrc, ExtXHomeDst,
+	ExtXSASeq, ExtXIdle, ExtXQueue, ExtXHomeSrc, ExtXHomeDst, ExtXSACPI,
 }
 
 // A body is what one extension does with its octets. decode gets the whole
@@ -145,6 +145,8 @@ func (m *Message) slot(t ExtType, has bool) slot {
 		return at(&m.HomeSrc, 8, has)
 	case ExtXHomeDst:
 		return at(&m.HomeDst, 8, has)
+	case ExtXSACPI:
+		return at(&m.SACPI, 16, has)
 	}
 	return nil
 }

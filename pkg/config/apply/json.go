@@ -40,6 +40,7 @@ type jsonSA struct {
 	Replay    uint32       `json:"replay_window"`
 	ESN       bool         `json:"esn"`
 	AggFrag   bool         `json:"aggfrag"`
+	CPI       uint16       `json:"cpi,omitempty"`       // payloads are compressed by IPComp with this CPI, as far as that makes them shorter
 	TFC       uint16       `json:"tfc,omitempty"`       // octets that packets are padded to, 65535: the path MTU
 	Queue     uint16       `json:"queue,omitempty"`     // the only one that it is for
 	PerQueue  bool         `json:"per_queue,omitempty"` // there may be others for single queues
@@ -130,7 +131,7 @@ func WriteSAsJSON(w io.Writer, sas []*keysock.SAInfo) error {
 		i := sas[k]
 		j := jsonSA{
 			Protocol: i.Proto.String(), SPI: uint32(i.SPI), Src: i.Src.String(), Dst: i.Dst.String(), Mode: i.Mode.String(),
-			ReqID: uint32(i.ReqID), State: stateName(i.State), Replay: i.ReplayWindow, ESN: i.ESN, AggFrag: i.AggFrag, TFC: i.TFC, Queue: uint16(i.Queue), PerQueue: i.PerQueue,
+			ReqID: uint32(i.ReqID), State: stateName(i.State), Replay: i.ReplayWindow, ESN: i.ESN, AggFrag: i.AggFrag, TFC: i.TFC, CPI: i.CPI, Queue: uint16(i.Queue), PerQueue: i.PerQueue,
 			Packets: i.Packets, Bytes: i.Bytes, Added: jsonTime(i.Added), FirstUsed: jsonTime(i.FirstUsed),
 			Hard: limitsJSON(i.Hard), Soft: limitsJSON(i.Soft), Idle: limitsJSON(ipsec.Lifetime{AddTime: i.Idle.AddTime, UseTime: i.Idle.UseTime}), LastSeq: i.LastSeq,
 		}

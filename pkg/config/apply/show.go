@@ -158,6 +158,9 @@ func WriteSAs(w io.Writer, sas []*keysock.SAInfo) error {
 		if i.AggFrag {
 			fmt.Fprint(b, ", AGGFRAG")
 		}
+		if i.CPI != 0 {
+			fmt.Fprintf(b, ", IPComp with CPI %d", i.CPI)
+		}
 		switch i.TFC {
 		case 0:
 		case ipsec.TFCPathMTU:

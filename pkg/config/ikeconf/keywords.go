@@ -234,6 +234,7 @@ var table = []keyword{
 	{"childsa_esn", tr, oneOf("no", "prefer", "require"), "prefer", ""},
 	{"childsa_aggfrag", tr, oneOf("no", "prefer", "require"), "no", ""},
 	{"childsa_tfc", tr, spec{form: numberOrChoice, lo: 64, hi: 65000, words: []string{"no", "mtu"}, want: "no, mtu or a number from 64 to 65000"}, "no", ""},
+	{"childsa_ipcomp", tr, oneOf("no", "deflate"), "no", ""},
 	{"childsa_per_queue", tr, oneOf("no", "prefer", "require"), "prefer", ""},
 	{"childsa_replay", tr, of(replay, "0 or a number from 32 to 65536"), "1024", ""},
 	{"ppk", tr, oneOf("no", "prefer", "require"), "", ""},

@@ -111,6 +111,7 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	default:
 		p.TFC = uint16(q.num)
 	}
+	p.IPComp = r.get("childsa_ipcomp").text == "deflate"
 	p.PerQueue = map[string]pad.PerQueue{"no": pad.PerQueueNo, "prefer": pad.PerQueuePrefer, "require": pad.PerQueueRequire}[r.get("childsa_per_queue").text]
 	p.RekeyFuzz = n("rekey_fuzz")
 	for _, a := range r.list("child_addr") {

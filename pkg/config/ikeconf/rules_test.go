@@ -102,6 +102,8 @@ func TestRules(t *testing.T) {
 		{"dns_file \"/run/dns\"", func(r *pad.Rule) any { return r.DNSFile }, "/run/dns"},
 		{"childsa_tfc mtu", func(r *pad.Rule) any { return r.TFC }, uint16(ipsec.TFCPathMTU)},
 		{"p2_tfc 0x200", func(r *pad.Rule) any { return r.TFC }, uint16(512)},
+		{"childsa_ipcomp deflate", func(r *pad.Rule) any { return r.IPComp }, true},
+		{"childsa_ipcomp deflate | childsa_ipcomp no", func(r *pad.Rule) any { return r.IPComp }, false},
 		{"childsa_tfc mtu | childsa_tfc no", func(r *pad.Rule) any { return r.TFC }, uint16(0)},
 		{"childsa_esn no", func(r *pad.Rule) any { return r.PerQueue }, pad.PerQueuePrefer},
 		{"childsa_per_queue no", func(r *pad.Rule) any { return r.PerQueue }, pad.PerQueueNo},

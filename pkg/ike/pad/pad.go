@@ -175,6 +175,7 @@ type Rule struct {
 	ReplayWindow         uint32
 	AggFrag              AggFrag
 	TFC                  uint16 // as ipsec.SAParams has it, for peers that take such padding
+	IPComp               bool   // IPComp inside ESP, for peers that want it too
 	PerQueue             PerQueue
 	ChildHard, ChildSoft ipsec.Lifetime
 	RekeyFuzz            int // percent of the lifetime by which soft limits vary

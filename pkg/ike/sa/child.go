@@ -38,6 +38,8 @@ type child struct {
 	queue    ipsec.Queue
 	full     bool
 
+	cpi uint16 // by which we receive what is compressed; 0: nothing is
+
 	rekeying *createChild // our request to replace it is on its way
 	replaced *child       // what the peer made in its place; the peer will delete it
 	peerNew  *child       // the same while our own request is on its way too
@@ -194,6 +196,7 @@ type offer struct {
 	ni        []byte
 	key       dh.PrivateKey // nil without PFS
 	aggfrag   bool          // USE_AGGFRAG
+	cpi       uint16        // of IPCOMP_SUPPORTED; 0: not offered
 	resource  bool          // SA_RESOURCE_INFO
 	fallback  *child        // of a request for a queue
 	deleted   []peerSPI     // deleted before we knew them
@@ -229,6 +232,9 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 		return fail(errors.New("policy without ESP and AH"))
 	}
 	o.aggfrag, _ = s.aggregates(r.Policy)
+	if s.compresses(r.Policy) && !o.aggfrag {
+		o.cpi = s.newCPI()
+	}
 	switch {
 	case rekeys != nil:
 		o.resource = rekeys.resource
@@ -329,6 +335,9 @@ func (o *offer) payloads(initial bool) []ikev2.Payload {
 	}
 	if o.aggfrag {
 		ps = append(ps, useAggfrag())
+	}
+	if o.cpi != 0 {
+		ps = append(ps, ipcompSupported(o.cpi))
 	}
 	if o.resource {
 		ps = append(ps, resourceInfo(o.req.Queue))
@@ -455,6 +464,12 @@ func (s *SA) checkAnswer(o *offer, ps []ikev2.Payload, initial bool) (*granted, 
 	if g.aggfrag && !o.aggfrag {
 		return nil, errAggfragUnasked
 	}
+	if g.peerCPI, err = o.answeredCPI(ps); err != nil {
+		return nil, err
+	}
+	if g.peerCPI != 0 {
+		g.cpi = o.cpi
+	}
 	switch tells := ikev2.FindNotify(ps, ikev2.SA_RESOURCE_INFO) != nil; {
 	case o.rekeys != nil:
 		g.resource, g.queue = o.rekeys.resource, o.rekeys.queue
@@ -490,6 +505,7 @@ type granted struct {
 	mode          ipsec.Mode
 	aggfrag       bool
 	noTFC         bool        // the peer wants no TFC padding
+	cpi, peerCPI  uint16      // by which we, the peer, receive what is compressed; 0: nothing is
 	resource      bool        // as child has them
 	queue         ipsec.Queue //
 	tellResource  bool        // responder: SA_RESOURCE_INFO in the answer
@@ -548,17 +564,18 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	in.SAID = ipsec.SAID{Proto: proto, Dst: here, SPI: spi}
 	in.Src, in.ReqID, in.Encap, in.EncrKey, in.AuthKey = there, ids.in, e.in, inE, inA
 	in.SrcTS, in.DstTS = g.remote, g.local
+	in.CPI, out.CPI = g.cpi, g.peerCPI
 	out.SAID = ipsec.SAID{Proto: proto, Dst: there, SPI: g.peerSPI}
 	out.Src, out.ReqID, out.Encap, out.EncrKey, out.AuthKey = here, ids.out, e.out, outE, outA
 	out.SrcTS, out.DstTS = slices.Clone(g.local), slices.Clone(g.remote)
 	out.PerQueue = g.resource && g.queue == 0
-	if proto == ipsec.ESP && g.mode == ipsec.Tunnel && !g.aggfrag && !g.noTFC {
+	if proto == ipsec.ESP && g.mode == ipsec.Tunnel && !g.aggfrag && !g.noTFC && g.cpi == 0 {
 		out.TFC = s.rule.TFC
 	}
 	c := &child{
 		proto: proto, in: spi, outSPI: g.peerSPI, inDst: here, outDst: there, mode: g.mode, suite: g.suite, policy: g.policy,
 		local: slices.Clone(g.local), remote: slices.Clone(g.remote), created: s.now, ni: g.ni, nr: g.nr,
-		resource: g.resource, queue: g.queue,
+		resource: g.resource, queue: g.queue, cpi: g.cpi,
 	}
 	if hard.AddTime > 0 {
 		c.expireAt = s.now.Add(hard.AddTime)
@@ -575,7 +592,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 		}
 	}
 	s.emit(ic)
-	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.Bool("aggfrag", g.aggfrag), slog.Int("tfc", int(out.TFC)), slog.Int("queue", int(g.queue)), slog.String("suite", c.suite.String()),
+	s.log(levelInfo, "child SA established", attrChild(c), slog.String("mode", c.mode.String()), slog.Bool("aggfrag", g.aggfrag), slog.Int("tfc", int(out.TFC)), slog.Bool("ipcomp", g.cpi != 0), slog.Int("queue", int(g.queue)), slog.String("suite", c.suite.String()),
 		slog.Any("local", c.local), slog.Any("remote", c.remote))
 	if at != s.path() { // we have moved since
 		m := Moved{}
@@ -602,6 +619,9 @@ func (g *granted) payloads(spi ipsec.SPI) []ikev2.Payload {
 	}
 	if g.aggfrag {
 		ps = append(ps, useAggfrag())
+	}
+	if g.cpi != 0 {
+		ps = append(ps, ipcompSupported(g.cpi))
 	}
 	if g.tellResource {
 		ps = append(ps, resourceInfo(g.queue))

@@ -40,6 +40,7 @@ func (s *SA) grant(i *ikeSA, ps []ikev2.Payload, initial bool, rekeys *child) (*
 	w.aggfrag = asked && err == nil // else declined
 	w.resource = ikev2.FindNotify(ps, ikev2.SA_RESOURCE_INFO) != nil
 	w.noTFC = refusesTFC(ps)
+	w.cpi = offeredCPI(ps)
 	g, rf := s.choosePolicy(i, w, initial, rekeys)
 	if rf != nil && w.mode == ipsec.Transport {
 		// Transport mode is a wish; tunnel mode is the answer to whoever
@@ -72,7 +73,8 @@ type want struct {
 	sa       *ikev2.SA
 	aggfrag  bool
 	noTFC    bool
-	resource bool // SA_RESOURCE_INFO
+	cpi      uint16 // of IPCOMP_SUPPORTED; 0: not offered, or not as we can
+	resource bool   // SA_RESOURCE_INFO
 }
 
 // choosePolicy finds the first policy that leaves something of the selectors
@@ -162,6 +164,11 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			}
 			g.policy, g.suite, g.answer, g.peerSPI = p, suite, answer, peer
 			g.aggfrag = wants && w.aggfrag
+			if w.cpi != 0 && !g.aggfrag && s.compresses(p) {
+				if g.cpi = s.newCPI(); g.cpi != 0 {
+					g.peerCPI = w.cpi
+				}
+			}
 			switch {
 			case rekeys != nil:
 				g.resource, g.queue = rekeys.resource, rekeys.queue

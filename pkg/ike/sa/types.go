@@ -38,6 +38,9 @@ type Config struct {
 	// Had are addresses inside that an initiator had before and asks for again,
 	// if its rule has it ask.
 	Had []netip.Addr
+	// CPI gives numbers of which CPIs are made, each another than those before, for
+	// as long as that is possible; nil: Rand does.
+	CPI func() uint32
 	// InitialContact tells the peer that we have no other IKE SA with it
 	// (initiator; a responder asks Host.Admit).
 	InitialContact bool

@@ -1,0 +1,183 @@
+package sa
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// wantIPComp asserts that all SAs of both have a CPI, each of its own, by which
+// both mean the same, or none.
+func (l *lab) wantIPComp(want bool) {
+	l.t.Helper()
+	other := map[ipsec.SAID]uint16{}
+	for id, p := range l.b.sads {
+		other[id] = p.CPI
+	}
+	seen := map[uint16]bool{}
+	for id, p := range l.a.sads {
+		switch {
+		case (p.CPI != 0) != want || want && (p.CPI < minCPI || p.CPI > maxCPI):
+			l.t.Errorf("SA %v: CPI %d, want one: %v", id, p.CPI, want)
+		case p.CPI != other[id]:
+			l.t.Errorf("SA %v: CPI %d, the peer's %d", id, p.CPI, other[id])
+		case want && seen[p.CPI]:
+			l.t.Errorf("SA %v: CPI %d twice", id, p.CPI)
+		}
+		seen[p.CPI] = true
+	}
+}
+
+// TestIPComp: used if both want it, by IKE_AUTH, by CREATE_CHILD_SA and when
+// either side rekeys; each SA has a CPI of its own.
+func TestIPComp(t *testing.T) {
+	sel := ipsec.Selector{Src: pfx("0.0.0.0/0"), Dst: pfx("0.0.0.0/0")}
+	for _, mode := range []ipsec.Mode{ipsec.Tunnel, ipsec.Transport} {
+		for _, c := range []struct{ a, b bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
+			t.Run(fmt.Sprint(mode, c.a, c.b), func(t *testing.T) {
+				l := newLab(t)
+				l.a.rule.IPComp, l.b.rule.IPComp = c.a, c.b
+				l.b.policies = []Policy{policy(sel, mode, 2)}
+				req := ChildRequest{Seq: 1, Policy: policy(sel, mode, 1)}
+				l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+				l.a.do(l.a.sa.Start(l.now, req, req))
+				l.settle()
+				l.want(2)
+				l.wantIPComp(c.a && c.b)
+				for _, n := range []*node{l.a, l.b} {
+					was := n.sads[inSPI(t, n)].CPI
+					n.do(n.sa.ChildExpired(l.now, inSPI(t, n), false))
+					l.settle()
+					l.want(2)
+					l.wantIPComp(c.a && c.b)
+					for id, p := range n.sads {
+						if was != 0 && p.CPI == was && id.Dst == n.cfg.Local.Addr() {
+							t.Errorf("%s: CPI %d again, of %v", n.name, was, id)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestIPCompLeftOut: what the child SA has instead, or is.
+func TestIPCompLeftOut(t *testing.T) {
+	for name, edit := range map[string]func(*pad.Rule, *Policy){
+		"AGGFRAG":     func(r *pad.Rule, _ *Policy) { r.AggFrag = pad.AggFragPrefer },
+		"TFC padding": func(r *pad.Rule, _ *Policy) { r.TFC = ipsec.TFCPathMTU },
+		"AH": func(_ *pad.Rule, p *Policy) {
+			ah := *p.Out
+			ah.Requests = []ipsec.Request{{Proto: ipsec.AH, Mode: ipsec.Tunnel, ReqID: 1}}
+			p.Out, p.In = &ah, nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			req := reqA(1)
+			for _, n := range []*node{l.a, l.b} {
+				n.rule.IPComp = true
+			}
+			edit(l.a.rule, &req.Policy)
+			edit(l.b.rule, &l.b.policies[0])
+			l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+			l.a.do(l.a.sa.Start(l.now, req))
+			l.settle()
+			l.want(1)
+			l.wantIPComp(false)
+		})
+	}
+}
+
+// TestIPCompPeers: what other peers say. In a request what we cannot follow is
+// passed over, in an answer it ends the child SA: the peer would send what we
+// cannot read.
+func TestIPCompPeers(t *testing.T) {
+	say := func(data ...byte) *ikev2.Notify { return notify(ikev2.IPCOMP_SUPPORTED, data...) }
+	for _, c := range []struct {
+		name string
+		n    *ikev2.Notify
+		cpi  uint16
+	}{
+		{"lowest CPI", say(1, 0, 2), 256},
+		{"highest CPI", say(0xef, 0xff, 2), 61439},
+		{"LZS", say(1, 0, 3), 0},
+		{"LZJH", say(1, 0, 4), 0},
+		{"reserved CPI", say(0, 255, 2), 0},
+		{"private CPI", say(0xf0, 0, 2), 0},
+		{"no data", say(), 0},
+		{"CPI alone", say(1, 0), 0},
+		{"four octets", say(1, 0, 2, 0), 0},
+	} {
+		for _, ours := range []bool{false, true} {
+			l := newLab(t)
+			l.establish()
+			l.clearEvents()
+			l.a.rule.IPComp = ours
+			l.stop = func(p packet) bool { return p.from == l.b }
+			l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+			l.run()
+			i := l.b.sa.cur
+			m, err := ikev2.Open(l.kept[0].data, &sk{c: i.seal.c})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.kept, l.stop = nil, nil
+			b, err := (&ikev2.Message{Header: m.Header, Payloads: append(m.Payloads, c.n)}).AppendSealed(nil, i.seal)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.a.do(l.a.sa.Receive(l.now, Datagram{addrA, addrB, b}))
+			l.settle()
+			good := ours && c.cpi != 0
+			if f := told[ChildFailed](l.a); len(f) == 0 != good {
+				t.Errorf("%s as an answer, %v: %d failures", c.name, ours, len(f))
+			}
+			if is := told[InstallChild](l.a); good && (len(is) != 1 || is[0].Out.CPI != c.cpi || is[0].In.CPI == 0) {
+				t.Errorf("%s as an answer: installed %+v", c.name, is)
+			}
+		}
+		l := newLab(t)
+		l.b.rule.IPComp = true
+		l.establish()
+		for _, ps := range [][]ikev2.Payload{requestOfChild(t, l, c.n), append(requestOfChild(t, l, say(1, 0, 3)), c.n)} {
+			g, rf := l.b.sa.grant(l.b.sa.cur, ps, false, nil)
+			if rf != nil || g.peerCPI != c.cpi || (g.cpi != 0) != (c.cpi != 0) {
+				t.Errorf("%s as a request: %+v, %v; want CPI %d", c.name, g, rf, c.cpi)
+			}
+		}
+	}
+}
+
+// TestCPIsOfOthers: one that a child SA of the peer has is passed over, and when
+// all that are tried are taken there is no IPComp.
+func TestCPIsOfOthers(t *testing.T) {
+	l := newLab(t)
+	next := uint32(0)
+	l.a.cfg.CPI = func() uint32 { next++; return next / 2 }
+	l.a.rule.IPComp, l.b.rule.IPComp = true, true
+	l.establish()
+	l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+	l.settle()
+	l.want(2)
+	l.wantIPComp(true)
+	l.a.cfg.CPI = func() uint32 { return 7 }
+	l.a.sa.cfg.CPI = l.a.cfg.CPI
+	for range 2 {
+		l.a.do(l.a.sa.AddChild(l.now, reqA(3)))
+		l.settle()
+	}
+	l.want(4)
+	none := 0
+	for _, p := range l.a.sads {
+		if p.CPI == 0 {
+			none++
+		}
+	}
+	if none != 2 {
+		t.Errorf("%d SAs without CPI, want one pair", none)
+	}
+}
