@@ -44,6 +44,7 @@ const (
 	InAggregated                    // packets that shared an ESP packet with others (RFC 9347)
 	InAggregates                    // ESP packets that held several packets
 	InRejoined                      // packets put together from the fragments of several ESP packets (RFC 9347)
+	InExpanded                      // packets expanded that were compressed inside their SA of ESP
 	DropInNoSA                      // no SA for destination, protocol and SPI
 	DropInReplay                    // sequence number seen or left of the window
 	DropInAuth                      // ICV wrong
@@ -68,7 +69,7 @@ var counterNames = [numCounters]string{
 	"drop_out_discard", "drop_out_no_policy", "drop_out_malformed", "drop_out_fragment", "drop_out_hold", "drop_out_no_peer", "drop_out_sequence",
 	"drop_out_lifetime", "drop_out_seal", "drop_out_send",
 	"in_protected", "in_other", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_early", "in_ike",
-	"in_coalesced", "in_super_frames", "in_aggregated", "in_aggregates", "in_rejoined",
+	"in_coalesced", "in_super_frames", "in_aggregated", "in_aggregates", "in_rejoined", "in_expanded",
 	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_ecn", "drop_in_encap", "drop_in_selector", "drop_in_policy",
 	"drop_in_clear", "drop_in_discard", "drop_in_no_policy", "drop_in_fragment", "drop_in_lifetime", "drop_in_protocol",
 	"drop_in_ike", "drop_in_tap",

@@ -1092,7 +1092,7 @@ func TestCompressed(t *testing.T) {
 			if got := a.e.Stats()[OutCompressed]; got != 2 {
 				t.Errorf("%d counted, want 2", got)
 			}
-			if s := b.e.Stats(); s[InProtected] != 4 {
+			if s := b.e.Stats(); s[InProtected] != 4 || s[InExpanded] != 2 {
 				t.Errorf("receiver: %v", s.nonzero())
 			}
 			now := time.Now()

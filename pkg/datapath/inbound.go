@@ -803,6 +803,7 @@ func (w *inWorker) unshrink(j *inJob, p *esp.Packet) bool {
 	out := w.arena.Take(front + k)
 	copy(out[front:], w.peeler.expanded[:k])
 	j.out, j.at, p.N, p.Next = out, front, k, next
+	w.n.inc(InExpanded)
 	return true
 }
 

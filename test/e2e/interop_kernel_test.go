@@ -19,7 +19,8 @@ func TestInteropKernel(t *testing.T) {
 		t.Skip("package user-mode-linux is not installed")
 	}
 	h := lab.NewHost(t, "a")
-	l := lab.BootLinux(h, "eth0", umlIts+"/24", "fd00:3::119/64", "10.2.0.1/32", "fd00:2::1/128")
+	const comp = "192.168.3.120" // of Linux too, for the rule with IPComp
+	l := lab.BootLinux(h, "eth0", umlIts+"/24", comp+"/24", "fd00:3::119/64", "10.2.0.1/32", "fd00:2::1/128")
 	for _, addr := range []string{umlOur + "/24", "fd00:3::118/64"} {
 		h.Must("ip", "addr", "add", addr, "dev", "eth0")
 	}
@@ -29,14 +30,14 @@ func TestInteropKernel(t *testing.T) {
 	n := lab.NewNode(h, "eth0", netip.MustParseAddr(umlOur), netip.MustParseAddr(umlIts))
 	n.StartMissiu()
 	// Tunnels with TFC padding, which Linux has to take off.
-	n.WriteFile("/etc/missiu/ike.conf", "rule \"k\" { auth_method preshared remote_addr any childsa_tfc mtu }\n", 0o644)
-	n.WriteFile("/etc/missiu/ike.secrets", fmt.Sprintf("{ label \"k\" key %q }\n", lab.PSK), 0o600)
+	n.WriteFile("/etc/missiu/ike.conf", "rule \"c\" { auth_method preshared remote_addr "+comp+" childsa_ipcomp deflate }\nrule \"k\" { auth_method preshared remote_addr any childsa_tfc mtu }\n", 0o644)
+	n.WriteFile("/etc/missiu/ike.secrets", fmt.Sprintf("{ label \"c\" key %q }\n{ label \"k\" key %[1]q }\n", lab.PSK), 0o600)
 	n.IKE = n.Start("bash", "-c", "cd bin && exec ./ike 192.168.3.118 fd00:3::118")
 	n.IKE.Says("ready", 20*time.Second)
 	l.Sh(umlNeighbours)
 	l.Sh(`cd /usr/lib/uml/modules/$(uname -r)/kernel
-		for m in crypto/xcbc crypto/ctr crypto/ccm crypto/gcm; do
-			insmod $m.ko 2>&1 || grep -q "^$(basename $m) " /proc/modules || true
+		for m in crypto/xcbc crypto/ctr crypto/ccm crypto/gcm crypto/deflate net/xfrm/xfrm_ipcomp net/ipv4/ipcomp; do
+			insmod $m.ko 2>&1 || grep -q "^$(basename $m | tr - _) " /proc/modules || true
 		done`)
 	l.Sh(`mkdir -p /run/swanctl
 cat >/run/strongswan.conf <<X
@@ -87,6 +88,8 @@ while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 600 ]; done
 		{"AES-CCM-16", "{ raddr " + umlIts + " } ipsec { encr_algs ccm }\n", v4, "mode = transport\nesp_proposals = aes128ccm16", umlOur, umlIts, umlIts},
 		{"AES-CCM-8", "{ raddr " + umlIts + " } ipsec { encr_algs aes-ccm-8 }\n", v4, "mode = transport\nesp_proposals = aes256ccm8", umlOur, umlIts, umlIts},
 		{"AES-GMAC", "{ raddr " + umlIts + " } ipsec { encr_algs gmac }\n", v4, "mode = transport\nesp_proposals = aes128gmac", umlOur, umlIts, umlIts},
+		{"IPComp", "{ raddr " + comp + " } ipsec { encr_algs gcm }\n", "local_addrs = " + comp + "\nremote_addrs = " + umlOur, "mode = transport\nipcomp = yes", umlOur, comp, comp},
+		{"IPComp tunnel", "{ laddr 10.1.0.0/24 raddr 10.2.0.0/24 } ipsec { encr_algs gcm tladdr " + umlOur + " traddr " + comp + " }\n", "local_addrs = " + comp + "\nremote_addrs = " + umlOur, nets + "ipcomp = yes", "10.1.0.1", "10.2.0.1", "10.2.0.0/24"},
 		{"they want a tunnel", "{ raddr " + umlIts + " } ipsec { encr_algs gcm }\n", v4, "mode = tunnel", umlOur, umlIts, ""},
 	} {
 		for _, we := range []bool{true, false} {
@@ -143,6 +146,17 @@ while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 600 ]; done
 				}
 				if got := n.Status().Counters["out_padded"] - padded; got < want || want == 0 && got != 0 {
 					t.Errorf("%d packets with TFC padding, want %d", got, want)
+				}
+				if strings.HasPrefix(c.name, "IPComp") {
+					was := n.Status().Counters
+					if r := n.Run("ping", "-n", "-q", "-c", "5", "-i", "0.05", "-w", "20", "-s", "1000", "-p", "00", c.it); !strings.Contains(r.Out, " 0% packet loss") {
+						t.Errorf("pings that compress: %v\n%s", r, l.Run("tail -30 /run/lab/charon.log; ip -s xfrm state; ip xfrm policy; cat /proc/net/xfrm_stat").Out)
+					}
+					for _, k := range []string{"out_compressed", "in_expanded"} {
+						if got := n.Status().Counters[k] - was[k]; got < 5 {
+							t.Errorf("%s: %d, want 5", k, got)
+						}
+					}
 				}
 				if d := n.Status().Drops(); d != 0 {
 					t.Errorf("we dropped %d: %v", d, n.Status().Counters)
