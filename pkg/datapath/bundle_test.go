@@ -492,6 +492,48 @@ func TestBundleHold(t *testing.T) {
 	}
 }
 
+// TestPackedBundle: one SA of ESP with a CPI stands for those of IPComp and of ESP
+// around it, both ways; one without does not.
+func TestPackedBundle(t *testing.T) {
+	for name, s := range map[string]stack{
+		"transport": {in: a4, out: b4, layers: []tlayer{tComp, tESP}},
+		"tunnel":    {in: ia4, out: ib4, layers: []tlayer{tComp.tunnel(a4, b4), tESP}},
+	} {
+		for _, cpi := range []uint16{0, 300} {
+			t.Run(fmt.Sprint(name, cpi), func(t *testing.T) {
+				a, b := s.nodes(t)
+				r := ipsec.Packed(s.policy(ipsec.Out).Requests)
+				if r == nil {
+					t.Fatal("not one request")
+				}
+				for _, n := range []*node{a, b} {
+					p := *s.params()[1]
+					p.Mode, p.CPI, p.ReqID, p.Src, p.Dst = r.Mode, cpi, r.ReqID, a4, b4
+					n.sa(&p)
+				}
+				var sent [][]byte
+				for _, noise := range []bool{false, true} {
+					ip := text(s.in, s.out, 500, noise)
+					out := a.send(ip)
+					if cpi == 0 {
+						if len(out) != 0 {
+							t.Error("sent without IPComp")
+						}
+						continue
+					}
+					if got := b.receive(out...); len(got) != 1 || !bytes.Equal(got[0], ip) {
+						t.Fatalf("%d arrived: %v", len(got), b.e.Stats().nonzero())
+					}
+					sent = append(sent, out...)
+				}
+				if cpi != 0 && len(sent[0]) >= len(sent[1]) {
+					t.Errorf("text became %d octets, noise %d", len(sent[0]), len(sent[1]))
+				}
+			})
+		}
+	}
+}
+
 // TestBundleUse: transforms of level use are left out while they have no SA;
 // the others are not.
 func TestBundleUse(t *testing.T) {

@@ -275,6 +275,12 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 		w.choose(p, buf, off, n, now, whole)
 		return
 	}
+	if p.Packed != nil {
+		if sa := w.find(p, outKey(p.Packed, w.info.Src, w.info.Dst)); sa != nil && sa.P.CPI != 0 {
+			w.encapsulate(sa, buf, off, n, now, whole)
+			return
+		}
+	}
 	if len(p.P.Requests) != 1 || r.Proto != ipsec.ESP {
 		w.bundle(p, buf, off, n, now, whole)
 		return

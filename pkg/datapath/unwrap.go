@@ -53,6 +53,9 @@ func (l *layers) push(sa *sad.SA) bool {
 // its alternatives, asks for, in the order that it asks for; transforms that a packet may come without may
 // be missing.
 func (l *layers) serve(e *spd.Entry) bool {
+	if e.Packed != nil && l.n == 1 && l.sa[0].P.CPI != 0 && serves(l.sa[0], e, e.Packed) {
+		return true
+	}
 	if e.Choices == nil {
 		return l.are(e, e.P.Requests)
 	}

@@ -168,6 +168,7 @@ func TestInitAlternatives(t *testing.T) {
 func TestNegotiable(t *testing.T) {
 	esp := ipsec.Request{Proto: ipsec.ESP, Mode: ipsec.Tunnel, Src: addrA, Dst: addrB}
 	ah, comp, other := esp, esp, esp
+	inside := ipsec.Request{Proto: ipsec.ESP, Mode: ipsec.Transport}
 	ah.Proto, comp.Proto = ipsec.AH, ipsec.IPComp
 	other.Proto, other.Mode = ipsec.AH, ipsec.Transport
 	for name, tt := range map[string]struct {
@@ -176,11 +177,58 @@ func TestNegotiable(t *testing.T) {
 	}{
 		"ESP": {[]ipsec.Request{esp}, true}, "AH": {[]ipsec.Request{ah}, true}, "ESP in AH": {[]ipsec.Request{esp, ah}, true},
 		"AH in ESP": {[]ipsec.Request{ah, esp}, true}, "ESP twice": {[]ipsec.Request{esp, esp}, false}, "IPComp": {[]ipsec.Request{comp, esp}, false},
+		"IPComp in ESP": {[]ipsec.Request{{Proto: ipsec.IPComp, Mode: ipsec.Transport}, inside}, true}, "IPComp tunnel in ESP": {[]ipsec.Request{comp, inside}, true},
+		"ESP in IPComp": {[]ipsec.Request{inside, comp}, false}, "IPComp alone": {[]ipsec.Request{comp}, false}, "IPComp tunnel in ESP in AH": {[]ipsec.Request{comp, inside, other}, false},
 		"two modes": {[]ipsec.Request{esp, other}, false}, "none": {nil, false},
 	} {
 		if got := negotiable(&ipsec.Policy{Dir: ipsec.Out, Action: ipsec.Protect, Requests: tt.rs}); got != tt.want {
 			t.Errorf("%s: got %v", name, got)
 		}
+	}
+}
+
+// TestIPCompPolicy: a policy of IPComp in ESP is negotiated as one SA of ESP each
+// way with a CPI, when it is loaded, and by the ACQUIRE of ESP; that of IPComp waits
+// for it.
+func TestIPCompPolicy(t *testing.T) {
+	for _, flags := range []ipsec.PolicyFlags{ipsec.PolicyInit, 0} {
+		synctest.Test(t, func(t *testing.T) {
+			with := func(_ *Config, m *missiu) {
+				for i := range m.policies {
+					m.policies[i].Flags = flags
+					m.policies[i].Requests = []ipsec.Request{
+						{Proto: ipsec.IPComp, Mode: ipsec.Transport, Level: ipsec.LevelRequire},
+						{Proto: ipsec.ESP, Mode: ipsec.Transport, Level: ipsec.LevelRequire},
+					}
+				}
+			}
+			n := &network{}
+			b := newNode(t, n, addrB, addrA, "k", func(c *Config, m *missiu) {
+				with(c, m)
+				for i := range m.policies {
+					m.policies[i].Flags = 0
+				}
+			})
+			a := newNode(t, n, addrA, addrB, "k", with)
+			if flags == 0 {
+				a.m.event(keysock.Acquire{Seq: 3, Proto: ipsec.IPComp, Mode: ipsec.Transport, Src: addrA, Dst: addrB, PolicyID: 1})
+				a.acquire(4, addrA, addrB)
+			}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			a.wantSAs(t, 2, 0)
+			wantPair(t, a, b, 1)
+			for _, p := range a.m.list() {
+				if q := b.m.sas[p.SAID]; p.CPI == 0 || q == nil || q.CPI != p.CPI || p.Mode != ipsec.Transport {
+					t.Errorf("%v: %v, CPI %d", p.SAID, p.Mode, p.CPI)
+				}
+			}
+			if errno, ok := a.m.failure(3); ok {
+				t.Errorf("ACQUIRE of IPComp: %v", errno)
+			}
+			a.stop(t)
+			b.stop(t)
+		})
 	}
 }
 

@@ -128,7 +128,7 @@ func (d *Daemon) connect(ctx, read context.Context) (<-chan event, error) {
 		return nil, err
 	}
 	k := &link{keys: keys, ended: make(chan struct{})}
-	has, err := keys.Register(ctx, ipsec.ESP, ipsec.AH)
+	has, err := keys.Register(ctx, ipsec.ESP, ipsec.AH, ipsec.IPComp)
 	if err != nil {
 		k.close()
 		return nil, err
@@ -491,7 +491,7 @@ func (d *Daemon) acquire(a keysock.Acquire, waited bool) {
 		d.log.Warn("ACQUIRE: "+why, fields...)
 		d.acquireFailed(a.Seq, errno)
 	}
-	if a.Proto != ipsec.ESP && a.Proto != ipsec.AH {
+	if a.Proto != ipsec.ESP && a.Proto != ipsec.AH && a.Proto != ipsec.IPComp {
 		refuse("only ESP and AH are negotiated", syscall.EPROTONOSUPPORT)
 		return
 	}
@@ -517,6 +517,14 @@ func (d *Daemon) acquire(a keysock.Acquire, waited bool) {
 	}
 	if !ok {
 		refuse("no such policy", syscall.ENOENT)
+		return
+	}
+	if a.Proto == ipsec.IPComp {
+		if p.Out.Requests[0].Comp == 0 {
+			refuse("only ESP and AH are negotiated", syscall.EPROTONOSUPPORT)
+			return
+		}
+		d.log.Debug("ACQUIRE: left to that of ESP", fields...)
 		return
 	}
 	rule := d.rules.Load().Outbound(a.Src, a.Dst)

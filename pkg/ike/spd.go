@@ -46,6 +46,9 @@ func negotiable(p *ipsec.Policy) bool {
 	if p.Action != ipsec.Protect || len(p.Requests) == 0 || p.Dir != ipsec.In && p.Dir != ipsec.Out {
 		return false
 	}
+	if ipsec.Packed(p.Requests) != nil {
+		return true
+	}
 	var seen [256]bool
 	for _, r := range p.Requests {
 		f := p.Requests[0]
@@ -104,6 +107,11 @@ func (s *tables) insert(p *ipsec.Policy) {
 			dst: index{of: func(p *ipsec.Policy) netip.Prefix { return p.Sel.Dst }},
 		}
 	}
+	if r := ipsec.Packed(p.Requests); r != nil { // what is negotiated
+		q := *p
+		q.Requests = []ipsec.Request{*r}
+		p = &q
+	}
 	s.seq++
 	e := &entry{p, s.seq}
 	s.byID[p.ID] = e
@@ -148,7 +156,7 @@ func (s *tables) remove(id uint32) {
 // the same protocols and mode, the end points exchanged.
 func (s *tables) pair(out *ipsec.Policy) sa.Policy {
 	same := func(o, i ipsec.Request) bool {
-		return i.Proto == o.Proto && i.Mode == o.Mode && i.Src == o.Dst && i.Dst == o.Src
+		return i.Proto == o.Proto && i.Mode == o.Mode && i.Src == o.Dst && i.Dst == o.Src && (i.Comp != 0) == (o.Comp != 0)
 	}
 	for _, in := range s.in[out.Sel.Reverse()] {
 		if slices.EqualFunc(out.Requests, in.Requests, same) {

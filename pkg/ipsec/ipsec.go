@@ -318,6 +318,23 @@ type Request struct {
 	Level    Level
 	ReqID    ReqID
 	Src, Dst netip.Addr // tunnel end points; invalid in transport mode
+	// Comp is the level of IPComp inside, of a request that Packed made; else 0.
+	Comp Level
+}
+
+// Packed is the one request of ESP, with IPComp as a property of its SAs
+// (SAParams.CPI), that makes the same packets as two of IPComp and of ESP in
+// transport mode around it; nil if rs are not those.
+func Packed(rs []Request) *Request {
+	if len(rs) != 2 || rs[0].Proto != IPComp || rs[1].Proto != ESP || rs[1].Mode != Transport || rs[0].Mode == ModeAny {
+		return nil
+	}
+	r := rs[1]
+	r.Mode, r.Src, r.Dst, r.Comp = rs[0].Mode, rs[0].Src, rs[0].Dst, rs[0].Level
+	if r.Comp == LevelDefault {
+		r.Comp = LevelRequire
+	}
+	return &r
 }
 
 // Open reports whether an end point of a tunnel is left to the SA.

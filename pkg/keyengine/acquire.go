@@ -181,7 +181,7 @@ func (e *Engine) answered(r *record, seq uint32) {
 		if key.ReqID == 0 && w.manual {
 			k.ReqID = 0
 		}
-		if k != key && k != any && !(k.Open() && k.Takes(&r.p)) || w.key.flow != (ipsec.Flow{}) && !holds(&r.p, w.key.flow) {
+		if k != key && k != any && !packs(&r.p, k) && !(k.Open() && k.Takes(&r.p)) || w.key.flow != (ipsec.Flow{}) && !holds(&r.p, w.key.flow) {
 			continue
 		}
 		e.done(w)
@@ -192,6 +192,18 @@ func (e *Engine) answered(r *record, seq uint32) {
 	for _, k := range keys {
 		e.installed(k)
 	}
+}
+
+// packs: key is one of the two SAs that p, which has IPComp inside, stands for
+// (ipsec.Packed).
+func packs(p *ipsec.SAParams, key sad.OutKey) bool {
+	if ends := p.Ends(); p.CPI == 0 || key.Src != ends.Src || key.Dst != ends.Dst {
+		return false
+	}
+	if key.Proto == ipsec.IPComp {
+		return key.Mode == p.Mode
+	}
+	return key.Proto == ipsec.ESP && key.Mode == ipsec.Transport && (key.ReqID == 0 || key.ReqID == p.ReqID)
 }
 
 // holds reports whether an SA with the selectors of p may carry a flow.

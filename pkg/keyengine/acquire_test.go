@@ -65,6 +65,46 @@ func TestAcquire(t *testing.T) {
 	})
 }
 
+// One SA of ESP with a CPI ends the wait for both that a policy of IPComp in ESP
+// asks for; one without, and one to elsewhere, do not.
+func TestAcquirePacked(t *testing.T) {
+	for _, mode := range []ipsec.Mode{ipsec.Tunnel, ipsec.Transport} {
+		testRig(t, func(r *rig) {
+			p := tunnel(ipsec.LevelUnique, 7)
+			comp, esp := p.Requests[0], p.Requests[0]
+			comp.Proto, comp.Mode, comp.ReqID = ipsec.IPComp, mode, 8
+			esp.Mode, esp.Src, esp.Dst = ipsec.Transport, netip.Addr{}, netip.Addr{}
+			if mode == ipsec.Transport {
+				comp.Src, comp.Dst = netip.Addr{}, netip.Addr{}
+			}
+			p.Requests = []ipsec.Request{comp, esp}
+			e, _ := r.policy(p)
+			r.NeedSA(e, sad.OutKey{Proto: ipsec.IPComp, Mode: mode, ReqID: 8, Src: self, Dst: peer}, flow)
+			r.NeedSA(e, sad.OutKey{Proto: ipsec.ESP, Mode: ipsec.Transport, ReqID: 7, Src: self, Dst: peer}, flow)
+			if n := len(r.acquires); n != 2 {
+				r.Fatalf("%d ACQUIREs", n)
+			}
+			for k, edit := range []func(*ipsec.SAParams){
+				func(q *ipsec.SAParams) { q.CPI, q.Mode, q.ReqID = 0, ipsec.Tunnel, 9 },
+				func(q *ipsec.SAParams) { q.Dst = netip.MustParseAddr("198.51.100.9") },
+				func(q *ipsec.SAParams) {},
+			} {
+				q := outSA(ipsec.SPI(0x1000+k), 7)
+				q.Mode, q.CPI = mode, 300
+				edit(q)
+				r.mustAdd(q)
+				want := 2
+				if k == 2 {
+					want = 0
+				}
+				if n := r.Stats().Acquires; n != want {
+					r.Errorf("%v, SA %d: %d ACQUIREs, want %d", mode, k, n, want)
+				}
+			}
+		})
+	}
+}
+
 // The numbers of ACQUIREs stay below those that clients make up.
 func TestAcquireSeqWraps(t *testing.T) {
 	testRig(t, func(r *rig) {

@@ -233,7 +233,7 @@ func check(dir ipsec.Direction, s ipsec.Selector) error {
 func (e *Edit) entry(p *ipsec.Policy, id uint32, seq uint64, now time.Time) *Entry {
 	n := &Entry{P: *p, Created: now, seq: seq, src: p.Sel.Src.Masked(), dst: p.Sel.Dst.Masked()}
 	n.P.ID = id
-	n.Choices = choices(&n.P)
+	n.Choices, n.Packed = choices(&n.P), ipsec.Packed(n.P.Requests)
 	return n
 }
 

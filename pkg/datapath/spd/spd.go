@@ -32,6 +32,8 @@ type Entry struct {
 	// Choices are the alternatives of P if they differ in more than the
 	// algorithms of one transform (ipsec.Policy.Choice), in order, else nil.
 	Choices []Choice
+	// Packed is ipsec.Packed of P's requests.
+	Packed *ipsec.Request
 
 	seq      uint64 // insertion order among equal priorities
 	src, dst netip.Prefix

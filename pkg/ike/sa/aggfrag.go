@@ -17,7 +17,7 @@ const aggfragCongestion = 2
 
 // mayAggregate: the child SAs of the policy are ESP alone, in tunnel mode.
 func (p Policy) mayAggregate() bool {
-	return p.Out != nil && len(p.Out.Requests) == 1 && p.Out.Requests[0].Mode == ipsec.Tunnel && p.onlyESP()
+	return p.Out != nil && len(p.Out.Requests) == 1 && p.Out.Requests[0].Mode == ipsec.Tunnel && p.Out.Requests[0].Comp == 0 && p.onlyESP()
 }
 
 // aggregates: we want it for the policy's child SAs. must: and nothing else.

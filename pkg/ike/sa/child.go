@@ -197,6 +197,7 @@ type offer struct {
 	key       dh.PrivateKey // nil without PFS
 	aggfrag   bool          // USE_AGGFRAG
 	cpi       uint16        // of IPCOMP_SUPPORTED; 0: not offered
+	mustComp  bool          // only with IPComp
 	resource  bool          // SA_RESOURCE_INFO
 	fallback  *child        // of a request for a queue
 	deleted   []peerSPI     // deleted before we knew them
@@ -232,7 +233,8 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 		return fail(errors.New("policy without ESP and AH"))
 	}
 	o.aggfrag, _ = s.aggregates(r.Policy)
-	if s.compresses(r.Policy) && !o.aggfrag {
+	var comp bool
+	if comp, o.mustComp = s.compresses(r.Policy); comp && !o.aggfrag {
 		o.cpi = s.newCPI()
 	}
 	switch {

@@ -141,6 +141,11 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errAggfragMissing}
 				continue
 			}
+			comp, must := s.compresses(p)
+			if must && w.cpi == 0 {
+				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errIPCompMissing}
+				continue
+			}
 			perQueue, must := s.queues(p)
 			if must && !w.resource && rekeys == nil {
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errNoResources}
@@ -164,7 +169,7 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			}
 			g.policy, g.suite, g.answer, g.peerSPI = p, suite, answer, peer
 			g.aggfrag = wants && w.aggfrag
-			if w.cpi != 0 && !g.aggfrag && s.compresses(p) {
+			if g.cpi, g.peerCPI = 0, 0; comp && w.cpi != 0 && !g.aggfrag {
 				if g.cpi = s.newCPI(); g.cpi != 0 {
 					g.peerCPI = w.cpi
 				}

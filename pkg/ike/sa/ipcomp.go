@@ -31,10 +31,18 @@ func (p Policy) mayCompress() bool {
 	return p.Out != nil && len(p.Out.Requests) == 1 && p.onlyESP()
 }
 
-// compresses: we want it for the policy's child SAs. What is padded to hide its
-// length is not compressed, which would tell of its contents.
-func (s *SA) compresses(p Policy) bool {
-	return s.rule.IPComp && s.rule.TFC == 0 && p.mayCompress()
+// compresses: we want it for the policy's child SAs, by the rule or by the policy.
+// must: and nothing else; in tunnel mode the policy's ESP is none without. By the
+// rule what is padded to hide its length is not compressed, which would tell of its
+// contents.
+func (s *SA) compresses(p Policy) (wants, must bool) {
+	if !p.mayCompress() {
+		return false, false
+	}
+	if r := &p.Out.Requests[0]; r.Comp != 0 {
+		return true, r.Comp != ipsec.LevelUse || r.Mode == ipsec.Tunnel
+	}
+	return s.rule.IPComp && s.rule.TFC == 0, false
 }
 
 // newCPI is one that no child SA of this peer has: the peer may tell its SAs of
@@ -69,7 +77,10 @@ func ipcompSupported(cpi uint16) *ikev2.Notify {
 	return notify(ikev2.IPCOMP_SUPPORTED, byte(cpi>>8), byte(cpi), ipcompDeflate)
 }
 
-var errIPCompUnasked = errors.New("peer answers with IPComp, which was not asked for")
+var (
+	errIPCompUnasked = errors.New("peer answers with IPComp, which was not asked for")
+	errIPCompMissing = errors.New("peer does without IPComp, which the policy requires")
+)
 
 // parseIPComp returns the CPI of an IPCOMP_SUPPORTED that we can follow.
 func parseIPComp(n *ikev2.Notify) (uint16, error) {
@@ -103,6 +114,8 @@ func offeredCPI(ps []ikev2.Payload) uint16 {
 func (o *offer) answeredCPI(ps []ikev2.Payload) (uint16, error) {
 	n := ikev2.FindNotify(ps, ikev2.IPCOMP_SUPPORTED)
 	switch {
+	case n == nil && o.mustComp:
+		return 0, errIPCompMissing
 	case n == nil:
 		return 0, nil
 	case o.cpi == 0:

@@ -181,3 +181,50 @@ func TestCPIsOfOthers(t *testing.T) {
 		t.Errorf("%d SAs without CPI, want one pair", none)
 	}
 }
+
+// TestIPCompByPolicy: a policy that wants it has it whatever the rules say; but for
+// transport mode and level use it has nothing else.
+func TestIPCompByPolicy(t *testing.T) {
+	sel := ipsec.Selector{Src: pfx("0.0.0.0/0"), Dst: pfx("0.0.0.0/0")}
+	make := func(mode ipsec.Mode, comp ipsec.Level, id ipsec.ReqID) Policy {
+		p := policy(sel, mode, id)
+		p.Out.Requests[0].Comp = comp // In has the same
+		return p
+	}
+	for _, mode := range []ipsec.Mode{ipsec.Tunnel, ipsec.Transport} {
+		for _, c := range []struct {
+			a, b      ipsec.Level
+			used, any bool
+		}{
+			{ipsec.LevelRequire, ipsec.LevelRequire, true, true},
+			{ipsec.LevelUse, ipsec.LevelUnique, true, true},
+			{ipsec.LevelRequire, 0, false, false},
+			{0, ipsec.LevelRequire, false, false},
+			{ipsec.LevelUse, 0, false, mode == ipsec.Transport},
+			{0, ipsec.LevelUse, false, mode == ipsec.Transport},
+		} {
+			t.Run(fmt.Sprint(mode, c.a, c.b), func(t *testing.T) {
+				l := newLab(t)
+				l.a.rule.TFC = 1000 // is for tunnels without
+				l.b.policies = []Policy{make(mode, c.b, 2)}
+				l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+				l.a.do(l.a.sa.Start(l.now, ChildRequest{Seq: 1, Policy: make(mode, c.a, 1)}))
+				l.settle()
+				if !c.any {
+					l.want(0)
+					if f := told[ChildFailed](l.a); len(f) != 1 {
+						t.Errorf("%d failures, want 1", len(f))
+					}
+					return
+				}
+				l.want(1)
+				l.wantIPComp(c.used)
+				for id, p := range l.a.sads {
+					if p.CPI != 0 && p.TFC != 0 {
+						t.Errorf("%v: compressed and padded", id)
+					}
+				}
+			})
+		}
+	}
+}
