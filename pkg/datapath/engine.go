@@ -31,6 +31,8 @@
 //	native ESP, one SA    by the interface, each with its header
 //	AGGFRAG, one SA       either of these, several packets in each ESP packet
 //	                      (pack.go)
+//	with a CPI, one SA    either of the first two; what compresses is an IPComp
+//	                      header and DEFLATE inside ESP
 //	everything else       cut into packets; by the interface
 //
 // With several queues of the TAP each has an outbound worker, and there are as

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -1042,7 +1043,13 @@ func TestPadded(t *testing.T) {
 // and everything else as one without; the receiver delivers what was sent, and
 // drops what has another CPI.
 func TestCompressed(t *testing.T) {
+	kinds := pairs()
 	for name, p := range pairs() {
+		if p.encap != nil {
+			kinds[name+", socket"] = p
+		}
+	}
+	for name, p := range kinds {
 		if p.aggfrag {
 			continue
 		}
@@ -1059,6 +1066,9 @@ func TestCompressed(t *testing.T) {
 			q = p.params()
 			q.CPI = 0x1234
 			a.sa(q)
+			if strings.HasSuffix(name, "socket") {
+				a.e.c.UDP = memUDP{n: a}
+			}
 			pass := func(ip []byte) int {
 				t.Helper()
 				out := a.send(ip)

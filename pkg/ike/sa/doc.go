@@ -54,6 +54,15 @@
 //
 // Behind a NAT, which AH does not pass, alternatives with AH are left out.
 //
+// # IPComp
+//
+// Where rule or policy want it, ESP is offered, and granted, with IPComp inside
+// (RFC 7296, 2.22). It makes no SA of its own: each of the two SAs has the CPI of
+// its receiver (ipsec.SAParams.CPI), a new one with each rekeying.
+//
+//	HDR, SK {N(IPCOMP_SUPPORTED, CPI i, DEFLATE), SA, ...}  -->
+//	     <--  HDR, SK {N(IPCOMP_SUPPORTED, CPI r, DEFLATE), SA, ...}
+//
 // # Several key exchanges
 //
 // Where the suite has additional key exchanges (RFC 9370), each of them has an
