@@ -275,11 +275,9 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 		w.choose(p, buf, off, n, now, whole)
 		return
 	}
-	if p.Packed != nil {
-		if sa := w.find(p, outKey(p.Packed, w.info.Src, w.info.Dst)); sa != nil && sa.P.CPI != 0 {
-			w.encapsulate(sa, buf, off, n, now, whole)
-			return
-		}
+	if sa := w.packed(p); sa != nil {
+		w.encapsulate(sa, buf, off, n, now, whole)
+		return
 	}
 	if len(p.P.Requests) != 1 || r.Proto != ipsec.ESP {
 		w.bundle(p, buf, off, n, now, whole)
@@ -301,6 +299,18 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 	default:
 		w.wait(p, []sad.OutKey{key}, buf[off:off+n], now, whole)
 	}
+}
+
+// packed is the one SA that stands for the bundle of p (ipsec.Packed); nil: there
+// is none.
+func (w *outWorker) packed(p *spd.Entry) *sad.SA {
+	if p.Packed == nil {
+		return nil
+	}
+	if sa := w.find(p, outKey(p.Packed, w.info.Src, w.info.Dst)); sa != nil && sa.P.CPI != 0 {
+		return sa
+	}
+	return nil
 }
 
 // only is the SA for the packet at hand of a policy that wants one transform;
@@ -359,8 +369,9 @@ func (w *outWorker) wait(p *spd.Entry, keys []sad.OutKey, b []byte, now time.Tim
 	}
 	// An SA may have come between the look-up and the put; nobody would
 	// release the packet then.
+	packed := w.packed(p) != nil
 	for _, key := range keys {
-		if w.find(p, key) != nil {
+		if packed || w.find(p, key) != nil {
 			w.e.Installed(key)
 		}
 	}
