@@ -219,7 +219,10 @@ func TestIPCompPolicy(t *testing.T) {
 			a.wantSAs(t, 2, 0)
 			wantPair(t, a, b, 1)
 			for _, p := range a.m.list() {
-				if q := b.m.sas[p.SAID]; p.CPI == 0 || q == nil || q.CPI != p.CPI || p.Mode != ipsec.Transport {
+				b.m.mu.Lock()
+				q := b.m.sas[p.SAID]
+				b.m.mu.Unlock()
+				if p.CPI == 0 || q == nil || q.CPI != p.CPI || p.Mode != ipsec.Transport {
 					t.Errorf("%v: %v, CPI %d", p.SAID, p.Mode, p.CPI)
 				}
 			}
