@@ -128,7 +128,7 @@ func (d *Daemon) connect(ctx, read context.Context) (<-chan event, error) {
 		return nil, err
 	}
 	k := &link{keys: keys, ended: make(chan struct{})}
-	has, err := keys.Register(ctx, ipsec.ESP, ipsec.AH, ipsec.IPComp)
+	has, err := keys.Register(ctx, ipsec.ESP, ipsec.AH)
 	if err != nil {
 		k.close()
 		return nil, err
