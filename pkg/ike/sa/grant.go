@@ -141,8 +141,8 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errAggfragMissing}
 				continue
 			}
-			comp, must := s.compresses(p)
-			if must && w.cpi == 0 {
+			comp, mustComp := s.compresses(p)
+			if mustComp && w.cpi == 0 {
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errIPCompMissing}
 				continue
 			}
@@ -173,6 +173,9 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 				if g.cpi = s.newCPI(); g.cpi != 0 {
 					g.peerCPI = w.cpi
 				}
+			}
+			if mustComp && g.cpi == 0 {
+				return nil, refuseWith(ikev2.NO_ADDITIONAL_SAS, "no CPI is free")
 			}
 			switch {
 			case rekeys != nil:
