@@ -288,6 +288,9 @@ func show(w io.Writer, r *ike.Report) {
 			if c.Queue != 0 {
 				gone = fmt.Sprintf(", queue %d", c.Queue)
 			}
+			if c.CPIIn != 0 {
+				gone += fmt.Sprintf(", IPComp with CPIs in %d, out %d", c.CPIIn, c.CPIOut)
+			}
 			if c.Deleting {
 				gone += ", being deleted"
 			}

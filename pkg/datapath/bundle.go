@@ -91,6 +91,9 @@ func (w *outWorker) bundle(p *spd.Entry, buf []byte, off, n int, now time.Time, 
 func (w *outWorker) transform(b *bundle, dst netip.Addr, buf []byte, off, n int, now time.Time, whole bool) {
 	w.e.clampSYN(b, buf[off:off+n], &w.info, dst)
 	packed := w.compress(b, buf, off, n)
+	if packed != unpacked && b.sas[0].P.CPI != 0 {
+		w.n.inc(OutCompressed)
+	}
 	if packed == unpacked && b.n > 0 && b.sas[0].P.Proto == ipsec.IPComp && b.sas[0].P.Mode != ipsec.Tunnel {
 		copy(b.sas[:], b.sas[1:b.n]) // sent without IPComp header (RFC 3173, 2.2)
 		b.n--
@@ -118,10 +121,10 @@ func (w *outWorker) transform(b *bundle, dst netip.Addr, buf []byte, off, n int,
 // unpacked says that a payload was not compressed.
 const unpacked = -1
 
-// compress tries the payload of a packet if the innermost SA is IPComp. It
-// returns the length of what it made, which is in w.bundler.packed.
+// compress tries the payload of a packet if the innermost SA is IPComp, or has it
+// inside. It returns the length of what it made, which is in w.bundler.packed.
 func (w *outWorker) compress(b *bundle, buf []byte, off, n int) int {
-	if b.n == 0 || b.sas[0].P.Proto != ipsec.IPComp {
+	if b.n == 0 || b.sas[0].P.Proto != ipsec.IPComp && b.sas[0].P.CPI == 0 {
 		return unpacked
 	}
 	p := planFor(b.sas[0], &w.info, buf, off, n)
@@ -144,7 +147,7 @@ func (b *bundler) pack(payload []byte) int {
 // headers are i's, if IPComp makes packed octets of its payload.
 func (b *bundle) length(i *packet.Info, n, packed int) int {
 	kept, v6 := i.TransOff, i.Version == 6
-	for _, sa := range b.sas[:b.n] {
+	for k, sa := range b.sas[:b.n] {
 		payload := n - kept
 		if sa.P.Mode == ipsec.Tunnel {
 			payload, kept, v6 = n, packet.IPv4Len, sa.P.Dst.Is6()
@@ -152,11 +155,11 @@ func (b *bundle) length(i *packet.Info, n, packed int) int {
 				kept = packet.IPv6Len
 			}
 		}
+		if k == 0 && packed != unpacked {
+			payload = ipcomp.HeaderLen + packed
+		}
 		switch sa.P.Proto {
 		case ipsec.IPComp:
-			if packed != unpacked {
-				payload = ipcomp.HeaderLen + packed
-			}
 		case ipsec.AH:
 			payload += sa.AH.HeaderLen(v6)
 		default:
@@ -190,6 +193,9 @@ func (w *outWorker) apply(b *bundle, buf []byte, off, n, packed, fragment int, n
 			return
 		}
 		p := planFor(sa, i, buf, off, n)
+		if k == 0 && sa.P.CPI != 0 && packed != unpacked {
+			n = p.putPacked(sa.P.CPI, buf, w.bundler.packed[:packed]) - off
+		}
 		ok := true
 		switch sa.P.Proto {
 		case ipsec.IPComp:
@@ -211,6 +217,14 @@ func (w *outWorker) apply(b *bundle, buf []byte, off, n, packed, fragment int, n
 	j := outJob{sealed: true, pkt: wire.Packet{Buf: buf, Off: off, Len: n}, fragment: fragment}
 	w.keepLink(&j, b.tunnels())
 	w.push(j, esp.Packet{})
+}
+
+// putPacked puts an IPComp header and packed in the place of the payload, which is
+// longer, and returns where the packet ends then.
+func (p *plan) putPacked(cpi uint16, buf, packed []byte) int {
+	ipcomp.Put(buf[p.payload:], p.next, cpi)
+	p.plen, p.next = ipcomp.HeaderLen+copy(buf[p.payload+ipcomp.HeaderLen:], packed), protoIPComp
+	return p.payload + p.plen
 }
 
 // sealESP is encapsulate without the batch.

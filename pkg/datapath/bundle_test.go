@@ -492,12 +492,14 @@ func TestBundleHold(t *testing.T) {
 	}
 }
 
-// TestPackedBundle: one SA of ESP with a CPI stands for those of IPComp and of ESP
-// around it, both ways; one without does not.
+// TestPackedBundle: one SA of ESP or AH with a CPI stands for those of IPComp and of
+// ESP or AH around it, both ways; one without does not.
 func TestPackedBundle(t *testing.T) {
 	for name, s := range map[string]stack{
-		"transport": {in: a4, out: b4, layers: []tlayer{tComp, tESP}},
-		"tunnel":    {in: ia4, out: ib4, layers: []tlayer{tComp.tunnel(a4, b4), tESP}},
+		"transport":    {in: a4, out: b4, layers: []tlayer{tComp, tESP}},
+		"tunnel":       {in: ia4, out: ib4, layers: []tlayer{tComp.tunnel(a4, b4), tESP}},
+		"AH transport": {in: a4, out: b4, layers: []tlayer{tComp, tAH}},
+		"AH tunnel":    {in: ia4, out: ib4, layers: []tlayer{tComp.tunnel(a4, b4), tAH}},
 	} {
 		for _, cpi := range []uint16{0, 300} {
 			t.Run(fmt.Sprint(name, cpi), func(t *testing.T) {
@@ -531,6 +533,37 @@ func TestPackedBundle(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestCompressedBundle: the innermost SA of a bundle compresses if it has a CPI, and
+// no other.
+func TestCompressedBundle(t *testing.T) {
+	for _, s := range stacks() {
+		if s.old || s.udp() || slices.ContainsFunc(s.layers, func(l tlayer) bool { return l.proto == ipsec.IPComp }) {
+			continue
+		}
+		t.Run(s.name, func(t *testing.T) {
+			a, b := s.nodes(t)
+			for _, n := range []*node{a, b} {
+				for k, p := range s.params() {
+					p.CPI = uint16(300 + k)
+					n.sa(p)
+				}
+			}
+			for _, noise := range []bool{false, true} {
+				ip := text(s.in, s.out, 1000, noise)
+				out := a.send(ip)
+				if len(out) != 1 || (len(out[0]) < 500) == noise {
+					t.Fatalf("noise %v: %d packets left: %x", noise, len(out), out)
+				}
+				if got := b.receive(out...); len(got) != 1 || !bytes.Equal(got[0], ip) {
+					t.Fatalf("noise %v: got %x, want %x: %v", noise, got, ip, b.e.Stats().nonzero())
+				}
+			}
+			a.wantCount(map[Counter]uint64{OutProtected: 2, OutCompressed: 1})
+			b.wantCount(map[Counter]uint64{InProtected: 2, InExpanded: 1})
+		})
 	}
 }
 
@@ -705,10 +738,10 @@ func TestIPCompHostile(t *testing.T) {
 		{"well-known CPI", pkt(2, deflate(udp[:100])), InProtected},
 		{"negotiated CPI", pkt(0x1000, deflate(udp[:100])), InProtected},
 		{"largest packet", pkt(2, deflate(udp)), InProtected},
-		{"one octet more", pkt(2, deflate(append(bytes.Clone(udp), 0))), DropInMalformed},
-		{"bomb", pkt(2, deflate(make([]byte, 60<<20))[:60000]), DropInMalformed},
-		{"garbage", pkt(2, []byte("not deflate at all")), DropInMalformed},
-		{"nothing", pkt(2, nil), DropInMalformed},
+		{"one octet more", pkt(2, deflate(append(bytes.Clone(udp), 0))), DropInIPComp},
+		{"bomb", pkt(2, deflate(make([]byte, 60<<20))[:60000]), DropInIPComp},
+		{"garbage", pkt(2, []byte("not deflate at all")), DropInIPComp},
+		{"nothing", pkt(2, nil), DropInIPComp},
 		{"unknown CPI", pkt(3, deflate(udp[:100])), DropInNoSA},
 		{"cut", pkt(2, deflate(udp[:100]))[:22], DropInMalformed},
 		{"IPComp in IPComp in IPComp", func() []byte {
@@ -732,6 +765,84 @@ func TestIPCompHostile(t *testing.T) {
 		after := b.e.Stats()
 		if after[tt.want] != before[tt.want]+1 {
 			t.Errorf("%s: %v, want one more %v than %v", tt.name, after.nonzero(), tt.want, before.nonzero())
+		}
+	}
+}
+
+// TestCompressedHostile: what a peer sends inside an SA with a CPI is no more
+// trusted, expands to no more than a packet, and to no more memory than the TAP
+// was given nothing of.
+func TestCompressedHostile(t *testing.T) {
+	deflate := func(b []byte) []byte {
+		var w bytes.Buffer
+		f, _ := flate.NewWriter(&w, 9)
+		f.Write(b)
+		f.Close()
+		return w.Bytes()
+	}
+	for _, l := range []tlayer{tESP, tAH} {
+		s := stack{in: a4, out: b4, layers: []tlayer{l}}
+		a, b := s.nodes(t)
+		p := s.params()[0]
+		a.sa(p) // the sender compresses nothing
+		p = s.params()[0]
+		p.CPI, p.ReplayWindow = 300, 0
+		b.sa(p)
+		sealed := func(payload ...byte) []byte {
+			ip := append(make([]byte, 20, 20+len(payload)), payload...)
+			packet.PutHeader(ip, a4, b4, protoIPComp, len(ip), 64)
+			packet.FixIPv4Checksum(ip)
+			a.mtu = 65535
+			out := a.send(ip)
+			if len(out) != 1 {
+				t.Fatalf("%d packets left: %v", len(out), a.e.Stats().nonzero())
+			}
+			return out[0]
+		}
+		comp := func(cpi uint16, next uint8, payload []byte) []byte {
+			h := make([]byte, 4)
+			ipcomp.Put(h, next, cpi)
+			return sealed(append(h, payload...)...)
+		}
+		udp := udpPacket(a4, b4, 1, 2, 65535-28)[20:]
+		largest := comp(300, protoUDP, deflate(udp))
+		for _, tt := range []struct {
+			name string
+			ip   []byte
+			want Counter
+		}{
+			{"good", comp(300, protoUDP, deflate(udp[:100])), InProtected},
+			{"largest packet", largest, InProtected},
+			{"one octet more", comp(300, protoUDP, deflate(append(bytes.Clone(udp), 0))), DropInIPComp},
+			{"bomb", comp(300, protoUDP, deflate(make([]byte, 60<<20))[:60000]), DropInIPComp},
+			{"garbage", comp(300, protoUDP, []byte("not deflate at all")), DropInIPComp},
+			{"nothing", comp(300, protoUDP, nil), DropInIPComp},
+			{"other CPI", comp(301, protoUDP, deflate(udp[:100])), DropInIPComp},
+			{"well-known CPI", comp(2, protoUDP, deflate(udp[:100])), DropInIPComp},
+			{"cut", sealed(protoUDP, 0, 1), DropInIPComp},
+			{"IPComp in it", comp(300, protoIPComp, deflate(append([]byte{protoUDP, 0, 1, 44}, deflate(udp[:100])...))), DropInNoSA},
+		} {
+			before := b.e.Stats()[tt.want]
+			b.receive(tt.ip)
+			if got := b.e.Stats(); got[tt.want] != before+1 {
+				t.Errorf("%v, %s: %v, want one more than %d of %v", l.proto, tt.name, got.nonzero(), before, tt.want)
+			}
+		}
+
+		// Many of them in one batch.
+		b.tap, b.quiet = nil, true
+		w, now := b.e.in[0], time.Now()
+		for range 200 {
+			w.ip(append(make([]byte, headroom), largest...), headroom, len(largest), tap.Offload{}, now)
+			if got := w.big.Taken(); got > bigEnough+1<<17 {
+				t.Fatalf("%v: %d octets of a batch", l.proto, got)
+			}
+		}
+		if err := w.flush(now); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.e.Stats()[InProtected]; got != 202 {
+			t.Errorf("%v: %d packets arrived, want 202", l.proto, got)
 		}
 	}
 }

@@ -15,7 +15,7 @@ const (
 	OutAggregated                   // of the protected, those that share an ESP packet with others (RFC 9347)
 	OutAggregates                   // ESP packets that hold several packets
 	OutPadded                       // packets padded against traffic analysis (RFC 4303, 2.7)
-	OutCompressed                   // packets compressed by IPComp inside their SA of ESP (RFC 3173)
+	OutCompressed                   // packets compressed by IPComp inside their SA of ESP or AH (RFC 3173)
 	OutFragments                    // fragments made of results above the path MTU
 	OutTooBig                       // answered with ICMP "fragmentation needed" or "packet too big", once for those of a super-frame
 	OutAnswered                     // ARP requests and neighbour solicitations answered
@@ -44,11 +44,12 @@ const (
 	InAggregated                    // packets that shared an ESP packet with others (RFC 9347)
 	InAggregates                    // ESP packets that held several packets
 	InRejoined                      // packets put together from the fragments of several ESP packets (RFC 9347)
-	InExpanded                      // packets expanded that were compressed inside their SA of ESP
+	InExpanded                      // packets expanded that were compressed inside their SA of ESP or AH
 	DropInNoSA                      // no SA for destination, protocol and SPI
 	DropInReplay                    // sequence number seen or left of the window
 	DropInAuth                      // ICV wrong
 	DropInMalformed                 // too short, bad padding, bad inner packet
+	DropInIPComp                    // no DEFLATE, more than a packet once expanded, or a CPI that is not the SA's
 	DropInECN                       // congestion marked on a packet whose transport does not know of it (RFC 6040, 4.2)
 	DropInEncap                     // UDP encapsulation where the SA has none, or the reverse
 	DropInSelector                  // inner packet outside the SA's selectors
@@ -70,7 +71,7 @@ var counterNames = [numCounters]string{
 	"drop_out_lifetime", "drop_out_seal", "drop_out_send",
 	"in_protected", "in_other", "in_bypassed", "in_fragments", "in_dummy", "in_keepalive", "in_early", "in_ike",
 	"in_coalesced", "in_super_frames", "in_aggregated", "in_aggregates", "in_rejoined", "in_expanded",
-	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_ecn", "drop_in_encap", "drop_in_selector", "drop_in_policy",
+	"drop_in_no_sa", "drop_in_replay", "drop_in_auth", "drop_in_malformed", "drop_in_ipcomp", "drop_in_ecn", "drop_in_encap", "drop_in_selector", "drop_in_policy",
 	"drop_in_clear", "drop_in_discard", "drop_in_no_policy", "drop_in_fragment", "drop_in_lifetime", "drop_in_protocol",
 	"drop_in_ike", "drop_in_tap",
 }

@@ -1137,7 +1137,11 @@ func TestCompressed(t *testing.T) {
 		if got := b.receive(a.send(ip)...); len(got) != 0 {
 			t.Errorf("CPI %d: a packet with another was delivered", cpi)
 		}
-		b.wantCount(map[Counter]uint64{DropInMalformed: 1})
+		want := DropInIPComp
+		if cpi == 0 {
+			want = DropInMalformed
+		}
+		b.wantCount(map[Counter]uint64{want: 1})
 	}
 }
 

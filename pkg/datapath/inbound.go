@@ -46,6 +46,7 @@ type inWorker struct {
 	gro     *gro.Coalescer               // what is to be written
 	take    func(buf []byte, off, n int) // instead of gro, if not nil
 	arena   gro.Arena                    // of the batch
+	big     gro.Arena                    // of the batch too, for what is expanded
 	err     error                        // of writing in its middle
 	scratch *esp.Scratch
 	info    packet.Info // outer packet
@@ -279,6 +280,7 @@ func (w *inWorker) ip(buf []byte, off, n int, o tap.Offload, now time.Time) {
 		w.cur = nativeJob(buf, off, n, i)
 		w.esp(&w.cur, buf[off+i.HdrLen:off+n], now)
 	case (i.Proto == protoAH || i.Proto == protoIPComp) && w.e.c.Wire.IsLocal(i.Dst):
+		w.relieve()
 		w.inner = *i
 		w.unwrap(buf, off, n, layers{}, now)
 	default:
@@ -481,6 +483,7 @@ func (w *inWorker) flush(now time.Time) error {
 	w.settle(now)
 	w.write()
 	w.arena.Reset()
+	w.big.Reset()
 	err := w.err
 	w.err = nil
 	return err
@@ -588,6 +591,7 @@ func (w *inWorker) write() {
 func (w *inWorker) opened(j *inJob, p *esp.Packet, now time.Time) {
 	sa := j.sa
 	w.link = j.link
+	w.relieve()
 	if j.udp && w.e.c.NewMapping != nil && (j.src.Port() != sa.P.Encap.SPort || j.src.Addr() != sa.P.Src) {
 		w.e.c.NewMapping(sa, j.src)
 	}
@@ -766,7 +770,6 @@ func lent(sa *sad.SA, e *spd.Entry, r *ipsec.Request) bool {
 // j.out[off:off+n]. What is none is counted.
 func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
 	if p.Next == protoIPComp && j.sa.P.CPI != 0 && !w.unshrink(j, p) {
-		w.n.inc(DropInMalformed)
 		return 0, 0, false
 	}
 	off, n = j.at, p.N
@@ -786,25 +789,41 @@ func (w *inWorker) decapsulate(j *inJob, p *esp.Packet) (off, n int, ok bool) {
 	return start, len(ip), true
 }
 
-// unshrink replaces the opened payload, which is IPComp, by what was compressed
-// (RFC 3173), in memory of its own. The CPI has to be the one that was agreed for
-// the SA. false: it is malformed.
+// unshrink replaces the opened payload, which is IPComp, by what was compressed,
+// in memory of its own. false: counted.
 func (w *inWorker) unshrink(j *inJob, p *esp.Packet) bool {
-	b := j.out[j.at : j.at+p.N]
-	next, cpi, ok := ipcomp.Header(b)
-	if !ok || cpi != j.sa.P.CPI {
+	hdr := 0
+	if j.sa.P.Mode != ipsec.Tunnel {
+		hdr = max(j.hdr, j.newHeader())
+	}
+	out, at, next := w.expandFor(j.sa, hdr, j.out[j.at:j.at+p.N])
+	if out == nil {
 		return false
 	}
-	k, err := w.peeler.expand(0, b[ipcomp.HeaderLen:])
-	if err != nil {
-		return false
-	}
-	front := headroom + etherLen + max(j.hdr, packet.IPv6Len)
-	out := w.arena.Take(front + k)
-	copy(out[front:], w.peeler.expanded[:k])
-	j.out, j.at, p.N, p.Next = out, front, k, next
-	w.n.inc(InExpanded)
+	j.out, j.at, p.N, p.Next = out, at, len(out)-at, next
 	return true
+}
+
+// expandFor expands b, IPComp inside sa (RFC 3173), to the end of memory of its
+// own, from at on, which has room in front for an IP header of hdr octets too;
+// both fit into a packet. The CPI has to be the one that was agreed for the SA.
+// nil: counted.
+func (w *inWorker) expandFor(sa *sad.SA, hdr int, b []byte) (out []byte, at int, next uint8) {
+	next, cpi, ok := ipcomp.Header(b)
+	if !ok || cpi != sa.P.CPI {
+		w.n.inc(DropInIPComp)
+		return nil, 0, 0
+	}
+	k, err := w.peeler.expand(hdr, b[ipcomp.HeaderLen:])
+	if err != nil {
+		w.n.inc(DropInIPComp)
+		return nil, 0, 0
+	}
+	w.n.inc(InExpanded)
+	at = headroom + etherLen + hdr
+	out = w.big.Take(at + k)
+	copy(out[at:], w.peeler.expanded[hdr:hdr+k])
+	return out, at, next
 }
 
 // fromTunnel judges what an outer header with traffic class tos was around, the

@@ -276,7 +276,7 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 		return
 	}
 	if sa := w.packed(p); sa != nil {
-		w.encapsulate(sa, buf, off, n, now, whole)
+		w.alone(sa, buf, off, n, now, whole)
 		return
 	}
 	if len(p.P.Requests) != 1 || r.Proto != ipsec.ESP {
@@ -299,6 +299,21 @@ func (w *outWorker) protect(p *spd.Entry, buf []byte, off, n int, now time.Time,
 	default:
 		w.wait(p, []sad.OutKey{key}, buf[off:off+n], now, whole)
 	}
+}
+
+// alone protects a packet by one SA, of ESP or AH.
+func (w *outWorker) alone(sa *sad.SA, buf []byte, off, n int, now time.Time, whole bool) {
+	if sa.P.Proto == ipsec.ESP {
+		w.encapsulate(sa, buf, off, n, now, whole)
+		return
+	}
+	b := bundle{n: 1}
+	b.sas[0] = sa
+	dst := w.info.Dst
+	if sa.P.Mode == ipsec.Tunnel {
+		dst = sa.P.Dst
+	}
+	w.transform(&b, dst, buf, off, n, now, whole)
 }
 
 // packed is the one SA that stands for the bundle of p (ipsec.Packed); nil: there
@@ -486,10 +501,8 @@ func (w *outWorker) shrink(sa *sad.SA, p *plan, buf []byte, off, n int) ([]byte,
 	at := w.used + headroom
 	w.used += slot
 	copy(w.arena[at:], buf[off:p.payload])
-	p.payload, p.plen = at+head, ipcomp.HeaderLen+packed
-	ipcomp.Put(w.arena[p.payload:], p.next, sa.P.CPI)
-	copy(w.arena[p.payload+ipcomp.HeaderLen:], w.bundler.packed[:packed])
-	p.next = protoIPComp
+	p.payload = at + head
+	p.putPacked(sa.P.CPI, w.arena, w.bundler.packed[:packed])
 	p.sizeESP(sa)
 	w.n.inc(OutCompressed)
 	return w.arena, at

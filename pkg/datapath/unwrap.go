@@ -34,6 +34,19 @@ func (p *peeler) expand(hdr int, src []byte) (int, error) {
 	return p.comp.Expand(p.expanded[hdr:], src)
 }
 
+// bigEnough is how much of a batch is expanded before the TAP gets it.
+const bigEnough = 1 << 20
+
+// relieve hands to the TAP what was delivered, if that has expanded to much: what
+// comes as one batch may be many thousand packets, each of which may become 64 KiB.
+// Between two packets only.
+func (w *inWorker) relieve() {
+	if w.big.Taken() > bigEnough {
+		w.write()
+		w.big.Reset()
+	}
+}
+
 // layers are the SAs by which a packet came, outermost first.
 type layers struct {
 	sa [MaxBundle]*sad.SA
@@ -127,7 +140,7 @@ func (w *inWorker) unwrap(buf []byte, off, n int, l layers, now time.Time) {
 		case protoESP:
 			sa, buf, off, n = w.openESP(buf, off, n, now)
 		case protoAH:
-			sa, off, n = w.openAH(buf, off, n, now)
+			sa, buf, off, n = w.openAH(buf, off, n, now)
 		case protoIPComp:
 			sa, buf, off, n = w.expand(buf, off, n, now)
 		default:
@@ -232,21 +245,21 @@ func (w *inWorker) openESP(buf []byte, off, n int, now time.Time) (*sad.SA, []by
 }
 
 // openAH verifies a packet and takes AH out of it, in tunnel mode with the
-// outer header.
-func (w *inWorker) openAH(buf []byte, off, n int, now time.Time) (*sad.SA, int, int) {
+// outer header; it returns what openESP does.
+func (w *inWorker) openAH(buf []byte, off, n int, now time.Time) (*sad.SA, []byte, int, int) {
 	i := &w.inner
 	b := buf[off+i.HdrLen : off+n]
 	if len(b) < 12 {
 		w.n.inc(DropInMalformed)
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
 	sa := w.find(ipsec.AH, i.Dst, binary.BigEndian.Uint32(b[4:]))
 	if sa == nil {
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
 	seq, ok := w.window(sa, b[8:])
 	if !ok {
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
 	one := w.peeler.ah[:]
 	one[0] = ah.Packet{IP: buf[off : off+n], Off: i.HdrLen, Seq: seq}
@@ -254,23 +267,33 @@ func (w *inWorker) openAH(buf []byte, off, n int, now time.Time) (*sad.SA, int, 
 	p := one[0]
 	one[0] = ah.Packet{}
 	if !w.verified(sa, p.Err, seq, n, now) {
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
-	if sa.P.Mode == ipsec.Tunnel {
-		h := i.HdrLen + p.N
-		if !w.fromTunnel(buf[off+h:off+n], p.Next, i.TOS) {
-			return nil, 0, 0
+	// Headers and payload, which AH was between.
+	hdr, out, at, end := buf[off:off+i.HdrLen], buf, off+i.HdrLen+p.N, off+n
+	tunnel := sa.P.Mode == ipsec.Tunnel
+	if tunnel {
+		hdr = nil
+	}
+	if p.Next == protoIPComp && sa.P.CPI != 0 {
+		if out, at, p.Next = w.expandFor(sa, len(hdr), buf[at:end]); out == nil {
+			return nil, nil, 0, 0
 		}
-		return sa, off + h, n - h
+		end = len(out)
+	}
+	if tunnel {
+		if !w.fromTunnel(out[at:end], p.Next, i.TOS) {
+			return nil, nil, 0, 0
+		}
+		return sa, out, at, end - at
 	}
 	if p.Next == protoNone {
 		w.n.inc(InDummy)
-		return nil, 0, 0
+		return nil, nil, 0, 0
 	}
-	copy(buf[off+p.N:], buf[off:off+i.HdrLen])
-	off, n = off+p.N, n-p.N
-	packet.SetTransport(buf[off:off+n], i.ProtoOff, p.Next, n)
-	return sa, off, n
+	at -= copy(out[at-len(hdr):], hdr)
+	packet.SetTransport(out[at:end], i.ProtoOff, p.Next, end-at)
+	return sa, out, at, end - at
 }
 
 // window infers a sequence number from its lower half at the front of b.
@@ -311,7 +334,7 @@ func (w *inWorker) expand(buf []byte, off, n int, now time.Time) (*sad.SA, []byt
 	x := w.peeler.expanded
 	copy(x[:hdr], buf[off:])
 	if err != nil {
-		w.n.inc(DropInMalformed)
+		w.n.inc(DropInIPComp)
 		return nil, nil, 0, 0
 	}
 	if !w.account(sa, 1, n, now) {
@@ -327,7 +350,7 @@ func (w *inWorker) expand(buf []byte, off, n int, now time.Time) (*sad.SA, []byt
 	}
 	const front = headroom + etherLen
 	if len(buf) < front+len(x) {
-		buf = w.arena.Take(front + len(x))
+		buf = w.big.Take(front + len(x))
 	}
 	copy(buf[front:], x)
 	return sa, buf, front, len(x)

@@ -187,18 +187,21 @@ func TestNegotiable(t *testing.T) {
 	}
 }
 
-// TestIPCompPolicy: a policy of IPComp in ESP is negotiated as one SA of ESP each
-// way with a CPI, when it is loaded, and by the ACQUIRE of ESP; that of IPComp waits
-// for it.
+// TestIPCompPolicy: a policy of IPComp in ESP, or AH, is negotiated as one SA of that
+// each way with a CPI, when it is loaded, and by the ACQUIRE of ESP or AH; that of
+// IPComp waits for it.
 func TestIPCompPolicy(t *testing.T) {
-	for _, flags := range []ipsec.PolicyFlags{ipsec.PolicyInit, 0} {
+	for _, c := range []struct {
+		proto ipsec.Protocol
+		flags ipsec.PolicyFlags
+	}{{ipsec.ESP, ipsec.PolicyInit}, {ipsec.ESP, 0}, {ipsec.AH, ipsec.PolicyInit}, {ipsec.AH, 0}} {
 		synctest.Test(t, func(t *testing.T) {
 			with := func(_ *Config, m *missiu) {
 				for i := range m.policies {
-					m.policies[i].Flags = flags
+					m.policies[i].Flags = c.flags
 					m.policies[i].Requests = []ipsec.Request{
 						{Proto: ipsec.IPComp, Mode: ipsec.Transport, Level: ipsec.LevelRequire},
-						{Proto: ipsec.ESP, Mode: ipsec.Transport, Level: ipsec.LevelRequire},
+						{Proto: c.proto, Mode: ipsec.Transport, Level: ipsec.LevelRequire},
 					}
 				}
 			}
@@ -210,9 +213,10 @@ func TestIPCompPolicy(t *testing.T) {
 				}
 			})
 			a := newNode(t, n, addrA, addrB, "k", with)
-			if flags == 0 {
-				a.m.event(keysock.Acquire{Seq: 3, Proto: ipsec.IPComp, Mode: ipsec.Transport, Src: addrA, Dst: addrB, PolicyID: 1})
-				a.acquire(4, addrA, addrB)
+			if c.flags == 0 {
+				for seq, proto := range []ipsec.Protocol{ipsec.IPComp, c.proto} {
+					a.m.event(keysock.Acquire{Seq: uint32(3 + seq), Proto: proto, Mode: ipsec.Transport, Src: addrA, Dst: addrB, PolicyID: 1})
+				}
 			}
 			time.Sleep(time.Minute)
 			synctest.Wait()
@@ -222,7 +226,7 @@ func TestIPCompPolicy(t *testing.T) {
 				b.m.mu.Lock()
 				q := b.m.sas[p.SAID]
 				b.m.mu.Unlock()
-				if p.CPI == 0 || q == nil || q.CPI != p.CPI || p.Mode != ipsec.Transport {
+				if p.CPI == 0 || q == nil || q.CPI != p.CPI || p.Mode != ipsec.Transport || p.Proto != c.proto {
 					t.Errorf("%v: %v, CPI %d", p.SAID, p.Mode, p.CPI)
 				}
 			}

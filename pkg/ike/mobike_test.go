@@ -51,9 +51,11 @@ func TestAddressGone(t *testing.T) {
 			m.policies = tunnels(addrA, addrB, "10.1.0.0/24", "10.2.0.0/24")
 			c.Addrs = func() []netip.Addr { return *has.Load() }
 			c.AddrsChange = news
+			c.Rules.Rules()[0].IPComp = true
 		})
-		b := newNode(t, n, addrB, addrA, "k", port(addrB), func(_ *Config, m *missiu) {
+		b := newNode(t, n, addrB, addrA, "k", port(addrB), func(c *Config, m *missiu) {
 			m.policies = tunnels(addrB, addrA, "10.2.0.0/24", "10.1.0.0/24")
+			c.Rules.Rules()[0].IPComp = true
 		})
 		time.Sleep(time.Second)
 		ask := func(seq uint32) {
@@ -93,6 +95,9 @@ func TestAddressGone(t *testing.T) {
 					if e := s.Ends(); e.Src != addrA && e.Dst != addrA {
 						t.Errorf("SA %v is known by %v", s.SAID, e)
 					}
+					if s.CPI == 0 {
+						t.Errorf("SA %v has lost its IPComp", s.SAID)
+					}
 				}
 				x.mu.Lock()
 				if len(x.bySA) != len(known) {
@@ -113,6 +118,11 @@ func TestAddressGone(t *testing.T) {
 			r := a.Report(t.Context())
 			if len(r.IKESAs) != 1 || !r.IKESAs[0].MOBIKE || r.IKESAs[0].Local.Addr() != at {
 				t.Errorf("report: %+v", r.IKESAs)
+			}
+			for _, c := range r.IKESAs[0].Children {
+				if c.CPIIn == 0 || c.CPIOut == 0 {
+					t.Errorf("report: %+v", c)
+				}
 			}
 		}
 		if listening(second) {

@@ -63,7 +63,9 @@ type ChildReport struct {
 	Mode     string   `json:"mode"`
 	Suite    string   `json:"suite"`
 	ReqID    uint32   `json:"reqid"`
-	Queue    uint16   `json:"queue,omitempty"` // of missiu's, for which alone it is
+	Queue    uint16   `json:"queue,omitempty"`  // of missiu's, for which alone it is
+	CPIIn    uint16   `json:"cpi_in,omitempty"` // with IPComp inside, by which we receive, the peer receives
+	CPIOut   uint16   `json:"cpi_out,omitempty"`
 	Policy   uint32   `json:"policy"`
 	LocalTS  []string `json:"local_ts"`
 	PeerTS   []string `json:"peer_ts"`
@@ -205,7 +207,7 @@ func (l *lineage) report(now time.Time) IKEReport {
 	for _, c := range s.Children {
 		r.Children = append(r.Children, ChildReport{
 			Proto: c.Suite.Proto().String(), SPIIn: c.In.String(), SPIOut: c.Out.String(), Mode: c.Mode.String(), Suite: c.Suite.String(),
-			ReqID: uint32(c.ReqID), Queue: uint16(c.Queue), Policy: policyID(c.Policy), LocalTS: texts(c.LocalTS), PeerTS: texts(c.PeerTS),
+			ReqID: uint32(c.ReqID), Queue: uint16(c.Queue), CPIIn: c.CPIIn, CPIOut: c.CPIOut, Policy: policyID(c.Policy), LocalTS: texts(c.LocalTS), PeerTS: texts(c.PeerTS),
 			Age: int64(now.Sub(c.Created) / time.Second), RekeyIn: in(c.RekeyAt), ExpireIn: in(c.ExpireAt), Deleting: c.Deleting,
 		})
 	}

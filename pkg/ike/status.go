@@ -40,7 +40,7 @@ func (l *lineage) logStatus(now time.Time) {
 		zap.Any("dropped", s.Counters))
 	for _, c := range s.Children {
 		l.log.Info("child SA", zap.Stringer("spi_in", c.In), zap.Stringer("spi_out", c.Out), zap.Stringer("mode", c.Mode), zap.Stringer("suite", c.Suite),
-			zap.Uint32("reqid", uint32(c.ReqID)), zap.Stringers("local_ts", c.LocalTS), zap.Stringers("peer_ts", c.PeerTS),
+			zap.Bool("ipcomp", c.CPIIn != 0), zap.Uint32("reqid", uint32(c.ReqID)), zap.Stringers("local_ts", c.LocalTS), zap.Stringers("peer_ts", c.PeerTS),
 			zap.Duration("age", now.Sub(c.Created).Truncate(time.Second)), zap.Bool("deleting", c.Deleting))
 	}
 }

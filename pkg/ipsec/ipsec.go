@@ -197,10 +197,11 @@ type SAParams struct {
 	// encrypted (RFC 4303, 2.7), or TFCPathMTU; 0: no such padding. Outbound ESP in
 	// tunnel mode only, outside AGGFRAG; within other transforms it does nothing.
 	TFC uint16
-	// CPI, of ESP alone, has payloads compressed before they are encrypted, where
-	// that makes them shorter: what is encrypted then is an IPComp header with this
+	// CPI, of ESP and AH, has payloads compressed before they are protected, where
+	// that makes them shorter: what is protected then is an IPComp header with this
 	// CPI and DEFLATE behind it (RFC 3173), around the whole packet in tunnel mode.
-	// Inbound such payloads are taken besides others. 0: no compression. Not with
+	// Inbound such payloads are taken besides others. Of several SAs around each
+	// other the innermost one's counts outbound. 0: no compression. Not with
 	// AggFrag or TFC.
 	CPI uint16
 	// Queue is the one whose packets alone the SA carries outbound, and whose
@@ -322,11 +323,11 @@ type Request struct {
 	Comp Level
 }
 
-// Packed is the one request of ESP, with IPComp as a property of its SAs
-// (SAParams.CPI), that makes the same packets as two of IPComp and of ESP in
+// Packed is the one request of ESP or AH, with IPComp as a property of its SAs
+// (SAParams.CPI), that makes the same packets as two of IPComp and of ESP or AH in
 // transport mode around it; nil if rs are not those.
 func Packed(rs []Request) *Request {
-	if len(rs) != 2 || rs[0].Proto != IPComp || rs[1].Proto != ESP || rs[1].Mode != Transport || rs[0].Mode == ModeAny {
+	if len(rs) != 2 || rs[0].Proto != IPComp || rs[1].Proto != ESP && rs[1].Proto != AH || rs[1].Mode != Transport || rs[0].Mode == ModeAny {
 		return nil
 	}
 	r := rs[1]

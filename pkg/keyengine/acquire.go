@@ -203,7 +203,7 @@ func packs(p *ipsec.SAParams, key sad.OutKey) bool {
 	if key.Proto == ipsec.IPComp {
 		return key.Mode == p.Mode
 	}
-	return key.Proto == ipsec.ESP && key.Mode == ipsec.Transport && (key.ReqID == 0 || key.ReqID == p.ReqID)
+	return key.Proto == p.Proto && key.Mode == ipsec.Transport && (key.ReqID == 0 || key.ReqID == p.ReqID)
 }
 
 // holds reports whether an SA with the selectors of p may carry a flow.

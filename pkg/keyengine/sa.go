@@ -311,8 +311,8 @@ func (e *Engine) check(p *ipsec.SAParams) error {
 		// Only an inner IP header tells where the data ends (RFC 4303, 2.7).
 		return refuse(syscall.EINVAL, "TFC padding for other than ESP in tunnel mode")
 	}
-	if p.CPI != 0 && (p.Proto != ipsec.ESP || p.AggFrag || p.TFC != 0 || p.Encr.Info().Old) {
-		return refuse(syscall.EINVAL, "a CPI for other than ESP, or with AGGFRAG or TFC padding")
+	if p.CPI != 0 && (p.Proto == ipsec.IPComp || p.AggFrag || p.TFC != 0 || p.Encr.Info().Old || p.Auth.Info().Old) {
+		return refuse(syscall.EINVAL, "a CPI for other than ESP and AH, or with AGGFRAG or TFC padding")
 	}
 	switch p.Proto {
 	case ipsec.AH:

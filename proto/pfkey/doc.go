@@ -142,7 +142,7 @@
 //	                  any more, since it or what it succeeds has moved (RFC
 //	                  4555): policies go on naming them. One without the other
 //	                  is EINVAL
-//	X_SA_CPI  0x8010  as X_COUNT; of an SA of ESP: payloads are compressed by
-//	                  DEFLATE before they are encrypted, behind an IPComp header
+//	X_SA_CPI  0x8010  as X_COUNT; of an SA of ESP or AH: payloads are compressed by
+//	                  DEFLATE before they are protected, behind an IPComp header
 //	                  with this CPI (RFC 3173), where that makes them shorter
 package pfkey

@@ -25,5 +25,9 @@ func (a *Arena) Take(n int) []byte {
 	return b
 }
 
+// Taken is no less than what was taken since Reset, and no more than a block for
+// each that is not as full as it could be besides.
+func (a *Arena) Taken() int { return a.block*block + a.at }
+
 // Reset takes all back.
 func (a *Arena) Reset() { a.block, a.at = 0, 0 }

@@ -249,7 +249,7 @@ func (c *Config) request(b *strings.Builder, d datagram, m *ikev2.Message, data 
 		var l []string
 		for _, r := range candidates {
 			if proposal.ContainsIKE(r.Proposals, suite) && len(l) < maxRules {
-				l = append(l, fmt.Sprintf("%q, %v, peer %s", r.Label, r.RemoteAuth, wanted(r)))
+				l = append(l, fmt.Sprintf("%q, %v, peer %s%s", r.Label, r.RemoteAuth, wanted(r), ipcomp(r)))
 			}
 		}
 		fmt.Fprintf(b, "  IKE_AUTH decides by identity and method which rule it is: %s\n", strings.Join(l, "; "))
@@ -304,6 +304,13 @@ func wanted(r *pad.Rule) string {
 		return "any address"
 	}
 	return fmt.Sprint(r.RemoteIDs)
+}
+
+func ipcomp(r *pad.Rule) string {
+	if r.IPComp {
+		return ", with IPComp in child SAs if the peer offers DEFLATE"
+	}
+	return ""
 }
 
 // answer tells what a message of ours says.

@@ -177,6 +177,8 @@ func TestExplanations(t *testing.T) {
 	bad := bytes.Clone(req)
 	bad[30] = 0xff // length of the first payload
 	own := from(t, ours, theirs, rule("gate", narrow(alg.KEX25519)))
+	compressing := rule("second", narrow(alg.KEMODP2048))
+	compressing.IPComp = true
 	for _, tt := range []struct {
 		name     string
 		src, dst netip.AddrPort
@@ -187,13 +189,13 @@ func TestExplanations(t *testing.T) {
 		not      []string
 	}{
 		{"which rule, and why not the others", theirs, ours, req,
-			[]*pad.Rule{elsewhere, rule("first", narrow(alg.KEECP256)), rule("second", narrow(alg.KEMODP2048))}, nil,
+			[]*pad.Rule{elsewhere, rule("first", narrow(alg.KEECP256)), compressing}, nil,
 			[]string{
 				"frame 1: 192.0.2.2:500 to 192.0.2.1:500, IKE_SA_INIT request",
 				"proposal 1: IKE:AES_GCM_16-256/PRF_HMAC_SHA2_256/MODP2048",
 				"rule \"first\": none\n    proposal 1: no: peer offers modp2048, x25519 only; rule \"first\" wants ecp256\n    proposal 2: no: peer offers ecp521 only",
 				"rule \"second\": proposal 1, ", "    proposal 1: would do", "    proposal 2: no: peer offers ecp521 only; rule \"second\" wants modp2048",
-				"  answer: SA(1: IKE:AES_GCM_16-256", `IKE_AUTH decides by identity and method which rule it is: "second", preshared, peer any address`,
+				"  answer: SA(1: IKE:AES_GCM_16-256", `IKE_AUTH decides by identity and method which rule it is: "second", preshared, peer any address, with IPComp in child SAs if the peer offers DEFLATE`,
 			}, []string{"elsewhere"}},
 		{"another key exchange", theirs, ours, req, []*pad.Rule{rule("gate", narrow(alg.KEX25519))}, nil,
 			[]string{"answer: N(INVALID_KE_PAYLOAD: try CURVE25519)", "want x25519"}, nil},

@@ -17,7 +17,15 @@ const aggfragCongestion = 2
 
 // mayAggregate: the child SAs of the policy are ESP alone, in tunnel mode.
 func (p Policy) mayAggregate() bool {
-	return p.Out != nil && len(p.Out.Requests) == 1 && p.Out.Requests[0].Mode == ipsec.Tunnel && p.Out.Requests[0].Comp == 0 && p.onlyESP()
+	if p.Out == nil || len(p.Out.Requests) != 1 || p.Out.Requests[0].Proto != ipsec.ESP || p.Out.Requests[0].Mode != ipsec.Tunnel || p.Out.Requests[0].Comp != 0 {
+		return false
+	}
+	for i := range p.Out.Proposals {
+		if p.Out.Proposals[i].Shape != ipsec.ShapeESP {
+			return false
+		}
+	}
+	return true
 }
 
 // aggregates: we want it for the policy's child SAs. must: and nothing else.

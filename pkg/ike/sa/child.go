@@ -38,7 +38,7 @@ type child struct {
 	queue    ipsec.Queue
 	full     bool
 
-	cpi uint16 // by which we receive what is compressed; 0: nothing is
+	cpi, peerCPI uint16 // by which we, the peer, receive what is compressed; 0: nothing is
 
 	rekeying *createChild // our request to replace it is on its way
 	replaced *child       // what the peer made in its place; the peer will delete it
@@ -233,10 +233,6 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 		return fail(errors.New("policy without ESP and AH"))
 	}
 	o.aggfrag, _ = s.aggregates(r.Policy)
-	var comp bool
-	if comp, o.mustComp = s.compresses(r.Policy); comp && !o.aggfrag {
-		o.cpi = s.newCPI()
-	}
 	switch {
 	case rekeys != nil:
 		o.resource = rekeys.resource
@@ -251,6 +247,7 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 		if s.beside(o, i, fb); len(o.proposals) == 0 {
 			return fail(errors.New("policy has no usable algorithms"))
 		}
+		s.offerIPComp(o)
 		return o, nil
 	default:
 		o.resource = s.asksQueues(r.Policy) && s.fallback(&r) == nil
@@ -280,6 +277,7 @@ func (s *SA) newOffer(i *ikeSA, r ChildRequest, rekeys *child) (*offer, *LocalEr
 	if len(o.proposals) == 0 {
 		return fail(errors.New("policy has no usable algorithms"))
 	}
+	s.offerIPComp(o)
 	l, p, ok := policyTS(r.Policy, o.mode, s.local.Addr(), s.remote.Addr())
 	if !ok {
 		return fail(errors.New("policy does not hold the addresses of the IKE SA"))
@@ -577,7 +575,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 	c := &child{
 		proto: proto, in: spi, outSPI: g.peerSPI, inDst: here, outDst: there, mode: g.mode, suite: g.suite, policy: g.policy,
 		local: slices.Clone(g.local), remote: slices.Clone(g.remote), created: s.now, ni: g.ni, nr: g.nr,
-		resource: g.resource, queue: g.queue, cpi: g.cpi,
+		resource: g.resource, queue: g.queue, cpi: g.cpi, peerCPI: g.peerCPI,
 	}
 	if hard.AddTime > 0 {
 		c.expireAt = s.now.Add(hard.AddTime)

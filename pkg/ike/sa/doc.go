@@ -56,8 +56,8 @@
 //
 // # IPComp
 //
-// Where rule or policy want it, ESP is offered, and granted, with IPComp inside
-// (RFC 7296, 2.22). It makes no SA of its own: each of the two SAs has the CPI of
+// Where rule or policy want it, ESP and AH are offered, and granted, with IPComp
+// inside (RFC 7296, 2.22). It makes no SA of its own: each of the two SAs has the CPI of
 // its receiver (ipsec.SAParams.CPI), a new one with each rekeying.
 //
 //	HDR, SK {N(IPCOMP_SUPPORTED, CPI i, DEFLATE), SA, ...}  -->

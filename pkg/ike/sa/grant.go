@@ -141,11 +141,6 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errAggfragMissing}
 				continue
 			}
-			comp, mustComp := s.compresses(p)
-			if mustComp && w.cpi == 0 {
-				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errIPCompMissing}
-				continue
-			}
 			perQueue, must := s.queues(p)
 			if must && !w.resource && rekeys == nil {
 				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errNoResources}
@@ -166,6 +161,11 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 			}
 			if s.childOut(suite.Proto(), peer) != nil {
 				return nil, refuseWith(ikev2.NO_ADDITIONAL_SAS, "SPI %v is in use", peer)
+			}
+			comp, mustComp := s.compresses(p, suite.Proto())
+			if mustComp && w.cpi == 0 {
+				rf = &refused{n: notify(ikev2.NO_PROPOSAL_CHOSEN), err: errIPCompMissing}
+				continue
 			}
 			g.policy, g.suite, g.answer, g.peerSPI = p, suite, answer, peer
 			g.aggfrag = wants && w.aggfrag

@@ -4,12 +4,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/ikev2"
 )
 
-// IPComp inside the ESP of the child SA (RFC 7296, 2.22; RFC 3173): used if the
+// IPComp inside the ESP or AH of the child SA (RFC 7296, 2.22; RFC 3173): used if the
 // initiator offers DEFLATE by IPCOMP_SUPPORTED and the responder answers with one
 // of its own. Each names the CPI of what it receives. It lives and dies with the
 // child SA, of which it is a property: the CPI means nothing outside of it.
@@ -26,23 +27,37 @@ const (
 // cpiTries is how often newCPI looks for a free one.
 const cpiTries = 64
 
-// mayCompress: the child SAs of the policy are ESP alone.
-func (p Policy) mayCompress() bool {
-	return p.Out != nil && len(p.Out.Requests) == 1 && p.onlyESP()
+// innermost: of several SAs around each other the policy has that of proto inside.
+func (p Policy) innermost(proto ipsec.Protocol) bool {
+	return p.Out.Requests[0].Proto == proto || !slices.ContainsFunc(p.alternatives(), func(a ipsec.Proposal) bool { return a.Shape == ipsec.ShapeAHESP })
 }
 
-// compresses: we want it for the policy's child SAs, by the rule or by the policy.
-// must: and nothing else; in tunnel mode the policy's ESP is none without. By the
-// rule what is padded to hide its length is not compressed, which would tell of its
-// contents.
-func (s *SA) compresses(p Policy) (wants, must bool) {
-	if !p.mayCompress() {
+// compresses: we want it for a child SA of proto, by the rule or by the policy.
+// must: and nothing else; in tunnel mode the policy's ESP or AH is none without. By
+// the rule what is padded to hide its length is not compressed, which would tell of
+// its contents.
+func (s *SA) compresses(p Policy, proto ipsec.Protocol) (wants, must bool) {
+	r := &p.Out.Requests[0]
+	switch {
+	case r.Comp != 0:
+		return true, r.Comp != ipsec.LevelUse || r.Mode == ipsec.Tunnel
+	case proto == ipsec.ESP && r.Mode == ipsec.Tunnel && s.rule.TFC != 0:
 		return false, false
 	}
-	if r := &p.Out.Requests[0]; r.Comp != 0 {
-		return true, r.Comp != ipsec.LevelUse || r.Mode == ipsec.Tunnel
+	return s.rule.IPComp && p.innermost(proto), false
+}
+
+// offerIPComp offers it for what is offered, of which the peer may choose any,
+// unless that is in AGGFRAG mode.
+func (s *SA) offerIPComp(o *offer) {
+	all := !o.aggfrag
+	for _, proto := range o.protos() {
+		wants, must := s.compresses(o.req.Policy, proto)
+		all, o.mustComp = all && wants, o.mustComp || must
 	}
-	return s.rule.IPComp && s.rule.TFC == 0, false
+	if all {
+		o.cpi = s.newCPI()
+	}
 }
 
 // newCPI is one that no child SA of this peer has: the peer may tell its SAs of
@@ -79,6 +94,7 @@ func ipcompSupported(cpi uint16) *ikev2.Notify {
 
 var (
 	errIPCompUnasked = errors.New("peer answers with IPComp, which was not asked for")
+	errIPCompTwice   = errors.New("peer answers with more than one IPCOMP_SUPPORTED")
 	errIPCompMissing = errors.New("peer does without IPComp, which the policy requires")
 )
 
@@ -97,14 +113,22 @@ func parseIPComp(n *ikev2.Notify) (uint16, error) {
 	return cpi, nil
 }
 
+// supported are the IPCOMP_SUPPORTED of a message.
+func supported(ps []ikev2.Payload) (l []*ikev2.Notify) {
+	for _, p := range ps {
+		if n, ok := p.(*ikev2.Notify); ok && n.Type == ikev2.IPCOMP_SUPPORTED {
+			l = append(l, n)
+		}
+	}
+	return l
+}
+
 // offeredCPI is the peer's in a request: that of the first IPCOMP_SUPPORTED, of
 // which there is one for each transform, that we can follow; 0: there is none.
 func offeredCPI(ps []ikev2.Payload) uint16 {
-	for _, p := range ps {
-		if n, ok := p.(*ikev2.Notify); ok && n.Type == ikev2.IPCOMP_SUPPORTED {
-			if cpi, err := parseIPComp(n); err == nil {
-				return cpi
-			}
+	for _, n := range supported(ps) {
+		if cpi, err := parseIPComp(n); err == nil {
+			return cpi
 		}
 	}
 	return 0
@@ -112,27 +136,16 @@ func offeredCPI(ps []ikev2.Payload) uint16 {
 
 // answeredCPI is the peer's in an answer to o; 0: it does without.
 func (o *offer) answeredCPI(ps []ikev2.Payload) (uint16, error) {
-	n := ikev2.FindNotify(ps, ikev2.IPCOMP_SUPPORTED)
+	l := supported(ps)
 	switch {
-	case n == nil && o.mustComp:
+	case len(l) == 0 && o.mustComp:
 		return 0, errIPCompMissing
-	case n == nil:
+	case len(l) == 0:
 		return 0, nil
 	case o.cpi == 0:
 		return 0, errIPCompUnasked
+	case len(l) > 1:
+		return 0, errIPCompTwice
 	}
-	return parseIPComp(n)
-}
-
-// onlyESP: no alternative of the policy is other than ESP.
-func (p Policy) onlyESP() bool {
-	if p.Out.Requests[0].Proto != ipsec.ESP {
-		return false
-	}
-	for i := range p.Out.Proposals {
-		if p.Out.Proposals[i].Shape != ipsec.ShapeESP {
-			return false
-		}
-	}
-	return true
+	return parseIPComp(l[0])
 }

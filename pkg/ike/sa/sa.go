@@ -318,7 +318,7 @@ func (s *SA) Status() Status {
 	st.NATLocal, st.NATRemote, st.Resent = s.natLocal, s.natRemote, s.resent
 	for _, c := range s.children {
 		st.Children = append(st.Children, ChildInfo{
-			In: c.in, Out: c.outSPI, Mode: c.mode, Suite: c.suite, ReqID: c.policy.reqIDs(c.proto).out, Queue: c.queue,
+			In: c.in, Out: c.outSPI, Mode: c.mode, Suite: c.suite, ReqID: c.policy.reqIDs(c.proto).out, Queue: c.queue, CPIIn: c.cpi, CPIOut: c.peerCPI,
 			LocalTS: c.local, PeerTS: c.remote, Policy: c.policy, Created: c.created, RekeyAt: c.rekeyAt, ExpireAt: c.expireAt, Deleting: c.deleting,
 		})
 	}

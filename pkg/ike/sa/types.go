@@ -349,18 +349,20 @@ type Counters struct {
 
 // ChildInfo describes a child SA.
 type ChildInfo struct {
-	In, Out  ipsec.SPI
-	Mode     ipsec.Mode
-	Suite    proposal.ChildSuite
-	ReqID    ipsec.ReqID
-	Queue    ipsec.Queue // 0: any
-	LocalTS  []ipsec.TrafficSelector
-	PeerTS   []ipsec.TrafficSelector
-	Policy   Policy
-	Created  time.Time
-	RekeyAt  time.Time // zero: not by age, or never by us
-	ExpireAt time.Time // zero: not by age
-	Deleting bool
+	In, Out ipsec.SPI
+	Mode    ipsec.Mode
+	Suite   proposal.ChildSuite
+	ReqID   ipsec.ReqID
+	Queue   ipsec.Queue // 0: any
+	// CPIIn and CPIOut are those of IPComp inside it; 0: there is none.
+	CPIIn, CPIOut uint16
+	LocalTS       []ipsec.TrafficSelector
+	PeerTS        []ipsec.TrafficSelector
+	Policy        Policy
+	Created       time.Time
+	RekeyAt       time.Time // zero: not by age, or never by us
+	ExpireAt      time.Time // zero: not by age
+	Deleting      bool
 }
 
 // Status describes an SA for people.
