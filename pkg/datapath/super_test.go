@@ -393,6 +393,22 @@ func TestSuperSlow(t *testing.T) {
 		}
 		a.wantCount(map[Counter]uint64{OutTooBig: uint64(2*(len(want)-1) + 2), OutProtected: 2})
 	})
+	t.Run("IPComp", func(t *testing.T) {
+		a, b := newNode(t, p.src), newNode(t, p.dst)
+		a.e.c.UDP = memUDP{n: a}
+		sel := ipsec.Selector{Src: prefix(p.in), Dst: prefix(p.out)}
+		a.policy(ipsec.Policy{Dir: ipsec.Out, Sel: sel, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+		b.policy(ipsec.Policy{Dir: ipsec.In, Sel: sel, Action: ipsec.Protect, Requests: []ipsec.Request{p.request()}})
+		for _, n := range []*node{a, b} {
+			q := p.params()
+			q.CPI = 300
+			n.sa(q)
+		}
+		arrive(t, b, a.sendFrames(frameOf(ip, o)))
+		if got := a.e.Stats()[OutCompressed]; got != uint64(len(want)) {
+			t.Errorf("%d of %d segments compressed", got, len(want))
+		}
+	})
 	t.Run("sequence numbers end", func(t *testing.T) {
 		a, b, out, _ := p.nodes(t)
 		a.e.c.UDP = memUDP{n: a}
