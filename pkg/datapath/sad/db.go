@@ -174,9 +174,22 @@ func (d *DB) newestOf(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Propos
 // newestAt is newest in one place; of a template ends says between which
 // addresses the SA is to be, else it is nil.
 func (d *DB) newestAt(k place, ends *OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
+	sa, gone := d.newestOnce(k, ends, i, byHand, alts)
+	for n := 0; gone && n < lookAgain; n++ {
+		sa, gone = d.newestOnce(k, ends, i, byHand, alts)
+	}
+	return sa
+}
+
+// lookAgain is how often newestAt begins anew when it was overtaken.
+const lookAgain = 8
+
+// newestOnce is newestAt. gone: it came upon an SA that was removed meanwhile, and
+// may have missed one that had been put in front of that before.
+func (d *DB) newestOnce(k place, ends *OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) (_ *SA, gone bool) {
 	b := d.bucket(k)
 	if b == nil {
-		return nil
+		return nil, false
 	}
 	var dying *SA
 	for l := b.head.Load(); l != nil; l = l.next.Load() {
@@ -187,15 +200,17 @@ func (d *DB) newestAt(k place, ends *OutKey, i *packet.Info, byHand bool, alts [
 		switch sa.State() {
 		case Mature:
 			if i == nil || sa.match(i) {
-				return sa
+				return sa, false
 			}
 		case Dying:
 			if dying == nil && (i == nil || sa.match(i)) {
 				dying = sa
 			}
+		case Dead:
+			gone = true
 		}
 	}
-	return dying
+	return dying, gone
 }
 
 // flowOf is the flow of a packet as places have it: of ICMP both ports are type
