@@ -198,10 +198,12 @@ func New(c Config) (*Engine, error) {
 		w := newOutWorker(e, batch, c.Flows)
 		w.queue = ipsec.Queue(k + 1)
 		if k == 0 {
+			w.reads.of(c.TAP)
 			e.out = w
 			continue
 		}
 		w.tap = q
+		w.reads.of(q)
 		if k <= len(c.MoreUDP) {
 			w.udp = c.MoreUDP[k-1]
 		}
@@ -209,19 +211,27 @@ func New(c Config) (*Engine, error) {
 	}
 	e.release = newOutWorker(e, 0, fewFlows)
 	e.late = newInWorker(e, fewFlows)
-	e.in = append(e.in, newInWorker(e, c.Flows))
+	ofWire := func(k int, r wire.PacketReader) {
+		w := newInWorker(e, c.Flows)
+		w.number = k
+		w.packets.of(r)
+		e.in = append(e.in, w)
+	}
+	ofUDP := func(k int, u wire.UDPConn) {
+		w := newInWorker(e, c.Flows)
+		w.number = k
+		w.grams.of(u)
+		e.in = append(e.in, w)
+	}
+	ofWire(0, c.Wire)
 	if c.UDP != nil {
-		e.in = append(e.in, newInWorker(e, c.Flows))
+		ofUDP(0, c.UDP)
 		for k, u := range c.MoreUDP {
-			w := newInWorker(e, c.Flows)
-			w.udp, w.number = u, k+1
-			e.in = append(e.in, w)
+			ofUDP(k+1, u)
 		}
 	}
 	for k, r := range c.MoreWire {
-		w := newInWorker(e, c.Flows)
-		w.wire, w.number = r, k+1
-		e.in = append(e.in, w)
+		ofWire(k+1, r)
 	}
 	return e, nil
 }
@@ -230,6 +240,7 @@ func New(c Config) (*Engine, error) {
 // The caller closes the devices in either case, which is what ends the blocking
 // reads of the other workers.
 func (e *Engine) Run(parent context.Context) error {
+	e.waitTogether()
 	g, ctx := errgroup.WithContext(parent)
 	g.Go(func() error { return ended(ctx, "tap", e.out.run(ctx)) })
 	for _, w := range e.more {

@@ -23,14 +23,15 @@ import (
 )
 
 // inWorker takes packets from the interface, or datagrams from UDP 4500, to
-// the TAP. One goroutine owns it.
+// the TAP. One goroutine owns it, or the one that serves it while that waits: see
+// reading.
 type inWorker struct {
 	e       *Engine
-	number  int               // of several of its kind
-	wire    wire.PacketReader // to read from; nil: the first
-	udp     wire.UDPConn      // likewise
-	part    []tap.Frame       // of a batch, for one of several queues
-	of      []uint8           // the queue of each frame
+	number  int // of several of its kind
+	packets reading[wire.Packet]
+	grams   reading[wire.Datagram] // instead, if it has a batch
+	part    []tap.Frame            // of a batch, for one of several queues
+	of      []uint8                // the queue of each frame
 	n       counters
 	pkts    []wire.Packet
 	dgrams  []wire.Datagram
@@ -126,37 +127,34 @@ func (w *inWorker) run(ctx context.Context) error {
 	if w.e.c.Low != nil {
 		return w.runLow(ctx)
 	}
-	from := w.wire
-	if from == nil {
-		from = w.e.c.Wire
-	}
+	return w.packets.loop(ctx, w.step)
+}
+
+// step does one batch of packets; 0: there was none.
+func (w *inWorker) step() (int, error) {
 	for i := range w.pkts {
-		w.pkts[i].Buf = make([]byte, bufSize)
+		p := &w.pkts[i]
+		if p.Buf == nil {
+			p.Buf = make([]byte, bufSize)
+		}
+		p.Off = headroom + etherLen
 	}
-	for ctx.Err() == nil {
-		for i := range w.pkts {
-			w.pkts[i].Off = headroom + etherLen
-		}
-		n, err := from.ReadBatch(w.pkts)
-		if err != nil {
-			return err
-		}
-		w.flows.Sweep(w.e.generation())
-		now := time.Now()
-		watched := w.tape.Start()
-		for i := range n {
-			p := &w.pkts[i]
-			if watched {
-				w.watch(p, now)
-			} else {
-				w.ip(p.Buf, p.Off, p.Len, p.Offload, now)
-			}
-		}
-		if err := w.flush(now); err != nil {
-			return err
+	n, err := w.packets.batch(w.pkts)
+	if n == 0 || err != nil {
+		return n, err
+	}
+	w.flows.Sweep(w.e.generation())
+	now := time.Now()
+	watched := w.tape.Start()
+	for i := range n {
+		p := &w.pkts[i]
+		if watched {
+			w.watch(p, now)
+		} else {
+			w.ip(p.Buf, p.Off, p.Len, p.Offload, now)
 		}
 	}
-	return nil
+	return n, w.flush(now)
 }
 
 // trains is how many datagrams are received at once to begin with. Each may be
@@ -164,39 +162,34 @@ func (w *inWorker) run(ctx context.Context) error {
 const trains = 8
 
 // runUDP serves UDP 4500 (RFC 3948): ESP, IKE behind the non-ESP marker, and keepalives.
-func (w *inWorker) runUDP(ctx context.Context) error {
-	from := w.udp
-	if from == nil {
-		from = w.e.c.UDP
+func (w *inWorker) runUDP(ctx context.Context) error { return w.grams.loop(ctx, w.stepUDP) }
+
+// stepUDP does one batch of datagrams; 0: there was none.
+func (w *inWorker) stepUDP() (int, error) {
+	for i := range w.dgrams {
+		d := &w.dgrams[i]
+		if d.Buf == nil {
+			d.Buf = make([]byte, bufSize)
+		}
+		d.Off = headroom + packet.IPv6Len
 	}
-	for ctx.Err() == nil {
-		for i := range w.dgrams {
-			d := &w.dgrams[i]
-			if d.Buf == nil {
-				d.Buf = make([]byte, bufSize)
-			}
-			d.Off = headroom + packet.IPv6Len
-		}
-		n, err := from.ReadBatch(w.dgrams)
-		if err != nil {
-			return err
-		}
-		w.flows.Sweep(w.e.generation())
-		now := time.Now()
-		w.tape.Start()
-		single := n == len(w.dgrams)
-		for i := range n {
-			single = single && w.dgrams[i].Segment == 0
-			w.train(&w.dgrams[i], now)
-		}
-		if err := w.flush(now); err != nil {
-			return err
-		}
-		if single && n < cap(w.dgrams) {
-			w.dgrams = w.dgrams[:cap(w.dgrams)] // the kernel does not join them
-		}
+	n, err := w.grams.batch(w.dgrams)
+	if n == 0 || err != nil {
+		return n, err
 	}
-	return nil
+	w.flows.Sweep(w.e.generation())
+	now := time.Now()
+	w.tape.Start()
+	single := n == len(w.dgrams)
+	for i := range n {
+		single = single && w.dgrams[i].Segment == 0
+		w.train(&w.dgrams[i], now)
+	}
+	err = w.flush(now)
+	if single && n < cap(w.dgrams) {
+		w.dgrams = w.dgrams[:cap(w.dgrams)] // the kernel does not join them
+	}
+	return n, err
 }
 
 // train serves what came as one: a datagram, or several in a row. They are

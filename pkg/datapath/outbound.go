@@ -22,11 +22,13 @@ import (
 	"github.com/missiu/missiu/pkg/ipsec"
 )
 
-// outWorker takes packets from the TAP to the interface. One goroutine owns it.
+// outWorker takes packets from the TAP to the interface. One goroutine owns it, or
+// the one that serves it while that waits: see reading.
 type outWorker struct {
 	e       *Engine
-	queue   ipsec.Queue  // that it serves; 0: none
-	tap     tap.Queue    // nil: the first
+	queue   ipsec.Queue // that it serves; 0: none
+	tap     tap.Queue   // nil: the first
+	reads   reading[tap.Frame]
 	udp     wire.UDPConn // to write to; nil: the first
 	turns   []*sad.SA    // whose turn it has, see turn
 	n       counters
@@ -103,34 +105,28 @@ func newOutWorker(e *Engine, frames, flows int) *outWorker {
 	return w
 }
 
-func (w *outWorker) run(ctx context.Context) error {
-	from := w.tap
-	if from == nil {
-		from = w.e.c.TAP
+func (w *outWorker) run(ctx context.Context) error { return w.reads.loop(ctx, w.step) }
+
+// step does one batch; 0: there was none.
+func (w *outWorker) step() (int, error) {
+	for i := range w.frames {
+		w.frames[i].Off = headroom
 	}
-	for ctx.Err() == nil {
-		for i := range w.frames {
-			w.frames[i].Off = headroom
-		}
-		n, err := from.ReadBatch(w.frames)
-		if err != nil {
-			return err
-		}
-		w.flows.Sweep(w.e.generation())
-		now := time.Now()
-		watched := w.tape.Start()
-		for i := range n {
-			if watched {
-				w.watch(&w.frames[i], now)
-			} else {
-				w.frame(&w.frames[i], now)
-			}
-		}
-		if err := w.flush(); err != nil {
-			return err
+	n, err := w.reads.batch(w.frames)
+	if n == 0 || err != nil {
+		return n, err
+	}
+	w.flows.Sweep(w.e.generation())
+	now := time.Now()
+	watched := w.tape.Start()
+	for i := range n {
+		if watched {
+			w.watch(&w.frames[i], now)
+		} else {
+			w.frame(&w.frames[i], now)
 		}
 	}
-	return nil
+	return n, w.flush()
 }
 
 // frame sorts one Ethernet frame from the kernel.

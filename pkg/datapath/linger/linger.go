@@ -18,7 +18,11 @@
 // good, as those of package os are, they would wake one of the scheduler's threads
 // for every packet.
 //
-// Called by the read loops of datapath/tap, datapath/wire and datapath/bump.
+// Readers of one Group do the two latter together: one waits for all, and deals with
+// what comes for the others while it is little.
+//
+// Called by the read loops of datapath/tap, datapath/wire and datapath/bump; package
+// datapath makes the groups.
 package linger
 
 import (
@@ -56,7 +60,7 @@ const (
 )
 
 // Wait belongs to one reader, and is used by one goroutine at a time except for
-// Interrupt and Close.
+// Interrupt and Close: the reader's, or the leader's of its Group.
 type Wait struct {
 	off    bool
 	busy   bool
@@ -69,14 +73,17 @@ type Wait struct {
 	procs   int32 // of the scheduler
 	yielded int64 // when it was last offered this thread's; 0: not since we waited on the netpoller
 
-	mu     sync.Mutex // held while the thread is in poll, so that Close can wait
-	closed atomic.Bool
-	fds    []unix.PollFd
-	ep     *os.File // nil: no descriptors
-	raw    syscall.RawConn
-	fn     func(uintptr) bool
-	armed  bool
-	err    error
+	membership
+
+	mu          sync.Mutex // held while the thread is in poll, so that Close can wait
+	closed      atomic.Bool
+	interrupted atomic.Bool
+	fds         []unix.PollFd
+	ep          *os.File // nil: no descriptors
+	raw         syscall.RawConn
+	fn          func(uintptr) bool
+	armed       bool
+	err         error
 
 	now   func() int64 // nanoseconds, monotonic
 	sleep func()
@@ -128,6 +135,21 @@ func Open(fd int, name string) (*os.File, error) {
 // a silence: more is unlikely to be there already, and what came had better be
 // dealt with before anything else.
 func (w *Wait) Got() (alone bool) {
+	alone = w.got()
+	switch {
+	case !w.waits.Load():
+	case alone:
+		w.rush = 0
+	case w.rush+1 < hurry:
+		w.rush++
+		w.busy = false
+	default:
+		w.group.leave(w)
+	}
+	return alone
+}
+
+func (w *Wait) got() (alone bool) {
 	if w.asked == 0 {
 		w.busy = true
 		if w.looks++; w.looks%floodLook == 0 {
@@ -168,6 +190,9 @@ func (w *Wait) Block() error {
 			w.sleep()
 			return nil
 		}
+		if !w.busy && w.group != nil {
+			return w.blockGroup()
+		}
 		if !w.busy && !w.polled && w.pollQuick() {
 			return nil
 		}
@@ -195,12 +220,7 @@ func (w *Wait) pollQuick() (found bool) {
 	}
 	defer polling.Add(-1)
 	now := w.now()
-	if w.yielded == 0 || now-w.yielded > int64(yieldEvery) {
-		// The thread that waited on the netpoller may be this one, for it is
-		// how we were woken. Yielding starts another in its place.
-		w.yielded = now
-		w.yield()
-	}
+	w.offer(now)
 	for end := w.asked + int64(Quick); now < end && !w.closed.Load(); now = w.now() {
 		// A signal ends poll early; this is Go code in which it is heard.
 		if w.poll(time.Duration(end - now)) {
@@ -209,6 +229,15 @@ func (w *Wait) pollQuick() (found bool) {
 		}
 	}
 	return false
+}
+
+// offer yields now and then: the thread that waited on the netpoller may be this
+// one, for it is how we were woken. Yielding starts another in its place.
+func (w *Wait) offer(now int64) {
+	if w.yielded == 0 || now-w.yielded > int64(yieldEvery) {
+		w.yielded = now
+		w.yield()
+	}
 }
 
 // polling is how many threads are in poll.
@@ -242,6 +271,25 @@ func (w *Wait) park(ep uintptr) bool {
 		}
 	}
 	w.armed = true
+	return w.ready(ep)
+}
+
+// parkFor is park for the group's descriptor.
+func (w *Wait) parkFor(ep uintptr, group int) bool {
+	w.err = nil
+	if !w.armed {
+		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT}
+		if errno := epoll(unix.SYS_EPOLL_CTL, ep, unix.EPOLL_CTL_MOD, uintptr(group), unsafe.Pointer(&ev)); errno != 0 {
+			w.err = os.NewSyscallError("epoll_ctl", errno)
+			return true
+		}
+	}
+	w.armed = true
+	return w.ready(ep)
+}
+
+// ready reports whether something is there, or an error that Block is to find.
+func (w *Wait) ready(ep uintptr) bool {
 	var events [4]unix.EpollEvent
 	for {
 		n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
@@ -258,13 +306,27 @@ func epoll(trap, ep, op, fd uintptr, ev unsafe.Pointer) syscall.Errno {
 }
 
 // Interrupt makes Block return an error from now on, within Quick.
-func (w *Wait) Interrupt() { w.ep.SetReadDeadline(time.Unix(1, 0)) }
+func (w *Wait) Interrupt() {
+	w.interrupted.Store(true)
+	w.ep.SetReadDeadline(time.Unix(1, 0))
+	if w.group != nil {
+		w.group.call(w)
+	}
+}
 
 // Close makes Block return os.ErrClosed. The descriptors may be closed afterwards.
 func (w *Wait) Close() error {
-	w.closed.Store(true)
+	if w.closed.Swap(true) {
+		return os.ErrClosed
+	}
+	if w.group != nil {
+		w.group.call(w)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.group != nil {
+		w.group.quit(w)
+	}
 	return w.ep.Close()
 }
 

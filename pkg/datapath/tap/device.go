@@ -252,6 +252,10 @@ func (d *device) Queues() []Queue {
 
 func (d *device) ReadBatch(fs []Frame) (int, error)  { return d.queues[0].ReadBatch(fs) }
 func (d *device) WriteBatch(fs []Frame) (int, error) { return d.queues[0].WriteBatch(fs) }
+func (d *device) TryBatch(fs []Frame) (int, error)   { return d.queues[0].TryBatch(fs) }
+func (d *device) Await() error                       { return d.queues[0].Await() }
+
+func (d *device) Join(g *linger.Group, serve func() bool) error { return d.queues[0].Join(g, serve) }
 
 var errHeadroom = errors.New("tap: frame with too little room before it")
 
@@ -261,26 +265,65 @@ func (q *queue) ReadBatch(fs []Frame) (int, error) {
 	}
 	q.rmu.Lock()
 	defer q.rmu.Unlock()
-	q.r.fs, q.r.n, q.r.size, q.r.err = fs, 0, 0, nil
+	for {
+		if !q.r.alone {
+			if n, err := q.read(fs); n > 0 || err != nil {
+				return n, err
+			}
+		}
+		if err := q.await(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// TryBatch is ReadBatch that does not wait: with no frame it returns 0, and Await is
+// what waits. Neither is called beside ReadBatch, nor by two goroutines at a time.
+func (q *queue) TryBatch(fs []Frame) (int, error) {
+	if q.r.alone {
+		q.r.alone = false
+		return 0, nil
+	}
+	q.rmu.Lock()
+	defer q.rmu.Unlock()
+	return q.read(fs)
+}
+
+// Await returns when TryBatch is worth a call. Its errors are ReadBatch's.
+func (q *queue) Await() error { return q.await() }
+
+// Join makes the queue's reader a member of a group, where serve is called when
+// TryBatch is worth it while the reader is in Await: see linger.Wait.
+func (q *queue) Join(g *linger.Group, serve func() bool) error {
+	return q.r.wait.Join(g, func() bool {
+		q.r.alone = false
+		return serve()
+	})
+}
+
+func (q *queue) await() error {
+	q.r.alone = false
+	if err := q.r.wait.Block(); err != nil {
+		return q.d.failed(err)
+	}
+	return nil
+}
+
+// read takes the frames that are there.
+func (q *queue) read(fs []Frame) (int, error) {
 	r := &q.r
-	var err error
-	for r.n == 0 && r.err == nil && err == nil {
-		if !r.alone {
-			err = q.raw.Control(r.fn)
-		}
-		if r.n == 0 && r.err == nil && err == nil {
-			r.alone = false
-			err = r.wait.Block()
-		}
-	}
+	r.fs, r.n, r.size, r.err = fs, 0, 0, nil
+	err := q.raw.Control(r.fn)
 	r.fs = nil
-	if r.n > 0 {
+	switch {
+	case r.n > 0:
 		return r.n, nil // an error will come again
-	}
-	if err != nil {
+	case err != nil:
 		return 0, q.d.failed(err)
+	case r.err != nil:
+		return 0, q.d.fault(r.err)
 	}
-	return 0, q.d.fault(r.err)
+	return 0, nil
 }
 
 // readLoop reads frames until there are none. The calls do not block, so the

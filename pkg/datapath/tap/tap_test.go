@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/missiu/missiu/internal/nstest"
+	"github.com/missiu/missiu/pkg/datapath/linger"
 )
 
 var testMAC = net.HardwareAddr{2, 1, 2, 3, 4, 5}
@@ -432,6 +433,51 @@ func TestCloseEndsRead(t *testing.T) {
 			t.Errorf("write: got %v, want os.ErrClosed", err)
 		}
 	})
+}
+
+// Reading and waiting by two calls, as a member of a group.
+func TestTryBatch(t *testing.T) {
+	d := openTest(t, Options{MAC: testMAC})
+	gen := generator(t, d)
+	r := d.Queues()[0].(interface {
+		TryBatch([]Frame) (int, error)
+		Await() error
+		Join(*linger.Group, func() bool) error
+	})
+	if err := r.Join(new(linger.Group), func() bool { return true }); err != nil {
+		t.Fatal(err)
+	}
+	fs := frames(8, 64)
+	for empty := false; !empty; { // what the kernel sends by itself
+		n, err := r.TryBatch(fs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		empty = n == 0
+	}
+	gen(3)
+	for got := 0; got < 3; {
+		if err := r.Await(); err != nil {
+			t.Fatal(err)
+		}
+		n, err := r.TryBatch(fs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range fs[:n] {
+			if bytes.Equal(f.Buf[f.Off:f.Off+f.Len], ipv4UDP(1000)) {
+				got++
+			}
+		}
+	}
+	d.Persist(false)
+	d.Close()
+	if err := r.Await(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Await: %v, want %v", err, os.ErrClosed)
+	}
+	if _, err := r.TryBatch(fs); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("TryBatch: %v, want %v", err, os.ErrClosed)
+	}
 }
 
 // The kernel answers read and write of a deleted device with EBADFD.

@@ -138,6 +138,15 @@ func attachFilter(fd int, f []unix.SockFilter) error {
 // ReadBatch implements Conn. Of several readers it is the first.
 func (w *Wire) ReadBatch(ps []Packet) (int, error) { return w.reader.ReadBatch(ps) }
 
+// TryBatch, Await and Join are those of the first reader.
+func (w *Wire) TryBatch(ps []Packet) (int, error) { return w.reader.TryBatch(ps) }
+
+// Await is described at TryBatch.
+func (w *Wire) Await() error { return w.reader.Await() }
+
+// Join is described at TryBatch.
+func (w *Wire) Join(g *linger.Group, serve func() bool) error { return w.reader.Join(g, serve) }
+
 // ReadBatch has the contract of Conn's.
 func (r *reader) ReadBatch(ps []Packet) (int, error) {
 	if len(ps) == 0 {
@@ -145,13 +154,40 @@ func (r *reader) ReadBatch(ps []Packet) (int, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.ps, r.n, r.err = ps[:min(len(ps), maxBatch)], 0, nil
-	var err error
-	for r.n == 0 && r.err == nil && err == nil {
-		if err = r.raw.Control(r.fn); err == nil && r.n == 0 && r.err == nil {
-			err = r.wait.Block()
+	for {
+		if n, err := r.receive(ps); n > 0 || err != nil {
+			return n, err
+		}
+		if err := r.Await(); err != nil {
+			return 0, err
 		}
 	}
+}
+
+// TryBatch is ReadBatch that does not wait: with no packet it returns 0, and Await
+// is what waits. Neither is called beside ReadBatch, nor by two goroutines at a time.
+func (r *reader) TryBatch(ps []Packet) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.receive(ps)
+}
+
+// Await returns when TryBatch is worth a call. Its errors are ReadBatch's.
+func (r *reader) Await() error {
+	if err := r.wait.Block(); err != nil {
+		return r.w.gone(err)
+	}
+	return nil
+}
+
+// Join makes the reader a member of a group, where serve is called when TryBatch is
+// worth it while the reader is in Await: see linger.Wait.
+func (r *reader) Join(g *linger.Group, serve func() bool) error { return r.wait.Join(g, serve) }
+
+// receive takes the packets that are there.
+func (r *reader) receive(ps []Packet) (int, error) {
+	r.ps, r.n, r.err = ps[:min(len(ps), maxBatch)], 0, nil
+	err := r.raw.Control(r.fn)
 	r.ps = nil
 	if r.ring == nil {
 		r.m.release(maxBatch)

@@ -287,16 +287,54 @@ func (u *UDP) ReadBatch(ds []Datagram) (int, error) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.ds, u.n, u.err = ds[:min(len(ds), maxBatch)], 0, nil
-	for u.n == 0 && u.err == nil {
+	for {
 		if !u.alone {
-			u.receiveAny()
+			if n, err := u.read(ds); n > 0 || err != nil {
+				return n, err
+			}
 		}
-		u.alone = u.n > 0 && u.alone
-		if u.n == 0 && u.err == nil && u.wait.Block() != nil {
-			u.err = os.ErrClosed
+		if err := u.Await(); err != nil {
+			return 0, err
 		}
 	}
+}
+
+// TryBatch is ReadBatch that does not wait: with no datagram it returns 0, and
+// Await is what waits. Neither is called beside ReadBatch, nor by two goroutines at
+// a time.
+func (u *UDP) TryBatch(ds []Datagram) (int, error) {
+	if u.alone {
+		u.alone = false
+		return 0, nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.read(ds)
+}
+
+// Await returns when TryBatch is worth a call. Its errors are ReadBatch's.
+func (u *UDP) Await() error {
+	u.alone = false
+	if u.wait.Block() != nil {
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// Join makes the reader a member of a group, where serve is called when TryBatch is
+// worth it while the reader is in Await: see linger.Wait.
+func (u *UDP) Join(g *linger.Group, serve func() bool) error {
+	return u.wait.Join(g, func() bool {
+		u.alone = false
+		return serve()
+	})
+}
+
+// read takes the datagrams that are there.
+func (u *UDP) read(ds []Datagram) (int, error) {
+	u.ds, u.n, u.err = ds[:min(len(ds), maxBatch)], 0, nil
+	u.receiveAny()
+	u.alone = u.n > 0 && u.alone
 	u.m.release(len(u.ds))
 	u.ds = nil
 	if u.n > 0 {
