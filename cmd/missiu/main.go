@@ -75,6 +75,7 @@ type options struct {
 	tap             string
 	tunName         string
 	routes          string
+	vips            string
 	offload         string
 	crypto          string
 	native          string
@@ -111,6 +112,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&o.tunName, "tun", "", "a TUN instead of a TAP; --tun=`name` names it (default: the kernel's next tunN)")
 	f.Lookup("tun").NoOptDefVal = tunUnnamed
 	f.StringVar(&o.routes, "routes", "", "auto, sa or none: routes into the device for what policy covers, or has an SA (default: auto with --tun, else none)")
+	f.StringVar(&o.vips, "vips", vipsShared, "shared, or own: addresses that peers assign get a TUN each, beside that of --tun")
 	f.StringVar(&o.offload, "offload", "auto", "auto, or none: single packets to and from the kernel everywhere")
 	f.StringVar(&o.native, "native", wire.NativeAuto, "how ESP and AH leave: auto, xdp, packet or raw")
 	f.StringVar(&o.udp, "udp", "auto", "auto, or plain: the kernel neither cuts nor joins ESP in UDP")
@@ -201,6 +203,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("--tap %s with a TUN; want --tun=%[1]s", o.tap)
 	case !slices.Contains([]string{routesAuto, routesSA, routesNone}, o.routes):
 		return bad("--routes %q: want auto, sa or none", o.routes)
+	case o.vips != vipsShared && o.vips != vipsOwn:
+		return bad("--vips %q: want shared or own", o.vips)
+	case o.vips == vipsOwn && !o.tun:
+		return bad("--vips own is for a TUN: want startTun, or --tun")
 	case o.offload != "auto" && o.offload != "none":
 		return bad("--offload %q: want auto or none", o.offload)
 	case !slices.Contains([]string{wire.NativeAuto, wire.NativeXDP, wire.NativePacket, wire.NativeRaw}, o.native):
@@ -244,6 +250,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // tunUnnamed is --tun without a name: no name of an interface.
 const tunUnnamed = "/"
+
+// Values of --vips.
+const (
+	vipsShared = "shared" // on the device that there is
+	vipsOwn    = "own"    // on a TUN of its own each
+)
 
 // Values of Status.Mode.
 const (

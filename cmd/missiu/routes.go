@@ -68,12 +68,12 @@ func (in *instance) route() {
 	r.due = false
 	start := time.Now()
 	ps := outbound(in.keys.Policies(0))
-	o := route.PlanOptions{PerSA: in.o.routes == routesSA, DropRest: in.o.defaultAction() == ipsec.Discard}
+	o := route.PlanOptions{PerSA: in.o.routes == routesSA, DropRest: in.o.defaultAction() == ipsec.Discard, Assigned: in.assigned}
 	for _, p := range in.wire.Link().Addrs {
 		o.Outer = append(o.Outer, p.Addr())
 	}
 	var sas []*ipsec.SAParams
-	if r.sas = o.PerSA || anyPeer(ps); r.sas {
+	if r.sas = o.PerSA || anyPeer(ps) || len(in.assigned) > 0; r.sas {
 		sas = outboundSAs(in.sad, in.wire.IsLocal)
 	}
 	if err := r.table.Apply(route.Plan(ps, sas, o)); err != nil {

@@ -16,7 +16,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/missiu/missiu/pkg/attach"
 	"github.com/missiu/missiu/pkg/capture"
@@ -51,6 +50,7 @@ type instance struct {
 	since time.Time
 	wire  physical
 	tap   tap.Device
+	vips  *tap.Set     // tap, with --vips own
 	udps  []*wire.UDP  // of port 4500; none: no ESP in UDP, or port serves
 	port  wire.UDPConn // what IKE leaves by; nil: nothing
 	bump  *bump.Bump   // nil: not severed
@@ -64,8 +64,9 @@ type instance struct {
 	eng   *datapath.Engine
 	mon   *capture.Hub
 
-	routes   *routing // nil: --routes none
-	restored bool     // what an instance before had is in force, so policies may be saved and routed
+	routes   *routing     // nil: --routes none
+	assigned []netip.Addr // what peers have given us; of Serve's goroutine
+	restored bool         // what an instance before had is in force, so policies may be saved and routed
 
 	undiverted bool // a change of the divert set went wrong: all is to be set
 }
@@ -189,15 +190,18 @@ func (in *instance) open(adopted string) (err error) {
 	if name == "" {
 		name = adopted
 	}
-	in.tap, err = tap.Open(tap.Options{
+	if err := in.openTAP(tap.Options{
 		TUN: in.o.tun, Name: name, For: ifname, MAC: link.MAC, MTU: tapMTU(link.MTU, link.MTU-worstOverhead),
 		Offload: in.o.offload, ReadOffload: true, Queues: in.o.queues, Up: in.o.routes != routesNone, Wait: in.o.wait,
-	})
-	if err != nil {
+	}); err != nil {
 		return err
 	}
 	if in.o.routes != routesNone {
-		t, err := route.Open(route.Options{Interface: ifname, Index: link.Index, Device: in.tap.Index()})
+		r := route.Options{Interface: ifname, Index: link.Index, Device: in.tap.Index()}
+		if in.vips != nil {
+			r.More = in.vipDevices
+		}
+		t, err := route.Open(r)
 		if err != nil {
 			return fmt.Errorf("routes: %w", err)
 		}
@@ -250,8 +254,8 @@ func (in *instance) openEngine(c datapath.Config) (err error) {
 		Overhead:      in.overhead,
 		Divert:        in.divert,
 		Policies:      in.policiesChanged,
-		AddAddress:    func(p netip.Prefix) error { return in.address(tap.AddAddress, p) },
-		DeleteAddress: func(p netip.Prefix) error { return in.address(tap.DeleteAddress, p) },
+		AddAddress:    in.addAddress,
+		DeleteAddress: in.deleteAddress,
 		Status:        in.status,
 	})
 	in.rec = newRecorder(in.keys)
@@ -292,6 +296,12 @@ func (in *instance) openEngine(c datapath.Config) (err error) {
 	}
 	in.restored = true
 	in.reroute(true)
+	if in.vips == nil {
+		// Of an instance that was killed and had --vips own; its routes lead elsewhere now.
+		if _, err := tap.RemoveMembers(ifname); err != nil {
+			return err
+		}
+	}
 	if in.port != nil { // else ike is to know that there is none
 		if in.natt, err = natt.Listen(nattPath(ifname), in.sendIKE); err != nil {
 			return err
@@ -369,18 +379,6 @@ func (in *instance) policiesChanged(batch bool) {
 		in.reroute(batch)
 		in.rec.note()
 	}
-}
-
-// address changes an address of the device, which routes may name.
-func (in *instance) address(change func(index int, p netip.Prefix) error, p netip.Prefix) error {
-	if in.tap == nil {
-		return fmt.Errorf("%w: no device for addresses", unix.EOPNOTSUPP)
-	}
-	if err := change(in.tap.Index(), p); err != nil {
-		return fmt.Errorf("address %v: %w", p, err)
-	}
-	in.reroute(true)
-	return nil
 }
 
 // overhead gives the TAP the MTU that the SAs leave (DESIGN, decision 4).
@@ -469,7 +467,7 @@ func (in *instance) status() ([]byte, error) {
 	s := Status{
 		Interface: in.o.ifname, Pid: os.Getpid(), Version: buildVersion(), Since: in.since, Mode: in.o.mode(),
 		Default: in.o.defaultRule, MTU: link.MTU,
-		TAP: TAPStatus{in.tap.Name(), in.tap.MAC().String(), in.tap.MTU()}, Routes: in.routeStatus(),
+		TAP: TAPStatus{in.tap.Name(), in.tap.MAC().String(), in.tap.MTU()}, VIPs: in.vipStatus(), Routes: in.routeStatus(),
 		Paths: map[string]string{"native esp": "in: " + from + "; out: " + to, "esp in udp": "off: port 4500 is taken", "tap offload": in.tapPath(), "aes": aead.Implementation()},
 		SAs:   ks.SAs, Policies: ks.Policies, Held: in.eng.Held(), Counters: es.Map(),
 	}

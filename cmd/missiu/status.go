@@ -27,7 +27,8 @@ type Status struct {
 	Since     time.Time         `json:"since"`
 	Mode      string            `json:"mode"` // "raw", "tun", "inline"
 	Default   string            `json:"default"`
-	TAP       TAPStatus         `json:"tap"` // or TUN
+	TAP       TAPStatus         `json:"tap"`            // or TUN
+	VIPs      []VIPStatus       `json:"vips,omitempty"` // TUNs of addresses, with --vips own
 	Routes    RouteStatus       `json:"routes"`
 	Bump      *BumpStatus       `json:"bump,omitempty"` // of an interface that is severed
 	MTU       int               `json:"mtu"`            // of the interface
@@ -153,6 +154,9 @@ func (s *Status) print(w io.Writer) {
 		fmt.Fprintf(t, "  tun\t%s, mtu %d\n", s.TAP.Name, s.TAP.MTU)
 	default:
 		fmt.Fprintf(t, "  tap\t%s, %s, mtu %d\n", s.TAP.Name, s.TAP.MAC, s.TAP.MTU)
+	}
+	for _, v := range s.VIPs {
+		fmt.Fprintf(t, "  tun\t%s, mtu %d, for %v\n", v.Name, v.MTU, v.Address)
 	}
 	if r := s.Routes; r.Table != 0 {
 		fmt.Fprintf(t, "  routes\t%s: %d destinations in table %d, rule %d\n", r.Mode, r.Destinations, r.Table, r.Rule)

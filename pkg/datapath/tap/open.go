@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -342,8 +343,8 @@ func link(index int) netlink.Link {
 	return &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Index: index}}
 }
 
-// ours returns the devices that were made for the interface ifname.
-func ours(ifname string) ([]netlink.Link, error) {
+// tuntaps returns the TAPs and TUNs that there are.
+func tuntaps() ([]netlink.Link, error) {
 	var links []netlink.Link
 	var err error
 	for range 3 { // a dump is cut short when the list changes meanwhile
@@ -354,13 +355,16 @@ func ours(ifname string) ([]netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []netlink.Link
-	for _, l := range links {
-		if t, ok := l.(*netlink.Tuntap); ok && (t.Mode == netlink.TUNTAP_MODE_TAP || t.Mode == netlink.TUNTAP_MODE_TUN) && l.Attrs().Alias == aliasPrefix+ifname {
-			out = append(out, l)
-		}
-	}
-	return out, nil
+	return slices.DeleteFunc(links, func(l netlink.Link) bool {
+		t, ok := l.(*netlink.Tuntap)
+		return !ok || t.Mode != netlink.TUNTAP_MODE_TAP && t.Mode != netlink.TUNTAP_MODE_TUN
+	}), nil
+}
+
+// ours returns the devices that were made for the interface ifname, or the member of a Set.
+func ours(ifname string) ([]netlink.Link, error) {
+	links, err := tuntaps()
+	return slices.DeleteFunc(links, func(l netlink.Link) bool { return l.Attrs().Alias != aliasPrefix+ifname }), err
 }
 
 // Find returns the name of the device that an earlier instance made for the
@@ -373,14 +377,16 @@ func Find(ifname string) (string, error) {
 	return links[0].Attrs().Name, nil
 }
 
-// Remove deletes the device that an earlier instance made for the interface
+// Remove deletes the devices that an earlier instance made for the interface
 // ifname; it reports whether there was one.
 func Remove(ifname string) (bool, error) {
-	links, err := ours(ifname)
+	members, err := RemoveMembers(ifname)
+	links, err2 := ours(ifname)
+	err = errors.Join(err, err2)
 	for _, l := range links {
 		if e := netlink.LinkDel(l); e != nil {
 			err = errors.Join(err, fmt.Errorf("%s: %w", l.Attrs().Name, e))
 		}
 	}
-	return len(links) > 0, err
+	return members || len(links) > 0, err
 }

@@ -154,6 +154,10 @@ type Status struct {
 		Name string `json:"name"`
 		MTU  int    `json:"mtu"`
 	} `json:"tap"`
+	VIPs []struct {
+		Address netip.Prefix `json:"address"`
+		Name    string       `json:"name"`
+	} `json:"vips"`
 	SAs      int               `json:"sas"`
 	Policies int               `json:"policies"`
 	Paths    map[string]string `json:"paths"`

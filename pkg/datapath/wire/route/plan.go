@@ -28,6 +28,9 @@ type PlanOptions struct {
 	DropRest bool
 	// Outer are the addresses of the interface, for tunnels that leave theirs open.
 	Outer []netip.Addr
+	// Assigned are addresses that peers have given us. SAs that are for one of them
+	// tell which policy's traffic comes from it.
+	Assigned []netip.Addr
 }
 
 // Plan says what the outbound policies ps, in order, want routed, given the
@@ -64,10 +67,16 @@ func Plan(ps []*ipsec.Policy, sas []*ipsec.SAParams, o PlanOptions) []Want {
 					continue
 				}
 				for _, d := range destinations(q, sa) {
+					p.assigned(d, q, sa, o.Assigned)
 					p.put(d, false, s.Src, sa.Src)
 				}
 			}
 		default:
+			if len(o.Assigned) > 0 {
+				for _, sa := range sas {
+					p.assigned(s.Dst, q, sa, o.Assigned)
+				}
+			}
 			p.put(s.Dst, false, s.Src, outer(q).Src)
 		}
 	}
@@ -152,6 +161,16 @@ func (p *plan) put(dst netip.Prefix, pass bool, local netip.Prefix, prefer netip
 	}
 	if prefer.IsValid() && !ipsec.Open(prefer) && !slices.Contains(w.Prefer, prefer) {
 		w.Prefer = append(w.Prefer, prefer)
+	}
+}
+
+// assigned has packets to dst come from the address of given that sa is for, before
+// all that q allows: no other fits the SA (RFC 7296, 2.19).
+func (p *plan) assigned(dst netip.Prefix, q *ipsec.Policy, sa *ipsec.SAParams, given []netip.Addr) {
+	for _, a := range given {
+		if len(sa.SrcTS) == 1 && sa.SrcTS[0].Start == a && sa.SrcTS[0].End == a && a.BitLen() == dst.Addr().BitLen() && q.Sel.Src.Contains(a) && serves(q, sa) {
+			p.put(dst, false, netip.PrefixFrom(a, a.BitLen()), netip.Addr{})
+		}
 	}
 }
 

@@ -117,6 +117,19 @@ func TestPlanPerSA(t *testing.T) {
 	if got := show(Plan([]*ipsec.Policy{policy("protect 0.0.0.0/0 192.0.2.0/24")}, []*ipsec.SAParams{tr}, o)); got != "192.0.2.2/32 from 0.0.0.0/0 prefer 192.0.2.1" {
 		t.Errorf("transport: got %s", got)
 	}
+	// An SA for an address that its peer has assigned tells where packets come from,
+	// whether routes are for SAs or for policies, and whatever our end of the tunnel is.
+	all := []*ipsec.Policy{policy("protect 0.0.0.0/0 10.2.0.0/24 192.0.2.1 192.0.2.2"), policy("protect 0.0.0.0/0 10.3.0.0/24 192.0.2.1 192.0.2.3")}
+	vip := sa(7, "10.2.0.0", "10.2.0.255")
+	vip.SrcTS = []ipsec.TrafficSelector{{Start: adr("10.9.0.1"), End: adr("10.9.0.1"), PortHi: 65535}}
+	given := PlanOptions{Assigned: []netip.Addr{adr("10.9.0.1")}}
+	if got, want := show(Plan(all, []*ipsec.SAParams{vip}, given)), "10.2.0.0/24 from 10.9.0.1/32 from 0.0.0.0/0 prefer 192.0.2.1; 10.3.0.0/24 from 0.0.0.0/0 prefer 192.0.2.1"; got != want {
+		t.Errorf("assigned:\n got %s\nwant %s", got, want)
+	}
+	given.PerSA = true
+	if got, want := show(Plan(all, []*ipsec.SAParams{vip}, given)), "10.2.0.0/24 from 10.9.0.1/32 from 0.0.0.0/0 prefer 192.0.2.1"; got != want {
+		t.Errorf("assigned, per SA:\n got %s\nwant %s", got, want)
+	}
 	// The peer that an SA tells of is excluded as one that a policy names.
 	wide := []*ipsec.Policy{policy("protect 10.1.0.0/24 192.0.2.0/24 192.0.2.1 0.0.0.0")}
 	if got := show(Plan(wide, []*ipsec.SAParams{sa(7, "192.0.2.0", "192.0.2.255")}, PlanOptions{})); !strings.Contains(got, "192.0.2.2/32 pass") {

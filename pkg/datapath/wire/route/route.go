@@ -14,6 +14,11 @@
 //	            192.0.2.2    throw: a peer, within 0.0.0.0/0; rule 199 is for what
 //	                         policy protects of its traffic
 //
+// If there are further devices, each with an address of its own, a route whose
+// source is such an address goes into that device. Where policy allows several of
+// them as sources, each has a route with its device, the first in order of address
+// with the best metric; the others are for sockets that are bound to their devices.
+//
 // No route of the operator's is touched. A throw has the kernel look into the
 // next table, so an excluded destination follows the main table whatever becomes
 // of it. What is protected by policy wins over routes by the interface that
@@ -61,6 +66,8 @@ const (
 	protocol = 109
 	// lastMetric is that of the unreachable routes.
 	lastMetric = 1<<31 - 1
+	// metric6 is the kernel's for IPv6 routes without one; for IPv4 it is 0.
+	metric6 = 1024
 	// exceptions and the number of the table make that of the second one.
 	exceptions = 0x10000
 )
@@ -76,6 +83,9 @@ type Options struct {
 	Interface string // the physical one
 	Index     int    // its index
 	Device    int    // index of the TAP or TUN, which is up
+	// More returns the indexes of further TUNs of ours, with an address each (see
+	// package tap's Set); nil: there are none.
+	More func() []int
 }
 
 // Table is the routes of one instance. It is safe for concurrent use.
@@ -93,7 +103,8 @@ type Table struct {
 
 	mu     sync.Mutex
 	wants  []Want
-	fresh  bool // Apply was called
+	leaves netip.Addr // see Without
+	fresh  bool       // Apply was called
 	closed bool
 	count  int // destinations in the device
 }
@@ -312,6 +323,29 @@ func (t *Table) Apply(wants []Want) error {
 	return err
 }
 
+// Without calls f, which takes the address a from the host, while no route names
+// it: the kernel would take routes that do away with it, and where nothing
+// unreachable is behind them their packets would leave in clear until they are
+// back. It returns what f does; of routes that are not as they are to be tells
+// Errors.
+func (t *Table) Without(a netip.Addr, f func() error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || !t.fresh {
+		return f()
+	}
+	t.leaves = a
+	if t.reconcile() != nil {
+		t.wake()
+	}
+	err := f()
+	t.leaves = netip.Addr{}
+	if t.reconcile() != nil {
+		t.wake()
+	}
+	return err
+}
+
 func (t *Table) wake() {
 	select {
 	case t.kick <- struct{}{}:
@@ -409,17 +443,19 @@ type key struct {
 	dst    netip.Prefix
 	backup bool
 	second bool // in the second table
+	rank   int  // among those into devices; 0 is the first choice
 }
 
 // entry is one route as it is to be.
 type entry struct {
 	throw bool
+	dev   int // into which it leads; 0: none
 	src   netip.Addr
 }
 
 // host is what the routes depend on.
 type host struct {
-	owned  map[netip.Addr]bool   // addresses; true: of the device
+	owned  map[netip.Addr]int    // addresses; not 0: the device of ours that has it
 	others map[netip.Prefix]bool // destinations that the main table leads elsewhere
 	ours   []netlink.Route
 	rules  []netlink.Rule // of the second table
@@ -431,11 +467,15 @@ func (t *Table) look() (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &host{owned: map[netip.Addr]bool{}, others: map[netip.Prefix]bool{}}
+	h := &host{owned: map[netip.Addr]int{}, others: map[netip.Prefix]bool{}}
+	ours := t.devices()
 	for i := range addrs {
 		a, ok := netip.AddrFromSlice(addrs[i].IP)
-		if a = a.Unmap(); ok && addrs[i].Flags&unix.IFA_F_TENTATIVE == 0 && !a.IsLinkLocalUnicast() && !a.IsLoopback() {
-			h.owned[a] = addrs[i].LinkIndex == t.o.Device
+		if a = a.Unmap(); ok && a != t.leaves && addrs[i].Flags&unix.IFA_F_TENTATIVE == 0 && !a.IsLinkLocalUnicast() && !a.IsLoopback() {
+			h.owned[a] = 0
+			if slices.Contains(ours, addrs[i].LinkIndex) {
+				h.owned[a] = addrs[i].LinkIndex
+			}
 		}
 	}
 	for _, f := range families {
@@ -447,7 +487,7 @@ func (t *Table) look() (*host, error) {
 			switch r := &rs[i]; {
 			case r.Table == t.table, r.Table == t.table+exceptions:
 				h.ours = append(h.ours, *r)
-			case r.Table == unix.RT_TABLE_MAIN && t.elsewhere(r):
+			case r.Table == unix.RT_TABLE_MAIN && t.elsewhere(r, ours):
 				if d, ok := destination(r); ok {
 					h.others[d] = true
 				}
@@ -467,12 +507,20 @@ func (t *Table) look() (*host, error) {
 	return h, nil
 }
 
-// elsewhere: neither by the interface nor into the device.
-func (t *Table) elsewhere(r *netlink.Route) bool {
+// devices are ours.
+func (t *Table) devices() []int {
+	if t.o.More == nil {
+		return []int{t.o.Device}
+	}
+	return append(t.o.More(), t.o.Device)
+}
+
+// elsewhere: neither by the interface nor into a device of ours.
+func (t *Table) elsewhere(r *netlink.Route, ours []int) bool {
 	if r.Type == unix.RTN_UNICAST && len(r.MultiPath) > 0 {
 		return slices.ContainsFunc(r.MultiPath, func(n *netlink.NexthopInfo) bool { return n.LinkIndex != t.o.Index })
 	}
-	return r.Type != unix.RTN_UNICAST || r.LinkIndex != t.o.Index && r.LinkIndex != t.o.Device
+	return r.Type != unix.RTN_UNICAST || r.LinkIndex != t.o.Index && !slices.Contains(ours, r.LinkIndex)
 }
 
 func destination(r *netlink.Route) (netip.Prefix, bool) {
@@ -502,7 +550,9 @@ func (t *Table) want(h *host) map[key]entry {
 			m[key{dst: w.Dst}] = entry{throw: true}
 			continue
 		}
-		m[key{dst: w.Dst}] = entry{src: t.source(w, h)}
+		for k, e := range t.into(w, h) {
+			m[key{dst: w.Dst, rank: k}] = e
+		}
 		if !around(h.others, w.Dst) {
 			m[key{dst: w.Dst, backup: true}] = entry{}
 		}
@@ -511,7 +561,7 @@ func (t *Table) want(h *host) map[key]entry {
 	for _, w := range t.wants {
 		if len(w.Except) > 0 {
 			all, _ := w.Dst.Addr().Prefix(0)
-			m[key{dst: all, second: true}], m[key{dst: all, backup: true, second: true}] = entry{}, entry{}
+			m[key{dst: all, second: true}], m[key{dst: all, backup: true, second: true}] = entry{dev: t.o.Device}, entry{}
 		}
 	}
 	for d := range h.others {
@@ -532,36 +582,63 @@ func around(ps map[netip.Prefix]bool, d netip.Prefix) bool {
 	return false
 }
 
-// source is the address that packets of this host to w.Dst come from: one that
-// the plan prefers, else the device's, else what the kernel would take without
+// into are the routes to w.Dst, best first: that of source, and one by each other
+// device with an address that policy allows.
+func (t *Table) into(w *Want, h *host) []entry {
+	first := entry{dev: t.o.Device, src: t.source(w, h)}
+	if d := h.owned[first.src]; d != 0 {
+		first.dev = d
+	}
+	l := []entry{first}
+	if t.o.More == nil {
+		return l
+	}
+	for _, local := range w.Local {
+		for _, a := range h.fit(local, w.Dst.Addr().BitLen(), true) {
+			d := h.owned[a]
+			if d != t.o.Device && !slices.ContainsFunc(l, func(e entry) bool { return e.dev == d }) {
+				l = append(l, entry{dev: d, src: a})
+			}
+		}
+	}
+	return l
+}
+
+// fit are the addresses in local of a family, lowest first; ours: of our devices.
+func (h *host) fit(local netip.Prefix, bits int, ours bool) (l []netip.Addr) {
+	for a, d := range h.owned {
+		if local.Contains(a) && a.BitLen() == bits && (d != 0 || !ours) {
+			l = append(l, a)
+		}
+	}
+	slices.SortFunc(l, netip.Addr.Compare)
+	return l
+}
+
+// source is the address that packets of this host to w.Dst come from, of the first
+// selector in which it has one: one that the plan prefers, else the device's, else what the kernel would take without
 // us, else the lowest. The zero Addr: there is none.
 func (t *Table) source(w *Want, h *host) netip.Addr {
+	bits := w.Dst.Addr().BitLen()
 	for _, local := range w.Local {
 		for _, a := range w.Prefer {
 			if _, ok := h.owned[a]; ok && local.Contains(a) {
 				return a
 			}
 		}
-	}
-	for _, local := range w.Local {
-		var fit []netip.Addr
-		for a, device := range h.owned {
-			if local.Contains(a) && a.BitLen() == w.Dst.Addr().BitLen() {
-				if device {
-					return a
-				}
-				fit = append(fit, a)
-			}
+		if l := h.fit(local, bits, true); len(l) > 0 {
+			return l[0]
 		}
-		if len(fit) == 0 {
+		l := h.fit(local, bits, false)
+		if len(l) == 0 {
 			continue
 		}
-		if len(fit) > 1 {
-			if a := t.usual(w.Dst.Addr()); slices.Contains(fit, a) {
+		if len(l) > 1 {
+			if a := t.usual(w.Dst.Addr()); slices.Contains(l, a) {
 				return a
 			}
 		}
-		return slices.MinFunc(fit, netip.Addr.Compare)
+		return l[0]
 	}
 	return netip.Addr{}
 }
@@ -584,10 +661,11 @@ func (t *Table) reconcile() error {
 		return err
 	}
 	want := t.want(h)
+	ours := t.devices()
 	have := map[key]entry{}
 	var extra []*netlink.Route
 	for i := range h.ours {
-		k, e, ok := t.read(&h.ours[i])
+		k, e, ok := t.read(&h.ours[i], ours)
 		if _, wanted := want[k]; !ok || !wanted {
 			extra = append(extra, &h.ours[i])
 			continue
@@ -607,7 +685,10 @@ func (t *Table) reconcile() error {
 			}
 			return 1
 		}
-		return compare(a.dst, b.dst)
+		if c := compare(a.dst, b.dst); c != 0 {
+			return c
+		}
+		return a.rank - b.rank
 	})
 	var errs []error
 	for _, k := range keys {
@@ -680,7 +761,7 @@ func rank(r *netlink.Route) int {
 }
 
 // read says what a route of the table is; false: nothing of ours.
-func (t *Table) read(r *netlink.Route) (k key, e entry, ok bool) {
+func (t *Table) read(r *netlink.Route, ours []int) (k key, e entry, ok bool) {
 	if k.dst, ok = destination(r); !ok {
 		return k, e, false
 	}
@@ -690,11 +771,17 @@ func (t *Table) read(r *netlink.Route) (k key, e entry, ok bool) {
 		e.throw = true
 	case r.Type == unix.RTN_UNREACHABLE && r.Priority == lastMetric:
 		k.backup = true
-	case r.Type != unix.RTN_UNICAST || r.LinkIndex != t.o.Device:
+	case r.Type != unix.RTN_UNICAST || !slices.Contains(ours, r.LinkIndex):
 		return k, e, false
-	case len(r.Src) != 0:
-		e.src, _ = netip.AddrFromSlice(r.Src)
-		e.src = e.src.Unmap()
+	default:
+		e.dev, k.rank = r.LinkIndex, r.Priority
+		if k.dst.Addr().Is6() {
+			k.rank -= metric6
+		}
+		if len(r.Src) != 0 {
+			e.src, _ = netip.AddrFromSlice(r.Src)
+			e.src = e.src.Unmap()
+		}
 	}
 	return k, e, true
 }
@@ -712,7 +799,12 @@ func (t *Table) put(k key, e entry) error {
 	default:
 		// Its scope is not that of a link, or the kernel would look for gateways
 		// of other routes there.
-		r.LinkIndex = t.o.Device
+		r.LinkIndex = e.dev
+		if k.rank > 0 {
+			if r.Priority = k.rank; k.dst.Addr().Is6() {
+				r.Priority += metric6
+			}
+		}
 		if e.src.IsValid() {
 			r.Src = e.src.AsSlice()
 		}

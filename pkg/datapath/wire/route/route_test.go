@@ -224,6 +224,49 @@ func TestTableDefault(t *testing.T) {
 	check(t, "192.0.2.3", "e0 192.0.2.1")
 }
 
+// Further devices, with an address each: a route goes into the device of its
+// source, and sockets that are bound to another one have a route as well.
+func TestTableMore(t *testing.T) {
+	tb := openLab(t)
+	t.Cleanup(func() { exec.Command("sh", "-c", "ip link del d1; ip link del d2").Run() })
+	sh(t, "for i in d1 d2; do ip link add $i type veth peer name p$i; ip link set p$i up; ip link set $i up; done")
+	nstest.Ready(t, "", "d1", "d2")
+	more := []int{index(t, "d1"), index(t, "d2")}
+	tb.o.More = func() []int { return more }
+	policies := []string{"protect 10.9.0.0/24 10.2.0.0/16 192.0.2.1 198.51.100.2", "protect fd09::/64 fd02::/64 192.0.2.1 198.51.100.2"}
+	apply(t, tb, PlanOptions{}, policies...)
+	if got := get(t, "10.2.0.2"); !strings.HasPrefix(got, "d0") {
+		t.Errorf("without their addresses: %s", got)
+	}
+	sh(t, "ip addr add 10.9.0.2/32 dev d1; ip addr add fd09::2/128 dev d1 nodad")
+	until(t, "10.2.0.2", "d1 10.9.0.2")
+	until(t, "fd02::2", "d1 fd09::2")
+	sh(t, "ip addr add 10.9.0.1/32 dev d2; ip addr add fd09::1/128 dev d2 nodad")
+	until(t, "10.2.0.2", "d2 10.9.0.1")
+	until(t, "fd02::2", "d2 fd09::1")
+	until(t, "10.2.0.2 oif d1", "d1 10.9.0.2")
+	until(t, "fd02::2 oif d1", "d1 fd09::2")
+	// One that is about to go is nowhere named before it goes.
+	err := tb.Without(adr("10.9.0.1"), func() error {
+		check(t, "10.2.0.2", "d1 10.9.0.2")
+		return os.ErrPermission
+	})
+	if err != os.ErrPermission {
+		t.Errorf("Without: got %v", err)
+	}
+	check(t, "10.2.0.2", "d2 10.9.0.1") // it did not go
+	if err := tb.Without(adr("10.9.0.1"), func() error { return exec.Command("ip", "link", "del", "d2").Run() }); err != nil {
+		t.Error(err)
+	}
+	check(t, "10.2.0.2", "d1 10.9.0.2")
+	until(t, "fd02::2", "d1 fd09::2")
+	apply(t, tb, PlanOptions{})
+	n, _ := tb.Number()
+	if got := sh(t, fmt.Sprintf("ip route show table %d; ip -6 route show table %[1]d", n)); got != "" {
+		t.Errorf("left over: %s", got)
+	}
+}
+
 // An error is told once and tried again; so is the end of it.
 func TestTableErrors(t *testing.T) {
 	tb := openLab(t)
@@ -292,7 +335,7 @@ func BenchmarkWant(b *testing.B) {
 		a := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0})
 		tb.wants = append(tb.wants, Want{Dst: netip.PrefixFrom(a, 24), Local: []netip.Prefix{pfx("10.1.0.0/24")}})
 	}
-	h := &host{owned: map[netip.Addr]bool{adr("10.1.0.1"): false, adr("192.0.2.1"): false}}
+	h := &host{owned: map[netip.Addr]int{adr("10.1.0.1"): 0, adr("192.0.2.1"): 0}}
 	for b.Loop() {
 		tb.want(h)
 	}
