@@ -13,6 +13,16 @@
 // AF_XDP or AF_PACKET where the kernel knows the next hop, else by raw sockets:
 // see sender. Each fast path has a switch and another in its place (Fallbacks).
 //
+// Native ESP over a veth, both gateways and both ends on two processors, AF_XDP in copy
+// mode that only transmits, and AF_PACKET past the queueing discipline, medians of
+// three rounds of each in turn:
+//
+//	                               AF_XDP  AF_PACKET
+//	TCP, one stream                2.4     1.3   Gbit/s
+//	UDP 1400 B, at most 1 % lost   131     107   1000 packets a second
+//	UDP 64 B, likewise             178     112
+//	CPU of both daemons, TCP       6.1     11.5  us for a packet
+//
 // Kept from the stack are: ESP, AH and IPComp (RFC 4303, 4302, 3173) for an
 // address of this host, and every packet whose source lies in the divert set.
 // Of the latter, unfragmented UDP to port 500 or 4500 of this host (IKE must
