@@ -6,12 +6,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
 )
@@ -92,38 +90,6 @@ func TestCommandLine(t *testing.T) {
 		if tt.code == exitUsage && !strings.Contains(text, "usage:") {
 			t.Errorf("%q: no usage in %q", tt.args, text)
 		}
-	}
-}
-
-func TestPoliciesFile(t *testing.T) {
-	keysock.Dir = t.TempDir()
-	if ps, err := loadPolicies("eth0"); ps != nil || err != nil {
-		t.Fatalf("without a file: %v, %v", ps, err)
-	}
-	want := []ipsec.Policy{{
-		ID: 9, Dir: ipsec.Out, Priority: 5, Action: ipsec.Protect,
-		Sel:       ipsec.Selector{Src: netip.MustParsePrefix("0.0.0.0/0"), Dst: netip.MustParsePrefix("192.0.2.1/32"), Proto: 1},
-		Requests:  []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Tunnel, Level: ipsec.LevelUnique, ReqID: 0x4000, Src: netip.MustParseAddr("2001:db8::1"), Dst: netip.MustParseAddr("2001:db8::2")}},
-		Proposals: []ipsec.Proposal{{Encr: alg.EncrAESCBC, EncrMinBits: 128, EncrMaxBits: 256, Auth: alg.IntegHMACSHA1, Hard: ipsec.Lifetime{AddTime: time.Hour}}},
-	}}
-	if err := savePolicies("eth0", want); err != nil {
-		t.Fatal(err)
-	}
-	got, err := loadPolicies("eth0")
-	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
-	}
-	if s, err := os.Stat(statePath("eth0")); err != nil || s.Mode().Perm() != 0o600 {
-		t.Errorf("%v, %v", s.Mode(), err)
-	}
-	if err := os.WriteFile(statePath("eth0"), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := loadPolicies("eth0"); err == nil {
-		t.Error("a broken file is no error: the instance would start without policies")
-	}
-	if !removeState("eth0") || removeState("eth0") {
-		t.Error("state not removed, or twice")
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"github.com/missiu/missiu/pkg/datapath/sad"
 	"github.com/missiu/missiu/pkg/datapath/wire/route"
 	"github.com/missiu/missiu/pkg/ipsec"
-	"github.com/missiu/missiu/pkg/keysock"
 )
 
 // Values of --routes.
@@ -67,7 +66,7 @@ func (in *instance) route() {
 	r := in.routes
 	r.due = false
 	start := time.Now()
-	ps := outbound(in.keys.Policies(0))
+	ps := outbound(in.keys.Rules())
 	o := route.PlanOptions{PerSA: in.o.routes == routesSA, DropRest: in.o.defaultAction() == ipsec.Discard, Assigned: in.assigned}
 	for _, p := range in.wire.Link().Addrs {
 		o.Outer = append(o.Outer, p.Addr())
@@ -82,10 +81,10 @@ func (in *instance) route() {
 	r.took = time.Since(start)
 }
 
-func outbound(all []*keysock.PolicyInfo) (ps []*ipsec.Policy) {
+func outbound(all []*ipsec.Policy) (ps []*ipsec.Policy) {
 	for _, p := range all {
 		if p.Dir == ipsec.Out {
-			ps = append(ps, &p.Policy)
+			ps = append(ps, p)
 		}
 	}
 	return ps

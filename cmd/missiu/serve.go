@@ -258,7 +258,7 @@ func (in *instance) openEngine(c datapath.Config) (err error) {
 		DeleteAddress: in.deleteAddress,
 		Status:        in.status,
 	})
-	in.rec = newRecorder(in.keys)
+	in.rec = newRecorder(in.keys, ifname)
 	low := capture.Interface{Name: ifname, Link: capture.LinkIP}
 	if in.bump != nil {
 		low.Link = capture.LinkEthernet
@@ -284,15 +284,11 @@ func (in *instance) openEngine(c datapath.Config) (err error) {
 			return err
 		}
 	}
-	saved, err := loadPolicies(ifname)
-	if err != nil {
-		return err
-	}
-	if err := in.rec.restore(saved); err != nil {
+	if err := in.rec.restore(); err != nil {
 		return fmt.Errorf("policies of the instance before: %w", err)
 	}
-	if len(saved) > 0 {
-		in.log.Warn("took over after an instance that was killed", zap.Int("policies", len(saved)))
+	if n := in.keys.Stats().Policies; n > 0 {
+		in.log.Warn("took over after an instance that was killed", zap.Int("policies", n))
 	}
 	in.restored = true
 	in.reroute(true)
@@ -321,7 +317,7 @@ func (in *instance) run(ctx context.Context) error {
 	g.Go(func() error { return in.srv.Serve(gctx) })
 	g.Go(func() error { return in.keys.Run(gctx) })
 	g.Go(func() error { return in.eng.Run(gctx) })
-	g.Go(func() error { in.rec.save(gctx, in.o.ifname, in.srv.Do, in.log); return nil })
+	g.Go(func() error { in.rec.save(gctx, in.srv.Do, in.log); return nil })
 	g.Go(func() error { return in.follow(gctx) })
 	<-gctx.Done()
 	if ctx.Err() == nil {
@@ -374,10 +370,10 @@ func (in *instance) follow(ctx context.Context) error {
 }
 
 // policiesChanged has them routed, and saved.
-func (in *instance) policiesChanged(batch bool) {
+func (in *instance) policiesChanged(l []spd.Change, batch bool) {
 	if in.restored {
 		in.reroute(batch)
-		in.rec.note()
+		in.rec.note(l)
 	}
 }
 

@@ -162,15 +162,16 @@ func infoOf(f ipsec.Flow) *packet.Info {
 // answered ends the ACQUIREs that SA r answers: the one of seq, if protocol
 // and destination agree, and those of its key.
 func (e *Engine) answered(r *record, seq uint32) {
-	ends := r.p.Ends()
-	key := sad.OutKey{Proto: r.p.Proto, Mode: r.p.Mode, ReqID: r.p.ReqID, Src: ends.Src, Dst: ends.Dst, Queue: r.p.Queue}
+	p := &r.sa.P
+	ends := p.Ends()
+	key := sad.OutKey{Proto: p.Proto, Mode: p.Mode, ReqID: p.ReqID, Src: ends.Src, Dst: ends.Dst, Queue: p.Queue}
 	any := key
 	any.ReqID = 0
 	keys := []sad.OutKey{key}
 	if any != key {
 		keys = append(keys, any)
 	}
-	if w := e.bySeq[seq]; seq != 0 && w != nil && (w.key.Proto == r.p.Proto || w.other) && w.key.Dst == ends.Dst {
+	if w := e.bySeq[seq]; seq != 0 && w != nil && (w.key.Proto == p.Proto || w.other) && w.key.Dst == ends.Dst {
 		e.done(w)
 		if !slices.Contains(keys, w.key.OutKey) {
 			keys = append(keys, w.key.OutKey)
@@ -181,7 +182,7 @@ func (e *Engine) answered(r *record, seq uint32) {
 		if key.ReqID == 0 && w.manual {
 			k.ReqID = 0
 		}
-		if k != key && k != any && !packs(&r.p, k) && !(k.Open() && k.Takes(&r.p)) || w.key.flow != (ipsec.Flow{}) && !holds(&r.p, w.key.flow) {
+		if k != key && k != any && !packs(p, k) && !(k.Open() && k.Takes(p)) || w.key.flow != (ipsec.Flow{}) && !holds(p, w.key.flow) {
 			continue
 		}
 		e.done(w)

@@ -98,8 +98,8 @@ type Options struct {
 	// packet passes by them in between. An error of the former refuses the
 	// change with EIO; after one of the latter the set is merely too large.
 	Divert func(c DivertChange) error
-	// Policies: those in force have changed, many at once if batch.
-	Policies func(batch bool)
+	// Policies: those in force have changed, by l in order, many at once if batch.
+	Policies func(l []spd.Change, batch bool)
 	// AddAddress gives the device an address, DeleteAddress takes it away (see
 	// keysock.Addresser).
 	AddAddress, DeleteAddress func(p netip.Prefix) error
@@ -117,6 +117,7 @@ type Engine struct {
 	recs     map[ipsec.SAID]*record
 	first    *record // of a list in the order of making
 	last     *record
+	life     *lives           // of the last SA that was made or changed
 	spis     map[protoSPI]int // SAs with this SPI, whatever the destination
 	overhead map[overhead]int // SAs by what they add to a packet
 
@@ -130,6 +131,8 @@ type Engine struct {
 	reqid    ipsec.ReqID
 	explicit map[ipsec.ReqID]bool // reqids from freshReqID up that clients chose
 	polTimer map[uint32]*timer
+
+	proposals []ipsec.Proposal // of the last policy
 
 	timers timers
 	rearm  chan struct{}

@@ -18,20 +18,26 @@ import (
 
 // schedule sets the timer of r.
 func (e *Engine) schedule(r *record, now time.Time) {
-	next := r.limit(r.p.Hard, now)
+	next := r.limit(r.life.Hard, now)
 	if mature := r.sa.State() == sad.Mature; mature || r.idle {
-		next = earlier(next, r.limit(r.p.Soft, now))
+		next = earlier(next, r.limit(r.life.Soft, now))
 		if mature {
 			next = earlier(next, r.idleAt(now))
 		} else {
-			every := r.p.Idle.UseTime // what is used is seen before it is idle again
+			every := r.life.Idle.UseTime // what is used is seen before it is idle again
 			if every == 0 {
-				every = r.p.Idle.AddTime
+				every = r.life.Idle.AddTime
 			}
 			next = earlier(next, now.Add(max(time.Second, every/8)))
 		}
 	}
-	e.timers.set(&r.timer, next)
+	switch {
+	case r.timer != nil:
+		e.timers.set(r.timer, next)
+	case !next.IsZero():
+		r.timer = &timer{fire: func(now time.Time) { e.expire(r, now) }}
+		e.timers.set(r.timer, next)
+	}
 }
 
 // limit returns when l is reached by time, or may be; zero: never.
@@ -51,7 +57,7 @@ func (r *record) limit(l ipsec.Lifetime, now time.Time) (t time.Time) {
 
 // idleAt returns when r has not been used for too long, or may have; zero: never.
 func (r *record) idleAt(now time.Time) (t time.Time) {
-	used, l := r.sa.LastUsed(), r.p.Idle
+	used, l := r.sa.LastUsed(), r.life.Idle
 	if used.IsZero() {
 		if l.AddTime > 0 {
 			t = r.sa.Created().Add(l.AddTime)
@@ -71,10 +77,10 @@ func (e *Engine) expire(r *record, now time.Time) {
 		return !t.IsZero() && !t.After(now)
 	}
 	switch {
-	case reached(r.p.Hard):
+	case reached(r.life.Hard):
 		e.hard(r)
 		return
-	case reached(r.p.Soft):
+	case reached(r.life.Soft):
 		e.soft(r)
 	case r.sa.State() == sad.Mature:
 		if t := r.idleAt(now); !t.IsZero() && !t.After(now) {
@@ -150,9 +156,10 @@ func (e *Engine) NewMapping(sa *sad.SA, peer netip.AddrPort) {
 		if r == nil || r.sa.Counters != sa.Counters {
 			return
 		}
+		p := &r.sa.P
 		e.srv.NewMapping(keysock.NewMapping{
-			SAID: r.p.SAID, Seq: r.seq, Mode: r.p.Mode, ReqID: r.p.ReqID,
-			Old: netip.AddrPortFrom(r.p.Src, r.p.Encap.SPort), New: peer,
+			SAID: p.SAID, Seq: r.seq, Mode: p.Mode, ReqID: p.ReqID,
+			Old: netip.AddrPortFrom(p.Src, p.Encap.SPort), New: peer,
 		})
 	})
 }

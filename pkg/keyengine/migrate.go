@@ -1,7 +1,6 @@
 package keyengine
 
 import (
-	"net/netip"
 	"slices"
 	"syscall"
 
@@ -12,9 +11,8 @@ import (
 
 // relocation is an SA on its way to other end points.
 type relocation struct {
-	r        *record
-	was, is  *sad.SA
-	src, dst netip.Addr
+	r       *record
+	was, is *sad.SA
 }
 
 // Migrate implements keysock.Backend. The policy keeps its ID and place, SAs
@@ -97,7 +95,7 @@ func (e *Engine) relocations(moves []keysock.Move) ([]relocation, error) {
 			continue
 		}
 		for r := e.first; r != nil; r = r.next {
-			p := &r.p
+			p := &r.sa.P
 			if moved[r] || p.Proto != v.Proto || p.Mode != v.Mode || v.ReqID != 0 && p.ReqID != v.ReqID || p.Src != v.OldSrc || p.Dst != v.OldDst {
 				continue
 			}
@@ -109,7 +107,7 @@ func (e *Engine) relocations(moves []keysock.Move) ([]relocation, error) {
 			moved[r], taken[id] = true, true
 			is := r.sa.WithEncap(r.sa.P.Encap)
 			is.P.Src, is.P.Dst = v.NewSrc, v.NewDst
-			l = append(l, relocation{r, r.sa, is, v.NewSrc, v.NewDst})
+			l = append(l, relocation{r, r.sa, is})
 		}
 	}
 	return l, nil
@@ -131,15 +129,14 @@ func (e *Engine) relocate(v relocation) {
 		e.o.SAD.Insert(v.is)
 	}
 	e.mu.Lock()
-	delete(e.recs, r.p.SAID)
-	delete(e.mapped, r.p.SAID)
-	r.sa, r.p.Src, r.p.Dst = v.is, v.src, v.dst
-	e.recs[r.p.SAID] = r
+	delete(e.recs, v.was.P.SAID)
+	delete(e.mapped, v.was.P.SAID)
+	r.sa = v.is
+	e.recs[v.is.P.SAID] = r
 	e.mu.Unlock()
-	if was := r.overhead; was != (overhead{}) {
-		r.overhead = overheadOf(r.sa)
-		e.addOverhead(r.overhead, 1)
-		e.addOverhead(was, -1)
+	if r.counted {
+		e.addOverhead(overheadOf(v.is), 1)
+		e.addOverhead(overheadOf(v.was), -1)
 	}
 	if r.sa.State() == sad.Larval {
 		return
@@ -148,11 +145,11 @@ func (e *Engine) relocate(v relocation) {
 	beyond := func(l ipsec.Lifetime) bool {
 		return l.Packets != 0 && r.sa.Packets() > l.Packets || l.Bytes != 0 && r.sa.Bytes() > l.Bytes
 	}
-	if beyond(r.p.Hard) {
+	if beyond(r.life.Hard) {
 		e.hard(r)
 		return
 	}
-	if beyond(r.p.Soft) {
+	if beyond(r.life.Soft) {
 		e.soft(r)
 	}
 	e.answered(r, 0)
@@ -175,7 +172,8 @@ func (e *Engine) Move(id ipsec.SAID, p *ipsec.SAParams) (*keysock.SAInfo, error)
 	case p.Dst.BitLen() != id.Dst.BitLen() && p.Mode != ipsec.Tunnel:
 		return nil, refuse(syscall.EINVAL, "an SA in transport mode keeps its family")
 	}
-	if err := sameSA(&r.p, p); err != nil {
+	q := r.params()
+	if err := sameSA(&q, p); err != nil {
 		return nil, err
 	}
 	if err := e.check(p); err != nil {
@@ -183,11 +181,9 @@ func (e *Engine) Move(id ipsec.SAID, p *ipsec.SAParams) (*keysock.SAInfo, error)
 	}
 	is := r.sa.WithEncap(p.Encap)
 	is.P.Src, is.P.Dst, is.P.Home = p.Src, p.Dst, p.Home
-	r.p.Home = p.Home
 	if p.SAID != id {
 		e.o.SAD.Insert(is)
 	}
-	e.relocate(relocation{r, r.sa, is, p.Src, p.Dst})
-	r.p.Encap = is.P.Encap
+	e.relocate(relocation{r, r.sa, is})
 	return r.info(), nil
 }

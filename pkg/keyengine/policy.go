@@ -83,6 +83,17 @@ func (e *Engine) Policies(conn uint64) []*keysock.PolicyInfo {
 	return l
 }
 
+// Rules are the policies in force, by direction, then in order. They are not to
+// be changed.
+func (e *Engine) Rules() []*ipsec.Policy {
+	all := e.o.SPD.Edit().All()
+	l := make([]*ipsec.Policy, len(all))
+	for i, n := range all {
+		l[i] = &n.P
+	}
+	return l
+}
+
 // FlushPolicies implements keysock.Backend. It is the one change that is not
 // refused during another connection's transaction, which it makes void: it
 // cannot say EBUSY, and who flushes means it.
@@ -197,7 +208,7 @@ func (e *Engine) commit(ed *spd.Edit, batch bool) error {
 		_ = e.o.Divert(DivertChange{Remove: removed, Set: ed.Remotes})
 	}
 	if e.o.Policies != nil {
-		e.o.Policies(batch)
+		e.o.Policies(ed.Changes(), batch)
 	}
 	return nil
 }
@@ -232,11 +243,11 @@ func policyInfo(n *spd.Entry) *keysock.PolicyInfo {
 	return &keysock.PolicyInfo{Policy: n.P, Added: n.Created, LastUsed: n.LastUsed(), Packets: n.Packets()}
 }
 
-// policy returns p checked and complete, in slices of its own. old is the
+// policy returns p checked and complete, in slices of the engine. old is the
 // policy that it replaces, nil if there is none.
 func (e *Engine) policy(p *ipsec.Policy, old *spd.Entry) (*ipsec.Policy, error) {
 	q := *p
-	q.Proposals = slices.Clone(p.Proposals)
+	q.Proposals = e.shared(p.Proposals)
 	q.Requests = nil
 	switch p.Action {
 	case ipsec.Discard, ipsec.Bypass:
@@ -271,6 +282,15 @@ func (e *Engine) policy(p *ipsec.Policy, old *spd.Entry) (*ipsec.Policy, error) 
 		e.giveReqID(&q.Requests[i], old, i)
 	}
 	return &q, nil
+}
+
+// shared is a copy of l, or that of the policy before if it is the same: most
+// policies of a file ask for the same algorithms.
+func (e *Engine) shared(l []ipsec.Proposal) []ipsec.Proposal {
+	if !slices.Equal(l, e.proposals) {
+		e.proposals = slices.Clone(l)
+	}
+	return e.proposals
 }
 
 // checkBundle refuses combinations of transforms that the data path does not

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
+	"github.com/missiu/missiu/pkg/datapath/spd"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
 )
@@ -346,7 +347,7 @@ func TestPolicyFlags(t *testing.T) {
 func TestPoliciesHook(t *testing.T) {
 	testRig(t, func(r *rig) {
 		var told []bool
-		r.do(func() { r.o.Policies = func(batch bool) { told = append(told, batch) } })
+		r.do(func() { r.o.Policies = func(_ []spd.Change, batch bool) { told = append(told, batch) } })
 		want := func(what string, l ...bool) {
 			r.Helper()
 			r.do(func() {

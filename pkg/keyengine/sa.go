@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net/netip"
 	"syscall"
-	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/aead"
 	"github.com/missiu/missiu/pkg/crypto/alg"
@@ -21,16 +20,44 @@ import (
 	"github.com/missiu/missiu/pkg/keysock"
 )
 
-// record is what the engine keeps of an SA beside the SAD.
+// record is what the engine keeps of an SA beside the SAD. There may be hundreds
+// of thousands, so nothing that the SAD has stands here, and nothing that only
+// some SAs need.
 type record struct {
-	sa       *sad.SA
-	p        ipsec.SAParams // with keys and the limits in force
-	seq      uint32         // of the ACQUIRE
-	overhead overhead
-	timer    timer
-	idle     bool // dying since it is not used
+	sa         *sad.SA
+	encr, auth ipsec.Key
+	life       *lives // in force; SAs share it
+	timer      *timer // nil: none was ever needed
+	seq        uint32 // of the ACQUIRE
+	counted    bool   // in overhead
+	idle       bool   // dying since it is not used
 
 	prev, next *record // in the order of making
+}
+
+// lives are the limits of an SA.
+type lives struct {
+	Hard, Soft ipsec.Lifetime
+	Idle       ipsec.Idle
+}
+
+func livesOf(p *ipsec.SAParams) *lives { return &lives{p.Hard, p.Soft, p.Idle} }
+
+// lives is livesOf, and that of the SA before if it is the same.
+func (e *Engine) lives(p *ipsec.SAParams) *lives {
+	if l := livesOf(p); e.life == nil || *l != *e.life {
+		e.life = l
+	}
+	return e.life
+}
+
+// params are the parameters with the keys, which stay the record's, and with the
+// limits in force.
+func (r *record) params() ipsec.SAParams {
+	p := r.sa.P
+	p.EncrKey, p.AuthKey = r.encr, r.auth
+	p.Hard, p.Soft, p.Idle = r.life.Hard, r.life.Soft, r.life.Idle
+	return p
 }
 
 type protoSPI struct {
@@ -87,8 +114,7 @@ func (e *Engine) GetSPI(g keysock.GetSPI) (*keysock.SAInfo, error) {
 		p.Mode = ipsec.Transport
 	}
 	now := e.o.Now()
-	r := e.newRecord(p, g.Seq)
-	r.sa = sad.NewLarval(&p, now)
+	r := &record{sa: sad.NewLarval(&p, now), life: e.lives(&p), seq: g.Seq}
 	if !e.o.SAD.Insert(r.sa) {
 		return nil, refuse(syscall.EEXIST, "SA exists")
 	}
@@ -171,10 +197,11 @@ func (e *Engine) Update(p *ipsec.SAParams, seq uint32) (*keysock.SAInfo, error) 
 		return e.install(p, seq, r)
 	}
 	defer p.Wipe()
-	if err := sameSA(&r.p, p); err != nil {
+	q := r.params()
+	if err := sameSA(&q, p); err != nil {
 		return nil, err
 	}
-	if err := sameEncap(&r.p, p); err != nil {
+	if err := sameEncap(&q, p); err != nil {
 		return nil, err
 	}
 	return e.change(r, p)
@@ -203,15 +230,14 @@ func sameEncap(q, p *ipsec.SAParams) error {
 
 // change gives a mature SA the limits and ports of p.
 func (e *Engine) change(r *record, p *ipsec.SAParams) (*keysock.SAInfo, error) {
-	q := &r.p
-	if p.Encap != nil && *p.Encap != *q.Encap {
+	if p.Encap != nil && *p.Encap != *r.sa.P.Encap {
 		n := r.sa.WithEncap(p.Encap)
 		if !e.o.SAD.Replace(r.sa, n) {
 			return nil, refuse(syscall.ESRCH, "no such SA")
 		}
-		r.sa, q.Encap = n, p.Encap
+		r.sa = n
 	}
-	q.Hard, q.Soft, q.Idle, r.idle = p.Hard, p.Soft, p.Idle, false
+	r.life, r.idle = e.lives(p), false
 	r.sa.SetLimits(p.Soft, p.Hard)
 	e.o.SAD.SetState(r.sa, sad.Mature)
 	e.schedule(r, e.o.Now())
@@ -252,8 +278,7 @@ func (e *Engine) put(p *ipsec.SAParams, sa *sad.SA, seq uint32, larval *record) 
 	now := e.o.Now()
 	r := larval
 	if r == nil {
-		r = e.newRecord(*p, seq)
-		r.sa = sa
+		r = &record{sa: sa, seq: seq}
 		if !e.o.SAD.Insert(sa) {
 			p.Wipe()
 			return nil, refuse(syscall.EEXIST, "SA exists")
@@ -264,13 +289,13 @@ func (e *Engine) put(p *ipsec.SAParams, sa *sad.SA, seq uint32, larval *record) 
 			p.Wipe()
 			return nil, refuse(syscall.ESRCH, "no such SA")
 		}
-		r.sa, r.p = sa, *p
+		r.sa = sa
 		if seq != 0 {
 			r.seq = seq
 		}
 	}
-	r.overhead = overheadOf(sa)
-	e.addOverhead(r.overhead, 1)
+	r.encr, r.auth, r.life, r.counted = p.EncrKey, p.AuthKey, e.lives(p), true
+	e.addOverhead(overheadOf(sa), 1)
 	e.schedule(r, now)
 	e.answered(r, seq)
 	return r.info(), nil
@@ -387,24 +412,18 @@ func (e *Engine) Flush(proto ipsec.Protocol) (removed bool) {
 func (e *Engine) SAIDs(proto ipsec.Protocol) []ipsec.SAID {
 	l := make([]ipsec.SAID, 0, len(e.recs))
 	for r := e.first; r != nil; r = r.next {
-		if proto == 0 || proto == r.p.Proto {
-			l = append(l, r.p.SAID)
+		if id := r.sa.P.SAID; proto == 0 || proto == id.Proto {
+			l = append(l, id)
 		}
 	}
 	return l
 }
 
-func (e *Engine) newRecord(p ipsec.SAParams, seq uint32) *record {
-	r := &record{p: p, seq: seq}
-	r.timer.fire = func(now time.Time) { e.expire(r, now) }
-	return r
-}
-
 func (e *Engine) remember(r *record) {
 	e.mu.Lock()
-	e.recs[r.p.SAID] = r
+	e.recs[r.sa.P.SAID] = r
 	e.mu.Unlock()
-	e.spis[protoSPI{r.p.Proto, r.p.SPI}]++
+	e.spis[protoSPI{r.sa.P.Proto, r.sa.P.SPI}]++
 	if r.prev = e.last; r.prev != nil {
 		r.prev.next = r
 	} else {
@@ -432,18 +451,24 @@ func (e *Engine) unlink(r *record) {
 func (e *Engine) remove(r *record) {
 	e.o.SAD.Remove(r.sa)
 	e.unlink(r)
-	e.timers.stop(&r.timer)
+	if r.timer != nil {
+		e.timers.stop(r.timer)
+	}
+	id := r.sa.P.SAID
 	e.mu.Lock()
-	delete(e.recs, r.p.SAID)
-	delete(e.mapped, r.p.SAID)
+	delete(e.recs, id)
+	delete(e.mapped, id)
 	e.mu.Unlock()
-	k := protoSPI{r.p.Proto, r.p.SPI}
+	k := protoSPI{id.Proto, id.SPI}
 	if e.spis[k]--; e.spis[k] == 0 {
 		delete(e.spis, k)
 	}
-	r.p.Wipe()
-	r.p.EncrKey, r.p.AuthKey = ipsec.Key{}, ipsec.Key{}
-	e.addOverhead(r.overhead, -1)
+	r.encr.Wipe()
+	r.auth.Wipe()
+	r.encr, r.auth = ipsec.Key{}, ipsec.Key{}
+	if r.counted {
+		e.addOverhead(overheadOf(r.sa), -1)
+	}
 	if e.o.Removed != nil {
 		e.o.Removed(r.sa)
 	}
@@ -528,7 +553,7 @@ func (e *Engine) InnerMTU(link int) int {
 // info describes the SA without keys.
 func (r *record) info() *keysock.SAInfo {
 	i := &keysock.SAInfo{
-		SAParams: r.p, State: keysock.State(r.sa.State()), Seq: r.seq,
+		SAParams: r.params(), State: keysock.State(r.sa.State()), Seq: r.seq,
 		Packets: r.sa.Packets(), Bytes: r.sa.Bytes(),
 		Added: r.sa.Created(), FirstUsed: r.sa.FirstUsed(),
 	}
@@ -539,6 +564,6 @@ func (r *record) info() *keysock.SAInfo {
 // full describes the SA with keys of its own.
 func (r *record) full() *keysock.SAInfo {
 	i := r.info()
-	i.EncrKey, i.AuthKey = r.p.EncrKey.Clone(), r.p.AuthKey.Clone()
+	i.EncrKey, i.AuthKey = r.encr.Clone(), r.auth.Clone()
 	return i
 }

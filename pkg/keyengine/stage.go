@@ -70,7 +70,7 @@ func (e *Engine) StageSA(conn uint64, c keysock.SAChange) (*keysock.SAInfo, erro
 		}
 		s := tx.at(id)
 		s.p, s.sa = c.P, sa
-		n := record{p: *c.P, sa: sa}
+		n := record{sa: sa, life: livesOf(c.P)}
 		return n.info(), nil
 	case keysock.SAUpdate:
 		switch {
@@ -79,10 +79,11 @@ func (e *Engine) StageSA(conn uint64, c keysock.SAChange) (*keysock.SAInfo, erro
 		case cur != nil || r.sa.State() == sad.Larval:
 			return nil, refuse(syscall.EINVAL, "an SA that is larval, or changed before in the transaction")
 		}
-		if err := sameSA(&r.p, c.P); err != nil {
+		q := r.params()
+		if err := sameSA(&q, c.P); err != nil {
 			return nil, err
 		}
-		if err := sameEncap(&r.p, c.P); err != nil {
+		if err := sameEncap(&q, c.P); err != nil {
 			return nil, err
 		}
 		s := tx.at(id)
@@ -95,11 +96,10 @@ func (e *Engine) StageSA(conn uint64, c keysock.SAChange) (*keysock.SAInfo, erro
 			return nil, refuse(syscall.ESRCH, "no such SA")
 		}
 		s := tx.at(id)
-		was := record{sa: s.sa}
+		var was record
 		switch {
 		case s.sa != nil: // it never was
-			was.p = *s.p
-			was.p.EncrKey, was.p.AuthKey = ipsec.Key{}, ipsec.Key{}
+			was = record{sa: s.sa, life: livesOf(s.p)}
 			s.p.Wipe()
 		default:
 			s.old = r

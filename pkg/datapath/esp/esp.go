@@ -90,7 +90,7 @@ func NewScratch() *Scratch { return new(Scratch) }
 // Transform is an SA's keys ready to use, for one direction or, in tests, both.
 // It does not change, so goroutines share it, each with a Scratch of its own.
 type Transform struct {
-	c     *aead.Cipher
+	c     aead.Cipher
 	spi   uint32
 	esn   bool
 	old   bool // RFC 1827
@@ -118,7 +118,7 @@ func New(p *ipsec.SAParams) (*Transform, error) {
 		return nil, &ParamError{p.SAID, err}
 	}
 	t := &Transform{
-		c: c, spi: uint32(p.SPI), esn: p.ESN,
+		c: *c, spi: uint32(p.SPI), esn: p.ESN,
 		old: p.Encr.Info().Old, head: espHeader,
 		align: max(4, c.BlockLen()), // RFC 4303, 2.4
 		icv:   c.ICVLen(),

@@ -30,30 +30,34 @@ type Window struct {
 // New makes a window of size packets, 0 for no check; sizes beyond MaxSize
 // are taken as MaxSize, negative ones as 0. With esn Check infers the
 // high half of the sequence number, even where nothing is checked.
-func New(size int, esn bool) *Window {
-	w := &Window{size: uint64(min(max(size, 0), MaxSize)), esn: esn}
-	if w.size > 0 {
-		words := uint64(1) // a power of two, so that the ring index is a mask
-		for words*64 < w.size+63 {
-			words *= 2
-		}
-		w.ring = make([]uint64, words)
-	}
-	return w
-}
+func New(size int, esn bool) *Window { return NewAt(size, esn, 0) }
 
 // NewAt is New of a window that takes no number up to top, as if each had been
 // marked.
 func NewAt(size int, esn bool, top uint64) *Window {
-	w := New(size, esn)
-	if w.top = top; w.size == 0 || top == 0 {
-		return w
+	w := new(Window)
+	w.Init(size, esn, top)
+	return w
+}
+
+// Init makes of a Window that was not used yet what NewAt returns.
+func (w *Window) Init(size int, esn bool, top uint64) {
+	w.size, w.esn, w.top = uint64(min(max(size, 0), MaxSize)), esn, top
+	if w.size == 0 {
+		return
+	}
+	words := uint64(1) // a power of two, so that the ring index is a mask
+	for words*64 < w.size+63 {
+		words *= 2
+	}
+	w.ring = make([]uint64, words)
+	if top == 0 {
+		return
 	}
 	for i := range w.ring {
 		w.ring[i] = ^uint64(0)
 	}
 	w.ring[top/64&uint64(len(w.ring)-1)] = ^uint64(0) >> (63 - top%64)
-	return w
 }
 
 // Size returns the size in packets, 0 if nothing is checked.

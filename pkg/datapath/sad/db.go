@@ -29,7 +29,7 @@ type OutKey struct {
 type DB struct {
 	seed  seed
 	bySPI *table[SA]
-	out   *table[bucket]
+	out   *table[link] // the first of each place
 	flows atomic.Int64 // SAs for single flows
 	owned atomic.Int64 // SAs for single queues
 	wild  atomic.Int64 // SAs in transport mode for any source
@@ -45,19 +45,49 @@ type place struct {
 	flow ipsec.Flow // zero: any
 }
 
-// bucket holds the SAs of one place, newest first.
-type bucket struct {
-	key  place
-	head atomic.Pointer[link]
-}
-
-// link is an element of a bucket's list. Readers follow next; an element that
-// was taken out keeps its next, so that a reader on it gets on.
+// link is an element of the list of one place, newest first, and part of its SA,
+// which says what place that is. Readers follow next; an element that was taken
+// out keeps its next, so that a reader on it gets on.
 type link struct {
-	sa   atomic.Pointer[SA]
+	sa   *SA
 	next atomic.Pointer[link]
 	prev *link // of the writer
-	in   *bucket
+	kind kind
+	in   bool // of the writer: it is in a list
+}
+
+// kind is which of its places an SA is in by a link.
+type kind uint8
+
+// Kinds: for policies that take any reqid, for those that want the SA's, and for
+// templates.
+const (
+	anyReqID kind = iota
+	ownReqID
+	template
+)
+
+// place is where l is.
+func (l *link) place() place {
+	p := &l.sa.P
+	if l.kind == template {
+		k, _ := l.sa.templatePlace()
+		return k
+	}
+	ends := p.Ends()
+	k := place{OutKey: OutKey{p.Proto, p.Mode, 0, ends.Src, ends.Dst, p.Queue}}
+	k.flow, _ = l.sa.flow()
+	if l.kind == ownReqID {
+		if k.ReqID = p.ReqID; k.ReqID == 0 {
+			k.ReqID = manual
+		}
+	}
+	return k
+}
+
+func (l *link) is(k *place) bool {
+	p := &l.sa.P
+	return p.Proto == k.Proto && p.Mode == k.Mode && p.Queue == k.Queue && l.place() == *k
 }
 
 // NewDB returns an empty DB.
@@ -69,7 +99,7 @@ func NewDB() *DB {
 		d.seed[i] = binary.LittleEndian.Uint64(b[i*8:]) | 1
 	}
 	d.bySPI = newTable(func(s *SA) uint64 { return d.hashID(s.P.SAID) })
-	d.out = newTable(func(b *bucket) uint64 { return d.hashOut(b.key) })
+	d.out = newTable(func(l *link) uint64 { return d.hashOut(l.place()) })
 	return d
 }
 
@@ -187,13 +217,9 @@ const lookAgain = 8
 // newestOnce is newestAt. gone: it came upon an SA that was removed meanwhile, and
 // may have missed one that had been put in front of that before.
 func (d *DB) newestOnce(k place, ends *OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) (_ *SA, gone bool) {
-	b := d.bucket(k)
-	if b == nil {
-		return nil, false
-	}
 	var dying *SA
-	for l := b.head.Load(); l != nil; l = l.next.Load() {
-		sa := l.sa.Load()
+	for l := d.first(k); l != nil; l = l.next.Load() {
+		sa := l.sa
 		if byHand && !sa.Fits(alts) || k.ReqID == manual && (sa.P.ReqID == 0) != byHand || ends != nil && !ends.between(sa.P.Ends()) {
 			continue
 		}
@@ -240,13 +266,14 @@ func (s *SA) flow() (f ipsec.Flow, ok bool) {
 	return ipsec.Flow{Src: a.Start, Dst: b.Start, Proto: a.Proto, SrcPort: a.PortLo, DstPort: b.PortLo}, true
 }
 
-func (d *DB) bucket(k place) *bucket {
+// first is the newest of a place, nil if there is none.
+func (d *DB) first(k place) *link {
 	s := *d.out.slots.Load()
 	mask := uint64(len(s) - 1)
 	for h := d.hashOut(k); ; h++ {
-		b := s[h&mask].Load()
-		if b == nil || b.key == k {
-			return b
+		l := s[h&mask].Load()
+		if l == nil || l != d.out.grave && l.is(&k) {
+			return l
 		}
 	}
 }
@@ -271,10 +298,9 @@ func (d *DB) Replace(old, s *SA) bool {
 		return false
 	}
 	if s.Counters == old.Counters {
-		s.links = old.links
-		for _, l := range s.links {
-			if l != nil {
-				l.sa.Store(s)
+		for i := range old.links {
+			if l := &old.links[i]; l.in {
+				d.exchange(l, s)
 			}
 		}
 	} else {
@@ -319,70 +345,84 @@ func (d *DB) link(s *SA) {
 	if s.State() == Larval {
 		return
 	}
-	ends := s.P.Ends()
-	k := place{OutKey: OutKey{s.P.Proto, s.P.Mode, 0, ends.Src, ends.Dst, s.P.Queue}}
 	if s.AnySource() {
 		d.wild.Add(1)
 	}
 	if s.P.Queue != 0 {
 		d.owned.Add(1)
 	}
-	if f, ok := s.flow(); ok {
-		k.flow = f
+	if _, ok := s.flow(); ok {
 		d.flows.Add(1)
 	}
-	s.links[0] = d.push(k, s)
-	if k.ReqID = s.P.ReqID; k.ReqID == 0 {
-		k.ReqID = manual
-	}
-	s.links[1] = d.push(k, s)
+	d.push(s, anyReqID)
+	d.push(s, ownReqID)
 	if t, ok := s.templatePlace(); ok {
 		d.dests[family(t.flow.Dst)].count(t.flow, 1)
-		s.links[2] = d.push(t, s)
+		d.push(s, template)
 	}
 }
 
-func (d *DB) push(k place, s *SA) *link {
-	b := d.bucket(k)
-	var l *link
-	if b == nil {
-		// The usual list has one element: side by side they cost one cache miss.
-		x := &struct {
-			b bucket
-			l link
-		}{b: bucket{key: k}}
-		b, l = &x.b, &x.l
-		d.out.insert(b)
-	} else {
-		l = new(link)
+// push puts s in front of the list of one of its places.
+func (d *DB) push(s *SA, k kind) {
+	l := s.linkOf(k)
+	first := d.first(l.place())
+	l.next.Store(first)
+	if first == nil {
+		d.out.insert(l)
+		return
 	}
-	l.in = b
-	l.sa.Store(s)
-	if old := b.head.Load(); old != nil {
-		l.next.Store(old)
-		old.prev = l
+	first.prev = l
+	d.out.replace(first, l)
+}
+
+// linkOf is the link of s for one of its places, which it is about to be in.
+// Readers may still be on one that was in a list before.
+func (s *SA) linkOf(k kind) *link {
+	l := &s.links[k]
+	if l.sa == nil {
+		l.sa, l.kind = s, k
 	}
-	b.head.Store(l)
+	l.in, l.prev = true, nil
 	return l
 }
 
+// exchange puts s, which has the same places, where l is.
+func (d *DB) exchange(l *link, s *SA) {
+	n, next := s.linkOf(l.kind), l.next.Load()
+	n.prev = l.prev
+	n.next.Store(next)
+	if next != nil {
+		next.prev = n
+	}
+	if l.prev != nil {
+		l.prev.next.Store(n)
+	} else {
+		d.out.replace(l, n)
+	}
+	l.in, l.prev = false, nil
+}
+
 func (d *DB) unlink(s *SA) {
-	if _, ok := s.flow(); ok && s.links[0] != nil {
+	if !s.links[anyReqID].in {
+		return
+	}
+	if _, ok := s.flow(); ok {
 		d.flows.Add(-1)
 	}
-	if s.AnySource() && s.links[0] != nil {
+	if s.AnySource() {
 		d.wild.Add(-1)
 	}
-	if s.P.Queue != 0 && s.links[0] != nil {
+	if s.P.Queue != 0 {
 		d.owned.Add(-1)
 	}
-	if l := s.links[2]; l != nil {
-		f := l.in.key.flow
-		d.dests[family(f.Dst)].count(f, -1)
-	}
-	for i, l := range s.links {
-		if l == nil {
+	for i := range s.links {
+		l := &s.links[i]
+		if !l.in {
 			continue
+		}
+		if l.kind == template {
+			f := l.place().flow
+			d.dests[family(f.Dst)].count(f, -1)
 		}
 		next := l.next.Load()
 		if next != nil {
@@ -391,11 +431,8 @@ func (d *DB) unlink(s *SA) {
 		if l.prev != nil {
 			l.prev.next.Store(next)
 		} else {
-			l.in.head.Store(next)
-			if next == nil {
-				d.out.replace(l.in, nil)
-			}
+			d.out.replace(l, next)
 		}
-		s.links[i] = nil
+		l.in, l.prev = false, nil
 	}
 }

@@ -64,8 +64,7 @@ type SA struct {
 
 	encrBits uint16 // of the cipher key, without salt
 
-	// Of the writer, for removal from the outbound lists.
-	links [3]*link
+	links [3]link // by kind: its elements of the lists in which Out looks
 }
 
 // Counters is what changes in an SA. All of it is safe for concurrent use.
@@ -137,11 +136,16 @@ func New(p *ipsec.SAParams, now time.Time) (*SA, error) {
 func NewLarval(p *ipsec.SAParams, now time.Time) *SA { return newSA(p, Larval, now) }
 
 func newSA(p *ipsec.SAParams, st State, now time.Time) *SA {
-	s := &SA{
-		P:        *p,
-		Window:   replay.NewAt(int(min(p.ReplayWindow, replay.MaxSize)), p.ESN, p.LastSeq),
-		Counters: &Counters{created: now, maxSeq: maxSeq32, start: p.LastSeq},
-	}
+	// In one piece: there may be hundreds of thousands.
+	x := new(struct {
+		s SA
+		c Counters
+		w replay.Window
+	})
+	s := &x.s
+	s.P, s.Window, s.Counters = *p, &x.w, &x.c
+	s.Window.Init(int(min(p.ReplayWindow, replay.MaxSize)), p.ESN, p.LastSeq)
+	s.created, s.maxSeq, s.start = now, maxSeq32, p.LastSeq
 	s.seq.Store(p.LastSeq)
 	if p.AggFrag {
 		s.Fragments = new(aggfrag.Reassembler)
@@ -176,13 +180,22 @@ func (s *SA) SetState(st State) { s.state.Store(uint32(st)) }
 // SetLimits sets the packet and octet limits of soft and hard. The soft check
 // starts afresh (PF_KEY's UPDATE).
 func (s *SA) SetLimits(soft, hard ipsec.Lifetime) {
-	l := &Limits{soft.Packets, hard.Packets, soft.Bytes, hard.Bytes}
+	l := Limits{soft.Packets, hard.Packets, soft.Bytes, hard.Bytes}
 	if left := max(seqSoft, s.start+1) - s.start; s.maxSeq == maxSeq32 && (l.SoftPackets == 0 || l.SoftPackets > left) {
 		l.SoftPackets = left
 	}
-	s.limits.Store(l)
+	p := lastLimits.Load()
+	if p == nil || *p != l {
+		p = new(Limits)
+		*p = l
+		lastLimits.Store(p)
+	}
+	s.limits.Store(p)
 	s.soft.Store(false)
 }
+
+// lastLimits are those of the SA that got its own last: most SAs share theirs.
+var lastLimits atomic.Pointer[Limits]
 
 // NextSeq reserves n sequence numbers and returns the first; the first of all
 // is 1. It returns false when fewer than n are left: they never cycle, since a

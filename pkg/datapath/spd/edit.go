@@ -2,6 +2,7 @@ package spd
 
 import (
 	"errors"
+	"hash/maphash"
 	"maps"
 	"net/netip"
 	"slices"
@@ -30,14 +31,58 @@ type selKey struct {
 
 // state is what the writer needs to know beyond the snapshot.
 type state struct {
-	byID    map[uint32]*Entry
-	bySel   map[selKey]*Entry
-	remotes map[netip.Prefix]int // how many policies divert this prefix
+	byID  map[uint32]*Entry
+	bySel selectors
 }
 
 func newState() *state {
-	return &state{map[uint32]*Entry{}, map[selKey]*Entry{}, map[netip.Prefix]int{}}
+	return &state{map[uint32]*Entry{}, selectors{map[uint64]uint32{}, nil}}
 }
+
+func (s *state) clone() *state {
+	return &state{maps.Clone(s.byID), selectors{maps.Clone(s.bySel.hashed), maps.Clone(s.bySel.rest)}}
+}
+
+// find returns the policy of k, nil if there is none.
+func (s *state) find(k selKey) *Entry {
+	if id, ok := s.bySel.hashed[k.hash()]; ok {
+		if e := s.byID[id]; e.P.Dir == k.dir && e.P.Sel == k.sel {
+			return e
+		}
+	}
+	return s.byID[s.bySel.rest[k]] // ID 0 has none
+}
+
+// selectors finds the IDs of policies by their keys. Of a hundred thousand keys
+// the collector would have a lot to look at, of hashes nothing.
+type selectors struct {
+	hashed map[uint64]uint32
+	rest   map[selKey]uint32 // whose hash another has; hardly ever any
+}
+
+func (s *selectors) learn(k selKey, id uint32) {
+	h := k.hash()
+	if _, taken := s.hashed[h]; !taken {
+		s.hashed[h] = id
+		return
+	}
+	if s.rest == nil {
+		s.rest = map[selKey]uint32{}
+	}
+	s.rest[k] = id
+}
+
+func (s *selectors) forget(k selKey, id uint32) {
+	if h := k.hash(); s.hashed[h] == id {
+		delete(s.hashed, h)
+	} else {
+		delete(s.rest, k)
+	}
+}
+
+var selSeed = maphash.MakeSeed()
+
+func (k selKey) hash() uint64 { return maphash.Comparable(selSeed, k) }
 
 // Edit is a change of the SPD that readers do not see before Commit.
 type Edit struct {
@@ -48,13 +93,15 @@ type Edit struct {
 	dirty [ipsec.Fwd + 1]bool
 	state *state
 	draft bool
-	// of an Edit that is no draft, to undo what it did to the shared state
-	done []undo
-	// remotes that were touched, with their counts before
-	touched map[netip.Prefix]int
+	// by an Edit that is no draft to the shared state, too
+	done []Change
+	// remotes that were touched; true: they were in the divert set before
+	touched map[netip.Prefix]bool
 }
 
-type undo struct{ added, removed *Entry }
+// Change is a policy that was added or removed, or, with both, replaced by one
+// with its direction and selector, which takes its place among equal priorities.
+type Change struct{ Added, Removed *Entry }
 
 // Edit returns an Edit for a few changes that follow at once. It has to end,
 // with Commit or Abort, before any other Edit of d is used.
@@ -69,7 +116,7 @@ func (d *DB) Edit() *Edit {
 func (d *DB) Begin() *Edit {
 	e := d.Edit()
 	e.draft = true
-	e.state = &state{maps.Clone(d.state.byID), maps.Clone(d.state.bySel), maps.Clone(d.state.remotes)}
+	e.state = d.state.clone()
 	return e
 }
 
@@ -79,13 +126,13 @@ func (e *Edit) Add(p *ipsec.Policy, now time.Time) (*Entry, error) {
 	if err := check(p.Dir, p.Sel); err != nil {
 		return nil, err
 	}
-	if e.state.bySel[selKey{p.Dir, p.Sel}] != nil {
+	if e.Find(p.Dir, p.Sel) != nil {
 		return nil, ErrExists
 	}
 	e.db.seq++
 	n := e.entry(p, e.newID(p.Dir), e.db.seq, now)
 	e.put(n)
-	e.done = append(e.done, undo{added: n})
+	e.done = append(e.done, Change{Added: n})
 	return n, nil
 }
 
@@ -96,7 +143,7 @@ func (e *Edit) Update(p *ipsec.Policy, now time.Time) (n, old *Entry, err error)
 	if err := check(p.Dir, p.Sel); err != nil {
 		return nil, nil, err
 	}
-	old = e.state.bySel[selKey{p.Dir, p.Sel}]
+	old = e.Find(p.Dir, p.Sel)
 	if old == nil {
 		n, err = e.Add(p, now)
 		return n, nil, err
@@ -104,13 +151,13 @@ func (e *Edit) Update(p *ipsec.Policy, now time.Time) (n, old *Entry, err error)
 	n = e.entry(p, old.P.ID, old.seq, now)
 	e.drop(old)
 	e.put(n)
-	e.done = append(e.done, undo{added: n, removed: old})
+	e.done = append(e.done, Change{Added: n, Removed: old})
 	return n, old, nil
 }
 
 // Delete removes the policy of dir and sel and returns it.
 func (e *Edit) Delete(dir ipsec.Direction, sel ipsec.Selector) (*Entry, error) {
-	return e.remove(e.state.bySel[selKey{dir, sel}])
+	return e.remove(e.Find(dir, sel))
 }
 
 // DeleteID removes the policy with this ID and returns it.
@@ -121,8 +168,10 @@ func (e *Edit) Flush() []*Entry {
 	all := e.All()
 	for _, o := range all {
 		e.touch(o)
+	}
+	for _, o := range all {
 		e.state.forget(o)
-		e.done = append(e.done, undo{removed: o})
+		e.done = append(e.done, Change{Removed: o})
 		e.dirs[o.P.Dir], e.dirty[o.P.Dir] = tree{}, true
 	}
 	return all
@@ -133,7 +182,7 @@ func (e *Edit) remove(o *Entry) (*Entry, error) {
 		return nil, ErrNotFound
 	}
 	e.drop(o)
-	e.done = append(e.done, undo{removed: o})
+	e.done = append(e.done, Change{Removed: o})
 	return o, nil
 }
 
@@ -142,7 +191,7 @@ func (e *Edit) Get(id uint32) *Entry { return e.state.byID[id] }
 
 // Find returns the policy of dir and sel, nil if there is none.
 func (e *Edit) Find(dir ipsec.Direction, sel ipsec.Selector) *Entry {
-	return e.state.bySel[selKey{dir, sel}]
+	return e.state.find(selKey{dir, sel})
 }
 
 // Len returns the number of policies.
@@ -160,15 +209,18 @@ func (e *Edit) All() []*Entry {
 	return all
 }
 
+// Changes are those of the Edit, in order.
+func (e *Edit) Changes() []Change { return e.done }
+
 // Divert returns what the Edit adds to and takes from the divert set (see
 // DB.Remotes), each sorted.
 func (e *Edit) Divert() (added, removed []netip.Prefix) {
 	a, r := map[netip.Prefix]bool{}, map[netip.Prefix]bool{}
 	for p, was := range e.touched {
-		switch is := e.state.remotes[p]; {
-		case was == 0 && is > 0:
+		switch is := e.diverts(p); {
+		case !was && is:
 			a[p] = true
-		case was > 0 && is == 0:
+		case was && !is:
 			r[p] = true
 		}
 	}
@@ -177,11 +229,12 @@ func (e *Edit) Divert() (added, removed []netip.Prefix) {
 
 // Remotes returns the divert set as it will be after Commit, sorted.
 func (e *Edit) Remotes() []netip.Prefix {
-	m := make(map[netip.Prefix]bool, len(e.state.remotes))
-	for p := range e.state.remotes {
-		m[p] = true
-	}
-	return sorted(m)
+	return remotes(&e.dirs)
+}
+
+// diverts reports whether p is in the divert set as it will be.
+func (e *Edit) diverts(p netip.Prefix) bool {
+	return e.dirs[ipsec.In].diverts(p) || e.dirs[ipsec.Fwd].diverts(p)
 }
 
 // Commit puts the changes in force and ends the Edit.
@@ -213,11 +266,11 @@ func (e *Edit) Abort() {
 		return
 	}
 	for _, u := range slices.Backward(e.done) {
-		if u.added != nil {
-			e.state.forget(u.added)
+		if u.Added != nil {
+			e.state.forget(u.Added)
 		}
-		if u.removed != nil {
-			e.state.learn(u.removed)
+		if u.Removed != nil {
+			e.state.learn(u.Removed)
 		}
 	}
 }
@@ -231,8 +284,18 @@ func check(dir ipsec.Direction, s ipsec.Selector) error {
 }
 
 func (e *Edit) entry(p *ipsec.Policy, id uint32, seq uint64, now time.Time) *Entry {
-	n := &Entry{P: *p, Created: now, seq: seq, src: p.Sel.Src.Masked(), dst: p.Sel.Dst.Masked()}
+	// There may be hundreds of thousands, most with one request: it is in one
+	// piece with them.
+	x := new(struct {
+		e Entry
+		r [1]ipsec.Request
+	})
+	n := &x.e
+	n.P, n.Created, n.seq = *p, now, seq
 	n.P.ID = id
+	if len(p.Requests) == 1 {
+		x.r[0], n.P.Requests = p.Requests[0], x.r[:]
+	}
 	n.Choices, n.Packed = choices(&n.P), ipsec.Packed(n.P.Requests)
 	return n
 }
@@ -268,29 +331,22 @@ func (e *Edit) touch(n *Entry) {
 		return
 	}
 	if e.touched == nil {
-		e.touched = map[netip.Prefix]int{}
+		e.touched = map[netip.Prefix]bool{}
 	}
-	if _, ok := e.touched[n.remote()]; !ok {
-		e.touched[n.remote()] = e.state.remotes[n.remote()]
+	p := n.remote()
+	if _, ok := e.touched[p]; !ok {
+		e.touched[p] = e.diverts(p)
 	}
 }
 
 func (s *state) learn(n *Entry) {
 	s.byID[n.P.ID] = n
-	s.bySel[selKey{n.P.Dir, n.P.Sel}] = n
-	if n.diverts() {
-		s.remotes[n.remote()]++
-	}
+	s.bySel.learn(selKey{n.P.Dir, n.P.Sel}, n.P.ID)
 }
 
 func (s *state) forget(o *Entry) {
 	delete(s.byID, o.P.ID)
-	delete(s.bySel, selKey{o.P.Dir, o.P.Sel})
-	if o.diverts() {
-		if s.remotes[o.remote()]--; s.remotes[o.remote()] <= 0 {
-			delete(s.remotes, o.remote())
-		}
-	}
+	s.bySel.forget(selKey{o.P.Dir, o.P.Sel}, o.P.ID)
 }
 
 func sorted(m map[netip.Prefix]bool) []netip.Prefix {

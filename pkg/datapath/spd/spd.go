@@ -35,10 +35,9 @@ type Entry struct {
 	// Packed is ipsec.Packed of P's requests.
 	Packed *ipsec.Request
 
-	seq      uint64 // insertion order among equal priorities
-	src, dst netip.Prefix
-	last     atomic.Int64 // ns since Created, plus 1; 0: never
-	packets  atomic.Uint64
+	seq     uint64       // insertion order among equal priorities
+	last    atomic.Int64 // ns since Created, plus 1; 0: never
+	packets atomic.Uint64
 }
 
 // Choice is one alternative of a policy: the transforms of a packet, innermost
@@ -91,17 +90,17 @@ func (e *Entry) before(o *Entry) bool {
 // remote is the prefix of the peers' side, masked.
 func (e *Entry) remote() netip.Prefix {
 	if e.P.Dir == ipsec.Out {
-		return e.dst
+		return e.P.Sel.Dst.Masked()
 	}
-	return e.src
+	return e.P.Sel.Src.Masked()
 }
 
 // local is the prefix of our side, masked.
 func (e *Entry) local() netip.Prefix {
 	if e.P.Dir == ipsec.Out {
-		return e.src
+		return e.P.Sel.Src.Masked()
 	}
-	return e.dst
+	return e.P.Sel.Dst.Masked()
 }
 
 // diverts reports whether clear packets from the remote prefix must not reach
@@ -123,10 +122,10 @@ const (
 // for "no" would let an attacker pass a rule by cutting, taking it for "yes"
 // would protect or pass what the rule does not mean (RFC 4301, 7.4).
 func (e *Entry) match(i *packet.Info) verdict {
-	if !e.src.Contains(i.Src) || !e.dst.Contains(i.Dst) {
+	s := &e.P.Sel
+	if !s.Src.Contains(i.Src) || !s.Dst.Contains(i.Dst) { // host bits do not matter
 		return no
 	}
-	s := &e.P.Sel
 	if s.Proto != 0 && s.Proto != i.Proto {
 		if i.ProtoKnown() {
 			return no
@@ -214,11 +213,12 @@ func (d *DB) Len() int {
 
 // Remotes returns the divert set: the remote prefixes, masked, of inbound and
 // forward policies that protect or discard. It walks all policies.
-func (d *DB) Remotes() []netip.Prefix {
+func (d *DB) Remotes() []netip.Prefix { return remotes(&d.snap.Load().dirs) }
+
+func remotes(dirs *[ipsec.Fwd + 1]tree) []netip.Prefix {
 	seen := map[netip.Prefix]bool{}
-	s := d.snap.Load()
 	for _, dir := range []ipsec.Direction{ipsec.In, ipsec.Fwd} {
-		s.dirs[dir].each(func(e *Entry) {
+		dirs[dir].each(func(e *Entry) {
 			if e.diverts() {
 				seen[e.remote()] = true
 			}

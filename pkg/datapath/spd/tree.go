@@ -22,22 +22,30 @@ const (
 type token struct{ _ byte }
 
 // tree holds the policies of one direction. It is copied by value; tables and
-// leaves are shared between copies and changed in place only by the Edit that
+// groups are shared between copies and changed in place only by the Edit that
 // owns them.
 type tree struct {
 	n     int
 	few   []*Entry // all, in order, if they are few
-	table *bart.Table[*leaf]
+	table *bart.Table[leaf]
 	owner *token // who may change table in place
 }
 
-// leaf holds the policies of one prefix: in order in list, or, by the local
-// prefix, in near.
+// leaf holds the policies of one prefix: one, as most have, or several. It is
+// empty if both are nil.
 type leaf struct {
-	list  []*Entry
-	near  *bart.Table[*leaf]
-	n     int
-	owner *token
+	one  *Entry
+	many *group
+}
+
+// group is the policies of one prefix: in order in list, or, by the local
+// prefix, in near.
+type group struct {
+	list    []*Entry
+	near    *bart.Table[leaf]
+	n       int
+	diverts int // how many of them do
+	owner   *token
 }
 
 func (t *tree) lookup(i *packet.Info, remote, local netip.Addr) (*Entry, bool) {
@@ -47,12 +55,25 @@ func (t *tree) lookup(i *packet.Info, remote, local netip.Addr) (*Entry, bool) {
 	var best *Entry
 	var amb bool
 	for _, l := range t.table.Supernets(netip.PrefixFrom(remote, remote.BitLen())) {
-		if l.near == nil {
-			best, amb = first(l.list, i, best, amb)
+		if l.many == nil || l.many.near == nil {
+			best, amb = l.first(i, best, amb)
 			continue
 		}
-		for _, l := range l.near.Supernets(netip.PrefixFrom(local, local.BitLen())) {
-			best, amb = first(l.list, i, best, amb)
+		for _, l := range l.many.near.Supernets(netip.PrefixFrom(local, local.BitLen())) {
+			best, amb = l.first(i, best, amb)
+		}
+	}
+	return best, amb
+}
+
+// first is first of the policies of l, which has no near.
+func (l leaf) first(i *packet.Info, best *Entry, amb bool) (*Entry, bool) {
+	if l.many != nil {
+		return first(l.many.list, i, best, amb)
+	}
+	if best == nil || !best.before(l.one) {
+		if v := l.one.match(i); v != no {
+			return l.one, v == maybe
 		}
 	}
 	return best, amb
@@ -82,55 +103,62 @@ func (t *tree) each(f func(*Entry)) {
 	}
 }
 
-func (l *leaf) each(f func(*Entry)) {
-	for _, e := range l.list {
+func (l leaf) each(f func(*Entry)) {
+	if l.one != nil {
+		f(l.one)
+		return
+	}
+	for _, e := range l.many.list {
 		f(e)
 	}
-	if l.near != nil {
-		for _, l := range l.near.All() {
+	if l.many.near != nil {
+		for _, l := range l.many.near.All() {
 			l.each(f)
 		}
 	}
 }
 
+// diverts reports whether a policy of the remote prefix p does.
+func (t *tree) diverts(p netip.Prefix) bool {
+	if t.table == nil {
+		return false
+	}
+	switch l, _ := t.table.Get(p); {
+	case l.one != nil:
+		return l.one.diverts()
+	case l.many != nil:
+		return l.many.diverts > 0
+	}
+	return false
+}
+
 // put adds e for ed.
 func (t *tree) put(ed *Edit, e *Entry) {
-	t.modify(ed, e.remote(), func(l *leaf) *leaf {
-		l = l.own(ed)
-		l.put(ed, e)
-		return l
-	})
+	t.modify(ed, e.remote(), func(l leaf) leaf { return l.put(ed, e, true) })
 	t.n++
 }
 
 // drop removes e, which is in t, for ed.
 func (t *tree) drop(ed *Edit, e *Entry) {
-	t.modify(ed, e.remote(), func(l *leaf) *leaf {
-		l = l.own(ed)
-		l.drop(ed, e)
-		if l.n == 0 {
-			return nil
-		}
-		return l
-	})
+	t.modify(ed, e.remote(), func(l leaf) leaf { return l.drop(ed, e) })
 	t.n--
 }
 
-// modify replaces the leaf of prefix p by f(leaf), either of which may be nil.
-func (t *tree) modify(ed *Edit, p netip.Prefix, f func(*leaf) *leaf) {
+// modify replaces the leaf of prefix p by f(leaf), either of which may be empty.
+func (t *tree) modify(ed *Edit, p netip.Prefix, f func(leaf) leaf) {
 	switch {
 	case t.table == nil:
-		t.table, t.owner = new(bart.Table[*leaf]), ed.token
+		t.table, t.owner = new(bart.Table[leaf]), ed.token
 	case ed.draft && t.owner != ed.token:
 		t.table, t.owner = t.table.Clone(), ed.token
 	}
 	t.table = modify(t.table, t.owner == ed.token, p, f)
 }
 
-func modify(t *bart.Table[*leaf], own bool, p netip.Prefix, f func(*leaf) *leaf) *bart.Table[*leaf] {
-	cb := func(l *leaf, _ bool) (*leaf, bool) {
+func modify(t *bart.Table[leaf], own bool, p netip.Prefix, f func(leaf) leaf) *bart.Table[leaf] {
+	cb := func(l leaf, _ bool) (leaf, bool) {
 		l = f(l)
-		return l, l == nil
+		return l, l == leaf{}
 	}
 	if own {
 		t.Modify(p, cb)
@@ -139,63 +167,71 @@ func modify(t *bart.Table[*leaf], own bool, p netip.Prefix, f func(*leaf) *leaf)
 	return t.ModifyPersist(p, cb)
 }
 
-// own returns a leaf that ed may change: l itself, or a copy.
-func (l *leaf) own(ed *Edit) *leaf {
-	switch {
-	case l == nil:
-		return &leaf{owner: ed.token}
-	case l.owner == ed.token:
-		return l
+// put is l with e. split: where there are many it has a trie by local prefix.
+func (l leaf) put(ed *Edit, e *Entry, split bool) leaf {
+	if l == (leaf{}) {
+		return leaf{one: e}
 	}
-	c := &leaf{list: slices.Clone(l.list), near: l.near, n: l.n, owner: ed.token}
+	g := l.many
+	if g == nil {
+		g = &group{list: []*Entry{l.one}, owner: ed.token}
+		g.count(l.one, 1)
+	}
+	g = g.own(ed)
+	g.count(e, 1)
+	switch {
+	case g.near != nil:
+		g.near = putNear(g.near, ed, e, ed.draft)
+	case !split || len(g.list) < splitAt:
+		g.list = insert(g.list, e)
+	default:
+		g.near = new(bart.Table[leaf])
+		for _, o := range append(g.list, e) {
+			g.near = putNear(g.near, ed, o, true)
+		}
+		g.list = nil
+	}
+	return leaf{many: g}
+}
+
+func putNear(t *bart.Table[leaf], ed *Edit, e *Entry, own bool) *bart.Table[leaf] {
+	return modify(t, own, e.local(), func(l leaf) leaf { return l.put(ed, e, false) })
+}
+
+// drop is l without e, which is in it.
+func (l leaf) drop(ed *Edit, e *Entry) leaf {
+	if l.many == nil || l.many.n == 1 {
+		return leaf{}
+	}
+	g := l.many.own(ed)
+	g.count(e, -1)
+	if g.near != nil {
+		g.near = modify(g.near, ed.draft, e.local(), func(l leaf) leaf { return l.drop(ed, e) })
+	} else {
+		g.list = remove(g.list, e)
+	}
+	return leaf{many: g}
+}
+
+// count notes that n more policies like e are in g.
+func (g *group) count(e *Entry, n int) {
+	g.n += n
+	if e.diverts() {
+		g.diverts += n
+	}
+}
+
+// own returns a group that ed may change: g itself, or a copy.
+func (g *group) own(ed *Edit) *group {
+	if g.owner == ed.token {
+		return g
+	}
+	c := *g
+	c.list, c.owner = slices.Clone(g.list), ed.token
 	if ed.draft && c.near != nil {
 		c.near = c.near.Clone()
 	}
-	return c
-}
-
-func (l *leaf) put(ed *Edit, e *Entry) {
-	l.n++
-	if l.near == nil {
-		if len(l.list) < splitAt {
-			l.list = insert(l.list, e)
-			return
-		}
-		l.near = new(bart.Table[*leaf])
-		for _, o := range l.list {
-			l.near = l.putNear(ed, o, true)
-		}
-		l.list = nil
-		l.near = l.putNear(ed, e, true)
-		return
-	}
-	l.near = l.putNear(ed, e, ed.draft)
-}
-
-func (l *leaf) putNear(ed *Edit, e *Entry, own bool) *bart.Table[*leaf] {
-	return modify(l.near, own, e.local(), func(k *leaf) *leaf {
-		k = k.own(ed)
-		k.list = insert(k.list, e)
-		k.n++
-		return k
-	})
-}
-
-func (l *leaf) drop(ed *Edit, e *Entry) {
-	l.n--
-	if l.near == nil {
-		l.list = remove(l.list, e)
-		return
-	}
-	l.near = modify(l.near, ed.draft, e.local(), func(k *leaf) *leaf {
-		k = k.own(ed)
-		k.list = remove(k.list, e)
-		k.n--
-		if k.n == 0 {
-			return nil
-		}
-		return k
-	})
+	return &c
 }
 
 func byOrder(a, b *Entry) int {
