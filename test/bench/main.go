@@ -8,9 +8,10 @@
 // Every system has two gateways of its own, all alike: network namespaces
 // joined by a veth (the wire, MTU 1500), with the endpoints in the gateways
 // themselves, so that nothing but the system under test lies between them. One
-// is at work at a time; the daemons of the others are stopped meanwhile. All of
-// them take turns in each round, in changing order, and ratios are taken
-// within rounds, since machines change their speed from minute to minute.
+// is at work at a time; the daemons of the others are stopped meanwhile, and
+// measured when they have caught up with what they missed. All of them take turns
+// in each round, in changing order, and ratios are taken within rounds, since
+// machines change their speed from minute to minute.
 package main
 
 import (

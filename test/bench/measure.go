@@ -107,7 +107,34 @@ func (in *instance) thaw() error {
 	for _, p := range in.procs {
 		p.Resume()
 	}
-	return in.t.Try(in.warm)
+	if err := in.t.Try(in.warm); err != nil {
+		return err
+	}
+	return in.rest()
+}
+
+// restLimit is how long daemons may take to come to rest, which is to use less than
+// a twentieth of a processor for calmSample.
+const restLimit = 10 * time.Second
+
+// rest waits until the daemons have done what they owe since they were started or
+// stopped: a collector that looks at its heap every two minutes does so as soon as
+// it goes on, and after a stop of minutes that would fall into each measurement,
+// which lasts a second.
+func (in *instance) rest() error {
+	for end := time.Now().Add(restLimit); time.Now().Before(end); {
+		before, err := cpuSum(in.daemons)
+		if err != nil {
+			return err
+		}
+		start := time.Now()
+		time.Sleep(calmSample)
+		after, err := cpuSum(in.daemons)
+		if err != nil || after-before < time.Since(start)/20 {
+			return err
+		}
+	}
+	return nil // it works without traffic, which is measured with the rest
 }
 
 // checkWire captures the wire while marked datagrams pass and says what it saw.
