@@ -106,21 +106,36 @@ func (r *recorder) restore() error {
 	if err != nil {
 		return err
 	}
-	if err = play(b, r.keys); err == nil {
-		return r.keys.Commit(0)
+	n, err := play(b, r.keys)
+	if err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", r.path, err), r.keys.Abort(0))
 	}
-	return errors.Join(fmt.Errorf("%s: %w", r.path, err), r.keys.Abort(0))
+	if err := r.keys.Commit(0); err != nil || n == 0 {
+		return err
+	}
+	return r.resume(n)
 }
 
-// play makes the changes of a record in connection 0's transaction.
-func play(b []byte, e *keyengine.Engine) error {
+// resume has the tape that is there extended behind its first n octets.
+func (r *recorder) resume(n int) (err error) {
+	if err := os.Truncate(r.path, int64(n)); err != nil {
+		return err
+	}
+	r.tape, err = os.OpenFile(r.path, os.O_WRONLY|os.O_APPEND, 0)
+	r.size, r.base = n, n
+	return err
+}
+
+// play makes the changes of a record in connection 0's transaction; it returns
+// how many octets of a tape count, 0 if it is none.
+func play(b []byte, e *keyengine.Engine) (int, error) {
 	if len(b) > 0 && b[0] == '[' { // of an earlier version
 		var ps []ipsec.Policy
 		err := json.Unmarshal(b, &ps)
 		for i := 0; i < len(ps) && err == nil; i++ {
 			_, err = e.AddPolicy(0, &ps[i])
 		}
-		return err
+		return 0, err
 	}
 	return keysock.ReadTape(b, func(c *keysock.Taped) (err error) {
 		if c.Removed {

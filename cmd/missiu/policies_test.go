@@ -148,9 +148,21 @@ func TestRecord(t *testing.T) {
 		if err := os.WriteFile(path, whole[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := restored(t); !reflect.DeepEqual(got, first) {
-			t.Fatalf("%d octets of %d: got %+v\nwant %+v", n, len(whole), got, first)
+		y := newRecorded("eth0")
+		if err := y.r.restore(); err != nil || !reflect.DeepEqual(y.rules(), first) {
+			t.Fatalf("%d octets of %d: got %+v, %v\nwant %+v", n, len(whole), y.rules(), err, first)
 		}
+		// It goes on where the other was.
+		y.add(t, &p)
+		if y.save(t) {
+			t.Fatal("a successor makes a new tape")
+		}
+		if got := restored(t); !reflect.DeepEqual(got, y.rules()) {
+			t.Fatalf("%d octets of %d, and one policy: got %+v\nwant %+v", n, len(whole), got, y.rules())
+		}
+	}
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
 	}
 
 	// Many changes, and many small ones.

@@ -43,23 +43,23 @@ func AppendTapeEnd(b []byte) ([]byte, error) {
 }
 
 // ReadTape calls f for each change of a tape, in order, as far as COMMIT says
-// that they count. An error is f's, or tells of what is no tape.
-func ReadTape(b []byte, f func(*Taped) error) error {
-	end := 0
+// that they count, and returns how many octets that is. An error is f's, or tells
+// of what is no tape.
+func ReadTape(b []byte, f func(*Taped) error) (end int, err error) {
 	for at := 0; at < len(b); {
 		h, n, err := frame(b[at:])
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("octet %d: %w", at, err)
+			return 0, fmt.Errorf("octet %d: %w", at, err)
 		}
 		if at += n; h.Type == pfkey.XCommit {
 			end = at
 		}
 	}
 	if end == 0 {
-		return refuse(syscall.EINVAL, "no tape of policies")
+		return 0, refuse(syscall.EINVAL, "no tape of policies")
 	}
 	for at := 0; at < end; {
 		_, n, err := frame(b[at:end])
@@ -71,11 +71,11 @@ func ReadTape(b []byte, f func(*Taped) error) error {
 			err = f(c)
 		}
 		if err != nil {
-			return fmt.Errorf("octet %d: %w", at, err)
+			return 0, fmt.Errorf("octet %d: %w", at, err)
 		}
 		at += n
 	}
-	return nil
+	return end, nil
 }
 
 // frame is the header of the first message of b, and the message's length;

@@ -36,7 +36,7 @@ func FuzzReadTape(f *testing.F) {
 	f.Add([]byte("["))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		again := func(b []byte) (out []byte, n int, err error) {
-			err = ReadTape(b, func(c *Taped) (err error) {
+			_, err = ReadTape(b, func(c *Taped) (err error) {
 				n++
 				out, err = AppendTaped(out, c)
 				return err
