@@ -7,12 +7,17 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/missiu/missiu/pkg/attach"
+	"github.com/missiu/missiu/pkg/daemon"
 	"github.com/missiu/missiu/pkg/datapath"
 	"github.com/missiu/missiu/pkg/datapath/bump"
 	"github.com/missiu/missiu/pkg/datapath/tap"
@@ -51,14 +56,29 @@ func (in *instance) fits(adopted string) error {
 // openInline severs the interface, as the last step.
 func (in *instance) openInline() (err error) {
 	o := in.o
-	if in.bump, err = bump.Open(o.ifname, bump.Options{FailOpen: o.fail == failOpen, Offload: o.offload, Wait: o.wait}); err != nil {
+	if in.bump, err = bump.Open(o.ifname, bump.Options{FailOpen: o.fail == failOpen, Offload: o.offload, Wait: o.wait, Sever: o.sever}); err != nil {
 		return err
+	}
+	in.log.Info("severed", zap.String("by", in.bump.Severed()))
+	native := o.native
+	if in.bump.Severed() == bump.SeverNamespace {
+		if native == wire.NativeXDP {
+			return fmt.Errorf("%s: --native xdp: %w", o.ifname, errXDPAway)
+		}
+		if native == wire.NativeAuto {
+			native = wire.NativePacket
+		}
+		if o.fail == failOpen {
+			if in.opener, err = startOpener(o.ifname); err != nil {
+				return fmt.Errorf("--fail open: %w", err)
+			}
+		}
 	}
 	if lack := in.bump.Guarded(); lack != nil && o.fail != failOpen {
 		in.log.Warn("frames may pass for a moment when somebody flushes the packet filter or renames the interface", zap.Error(lack), zap.Bool("owned", in.bump.Owned()))
 	}
 	plain := o.offload == tap.OffloadNone || o.udp == "plain"
-	way, taken, err := bump.OpenWay(in.bump, wire.Options{Native: o.native, Wait: o.wait}, wire.UDPOptions{GRO: !plain, Plain: plain, Wait: o.wait})
+	way, taken, err := bump.OpenWay(in.bump, wire.Options{Native: native, Wait: o.wait}, wire.UDPOptions{GRO: !plain, Plain: plain, Wait: o.wait})
 	if err != nil {
 		return err
 	}
@@ -92,6 +112,53 @@ func (in *instance) openInline() (err error) {
 	return in.bump.SetState(bump.Active, bump.Active)
 }
 
+// errXDPAway: packets of AF_XDP bear no mark.
+var errXDPAway = errors.New("what it sends would not be known as missiu's own where a private namespace severs the interface")
+
+// An interface that is away comes back by somebody's doing alone: with --fail open
+// by that of a second process, which waits for the end of the first. Their pipe tells: the
+// kernel closes it when the daemon dies, which writes to it when it ends in order.
+
+// startOpener starts it, and returns the daemon's end.
+func startOpener(ifname string) (*os.File, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	cmd := exec.Command(self, "-i", ifname, "--opener", "stop")
+	cmd.Stdin = r
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		w.Close()
+		return nil, err
+	}
+	go cmd.Wait() // it may be killed before us
+	return w, nil
+}
+
+// openWhenDead is the second process.
+func openWhenDead(o *options, pipe io.Reader) error {
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	if word, err := io.ReadAll(pipe); err != nil || len(word) > 0 {
+		return err
+	}
+	lock, err := daemon.LockPidFile(pidPath(o.ifname))
+	if running := (*daemon.RunningError)(nil); errors.As(err, &running) {
+		return nil // somebody has taken over, or stops
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	_, err = bump.Cleanup(o.ifname)
+	return err
+}
+
 // bumpNews are the channels of what happens to a severed interface; nil: it is none.
 func (in *instance) bumpNews() (<-chan bump.Event, <-chan error) {
 	if in.bump == nil {
@@ -117,10 +184,11 @@ type BumpStatus struct {
 	High string `json:"high"` // closed, passive, active
 	Low  string `json:"low"`
 	Fail string `json:"fail"` // closed, open
+	By   string `json:"by"`   // hook, namespace
 }
 
 func (in *instance) bumpStatus(s *Status) {
-	s.Bump = &BumpStatus{in.bump.State(bump.High).String(), in.bump.State(bump.Low).String(), in.o.fail}
+	s.Bump = &BumpStatus{in.bump.State(bump.High).String(), in.bump.State(bump.Low).String(), in.o.fail, in.bump.Severed()}
 	for _, side := range []bump.Side{bump.High, bump.Low} {
 		b := in.bump.Stats(side)
 		for what, n := range map[string]uint64{"read": b.Read, "written": b.Written, "silent": b.Silent, "refused": b.Refused, "kernel_drops": b.Dropped, "cut": b.Cut} {

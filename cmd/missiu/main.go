@@ -87,6 +87,8 @@ type options struct {
 	cpuProfile      string
 	abstract        string
 	fail            string
+	sever           string
+	opener          bool // see openWhenDead
 	write           string
 	count           int
 	tun             bool
@@ -123,6 +125,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.StringVar(&o.defaultRule, "default", "pass", "what no policy matches: pass or drop")
 	f.StringVar(&o.abstract, "abstract", "", "`@NAME`: a second name of the PF_KEY socket, in the abstract namespace")
 	f.StringVar(&o.fail, "fail", failClosed, "closed or open: what becomes of a severed interface when missiu dies")
+	f.StringVar(&o.sever, "sever", bump.SeverAuto, "auto, hook or namespace: how startInline gets between the interface and the kernel")
 	f.BoolVar(&o.legacy, "allow-legacy", false, "accept manual SAs with legacy algorithms: DES, 3DES, MD5, RFC 1828, 1829, 1851")
 	f.BoolVar(&o.unauthenticated, "allow-unauthenticated", false, "accept manual ESP SAs without integrity")
 	f.StringVar(&o.cpuProfile, "cpuprofile", "", "write a CPU profile to `file` at the end, for go tool pprof")
@@ -134,6 +137,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.BoolVarP(&version, "version", "V", false, "the version")
 	f.BoolVar(&o.child, "child", false, "")
 	f.MarkHidden("child")
+	f.BoolVar(&o.opener, "opener", false, "")
+	f.MarkHidden("opener")
 	bad := func(format string, a ...any) int {
 		fmt.Fprintf(stderr, "missiu: "+format+"\n", a...)
 		fmt.Fprint(stderr, usage)
@@ -193,6 +198,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return bad("--fail %q: want closed or open", o.fail)
 	case f.Changed("fail") && !o.inline:
 		return bad("--fail is for startInline: in the other modes what policy protects stays blocked")
+	case !slices.Contains([]string{bump.SeverAuto, bump.SeverHook, bump.SeverNamespace}, o.sever):
+		return bad("--sever %q: want auto, hook or namespace", o.sever)
+	case f.Changed("sever") && !o.inline:
+		return bad("--sever is for startInline")
+	case o.sever == bump.SeverNamespace && o.native == wire.NativeXDP:
+		return bad("--native xdp does not go with --sever namespace: what it sends would not be known as missiu's own")
 	case o.inline && (o.tun || o.tap != "" || o.routes != routesNone || o.queues > 1):
 		return bad("startInline has no device, routes or queues: --tap, --tun, --routes and --queues do not go with it")
 	case o.tap != "" && !validIfname(o.tap):
@@ -229,7 +240,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var err error
 	switch verb {
 	case "stop":
-		err = stop(&o)
+		if o.opener {
+			err = openWhenDead(&o, os.Stdin)
+		} else {
+			err = stop(&o)
+		}
 	case "status":
 		err = status(&o, stdout)
 	case "state":
@@ -319,7 +334,7 @@ func precheck(o *options) error {
 	if pid, err := daemon.Owner(pidPath(o.ifname)); err == nil && pid != 0 {
 		return fmt.Errorf("%s: %w", o.ifname, &daemon.RunningError{Path: pidPath(o.ifname), Pid: pid})
 	}
-	if _, err := net.InterfaceByName(o.ifname); err != nil {
+	if _, err := net.InterfaceByName(o.ifname); err != nil && !(o.inline && bump.Left(o.ifname)) {
 		return fmt.Errorf("%s: no such interface", o.ifname)
 	}
 	return nil

@@ -56,13 +56,15 @@ type instance struct {
 	bump  *bump.Bump   // nil: not severed
 	ctl   *attach.Server
 	taps  []*bump.Tap // of high and low
-	sad   *sad.DB
-	keys  *keyengine.Engine
-	rec   *recorder
-	srv   *keysock.Server
-	natt  *natt.Server
-	eng   *datapath.Engine
-	mon   *capture.Hub
+	// Of the process that opens the way when this one has died; nil: there is none.
+	opener *os.File
+	sad    *sad.DB
+	keys   *keyengine.Engine
+	rec    *recorder
+	srv    *keysock.Server
+	natt   *natt.Server
+	eng    *datapath.Engine
+	mon    *capture.Hub
 
 	routes   *routing     // nil: --routes none
 	assigned []netip.Addr // what peers have given us; of Serve's goroutine
@@ -570,6 +572,11 @@ func (in *instance) closeDevices() {
 		if err := in.bump.Close(); err != nil {
 			in.log.Error("interface not opened again", zap.Error(err))
 		}
+	}
+	if in.opener != nil {
+		in.opener.WriteString("stopped\n")
+		in.opener.Close()
+		in.opener = nil
 	}
 	if in.tap != nil {
 		if err := in.tap.Persist(false); err != nil {

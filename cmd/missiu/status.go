@@ -149,7 +149,7 @@ func (s *Status) print(w io.Writer) {
 	fmt.Fprintf(t, "%s\tpid %d, up %v, mtu %d\n", s.Interface, s.Pid, time.Since(s.Since).Truncate(time.Second), s.MTU)
 	switch {
 	case s.Bump != nil:
-		fmt.Fprintf(t, "  severed\thigh %s, low %s; when missiu dies: %s\n", s.Bump.High, s.Bump.Low, s.Bump.Fail)
+		fmt.Fprintf(t, "  severed\thigh %s, low %s; when missiu dies: %s; by %s\n", s.Bump.High, s.Bump.Low, s.Bump.Fail, s.Bump.By)
 	case s.Mode == modeTUN:
 		fmt.Fprintf(t, "  tun\t%s, mtu %d\n", s.TAP.Name, s.TAP.MTU)
 	default:

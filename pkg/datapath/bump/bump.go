@@ -36,11 +36,26 @@
 // Not even both stop what programs with CAP_NET_RAW send past the kernel's queueing
 // (PACKET_QDISC_BYPASS) after the chains are gone, nor AF_XDP at any time.
 //
-// Open refuses a kernel without the egress hook (ErrNoEgress). Traffic control alone,
-// which older kernels have, is no replacement, because of PACKET_QDISC_BYPASS.
-// With the interface in a private namespace, and a TAP in its place, nothing could
-// leak, but addresses, routes and neighbours would have to be made anew there,
-// which is what package tap is for.
+// On a kernel without the egress hook (before Linux 5.16) the interface goes away
+// instead, into a private network namespace, and a veth with all that the host had
+// given it stands in its place; see away and settings. Traffic control alone, which older
+// kernels have, is no replacement, because of PACKET_QDISC_BYPASS. What differs then:
+//
+//   - Nothing passes without the process, so states are its own doing, and after its
+//     death the interface is cut off whatever happens to rules or names. FailOpen is
+//     the caller's to carry out, by Cleanup.
+//   - Close and Cleanup move the interface back, with what its place has by then. An
+//     interface that is deleted meanwhile is lost, with Event "gone from its
+//     namespace"; one that is made anew under its name has to wait for Close.
+//   - Going there and back the interface is down for a moment, so what the kernel ties to
+//     it is lost, though connections stay: multicast memberships and packet sockets of
+//     programs, entries of masquerading, chains of others at the device, VLANs of a
+//     bridge's port, and of temporary addresses (RFC 8981) that they are. Routes
+//     of the same prefix by several interfaces may change places.
+//   - It takes CAP_SYS_ADMIN, VETH, NET_SCH_INGRESS and NET_CLS_BPF, and a driver that lets
+//     the interface go. One with devices on it (VLAN, macvlan), in a bond, or with a
+//     queueing discipline of the administrator's is refused (ErrCannotLeave).
+//   - Frames of the process itself take one more copy.
 //
 // AF_XDP in the place of packet sockets at the low side was measured and is not built.
 // A prototype that only forwards, both ends and it on two processors, over a veth, whose
@@ -141,13 +156,22 @@ func ParseState(name string) (State, error) {
 
 // Options of Open.
 type Options struct {
-	// FailOpen has the kernel open the way when the process dies.
+	// FailOpen has the kernel open the way when the process dies. With SeverNamespace it
+	// cannot: somebody else has to call Cleanup.
 	FailOpen bool
 	// Offload is as in tap.Options: with tap.OffloadNone ReadBatch returns finished
 	// frames alone.
 	Offload string
 	Wait    string // as in tap.Options
+	Sever   string // one of the Sever constants; "" is SeverAuto
 }
+
+// How an interface is severed.
+const (
+	SeverAuto      = "auto"      // by the hook where there is one
+	SeverHook      = "hook"      // the egress hook of the packet filter
+	SeverNamespace = "namespace" // the interface goes away
+)
 
 // Link is the interface at one moment.
 type Link struct {
@@ -159,15 +183,15 @@ type Link struct {
 
 // Event is something that happened to the bump and is not its callers' doing.
 type Event struct {
-	What  string // "renamed", "deleted", "back", "mac changed", "helper interfaces repaired", "rules repaired", "second lock repaired"
+	What  string // "renamed", "deleted", "back", "mac changed", "helper interfaces repaired", "rules repaired", "second lock repaired", "gone from its namespace"
 	Link  Link
 	Moved bool  // the interface has another name or index than before
 	Err   error // what keeps a repair from being done; it is tried again
 }
 
 // ErrNoEgress: the kernel cannot take what leaves (NETFILTER_EGRESS, Linux 5.16).
-// There is no other way that does not leak; see the package's documentation.
-var ErrNoEgress = errors.New("the kernel has no egress hook of the packet filter (NETFILTER_EGRESS, since Linux 5.16), without which an interface cannot be severed")
+// An interface can only be severed by going away then.
+var ErrNoEgress = errors.New("the kernel has no egress hook of the packet filter (NETFILTER_EGRESS, since Linux 5.16)")
 
 // errForeign: an instance of another name, which was killed or runs, has severed the interface.
 var errForeign = errors.New("severed already, by an instance that knows the interface by another name: stop that")
@@ -183,6 +207,7 @@ type Bump struct {
 	guard  *guard
 	lack   error // why there is no guard; nil: there is one
 	pair   *pair
+	away   *away  // nil: severed by the hook
 	lro    string // the interface whose LRO is to be switched on again; "": none
 	failed error  // of the last repair
 	closed atomic.Bool
@@ -232,6 +257,13 @@ func (b *Bump) open() error {
 	if b.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
+	if _, err := os.Stat(recordPath(b.ifname)); err == nil {
+		b.adopted = true // or at least not ours to open
+		if b.o.Sever == SeverHook {
+			return errors.New("severed already, by a private namespace: stop first")
+		}
+		return b.openAway()
+	}
 	l, err := b.handle.LinkByName(b.ifname)
 	if err != nil {
 		return err
@@ -240,14 +272,34 @@ func (b *Bump) open() error {
 		return fmt.Errorf("link type %q, want ether", t)
 	}
 	b.link.Store(linkOf(l))
+	if b.o.Sever == SeverNamespace {
+		if Left(b.ifname) {
+			b.adopted = true
+			return errors.New("severed already, by the egress hook: stop first")
+		}
+		return b.openAway()
+	}
+	if err := b.openHook(); b.o.Sever == SeverHook || !errors.Is(err, ErrNoEgress) {
+		return err
+	} else if err2 := b.openAway(); err2 != nil {
+		return fmt.Errorf("%w; %w", err, err2)
+	}
+	return nil
+}
+
+// openHook severs by the egress hook. An error that is ErrNoEgress leaves nothing behind.
+func (b *Bump) openHook() error {
+	var err error
 	if b.table, err = openTable(b.ifname, b.o.FailOpen); err != nil {
 		return err
 	}
 	high, low := Closed, Closed
 	if err := b.table.probe(b.ifname); err != nil {
+		b.table.c.Close()
+		b.table = nil
 		return err
 	}
-	if b.guard, err = openGuard(b.ifname, b.table.in, b.table.out); err != nil {
+	if b.guard, err = openGuard(b.ifname, b.table.in, b.table.out, 0); err != nil {
 		return err
 	}
 	guarded, foreign, err := b.guard.of(b.link.Load().Index)
@@ -352,6 +404,11 @@ func (b *Bump) set(high, low State) error {
 	if err := b.save(high, low); err != nil {
 		return err
 	}
+	if b.away != nil {
+		b.sides[High].enter(high)
+		b.sides[Low].enter(low)
+		return nil
+	}
 	if link.Index != 0 {
 		for which, to := range [...]State{High: high, Low: low} {
 			if to != Active {
@@ -395,7 +452,7 @@ func (b *Bump) guardable(link *Link) error {
 // keep makes sure of the guard.
 func (b *Bump) keep() error {
 	link := b.link.Load()
-	if b.lack != nil || link.Index == 0 {
+	if b.lack != nil || link.Index == 0 || b.away != nil {
 		return nil
 	}
 	repaired, err := b.guard.put(link.Index, b.pair, [2]bool{High: b.State(High) == Active, Low: b.State(Low) == Active})
@@ -442,12 +499,25 @@ func (b *Bump) Link() Link { return *b.link.Load() }
 
 // OutMark is what sockets set (SO_MARK) whose packets leave by the interface
 // though the high side is active: those of the process itself.
-func (b *Bump) OutMark() uint32 { return b.table.out }
+func (b *Bump) OutMark() uint32 {
+	if b.away != nil {
+		return b.away.out
+	}
+	return b.table.out
+}
+
+// Severed tells how: SeverHook or SeverNamespace.
+func (b *Bump) Severed() string {
+	if b.away != nil {
+		return SeverNamespace
+	}
+	return SeverHook
+}
 
 // Owned reports whether the kernel keeps others from our rules while we live. On
 // kernels before 6.9 it does not where what is active is to stay so after our death;
 // what somebody flushes is then put back at once, and the guard holds meanwhile.
-func (b *Bump) Owned() bool { return b.table.owned() }
+func (b *Bump) Owned() bool { return b.away != nil || b.table.owned() }
 
 // Events tells what happened. Of events that nobody takes the oldest are forgotten.
 func (b *Bump) Events() <-chan Event { return b.events }
@@ -520,12 +590,19 @@ func (b *Bump) end() {
 	for i := range b.sides {
 		b.sides[i].shut()
 	}
+	if b.away != nil {
+		b.away.own.close()
+		b.away.own = nil
+	}
 	b.mu.Unlock()
 }
 
 // undo opens the way, first of all.
 func (b *Bump) undo() error {
 	var err error
+	if _, e := os.Stat(awayDir(b.ifname)); e == nil && b.handle != nil {
+		err = comeBack(b.ifname, b.handle)
+	}
 	if b.guard != nil {
 		for _, nic := range b.guarded() {
 			err = errors.Join(err, b.guard.leave(nic))
@@ -564,6 +641,7 @@ func (b *Bump) guarded() (is []int) {
 }
 
 func (b *Bump) hangUp() {
+	b.away.hangUp()
 	if b.guard != nil {
 		b.guard.c.Close()
 	}
@@ -578,21 +656,16 @@ func (b *Bump) hangUp() {
 // Cleanup opens the way that a killed instance keeps closed, and removes what it
 // left. It reports whether there was anything. The interface need not exist.
 func Cleanup(ifname string) (bool, error) {
-	t, err := openTable(ifname, false)
+	b, any, err := remains(ifname)
 	if err != nil {
-		return false, err
+		return any, err
 	}
-	b := &Bump{ifname: ifname, table: t}
 	defer b.hangUp()
-	if b.guard, err = openGuard(ifname, 0, 0); err != nil {
-		return false, err
-	}
-	any, err := b.left()
-	if err != nil {
-		return false, err
-	}
 	if b.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		return any, errors.Join(err, t.remove())
+		if b.table != nil {
+			err = errors.Join(err, b.table.remove())
+		}
+		return any, err
 	}
 	s, err := loadState(ifname)
 	if err == nil {
@@ -605,27 +678,39 @@ func Cleanup(ifname string) (bool, error) {
 	return any, b.undo()
 }
 
-// left: there is a table, or a guard.
-func (b *Bump) left() (bool, error) {
-	is, err := b.table.exists()
+// remains looks what a killed instance has left: a table, a guard, a namespace.
+func remains(ifname string) (b *Bump, any bool, err error) {
+	b = &Bump{ifname: ifname}
+	if b.table, err = openTable(ifname, false); err != nil && !errors.Is(err, ErrNoEgress) {
+		return nil, false, err
+	}
+	if b.guard, err = openGuard(ifname, 0, 0, 0); err != nil {
+		b.hangUp()
+		return nil, false, err
+	}
+	if b.table != nil {
+		any, err = b.table.exists()
+	}
 	for _, nic := range b.guarded() {
 		ours, _, e := b.guard.of(nic)
-		is, err = is || ours, errors.Join(err, e)
+		any, err = any || ours, errors.Join(err, e)
 	}
-	return is, err
+	if _, e := os.Stat(awayDir(ifname)); e == nil {
+		any = true
+	}
+	if err != nil {
+		b.hangUp()
+		return nil, any, err
+	}
+	return b, any, nil
 }
 
 // Left reports whether a killed instance keeps an interface severed.
 func Left(ifname string) bool {
-	t, err := openTable(ifname, false)
+	b, any, err := remains(ifname)
 	if err != nil {
 		return false
 	}
-	b := &Bump{ifname: ifname, table: t}
-	defer b.hangUp()
-	if b.guard, err = openGuard(ifname, 0, 0); err != nil {
-		return false
-	}
-	is, err := b.left()
-	return is && err == nil
+	b.hangUp()
+	return any
 }

@@ -88,9 +88,19 @@ func set(t testing.TB, b *Bump, high, low State) {
 	}
 }
 
-func TestStates(t *testing.T) {
+// bothWays runs a test with an interface that is severed by the hook, and with one
+// that is away.
+func bothWays(t *testing.T, f func(t *testing.T, o Options)) {
+	for _, sever := range []string{SeverHook, SeverNamespace} {
+		t.Run(sever, func(t *testing.T) { f(t, Options{Sever: sever}) })
+	}
+}
+
+func TestStates(t *testing.T) { bothWays(t, testStates) }
+
+func testStates(t *testing.T, o Options) {
 	newLab(t)
-	b := open(t, Options{})
+	b := open(t, o)
 	p := startPump(t, b, [2]byte{})
 	pings := func(want int) {
 		t.Helper()
@@ -125,26 +135,31 @@ func host(t testing.TB) string {
 	return sh(t, "ip -d -o link; nft list ruleset; tc qdisc; for p in ingress egress; do tc filter show dev e0 $p; done; find "+Dir)
 }
 
-// A kernel without the egress hook: Open says so, and has changed nothing.
+// A kernel without the egress hook: the interface goes away, and comes back as it was.
 func TestNoEgress(t *testing.T) {
 	newLab(t)
 	defer func(was uint32) { egressHook = was }(egressHook)
 	egressHook = 7 // no kernel has it, and the answer is the same
 	until(t, "the cable", func() bool { return silence(t, 1, "10.9.0.2") == 1 })
 	before := host(t)
-	b, err := Open("e0", Options{})
-	if !errors.Is(err, ErrNoEgress) {
-		if err == nil {
-			b.Close()
-		}
-		t.Fatalf("Open: %v, want %v", err, ErrNoEgress)
+	b := open(t, Options{})
+	if by := b.Severed(); by != SeverNamespace {
+		t.Errorf("severed by %s", by)
 	}
-	if after := host(t); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
-	}
+	p := startPump(t, b, [2]byte{})
+	set(t, b, Active, Active)
 	if got := answered(t, 3, "10.9.0.2"); got != 3 {
 		t.Errorf("%d of 3 pings answered", got)
 	}
+	p.hold.Store(true)
+	if got := silence(t, 3, "10.9.0.2"); got != 0 {
+		t.Errorf("%d of 3 pings pass by the process", got)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the cable", func() bool { return silence(t, 1, "10.9.0.2") == 1 })
+	differ(t, "back", sorted(before), sorted(host(t)))
 }
 
 // Filters of others stay as they are, and so does what they need; where there is

@@ -77,8 +77,9 @@ func guardHandle(ifname string) uint32 {
 // ErrNoGuard: there is only one lock, the chains, since the other cannot be had.
 var ErrNoGuard = errors.New("no second lock by tc beside the rules of the packet filter")
 
-func openGuard(ifname string, in, out uint32) (*guard, error) {
-	c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+// openGuard opens one in a network namespace; 0: in that of the caller.
+func openGuard(ifname string, in, out uint32, netns int) (*guard, error) {
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: netns})
 	if err != nil {
 		return nil, err
 	}

@@ -294,9 +294,11 @@ func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 // cut; fragments; what others send
 // by AF_PACKET past the queueing discipline; what the host forwards out of the
 // interface that it came by.
-func TestStamp(t *testing.T) {
+func TestStamp(t *testing.T) { bothWays(t, testStamp) }
+
+func testStamp(t *testing.T, o Options) {
 	l := newLab(t)
-	b := open(t, Options{})
+	b := open(t, o)
 	startPump(t, b, stamps)
 	set(t, b, Active, Active)
 	check := l.stamps()
@@ -371,9 +373,11 @@ func overrun(t *testing.T) (n int) {
 
 // Changes of state under 10,000 packets a second each way lose at most one of a
 // thousand, and double none.
-func TestSwitching(t *testing.T) {
+func TestSwitching(t *testing.T) { bothWays(t, testSwitching) }
+
+func testSwitching(t *testing.T, o Options) {
 	l := newLab(t)
-	b := open(t, Options{})
+	b := open(t, o)
 	startPump(t, b, [2]byte{})
 	before := overrun(t)
 	out, in := l.flow(true, 100*time.Microsecond), l.flow(false, 100*time.Microsecond)
@@ -527,14 +531,15 @@ func TestMishaps(t *testing.T) {
 // offloads and without.
 func TestFrames(t *testing.T) {
 	for _, offload := range []string{tap.OffloadAuto, tap.OffloadNone} {
-		t.Run(offload, func(t *testing.T) { testFrames(t, offload) })
+		t.Run(offload, func(t *testing.T) { testFrames(t, Options{Offload: offload}) })
 	}
+	t.Run(SeverNamespace, func(t *testing.T) { testFrames(t, Options{Sever: SeverNamespace}) })
 }
 
-func testFrames(t *testing.T, offload string) {
+func testFrames(t *testing.T, o Options) {
 	l := newLab(t)
-	b := open(t, Options{Offload: offload})
-	if super := b.Super(); offload == tap.OffloadNone && super != (tap.Super{}) {
+	b := open(t, o)
+	if super := b.Super(); o.Offload == tap.OffloadNone && super != (tap.Super{}) {
 		t.Errorf("super-frames: %v", super)
 	}
 	startPump(t, b, [2]byte{})
@@ -646,7 +651,11 @@ func TestChild(t *testing.T) {
 		t.Skip("a helper of TestFate")
 	}
 	Dir = dir
-	b, err := Open("e0", Options{FailOpen: how == "open"})
+	o := Options{FailOpen: how == "open"}
+	if how == SeverNamespace {
+		o.Sever = how
+	}
+	b, err := Open("e0", o)
 	if err != nil {
 		fmt.Println("failed:", err)
 		return
@@ -742,6 +751,10 @@ func TestFate(t *testing.T) {
 	if !Left("e0") {
 		t.Error("nothing left after a flush")
 	}
+	if _, err := Open("e0", Options{Sever: SeverNamespace}); err == nil || !strings.Contains(err.Error(), "by the egress hook") {
+		t.Errorf("by a namespace after a kill: %v", err)
+	}
+	closed("refused when dead")
 	kill, said = child(t, "closed")
 	if said != "severed, adopted true" {
 		t.Errorf("child says %q after a flush", said)
@@ -776,7 +789,9 @@ func TestFate(t *testing.T) {
 }
 
 // A bridge's port: what comes for a guest behind the bridge reaches it.
-func TestBridge(t *testing.T) {
+func TestBridge(t *testing.T) { bothWays(t, testBridge) }
+
+func testBridge(t *testing.T, o Options) {
 	l := newLab(t)
 	guest := l.peer + "g"
 	sh(t, "ip netns add "+guest)
@@ -787,7 +802,7 @@ func TestBridge(t *testing.T) {
 	sh(t, `ip addr flush dev e0; ip link add br0 type bridge forward_delay 0; ip link set e0 master br0; ip link set br0 up; ip addr add 10.9.0.1/24 dev br0
 		ip link add g0 type veth peer name g1 netns `+guest+`; ip link set g0 master br0 up
 		ip netns exec `+guest+` sh -ec 'ip addr add 10.9.0.7/24 dev g1; ip link set g1 up'`)
-	b := open(t, Options{})
+	b := open(t, o)
 	startPump(t, b, [2]byte{})
 	set(t, b, Active, Active)
 	until(t, "the bridge", func() bool { return exec.Command("ping", "-n", "-c", "1", "-W", "1", "10.9.0.2").Run() == nil })

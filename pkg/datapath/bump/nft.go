@@ -79,6 +79,9 @@ func tableName(ifname string) string {
 
 func openTable(ifname string, failOpen bool) (*table, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, fmt.Errorf("%w: %w", ErrNoEgress, err)
+	}
 	if err != nil {
 		return nil, nftError(err)
 	}
@@ -87,15 +90,19 @@ func openTable(ifname string, failOpen bool) (*table, error) {
 		t.fate = []uint32{tableOwner}
 	}
 	for t.in == t.out || t.in == t.stack || t.out == t.stack || t.in == 0 || t.out == 0 || t.stack == 0 {
-		var b [12]byte
-		rand.Read(b[:])
-		t.in, t.out, t.stack = binary.NativeEndian.Uint32(b[:4]), binary.NativeEndian.Uint32(b[4:8]), binary.NativeEndian.Uint32(b[8:])
+		t.in, t.out, t.stack = randomMark(), randomMark(), randomMark()
 	}
 	if t.pid, err = portID(c); err != nil {
 		c.Close()
 		return nil, err
 	}
 	return t, nil
+}
+
+func randomMark() uint32 {
+	var b [4]byte
+	rand.Read(b[:])
+	return binary.NativeEndian.Uint32(b[:])
 }
 
 // portID is the number that the kernel names a connection by in its events.

@@ -113,8 +113,9 @@ func (b *Bump) ReadBatch(which Side, fs []tap.Frame) (int, error) {
 		if in := s.in.Load(); in != nil {
 			n, err := in.read(fs)
 			if n > 0 {
-				s.read.Add(uint64(n))
-				if !s.hand(fs[:n]) {
+				if s.passes(fs[:n]) {
+					// Written to the other side already.
+				} else if s.read.Add(uint64(n)); !s.hand(fs[:n]) {
 					return n, nil
 				}
 				for i := range fs {
@@ -132,6 +133,37 @@ func (b *Bump) ReadBatch(which Side, fs []tap.Frame) (int, error) {
 		case <-replaced:
 		case <-time.After(10 * time.Millisecond): // an error that is told once: the device was down
 		}
+	}
+}
+
+// passes has frames go on to the other side if this one is not active, where
+// there is no other way for them than this process.
+func (s *side) passes(fs []tap.Frame) bool {
+	if s.b.away == nil {
+		return false
+	}
+	switch State(s.state.Load()) {
+	case Active:
+		return false
+	case Passive:
+		if len(*s.attached.Load()) > 0 {
+			s.read.Add(uint64(len(fs)))
+			s.hand(fs)
+		}
+	}
+	s.b.sides[1-s.which].pass(fs)
+	return true
+}
+
+// pass writes frames whatever the side's state is. What is refused is lost, as on a wire.
+func (s *side) pass(fs []tap.Frame) {
+	for out := s.out.Load(); out != nil && len(fs) > 0; {
+		n, err := s.write(out, fs)
+		if err != nil {
+			s.refused.Add(1)
+			n++
+		}
+		fs = fs[min(n, len(fs)):]
 	}
 }
 
@@ -181,7 +213,8 @@ func (b *Bump) WriteBatch(which Side, fs []tap.Frame) (int, error) {
 func (s *side) write(out *socket, fs []tap.Frame) (n int, err error) {
 	for n < len(fs) {
 		super, whole := *s.super.Load(), n
-		for whole < len(fs) && super.Has(fs[whole].Offload) {
+		short := s.b.away == nil || s.which == Low
+		for whole < len(fs) && super.Has(fs[whole].Offload) && (short || !s.b.tooLong(&fs[whole])) {
 			whole++
 		}
 		k, err := out.write(fs[n:whole])
@@ -190,6 +223,13 @@ func (s *side) write(out *socket, fs []tap.Frame) (n int, err error) {
 			return n, nil
 		}
 		f := &fs[n]
+		if err == nil && !short && s.b.tooLong(f) {
+			if err = s.writeSplit(out, f); err != nil {
+				return n, err
+			}
+			n++
+			continue
+		}
 		if err != nil && (!errors.Is(err, unix.EINVAL) || f.Offload.GSOType == tap.GSONone) {
 			return n, err
 		}
@@ -278,7 +318,7 @@ func (b *Bump) copiers() error {
 	link := b.link.Load()
 	for i := range b.sides {
 		s := &b.sides[i]
-		want := link.Index != 0 && b.State(s.which) == Passive && len(*s.attached.Load()) > 0
+		want := b.away == nil && link.Index != 0 && b.State(s.which) == Passive && len(*s.attached.Load()) > 0
 		switch {
 		case want && s.copies == nil:
 			sock, err := packetSocket(socketOptions{index: link.Index, filter: passing(s.which == High, b.table.in), both: s.which == High, wait: b.o.Wait})
@@ -300,24 +340,10 @@ const copyLen = 65535 + etherLen + tagLen
 
 func (c *copier) run() {
 	defer close(c.done)
-	fs := make([]tap.Frame, maxBatch)
-	for i := range fs {
-		fs[i].Buf = make([]byte, Room+copyLen)
-	}
-	for {
-		for i := range fs {
-			fs[i].Off = Room
-		}
-		n, err := c.sock.read(fs)
-		switch {
-		case n > 0:
-			c.s.read.Add(uint64(n))
-			c.s.hand(fs[:n])
-		case errors.Is(err, unix.ENETDOWN): // told once
-		default:
-			return
-		}
-	}
+	c.sock.drain(func(fs []tap.Frame) {
+		c.s.read.Add(uint64(len(fs)))
+		c.s.hand(fs)
+	})
 }
 
 func (c *copier) close() {

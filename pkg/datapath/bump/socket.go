@@ -101,6 +101,8 @@ type socketOptions struct {
 	mark   uint32            // of what is written
 	wait   string
 	both   bool // reads what leaves the interface, too
+
+	promisc bool // the interface is to take what is for other MACs, too
 }
 
 func packetSocket(o socketOptions) (*socket, error) {
@@ -134,6 +136,9 @@ func packetSocket(o socketOptions) (*socket, error) {
 			set(unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
 		}
 		buffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+		if err == nil && o.promisc {
+			err = os.NewSyscallError("PACKET_ADD_MEMBERSHIP", unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{Ifindex: int32(o.index), Type: unix.PACKET_MR_PROMISC}))
+		}
 		if err == nil {
 			err = attach(fd, o.filter)
 		}
@@ -236,6 +241,27 @@ func (s *socket) read(fs []tap.Frame) (int, error) {
 		return 0, s.err
 	}
 	return s.n, nil
+}
+
+// drain gives f all that comes, until the socket is closed, or its interface gone.
+func (s *socket) drain(f func([]tap.Frame)) {
+	fs := make([]tap.Frame, maxBatch)
+	for i := range fs {
+		fs[i].Buf = make([]byte, Room+copyLen)
+	}
+	for {
+		for i := range fs {
+			fs[i].Off = Room
+		}
+		n, err := s.read(fs)
+		switch {
+		case n > 0:
+			f(fs[:n])
+		case errors.Is(err, unix.ENETDOWN): // told once
+		default:
+			return
+		}
+	}
 }
 
 // readLoop receives until there is nothing more, or a MiB. It takes few frames at a

@@ -21,8 +21,8 @@ const retryEvery = 200 * time.Millisecond
 
 // listen subscribes to the kernel's events.
 func (b *Bump) listen() error {
-	subscribe := func(family int, groups ...uint32) error {
-		c, err := nl.Dial(family, nil)
+	subscribe := func(netns, family int, groups ...uint32) error {
+		c, err := nl.Dial(family, &nl.Config{NetNS: netns})
 		if err != nil {
 			return err
 		}
@@ -35,10 +35,14 @@ func (b *Bump) listen() error {
 		b.watches = append(b.watches, c)
 		return nil
 	}
-	if err := subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_TC); err != nil {
+	if err := subscribe(0, unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_TC); err != nil {
 		return err
 	}
-	if err := subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES); err != nil {
+	if b.away != nil {
+		if err := subscribe(int(b.away.ns.Fd()), unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_TC); err != nil {
+			return err
+		}
+	} else if err := subscribe(0, unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES); err != nil {
 		return err
 	}
 	for _, c := range b.watches {
@@ -68,7 +72,13 @@ func (b *Bump) watch(c *nl.Conn) {
 // concerns tells whether events are not our own doing.
 func (b *Bump) concerns(msgs []nl.Message) bool {
 	for _, m := range msgs {
-		if m.Header.PID == 0 || m.Header.PID != b.table.pid && m.Header.PID != b.guard.pid {
+		ours := m.Header.PID == b.guard.pid
+		if b.away != nil {
+			ours = ours || m.Header.PID == b.away.guard.pid
+		} else {
+			ours = ours || m.Header.PID == b.table.pid
+		}
+		if m.Header.PID == 0 || !ours {
 			return true
 		}
 	}
@@ -94,6 +104,10 @@ func (b *Bump) check(rules bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed.Load() || b.pair == nil {
+		return
+	}
+	if b.away != nil {
+		b.note(b.repairAway())
 		return
 	}
 	b.note(b.repair(rules))
