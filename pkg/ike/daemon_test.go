@@ -710,6 +710,20 @@ func TestNATTraversal(t *testing.T) {
 				t.Errorf("IKE_AUTH from %v to %v, want ports 4500", p.from, p.to)
 			}
 		}
+		// Each believes to be behind a NAT, and keeps its mapping (RFC 3948, 4).
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		kept := map[netip.AddrPort]int{}
+		for _, p := range n.packets() {
+			if string(p.data) == "\xff" {
+				kept[p.from]++
+			}
+		}
+		for _, at := range []netip.Addr{addrA, addrB} {
+			if k := kept[netip.AddrPortFrom(at, 4500)]; k < 2 {
+				t.Errorf("%d keepalives of %v in a minute", k, at)
+			}
+		}
 		n.mu.Lock()
 		lost := n.conns[netip.AddrPortFrom(addrB, 4500)]
 		n.mu.Unlock()

@@ -96,6 +96,37 @@ func TestAddresses(t *testing.T) {
 	})
 }
 
+// TestAddressOfOneFamily: who asks for one family gets that, and child SAs of it.
+func TestAddressOfOneFamily(t *testing.T) {
+	for k, want := range []netip.Addr{inside4, inside6} {
+		l := newLab(t)
+		leasing(t, l)
+		l.a.rule.Request = pad.Request{V4: k == 0, V6: k == 1}
+		l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+		l.a.do(l.a.sa.Start(l.now, askAll()[k]))
+		l.settle()
+		l.want(1)
+		l.only(want)
+		if got := told[Configured](l.a); len(got) != 1 || !slices.Equal(got[0].Lease.Addrs(), []netip.Addr{want}) {
+			t.Errorf("configured %+v, want %v", got, want)
+		}
+	}
+}
+
+// TestDomainsWithoutServers: of domains without a name server neither side makes
+// anything (RFC 8598, 3.2).
+func TestDomainsWithoutServers(t *testing.T) {
+	domain := ikev2.ConfigAttribute{Type: ikev2.ConfigDNSDomain, Value: []byte("corp.example.com")}
+	l, err := leaseOf(&ikev2.Config{Type: ikev2.CFGReply, Attributes: []ikev2.ConfigAttribute{domain}}, true, true)
+	if err != nil || l.Domains != nil {
+		t.Errorf("took %v, %v", l.Domains, err)
+	}
+	c := Lease{V4: inside4, Domains: []string{"corp.example.com"}}.reply(Wanted{V4: true, dns: true, domains: true})
+	if slices.ContainsFunc(c.Attributes, func(a ikev2.ConfigAttribute) bool { return a.Type == ikev2.ConfigDNSDomain }) {
+		t.Errorf("replies %v", c.Attributes)
+	}
+}
+
 // TestAddressFailure: without an address the IKE SA stays, and there is no child
 // SA (RFC 7296, 3.10.1).
 func TestAddressFailure(t *testing.T) {
