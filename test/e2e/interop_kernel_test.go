@@ -90,9 +90,14 @@ while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 600 ]; done
 		{"AES-GMAC", "{ raddr " + umlIts + " } ipsec { encr_algs gmac }\n", v4, "mode = transport\nesp_proposals = aes128gmac", umlOur, umlIts, umlIts},
 		{"IPComp", "{ raddr " + comp + " } ipsec { encr_algs gcm }\n", "local_addrs = " + comp + "\nremote_addrs = " + umlOur, "mode = transport\nipcomp = yes", umlOur, comp, comp},
 		{"IPComp tunnel", "{ laddr 10.1.0.0/24 raddr 10.2.0.0/24 } ipsec { encr_algs gcm tladdr " + umlOur + " traddr " + comp + " }\n", "local_addrs = " + comp + "\nremote_addrs = " + umlOur, nets + "ipcomp = yes", "10.1.0.1", "10.2.0.1", "10.2.0.0/24"},
+		{"IPComp in AH", "{ raddr " + comp + " } ipsec { auth_algs sha256 }\n", "local_addrs = " + comp + "\nremote_addrs = " + umlOur, "mode = transport\nah_proposals = sha256\nipcomp = yes", umlOur, comp, comp},
+		{"IPComp by PF_KEY", "", v4, nets + "ipcomp = yes", "10.1.0.1", "10.2.0.1", "10.2.0.0/24"},
 		{"they want a tunnel", "{ raddr " + umlIts + " } ipsec { encr_algs gcm }\n", v4, "mode = tunnel", umlOur, umlIts, ""},
 	} {
 		for _, we := range []bool{true, false} {
+			if c.policy == "" && !we {
+				continue // its policies are there already
+			}
 			t.Run(c.name+map[bool]string{true: ", initiator", false: ", responder"}[we], func(t *testing.T) {
 				l.Sh("cat >/run/swanctl/swanctl.conf <<X\nconnections {\nt {\nversion = 2\n" + c.conn + "\nlocal {\nauth = psk\n}\nremote {\nauth = psk\n}\nchildren {\nt {\n" + c.child +
 					"\n}\n}\n}\n}\nsecrets {\nike-t {\nsecret = \"" + lab.PSK + "\"\n}\n}\nX\n")
@@ -100,7 +105,14 @@ while ! [ -S /run/charon.vici ]; do sleep 0.1; i=$((i+1)); [ $i -lt 600 ]; done
 					t.Fatalf("%v", r)
 				}
 				n.Do("./loadConfig -F")
-				n.LoadConfig(c.policy)
+				if c.policy != "" {
+					n.LoadConfig(c.policy)
+				} else { // IPComp tunnel in ESP, as PF_KEY clients make it
+					us, it := netip.MustParsePrefix(net4.ourNet), netip.MustParsePrefix(net4.itsNet)
+					xs := []xform{compOf("tunnel"), espOf("transport")}
+					xformPolicy(2, us, it, n.Addr, n.Peer, xs).give(t, n)
+					xformPolicy(1, it, us, n.Peer, n.Addr, xs).give(t, n)
+				}
 				family, refused := "-4", c.route == ""
 				if strings.Contains(c.route, ":") {
 					family = "-6"

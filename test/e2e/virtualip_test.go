@@ -87,3 +87,65 @@ func TestInteropVirtualIP(t *testing.T) {
 		}
 	})
 }
+
+// A client with a TUN, who is told by the gateway all that there is: addresses, which
+// routes then name, name servers and the domains that they are for (RFC 8598), and
+// networks. It comes by itself, reaches the hook and dns_file, and goes by itself.
+func TestTunVirtualIP(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	b.Sh("ip addr add 10.2.0.1/24 dev lo; ip addr add 2001:db8:2::1/64 dev lo nodad")
+	a.Do("./missiu -i eth0 -l missiu.log startTun")
+	b.StartMissiu()
+	b.Do("ip route add 10.9.0.0/24 dev tap0 src 10.2.0.1; ip route add 2001:db8:9::/64 dev tap0 src 2001:db8:2::1")
+	a.LoadConfig("{ laddr 0.0.0.0/0 raddr 10.2.0.0/24 } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr 192.168.3.119 sa init }\n" +
+		"{ laddr ::/0 raddr 2001:db8:2::/64 } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr 192.168.3.119 sa init }\n")
+	b.LoadConfig("{ laddr 10.2.0.0/24 raddr 0.0.0.0/0 } ipsec { encr_algs gcm tladdr 192.168.3.119 traddr any }\n" +
+		"{ laddr 2001:db8:2::/64 raddr ::/0 } ipsec { encr_algs gcm tladdr 192.168.3.119 traddr any }\n")
+	b.WriteFile("/etc/missiu/ike.conf", `pool "v4" { addr 10.9.0.7-10.9.0.9 dns 10.2.0.53 domain corp.example.com domain lab.example.com subnet 10.2.0.0/24 }
+pool "v6" { addr 2001:db8:9::7-2001:db8:9::9 dns 2001:db8:2::53 subnet 2001:db8:2::/64 }
+rule "gate" { auth_method preshared remote_addr any pool "v4" pool "v6" }
+`, 0o644)
+	b.WriteFile("/etc/missiu/ike.secrets", fmt.Sprintf("{ label \"gate\" key %q }\n", lab.PSK), 0o600)
+	b.StartIKEWith("./ike")
+	a.WriteFile("/run/hook", "#!/bin/sh\nenv | grep ^IKE_ >/run/hook.$1.new; mv /run/hook.$1.new /run/hook.$1\n", 0o755)
+	ruleIKE(a, "", "request_addr both dns_file \"/run/missiu/dns\" hook \"/run/hook\"", lab.PSK)
+
+	for _, to := range []string{"10.2.0.1", "2001:db8:2::1"} {
+		lab.Until(t, 20*time.Second, "traffic to "+to, func() (bool, string) {
+			return a.Ping(1, "-W", "1", to) == 1, a.IKE.Output() + a.Run("ip", "addr").Out
+		})
+	}
+	for _, tt := range []struct{ to, route, back string }{{"10.2.0.1", "tun0 10.9.0.7", "10.9.0.7"}, {"2001:db8:2::1", "tun0 2001:db8:9::7", "2001:db8:9::7"}} {
+		if got := routeTo(a.Host, tt.to); got != tt.route {
+			t.Errorf("route to %s: %s, want %s", tt.to, got, tt.route)
+		}
+		if got := b.Ping(3, tt.back); got != 3 {
+			t.Errorf("%d of 3 pings to %s answered", got, tt.back)
+		}
+	}
+	has := func(what, text string, want ...string) {
+		t.Helper()
+		for _, w := range want {
+			if !strings.Contains(text, w) {
+				t.Errorf("%s: want %q\n%s", what, w, text)
+			}
+		}
+	}
+	has("dns_file", a.Must("cat", "/run/missiu/dns"), "\nnameserver 10.2.0.53\n", "\nnameserver 2001:db8:2::53\n", "\nsearch corp.example.com lab.example.com\n")
+	ran := func(verb string) string {
+		lab.Until(t, 10*time.Second, "the hook", func() (bool, string) {
+			r := a.Run("test", "-e", "/run/hook."+verb)
+			return r.Code == 0, a.IKE.Output()
+		})
+		return a.Must("cat", "/run/hook."+verb)
+	}
+	told := []string{"IKE_ADDR4=10.9.0.7\n", "IKE_ADDR6=2001:db8:9::7\n", "IKE_DNS=10.2.0.53 2001:db8:2::53\n", "IKE_DOMAINS=corp.example.com lab.example.com\n", "IKE_SUBNETS=10.2.0.0/24 2001:db8:2::/64\n"}
+	has("hook up", ran("up"), told...)
+	a.Do("./ike down peer")
+	has("hook down", ran("down"), told...)
+	lab.Until(t, 10*time.Second, "the addresses to go", func() (bool, string) {
+		got := a.Must("ip", "-o", "addr", "show", "dev", "tun0")
+		return !strings.Contains(got, "10.9.0.7") && !strings.Contains(got, "2001:db8:9::7") && a.Run("test", "-e", "/run/missiu/dns").Code != 0, got
+	})
+}
