@@ -20,6 +20,7 @@ type duo struct {
 	charon *lab.Proc
 	// secrets are further entries of charon's.
 	secrets string
+	plugins string // further ones of charon's
 }
 
 const charonPlugins = "random nonce pem pkcs1 pkcs8 x509 revocation constraints pubkey mgf1 aes sha1 sha2 hmac kdf gcm chapoly xcbc gmp curve25519 openssl kernel-libipsec kernel-netlink socket-default vici"
@@ -28,9 +29,17 @@ const charonPlugins = "random nonce pem pkcs1 pkcs8 x509 revocation constraints 
 // options missiu's.
 func newDuo(t *testing.T, settings string, options ...string) *duo {
 	t.Helper()
+	return newDuoWith(t, "", func(*lab.Host) {}, settings, options...)
+}
+
+// newDuoWith is newDuo with further plugins, for which prepare does something to
+// charon's host.
+func newDuoWith(t *testing.T, plugins string, prepare func(b *lab.Host), settings string, options ...string) *duo {
+	t.Helper()
 	lab.NeedRoot(t)
 	a, b := lab.Pair(t)
-	d := &duo{t: t, a: a, b: b.Host}
+	d := &duo{t: t, a: a, b: b.Host, plugins: plugins}
+	prepare(d.b)
 	a.Must("ip", "addr", "add", "10.1.0.1/24", "dev", "lo")
 	d.b.Must("ip", "addr", "add", "10.2.0.1/24", "dev", "lo")
 	d.startCharon(settings)
@@ -43,7 +52,7 @@ func newDuo(t *testing.T, settings string, options ...string) *duo {
 // writeCharonConf writes strongswan.conf.
 func (d *duo) writeCharonConf(settings string) {
 	d.t.Helper()
-	d.b.WriteFile("/etc/strongswan.conf", "charon {\n load = "+charonPlugins+`
+	d.b.WriteFile("/etc/strongswan.conf", "charon {\n load = "+charonPlugins+d.plugins+`
   retransmit_timeout = 0.5
   retransmit_tries = 2
   filelog {
