@@ -4,7 +4,7 @@
 // While packets come in quick succession it is interrupt moderation in user
 // space: the reader sleeps for a moment before it blocks. What arrives meanwhile
 // is read in one go, without waking a thread for each packet, which in a virtual
-// machine costs more than the packet's work.
+// machine costs more than the packet's work. In a steady stream the moment is longer.
 //
 // While they come one by one the thread itself blocks in poll(2), as a C program
 // would: the next packet finds it there, with its processor, and not behind the
@@ -40,6 +40,10 @@ import (
 const (
 	// Pause is how long a reader sleeps, in a busy period, before it blocks.
 	Pause = 30 * time.Microsecond
+	// LongPause takes its place in a stream: when steady of them in a row were not in
+	// vain, and until one is.
+	LongPause = 100 * time.Microsecond
+	steady    = 16
 	// Busy is the longest wait for a packet that still belongs to a busy period.
 	Busy = 250 * time.Microsecond
 	// Quick is how long a thread blocks by itself before the netpoller has its turn.
@@ -68,6 +72,7 @@ type Wait struct {
 	polled bool  // since asked, in vain
 	asked  int64 // when the reader first found nothing; 0: it has not
 
+	paid    int   // pauses in a row that were not in vain
 	looks   uint  // reads without waiting
 	kept    int64 // since when it has its thread
 	procs   int32 // of the scheduler
@@ -94,8 +99,8 @@ type Wait struct {
 // New returns a Wait of the given mode, "" meaning Adaptive, for fds, which are
 // not to be registered with the netpoller otherwise (see Open).
 func New(mode string, fds ...int) (*Wait, error) {
-	w := &Wait{off: mode == Poll, procs: int32(runtime.GOMAXPROCS(0)), now: monotonic, sleep: pause, yield: runtime.Gosched}
-	w.fn, w.poll = w.park, w.pollOnce
+	w := &Wait{off: mode == Poll, procs: int32(runtime.GOMAXPROCS(0)), now: monotonic, yield: runtime.Gosched}
+	w.fn, w.poll, w.sleep = w.park, w.pollOnce, w.pause
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
@@ -159,6 +164,12 @@ func (w *Wait) got() (alone bool) {
 	}
 	now := w.now()
 	w.busy = now-w.asked < int64(Busy)
+	switch {
+	case !w.busy:
+		w.paid = 0
+	case w.slept:
+		w.paid++
+	}
 	w.asked, w.slept, w.polled = 0, false, false
 	if w.busy {
 		w.share(now)
@@ -190,6 +201,7 @@ func (w *Wait) Block() error {
 			w.sleep()
 			return nil
 		}
+		w.paid = 0
 		if !w.busy && w.group != nil {
 			return w.blockGroup()
 		}
@@ -335,12 +347,19 @@ var start = time.Now()
 // monotonic is never 0.
 func monotonic() int64 { return int64(time.Since(start)) + 1 }
 
-var pauseSpec = unix.NsecToTimespec(int64(Pause))
+var pauseSpec, longSpec = unix.NsecToTimespec(int64(Pause)), unix.NsecToTimespec(int64(LongPause))
 
 // pause keeps its P: giving it away and getting it back costs more than the
 // sleep. A signal, such as the collector's, ends it early. By default the kernel
 // adds 50 µs to every sleep of a thread, and the goroutine may be on any thread.
-func pause() {
+func (w *Wait) pause() {
+	spec := &pauseSpec
+	if w.streams() {
+		spec = &longSpec
+	}
 	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, 1000, 0, 0, 0, 0)
-	syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pauseSpec)), 0, 0)
+	syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(spec)), 0, 0)
 }
+
+// streams: packets come so steadily that a long pause is none too long.
+func (w *Wait) streams() bool { return w.paid >= steady }

@@ -93,6 +93,45 @@ func TestSteps(t *testing.T) {
 	}
 }
 
+// Pauses become long in a stream in which none is in vain, and short when one is, or
+// after a silence.
+func TestStreams(t *testing.T) {
+	for _, end := range []string{"in vain", "silence"} {
+		w, _, wr := pipe(t, "")
+		unix.Write(wr, []byte{0}) // so the netpoller never blocks
+		now := int64(1)
+		w.now = func() int64 { return now }
+		w.sleep = func() { now += int64(Pause) }
+		packet := func(blocks int, after time.Duration) {
+			for range blocks {
+				if err := w.Block(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			now += int64(after)
+			w.Got()
+		}
+		w.Got()
+		for k := range steady {
+			if w.streams() {
+				t.Fatalf("after %d pauses", k)
+			}
+			packet(1, 0)
+		}
+		if !w.streams() {
+			t.Fatalf("not after %d pauses", steady)
+		}
+		if end == "silence" {
+			packet(1, Busy)
+		} else {
+			packet(2, 0)
+		}
+		if w.streams() {
+			t.Errorf("still after %s", end)
+		}
+	}
+}
+
 // A reader that is busy for long yields its thread now and then, whether it has to
 // wait a little between packets or never.
 func TestYields(t *testing.T) {
@@ -213,8 +252,9 @@ func TestNoAlloc(t *testing.T) {
 
 // What the sleep really takes, and what a wait costs that finds something at once.
 func BenchmarkPause(b *testing.B) {
+	w := new(Wait)
 	for range b.N {
-		pause()
+		w.pause()
 	}
 }
 
