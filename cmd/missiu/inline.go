@@ -130,7 +130,7 @@ func startOpener(ifname string) (*os.File, error) {
 		return nil, err
 	}
 	defer r.Close()
-	cmd := exec.Command(self, "-i", ifname, "--opener", "stop")
+	cmd := exec.Command(self, "-i", ifname, fmt.Sprintf("--opener=%d", os.Getpid()), "stop")
 	cmd.Stdin = r
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -141,22 +141,28 @@ func startOpener(ifname string) (*os.File, error) {
 	return w, nil
 }
 
-// openWhenDead is the second process.
+// openWhenDead is the second process; o.opener is the pid of the first.
 func openWhenDead(o *options, pipe io.Reader) error {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	if word, err := io.ReadAll(pipe); err != nil || len(word) > 0 {
 		return err
 	}
-	lock, err := daemon.LockPidFile(pidPath(o.ifname))
-	if running := (*daemon.RunningError)(nil); errors.As(err, &running) {
-		return nil // somebody has taken over, or stops
-	}
-	if err != nil {
+	for {
+		lock, err := daemon.LockPidFile(pidPath(o.ifname))
+		if running := (*daemon.RunningError)(nil); errors.As(err, &running) {
+			if running.Pid != o.opener {
+				return nil // somebody has taken over, or stops
+			}
+			time.Sleep(time.Millisecond) // the kernel takes what it had one by one
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+		_, err = bump.Cleanup(o.ifname)
 		return err
 	}
-	defer lock.Close()
-	_, err = bump.Cleanup(o.ifname)
-	return err
 }
 
 // bumpNews are the channels of what happens to a severed interface; nil: it is none.

@@ -88,7 +88,7 @@ type options struct {
 	abstract        string
 	fail            string
 	sever           string
-	opener          bool // see openWhenDead
+	opener          int // see openWhenDead
 	write           string
 	count           int
 	tun             bool
@@ -137,7 +137,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.BoolVarP(&version, "version", "V", false, "the version")
 	f.BoolVar(&o.child, "child", false, "")
 	f.MarkHidden("child")
-	f.BoolVar(&o.opener, "opener", false, "")
+	f.IntVar(&o.opener, "opener", 0, "")
 	f.MarkHidden("opener")
 	bad := func(format string, a ...any) int {
 		fmt.Fprintf(stderr, "missiu: "+format+"\n", a...)
@@ -240,7 +240,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var err error
 	switch verb {
 	case "stop":
-		if o.opener {
+		if o.opener != 0 {
 			err = openWhenDead(&o, os.Stdin)
 		} else {
 			err = stop(&o)
