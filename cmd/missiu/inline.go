@@ -68,6 +68,9 @@ func (in *instance) openInline() (err error) {
 		if native == wire.NativeAuto {
 			native = wire.NativePacket
 		}
+		if !in.bump.Kept() {
+			in.log.Warn("this mount namespace may end with the daemon, and the private network namespace with it: after a kill nobody could take over")
+		}
 		if o.fail == failOpen {
 			if in.opener, err = startOpener(o.ifname); err != nil {
 				return fmt.Errorf("--fail open: %w", err)
@@ -150,7 +153,7 @@ func openWhenDead(o *options, pipe io.Reader) error {
 	for {
 		lock, err := daemon.LockPidFile(pidPath(o.ifname))
 		if running := (*daemon.RunningError)(nil); errors.As(err, &running) {
-			if running.Pid != o.opener {
+			if running.Pid != 0 && running.Pid != o.opener {
 				return nil // somebody has taken over, or stops
 			}
 			time.Sleep(time.Millisecond) // the kernel takes what it had one by one

@@ -506,6 +506,14 @@ func (b *Bump) OutMark() uint32 {
 	return b.table.out
 }
 
+// Kept reports whether a private namespace outlives the process: it is bound to a
+// file in the process's mount namespace, and goes with that if nobody else is in it.
+func (b *Bump) Kept() bool {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	first, err2 := os.Readlink("/proc/1/ns/mnt")
+	return err == nil && err2 == nil && own == first
+}
+
 // Severed tells how: SeverHook or SeverNamespace.
 func (b *Bump) Severed() string {
 	if b.away != nil {
