@@ -361,6 +361,9 @@ func stop(o *options) error {
 	for {
 		now, err := daemon.Owner(path)
 		if err == nil && now != pid {
+			if now == 0 && errors.Is(absent(o.ifname), errDied) {
+				return stopDead(o.ifname, path) // it failed on the way, or was what opens when it dies
+			}
 			return nil
 		}
 		select {
