@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"os"
 
@@ -94,19 +95,28 @@ var (
 	everything6 = cover{spanOf(netip.PrefixFrom(netip.IPv6Unspecified(), 0))}
 )
 
-// maxFilterPrefixes is how many are looked at, at each change, for the ranges of
-// a socket filter.
+// maxFilterPrefixes is how many are looked at one by one, at each change, for the
+// ranges of a socket filter.
 const maxFilterPrefixes = 500
+
+// filterCover is what a socket filter takes of divert, in all of its family: all of
+// it exactly, if that is not too much, else what holds it.
+func filterCover(divert *bart.Lite, all netip.Prefix, size int, ps iter.Seq[netip.Prefix]) cover {
+	if size <= maxFilterPrefixes {
+		if c := coverOf(ps); len(c) <= maxFilterSpans {
+			return c
+		}
+	}
+	return roughly(divert, all, maxFilterSpans)
+}
 
 // filter exchanges the reader's socket filter for one that lets pass what is in
 // divert; nil: all IP.
 func (w *Wire) filter(divert *bart.Lite) error {
 	v4, v6 := everything4, everything6
-	if divert != nil && divert.Size4() <= maxFilterPrefixes {
-		v4 = coverOf(divert.All4())
-	}
-	if divert != nil && divert.Size6() <= maxFilterPrefixes {
-		v6 = coverOf(divert.All6())
+	if divert != nil {
+		v4 = filterCover(divert, netip.PrefixFrom(netip.IPv4Unspecified(), 0), divert.Size4(), divert.All4())
+		v6 = filterCover(divert, netip.PrefixFrom(netip.IPv6Unspecified(), 0), divert.Size6(), divert.All6())
 	}
 	f, err := socketFilter(v4, v6, 1+len(w.more))
 	if err != nil {

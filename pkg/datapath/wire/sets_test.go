@@ -202,6 +202,55 @@ func TestSpans(t *testing.T) {
 	}
 }
 
+// TestRoughly: the ranges for a filter hold all prefixes, however many there are,
+// and not the rest of the world.
+func TestRoughly(t *testing.T) {
+	host := func(a, b, c, d int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(a), byte(b), byte(c), byte(d)}), 32)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	var near, far, mixed, six []netip.Prefix
+	for i := range 20000 {
+		near = append(near, host(172, 16, i>>8, i))
+		far = append(far, host(r.IntN(100), r.IntN(256), r.IntN(256), r.IntN(256)))
+		six = append(six, netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x16, byte(r.IntN(256)), 0, 0, 0, byte(i >> 8), byte(i)}), 64))
+	}
+	mixed = append(append(mixed, near...), netip.MustParsePrefix("10.0.0.0/8"), host(192, 0, 2, 1))
+	all4, all6 := netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")
+	for _, tt := range []struct {
+		name    string
+		all     netip.Prefix
+		ps      []netip.Prefix
+		outside []string
+	}{
+		{"one", all4, []netip.Prefix{host(10, 1, 2, 3)}, []string{"10.1.2.2", "10.1.2.4"}},
+		{"none", all4, nil, []string{"0.0.0.0", "10.1.2.4"}},
+		{"everything", all4, []netip.Prefix{all4}, nil},
+		{"near", all4, near, []string{"172.15.0.1", "172.17.0.0", "192.0.2.1", "10.0.0.1"}},
+		{"far", all4, far, []string{"192.0.2.1", "172.16.0.1"}},
+		{"mixed", all4, mixed, []string{"192.0.3.1", "9.255.255.255", "11.0.0.0", "172.17.0.0"}},
+		{"IPv6", all6, six, []string{"fd01::1", "2001:db8::1"}},
+	} {
+		c := roughly(table(tt.ps), tt.all, maxFilterSpans)
+		holds := func(a netip.Addr) bool {
+			return slices.ContainsFunc(c, func(s span) bool { return !a.Less(s.first) && !s.last.Less(a) })
+		}
+		for _, p := range tt.ps {
+			if s := spanOf(p); !slices.ContainsFunc(c, func(o span) bool { return !s.first.Less(o.first) && !o.last.Less(s.last) }) {
+				t.Fatalf("%s: %v is not in %v", tt.name, p, c)
+			}
+		}
+		for _, a := range tt.outside {
+			if holds(netip.MustParseAddr(a)) {
+				t.Errorf("%s: %v is in %v", tt.name, a, c)
+			}
+		}
+		if len(c) > maxFilterSpans {
+			t.Errorf("%s: %d ranges", tt.name, len(c))
+		}
+	}
+}
+
 func TestTableName(t *testing.T) {
 	for in, want := range map[string]string{"eth0": "missiu-eth0", "eth0.5": "missiu-eth0.5", "a_b": "missiu-a_5fb", "a{b": "missiu-a_7bb", "é": "missiu-_c3_a9"} {
 		if got := tableName(in); got != want {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/gaissmai/bart"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
@@ -36,6 +37,40 @@ func coverOf(ps iter.Seq[netip.Prefix]) cover {
 	}
 	slices.SortFunc(c, func(a, b span) int { return a.first.Compare(b.first) })
 	return join(c)
+}
+
+// roughBits is how much of an address socketFilter looks at.
+const roughBits = 32
+
+// roughly makes a cover of no more than most ranges that holds all prefixes of t
+// that are within p, and little else: p is cut in halves, and those that hold
+// something again, until they are too many. What it costs does not depend on how
+// many prefixes there are. With a hundred thousand policies the packets of peers,
+// whom none of them may concern, would else all be copied for us to look at.
+func roughly(t *bart.Lite, p netip.Prefix, most int) cover {
+	parts := []netip.Prefix{p}
+	for bits := p.Bits(); bits < roughBits; bits++ {
+		var next []netip.Prefix
+		for _, p := range parts {
+			if p.Bits() < bits || t.LookupPrefix(p) { // all of it is wanted
+				next = append(next, p)
+				continue
+			}
+			high := p.Addr().AsSlice()
+			high[bits/8] |= 0x80 >> (bits % 8)
+			a, _ := netip.AddrFromSlice(high)
+			for _, half := range []netip.Prefix{netip.PrefixFrom(p.Addr(), bits+1), netip.PrefixFrom(a, bits+1)} {
+				if t.OverlapsPrefix(half) {
+					next = append(next, half)
+				}
+			}
+		}
+		if len(next) > most {
+			break
+		}
+		parts = next
+	}
+	return coverOf(slices.Values(parts))
 }
 
 // join merges in place what overlaps or touches in a list in order of first.
@@ -104,7 +139,7 @@ func most(a, b netip.Addr) netip.Addr {
 	return a
 }
 
-// maxFilterSpans bounds the socket filter; beyond it the reader takes all IP.
+// maxFilterSpans bounds the socket filter; of more ranges the reader takes all IP.
 const maxFilterSpans = 200
 
 // socketFilter spares the reader most packets that are the stack's: it lets
