@@ -169,7 +169,7 @@ func serve(o *options, l *loader, conf *configuration, stderr io.Writer) error {
 			now, err := l.load()
 			if err != nil {
 				for line := range strings.Lines(err.Error()) {
-					log.Error(strings.TrimRight(line, "\n"))
+					log.Error(strings.TrimPrefix(strings.TrimRight(line, "\n"), "ike: "))
 				}
 				log.Error("configuration unchanged")
 				break

@@ -108,6 +108,9 @@ func (d *Daemon) ruleNamed(label string) (*pad.Rule, error) {
 		}
 		have = append(have, fmt.Sprintf("%q", r.Label))
 	}
+	if have == nil {
+		return nil, fmt.Errorf("no rule %q; there are none", label)
+	}
 	return nil, fmt.Errorf("no rule %q; there are %s", label, strings.Join(have, ", "))
 }
 

@@ -58,6 +58,9 @@ func (t Token) IsValue() bool { return t.Kind == Word || t.Kind == String }
 // one is a Bad token.
 const MaxToken = 4096
 
+// mark is what some editors put in front of a text in UTF-8. It counts for nothing.
+const mark = "\ufeff"
+
 // Syntax is what the languages differ in. In both, blanks separate tokens, "#"
 // starts a comment that the line ends, and strings stand in double quotes:
 // UTF-8 of one line, in which a backslash escapes a quote and a backslash and
@@ -118,6 +121,9 @@ func (l *Lexer) continuation() int {
 // Next returns the next token.
 func (l *Lexer) Next() Token {
 	t := Token{First: l.off == 0, Glued: l.off > 0}
+	if l.off == 0 && l.at(mark) {
+		l.off, l.lineStart = len(mark), len(mark)
+	}
 	for l.off < len(l.src) {
 		c := l.src[l.off]
 		switch {

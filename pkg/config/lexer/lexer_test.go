@@ -41,6 +41,8 @@ func TestTokens(t *testing.T) {
 		{"backslash is text", `a\b \`, `1:1w"a\\b" 1:5w"\\"`, testSyntax},
 		{"long word", strings.Repeat("x", MaxToken+1), `1:1!"word of more than 4096 octets"`, testSyntax},
 		{"long string", `"` + strings.Repeat("x", MaxToken+1) + `"`, `1:1!"string of more than 4096 octets"`, testSyntax},
+		{"byte order mark", "\ufeffa b\n\ufeffc", `1:1w"a" 1:3w"b" 2:1w"` + "\\ufeff" + `c"`, testSyntax},
+		{"byte order mark alone", "\ufeff", "", testSyntax},
 		{"columns are octets", "é x", `1:1w"é" 1:4w"x"`, testSyntax},
 	} {
 		if got := dump(tt.src, tt.s); got != tt.want {

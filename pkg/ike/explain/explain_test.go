@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
@@ -300,6 +301,10 @@ func TestNotForUs(t *testing.T) {
 	var b strings.Builder
 	if err := Capture(&b, bytes.NewReader(pcapOf(binary.LittleEndian, linkRaw, version(0x10, 2))), gate); !errors.Is(err, ErrNothing) {
 		t.Errorf("IKEv1 alone: %v", err)
+	}
+	broken := errors.New("is a directory")
+	if err := Capture(&b, iotest.ErrReader(broken), gate); !errors.Is(err, broken) {
+		t.Errorf("what cannot be read: %v", err)
 	}
 	err := Capture(&b, bytes.NewReader(pcapOf(binary.LittleEndian, 127, packet(theirs, ours, req))), gate)
 	if !errors.Is(err, ErrNothing) || !strings.Contains(err.Error(), "link types that are not known here: [127]") {

@@ -41,8 +41,13 @@ var errFormat = errors.New("neither pcap nor pcapng")
 func frames(r io.Reader, f func(n int, link uint32, data []byte) error) error {
 	b := bufio.NewReader(r)
 	magic, err := b.Peek(4)
-	if err != nil {
+	switch {
+	case err == io.EOF && len(magic) == 0:
+		return errors.New("empty")
+	case err == io.EOF:
 		return errFormat
+	case err != nil: // such as of a directory
+		return err
 	}
 	switch le, be := binary.LittleEndian.Uint32(magic), binary.BigEndian.Uint32(magic); {
 	case le == 0xa1b2c3d4 || le == 0xa1b23c4d:

@@ -174,6 +174,9 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 			attrs = append(attrs, slog.String("asked_for", id.String()))
 		}
 		s.log(levelWarn, "refused by the peer", attrs...)
+		if s.another(i, t, err) {
+			return
+		}
 		t.cancel(s, err)
 		s.fail(err, false)
 		return
@@ -188,6 +191,9 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 		// (RFC 7296, 2.21.2).
 		le := &LocalError{ikev2.IKE_AUTH, ikev2.AUTHENTICATION_FAILED, err}
 		s.farewell(i, notify(ikev2.AUTHENTICATION_FAILED))
+		if s.another(i, t, le) {
+			return
+		}
 		t.cancel(s, le)
 		s.fail(le, false)
 		return

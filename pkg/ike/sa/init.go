@@ -37,9 +37,8 @@ import (
 //	                     if each of refusedTries has it, or at the end of all
 //	                     retransmissions
 //
-// A whole answer, with a key exchange of its own, is believed until AUTH: an attempt
-// that somebody answers so before the responder fails. RFC 7296, 2.4 would allow
-// going on with each answer beside the others.
+// A whole answer, with a key exchange of its own, is believed until AUTH; further ones
+// are kept for when it comes to nothing (RFC 7296, 2.4; see another).
 
 // handshake is what the first two exchanges need and nothing after them.
 type handshake struct {
@@ -60,6 +59,8 @@ type handshake struct {
 	intI, intR, got []byte
 	added           int
 	plain           *keymat.IKEKeys // SK_d, SK_pi, SK_pr without PPK, while the peer may do without
+	at              path            // of IKE_SA_INIT
+	others          []Datagram      // further answers to it
 	announced
 }
 
@@ -122,6 +123,13 @@ func (h *handshake) by(ke alg.KE) (initRequest, bool) {
 		}
 	}
 	return initRequest{}, false
+}
+
+// choose has the request with a method be the one that was answered.
+func (h *handshake) choose(ke alg.KE) {
+	if n := slices.IndexFunc(h.before, func(r initRequest) bool { return r.key.KE() == ke }); n >= 0 {
+		h.initRequest, h.before[n] = h.before[n], h.initRequest
+	}
 }
 
 // hasten has the wait of i's request end after a moment.
@@ -285,13 +293,13 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 		return err
 	}
 	defer shared.Wipe()
-	h.announced = said
+	h.announced, h.at = said, s.path()
 	i.remote, i.suite, h.nr, h.response = spi, suite, ikev2.Find[*ikev2.Nonce](ps).Data, data
 	if err := s.deriveFirst(i, shared); err != nil {
 		i.remote = 0
 		return err
 	}
-	h.request = req.request
+	h.choose(suite.KE)
 	i.req, i.active = nil, nil
 	s.emit(NewIKESA{Local: i.local, Remote: i.remote, Initiator: true})
 	s.ppk = ppk

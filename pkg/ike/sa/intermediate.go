@@ -63,12 +63,15 @@ func (s *SA) nextIntermediate(i *ikeSA, n int) {
 
 func (t *intermediate) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 	defer t.key.Wipe()
-	fail := func(err error) {
-		s.fail(&LocalError{Exchange: ikev2.IKE_INTERMEDIATE, Err: err}, false)
+	end := func(err error) {
+		if !s.another(i, t, err) {
+			s.fail(err, false)
+		}
 	}
+	fail := func(err error) { end(&LocalError{Exchange: ikev2.IKE_INTERMEDIATE, Err: err}) }
 	ke := ikev2.Find[*ikev2.KE](ps)
 	if ke == nil {
-		s.fail(&PeerError{ikev2.IKE_INTERMEDIATE, refusal(ps).Type}, false)
+		end(&PeerError{ikev2.IKE_INTERMEDIATE, refusal(ps).Type})
 		return
 	}
 	if alg.KE(ke.Method) != t.key.KE() {

@@ -73,6 +73,9 @@ func (s *SA) retransmit(i *ikeSA) {
 	if i.state == StateInitSent && s.initDue(i) {
 		return
 	}
+	if r.sent >= answerTries && i.active != nil && s.another(i, i.active, ErrTimeout) {
+		return
+	}
 	if r.sent <= s.rule.Retransmit.Limit {
 		if r.sent >= smallAfter && r.m != nil && !s.small {
 			s.small = true
@@ -162,7 +165,9 @@ func (s *SA) receive(d Datagram) {
 	}
 	i := s.find(h)
 	if i == nil {
-		s.counters.Unexpected++
+		if !s.keepAnswer(d, h) {
+			s.counters.Unexpected++
+		}
 		return
 	}
 	if h.IsResponse() {

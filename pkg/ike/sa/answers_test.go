@@ -1,0 +1,160 @@
+package sa
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
+)
+
+// answered starts a, and returns it with the true answer to its IKE_SA_INIT, which
+// has not arrived, and a maker of good ones by somebody else, who has no keys.
+func answered(t *testing.T, hybrid bool) (l *lab, true1 Datagram, forge func(n int) Datagram) {
+	l = newLab(t)
+	if !hybrid {
+		l.plain()
+	}
+	l.initRequest()
+	l.let()
+	l.stop = func(packet) bool { return true }
+	l.run()
+	if len(l.kept) != 1 {
+		t.Fatalf("%d answers", len(l.kept))
+	}
+	true1 = Datagram{addrA, addrB, l.kept[0].data}
+	forge = func(n int) Datagram {
+		m, err := ikev2.Parse(slices.Clone(true1.Data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.ResponderSPI ^= SPI(n) << 8
+		ke := ikev2.Find[*ikev2.KE](m.Payloads)
+		ke.Data = slices.Clone(ke.Data)
+		ke.Data[0] ^= byte(n) // a good public value all the same
+		return Datagram{addrA, addrB, encode(t, m)}
+	}
+	l.stop, l.kept = nil, nil
+	return l, true1, forge
+}
+
+func (l *lab) hears(d Datagram) { l.a.do(l.a.sa.Receive(l.now, d)) }
+
+// RFC 7296, 2.4: answers to IKE_SA_INIT that come before the true one, and look as
+// good, keep nobody from it.
+func TestSeveralInitAnswers(t *testing.T) {
+	for _, hybrid := range []bool{false, true} {
+		for name, order := range map[string]func(l *lab, true1 Datagram, forge func(int) Datagram){
+			"true one second": func(l *lab, true1 Datagram, forge func(int) Datagram) {
+				l.hears(forge(1))
+				l.hears(true1)
+			},
+			"true one later": func(l *lab, true1 Datagram, forge func(int) Datagram) {
+				l.hears(forge(1))
+				l.step(l.now.Add(2 * time.Second))
+				l.hears(true1)
+			},
+			"true one last": func(l *lab, true1 Datagram, forge func(int) Datagram) {
+				for n := range maxAnswers {
+					l.hears(forge(n + 1))
+					l.hears(forge(n + 1))
+				}
+				l.hears(true1)
+			},
+			"true one first": func(l *lab, true1 Datagram, forge func(int) Datagram) {
+				l.hears(true1)
+				for n := range 3 * maxAnswers {
+					l.hears(forge(n + 1))
+				}
+			},
+			"one of no use between": func(l *lab, true1 Datagram, forge func(int) Datagram) {
+				l.hears(forge(1))
+				m, err := ikev2.Parse(slices.Clone(true1.Data))
+				if err != nil {
+					l.t.Fatal(err)
+				}
+				m.ResponderSPI ^= 77
+				ikev2.Find[*ikev2.KE](m.Payloads).Data = make([]byte, 32)
+				l.hears(Datagram{addrA, addrB, encode(l.t, m)})
+				l.hears(true1)
+			},
+		} {
+			t.Run(fmt.Sprintf("%s/hybrid %v", name, hybrid), func(t *testing.T) {
+				l, true1, forge := answered(t, hybrid)
+				l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+				order(l, true1, forge)
+				if n := len(l.a.sa.cur.hs.others); n > maxAnswers {
+					t.Errorf("%d answers are kept", n)
+				}
+				l.settle()
+				l.want(2)
+				if f := told[ChildFailed](l.a); len(f) != 0 || len(l.a.larval) != 0 {
+					t.Errorf("failed %v, left %v", f, l.a.larval)
+				}
+			})
+		}
+	}
+}
+
+// Whoever answers first, and goes on by his own keys to the end, cannot prove who he
+// is; then it is the other's turn at once. If there is none, that is the end.
+func TestInitAnswerWithoutProof(t *testing.T) {
+	for _, with := range []bool{true, false} {
+		for _, says := range []string{"wrong AUTH", "AUTHENTICATION_FAILED"} {
+			l, true1, _ := answered(t, false)
+			start := l.now
+			c := l.node("c", addrB, addrA, 3)
+			c.policies = l.b.policies
+			*c.rule = *l.b.rule
+			key := "a guess"
+			c.rule.PSK = pad.Keys{Local: ipsec.NewKey([]byte(key)), Remote: l.b.rule.PSK.Remote}
+			if says == "AUTHENTICATION_FAILED" {
+				c.rule.PSK.Remote = c.rule.PSK.Local
+			}
+			c.sa = NewResponder(c.cfg, []*pad.Rule{c.rule})
+			said := func(data []byte) {
+				l.stop, l.kept = func(packet) bool { return true }, nil
+				c.do(c.sa.Receive(l.now, Datagram{addrB, addrA, slices.Clone(data)}))
+				c.giveSPIs()
+				ps := l.kept
+				l.kept = nil
+				for i, p := range ps {
+					if i == 0 && with && c.sa.cur.state == StateHalfOpen {
+						defer l.hears(true1)
+					}
+					l.hears(Datagram{addrA, addrB, p.data})
+				}
+			}
+			var request []byte
+			for _, p := range l.all {
+				if p.from == l.a {
+					request = p.data
+					break
+				}
+			}
+			said(request)
+			l.a.giveSPIs()
+			if len(l.kept) != 1 {
+				t.Fatalf("%s: %d requests of IKE_AUTH", says, len(l.kept))
+			}
+			said(l.kept[0].data)
+			l.let()
+			l.settle()
+			if with {
+				l.want(1)
+				if l.now.Sub(start) > time.Second {
+					t.Errorf("%s: after %v", says, l.now.Sub(start))
+				}
+				continue
+			}
+			f := told[Failed](l.a)
+			if len(f) != 1 || len(told[ChildFailed](l.a)) != 1 || len(l.a.larval) != 0 || errors.Is(f[0].Err, ErrTimeout) {
+				t.Errorf("%s, and nobody else: %v, left %v", says, f, l.a.larval)
+			}
+		}
+	}
+}
