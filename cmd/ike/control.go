@@ -192,25 +192,45 @@ func status(args []string, stdout, stderr io.Writer) int {
 // operate carries out up, down and rekey.
 func operate(args []string, stdout, stderr io.Writer) int {
 	r := newRemote(args, "[options] RULE", stdout, stderr)
-	wait := r.fs.Duration("timeout", operateWait, "wait so long for the result")
+	wait := timeout(operateWait)
+	r.fs.Var(&wait, "timeout", "wait so long for the result, in seconds or with a unit s, m, h or d")
 	if exit, done := r.parse(args, 1); done {
 		return exit
 	}
-	if *wait <= 0 {
-		fmt.Fprintf(stderr, "ike %s: --timeout %v: want a time above 0\n", args[0], *wait)
-		return exitUsage
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), *wait)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(wait))
 	defer cancel()
 	err := r.do(ctx, args[0], r.fs.Arg(0))
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("no result within %v; ike goes on", *wait)
+		err = fmt.Errorf("no result within %v; ike goes on", time.Duration(wait))
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "ike %s: %v\n", args[0], err)
 		return exitFailed
 	}
 	return exitOK
+}
+
+// timeout is a time of the command line, above 0.
+type timeout time.Duration
+
+func (t *timeout) String() string { return time.Duration(*t).String() }
+
+// Type is what the help calls it.
+func (t *timeout) Type() string { return "TIME" }
+
+// Set reads it as all other times are written, and as Go writes them.
+func (t *timeout) Set(s string) error {
+	d, err := duration(s, time.Second)
+	if err != nil {
+		if g, gerr := time.ParseDuration(s); gerr == nil {
+			d, err = g, nil
+		}
+	}
+	if err == nil && d <= 0 {
+		err = errors.New("want a time above 0")
+	}
+	*t = timeout(d)
+	return err
 }
 
 // do finds the one daemon that has the rule.

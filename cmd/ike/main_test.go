@@ -246,3 +246,16 @@ func TestDuration(t *testing.T) {
 		}
 	}
 }
+
+// Of --timeout a number is seconds, as of every other time.
+func TestTimeout(t *testing.T) {
+	for in, want := range map[string]time.Duration{
+		"90": 90 * time.Second, "90s": 90 * time.Second, "2m": 2 * time.Minute, "1d": 24 * time.Hour, "1m30s": 90 * time.Second, "500ms": 500 * time.Millisecond,
+		"0": 0, "-5s": 0, "x": 0, "": 0, "5w": 0,
+	} {
+		var d timeout
+		if err := d.Set(in); (err == nil) != (want > 0) || err == nil && time.Duration(d) != want {
+			t.Errorf("%q: got %v, %v; want %v", in, time.Duration(d), err, want)
+		}
+	}
+}
