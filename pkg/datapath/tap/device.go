@@ -326,21 +326,11 @@ func (q *queue) read(fs []Frame) (int, error) {
 	return 0, nil
 }
 
-// take is ReadBatch without waiting: 0 and nil if there is nothing.
+// take is read, for a Set.
 func (q *queue) take(fs []Frame) (int, error) {
 	q.rmu.Lock()
 	defer q.rmu.Unlock()
-	r := &q.r
-	r.fs, r.n, r.size, r.err = fs, 0, 0, nil
-	err := q.raw.Control(r.fn)
-	r.fs = nil
-	switch {
-	case r.n > 0:
-		return r.n, nil // an error will come again
-	case err != nil:
-		return 0, q.d.failed(err)
-	}
-	return 0, q.d.fault(r.err)
+	return q.read(fs)
 }
 
 // readLoop reads frames until there are none. The calls do not block, so the

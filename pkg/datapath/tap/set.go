@@ -232,32 +232,60 @@ func (s *Set) ReadBatch(fs []Frame) (int, error) { return s.queues[0].ReadBatch(
 // WriteBatch implements Device.
 func (s *Set) WriteBatch(fs []Frame) (int, error) { return s.queues[0].WriteBatch(fs) }
 
+// TryBatch, Await and Join are those of the first queue; see the device's.
+func (s *Set) TryBatch(fs []Frame) (int, error) { return s.queues[0].TryBatch(fs) }
+
+// Await implements what TryBatch needs.
+func (s *Set) Await() error { return s.queues[0].Await() }
+
+// Join does nothing, as in mode linger.Poll: a Set's reader waits for itself.
+func (s *Set) Join(g *linger.Group, serve func() bool) error { return s.queues[0].Join(g, serve) }
+
 // ReadBatch implements Queue. A batch is of one device; they take turns.
 func (q *setQueue) ReadBatch(fs []Frame) (int, error) {
 	if len(fs) == 0 {
 		return 0, nil
 	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
 	for {
-		all := q.s.members.Load().all
-		for range all {
-			q.next++
-			d := all[q.next%len(all)]
-			n, err := d.queues[q.k].take(fs)
-			switch {
-			case n > 0:
-				q.wait.Got()
-				return n, nil
-			case err != nil && !q.s.dropped(d):
-				return 0, err
-			}
+		if n, err := q.TryBatch(fs); n > 0 || err != nil {
+			return n, err
 		}
-		if err := q.wait.Block(); err != nil {
-			return 0, q.s.failed(err)
+		if err := q.Await(); err != nil {
+			return 0, err
 		}
 	}
 }
+
+// TryBatch is ReadBatch without waiting; 0 and nil if there is nothing.
+func (q *setQueue) TryBatch(fs []Frame) (int, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	all := q.s.members.Load().all
+	for range all {
+		q.next++
+		d := all[q.next%len(all)]
+		n, err := d.queues[q.k].take(fs)
+		switch {
+		case n > 0:
+			q.wait.Got()
+			return n, nil
+		case err != nil && !q.s.dropped(d):
+			return 0, err
+		}
+	}
+	return 0, nil
+}
+
+// Await returns when TryBatch is worth a call.
+func (q *setQueue) Await() error {
+	if err := q.wait.Block(); err != nil {
+		return q.s.failed(err)
+	}
+	return nil
+}
+
+// Join does nothing; see Set's.
+func (q *setQueue) Join(*linger.Group, func() bool) error { return nil }
 
 // dropped: d is no member any more, so that what goes wrong with it is nobody's loss.
 func (s *Set) dropped(d *device) bool { return d.done.Load() && !s.closed.Load() }
@@ -363,10 +391,7 @@ func (s *Set) Close() error {
 		errs = append(errs, d.Close())
 	}
 	for _, q := range s.queues {
-		errs = append(errs, q.wait.Close())
-		q.mu.Lock() // the reader has left
-		errs = append(errs, unix.Close(q.any))
-		q.mu.Unlock()
+		errs = append(errs, q.wait.Close(), unix.Close(q.any))
 	}
 	return errors.Join(errs...)
 }

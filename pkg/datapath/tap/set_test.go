@@ -94,8 +94,15 @@ func TestSet(t *testing.T) {
 			for _, q := range s.Queues() {
 				go func() {
 					fs := frames(4, 64)
+					r := q.(interface { // as the engine reads
+						TryBatch([]Frame) (int, error)
+						Await() error
+					})
 					for {
-						n, err := q.ReadBatch(fs)
+						n, err := r.TryBatch(fs)
+						if n == 0 && err == nil {
+							err = r.Await()
+						}
 						if err != nil {
 							done <- err
 							return
@@ -238,6 +245,9 @@ func TestSetDeleted(t *testing.T) {
 	s := openSet(t, Options{})
 	name := addMembers(t, s, "10.9.0.1/32")[0]
 	sh(t, "ip link del "+name)
+	if err := s.Join(nil, nil); err != nil {
+		t.Error(err)
+	}
 	stop := time.AfterFunc(time.Minute, func() { s.Close() })
 	defer stop.Stop()
 	fs := frames(4, 64)
