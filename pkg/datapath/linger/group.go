@@ -13,7 +13,14 @@ import (
 
 // hurry is after how many reads in quick succession a reader of a Group goes by
 // itself. A pair of packets now and then is not worth waking its goroutine for.
-const hurry = 3
+//
+// calm is after how many that each came after a silence it comes back. In the midst
+// of bulk there are silences too, and to come and go each time, which wakes
+// goroutines, made packets of 64 octets a fifth dearer.
+const (
+	hurry = 3
+	calm  = 8
+)
 
 // Group is readers of which one, the leader, waits for the descriptors of all while
 // they are idle, and serves them. The kernel's answer to a packet, which lies in
@@ -23,7 +30,7 @@ const hurry = 3
 //
 //	idle reader     armed in the group's epoll(7); it leads, or its goroutine is
 //	                parked and the leader calls its serve
-//	busy reader     not in the epoll; waits as one without a group does
+//	other reader    not in the epoll; waits as one without a group does
 //
 // The leader blocks its thread for Quick at most, then it waits on the netpoller.
 // A reader that becomes busy leaves; the leader hands over to another then.
@@ -45,6 +52,7 @@ type membership struct {
 	waits  atomic.Bool // in the group: its descriptors are in the epoll
 	parked bool        // and the leader serves it
 	rush   int         // reads in quick succession since it waits there
+	lone   int         // reads after a silence in a row
 	wake   chan struct{}
 	led    func(uintptr) bool
 }
@@ -70,6 +78,7 @@ func (w *Wait) Join(g *Group, serve func() bool) error {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	w.group, w.number, w.serve, w.wake = g, len(g.members), serve, make(chan struct{}, 1)
+	w.lone = calm
 	w.led = func(ep uintptr) bool { return w.parkFor(ep, g.ep) }
 	g.members = append(g.members, w)
 	g.open++

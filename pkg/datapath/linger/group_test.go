@@ -21,6 +21,7 @@ type member struct {
 	own    atomic.Int64 // octets that its goroutine read
 	served atomic.Int64 // that the leader read for it
 	sum    int          // both; whoever reads changes it
+	asking atomic.Int64 // how often it began to wait
 	refuse atomic.Bool  // serve fails
 	end    chan error   // what ended its goroutine
 }
@@ -66,7 +67,14 @@ func groupOf(t *testing.T, n int) (ms []*member, clock *atomic.Int64) {
 	for range n {
 		m := &member{g: g, end: make(chan error, 1)}
 		m.Wait, m.r, m.wr = pipe(t, Adaptive)
-		m.now, m.sleep = clock.Load, func() {}
+		m.sleep = func() {}
+		m.now = func() int64 {
+			now := clock.Load()
+			if m.asked == 0 {
+				m.asking.Add(1)
+			}
+			return now
+		}
 		if err := m.Join(g, func() bool {
 			if m.refuse.Load() {
 				return false
@@ -113,6 +121,24 @@ func (m *member) counts(t *testing.T, own, served int64) {
 	}
 }
 
+// returns brings m back to the group, by octets after silences that its goroutine
+// reads; it returns how many that has read then.
+func (m *member) returns(t *testing.T, clock *atomic.Int64) (own int64) {
+	t.Helper()
+	own, served := m.own.Load(), m.served.Load()
+	for range calm {
+		until(t, "the reader waits", func() bool { return m.asking.Load() == own+served+1 })
+		if m.waits.Load() {
+			t.Fatal("the reader is back too early")
+		}
+		clock.Add(second)
+		m.write()
+		own++
+		m.counts(t, own, served)
+	}
+	return own
+}
+
 const second = int64(time.Second)
 
 // The leader reads for all, and its goroutine is the only one that runs.
@@ -143,15 +169,13 @@ func TestGroupBusy(t *testing.T) {
 	until(t, "the reader has left", func() bool { return !m.waits.Load() })
 	m.write()
 	m.counts(t, 1, hurry)
-	clock.Add(second)
-	m.write() // alone, for the goroutine that waits by itself
-	m.counts(t, 2, hurry)
+	own := m.returns(t, clock)
 	m.settle(t, ms[0])
 	m.write() // soon, but only once
-	m.counts(t, 2, hurry+1)
+	m.counts(t, own, hurry+1)
 	clock.Add(second)
 	m.write()
-	m.counts(t, 2, hurry+2)
+	m.counts(t, own, hurry+2)
 	m.settle(t, ms[0])
 }
 
@@ -168,12 +192,11 @@ func TestGroupLeaderBusy(t *testing.T) {
 	clock.Add(second)
 	ms[2].write()
 	ms[2].counts(t, 0, 1)
-	ms[0].write()
-	ms[0].counts(t, hurry+1, 0)
+	own := ms[0].returns(t, clock)
 	ms[0].settle(t, ms[1])
 	clock.Add(second)
 	ms[0].write()
-	ms[0].counts(t, hurry+1, 1)
+	ms[0].counts(t, own, 1)
 }
 
 // After Quick the leader waits on the netpoller, for all.

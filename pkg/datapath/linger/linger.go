@@ -142,7 +142,10 @@ func Open(fd int, name string) (*os.File, error) {
 func (w *Wait) Got() (alone bool) {
 	alone = w.got()
 	switch {
+	case !w.waits.Load() && alone:
+		w.lone++
 	case !w.waits.Load():
+		w.lone = 0
 	case alone:
 		w.rush = 0
 	case w.rush+1 < hurry:
@@ -150,6 +153,7 @@ func (w *Wait) Got() (alone bool) {
 		w.busy = false
 	default:
 		w.group.leave(w)
+		w.lone = 0
 	}
 	return alone
 }
@@ -202,7 +206,7 @@ func (w *Wait) Block() error {
 			return nil
 		}
 		w.paid = 0
-		if !w.busy && w.group != nil {
+		if !w.busy && w.group != nil && w.lone >= calm {
 			return w.blockGroup()
 		}
 		if !w.busy && !w.polled && w.pollQuick() {
