@@ -34,6 +34,15 @@ const (
 //
 // The leader blocks its thread for Quick at most, then it waits on the netpoller.
 // A reader that becomes busy leaves; the leader hands over to another then.
+//
+// Measured by test/bench, ping every 5 ms, ESP in UDP, both gateways and both ends on
+// two processors, eight rounds in turn with readers that wait for themselves and with
+// OpenVPN, medians: p50 368, 453 and 301 us, p99 1215, 1367 and 1001 us. By perf a ping
+// costs the wake-ups that it costs OpenVPN, three; what is left is our own code, which
+// is cold after 5 ms: 134 us between system calls of both gateways together, traced,
+// and OpenVPN's 50. A leader that spins for 250 us when an answer is likely gained
+// nothing that could be told from noise.
+//
 // State that serve uses belongs to the leader while the reader is parked, else to the
 // reader's goroutine. The zero Group has no members; it ends with the last of them.
 type Group struct {
