@@ -54,8 +54,7 @@ type udpSocket struct {
 	recv   func(uintptr)
 	since  time.Time // since when there has always been more than one batch; zero: there has not
 	stood  time.Time // when that was standing last
-	came   int       // octets, since then or since last looked at
-	size   int       // of the buffer, therefore; 0: it is large
+	small  bool      // and the buffer, therefore
 	send   func(uintptr)
 	// segment: the kernel cuts trains into datagrams, from time after.
 	segment bool
@@ -68,13 +67,10 @@ const udpShare = 8
 // A large buffer is for bursts. Once it was not empty for standing it has become a
 // queue in which everybody waits, and it shrinks until it has been empty now and
 // then for recovery: what the kernel drops meanwhile would have come late. The
-// kernel doubles these octets and counts its own overhead. Of what comes in small
-// packets, or is served slowly, standingBuffer would be too much: it holds what came
-// in half of standing at most.
+// kernel doubles these octets and counts its own overhead.
 const (
 	burstBuffer    = 4 << 20
 	standingBuffer = 1 << 20
-	leastBuffer    = 1 << 16
 	standing       = 20 * time.Millisecond
 	// recovery is how long it stays so, or the queue would be long again at once
 	// while there is too much.
@@ -380,11 +376,7 @@ func (u *UDP) receive(fd uintptr, s *udpSocket) {
 	}
 	from := u.n
 	n, errno := u.m.recv(fd, from, len(u.ds))
-	octets := 0
-	for i := from; i < from+n; i++ {
-		octets += int(u.m.hdrs[i].n)
-	}
-	s.stands(int(fd), errno == 0 && from+n == len(u.ds), octets)
+	s.stands(int(fd), errno == 0 && from+n == len(u.ds))
 	if errno != 0 {
 		// ICMP errors about what we sent come here; the next call goes on.
 		return
@@ -406,30 +398,21 @@ func (u *UDP) receive(fd uintptr, s *udpSocket) {
 	u.messages.Add(uint64(n))
 }
 
-// stands notes whether more is waiting behind a batch of n octets, and shrinks or
-// restores the buffer.
-func (s *udpSocket) stands(fd int, more bool, n int) {
-	if !more {
+// stands notes whether more is waiting, and shrinks or restores the buffer.
+func (s *udpSocket) stands(fd int, more bool) {
+	switch {
+	case !more:
 		s.since = time.Time{}
-		if s.size != 0 && time.Since(s.stood) > recovery && receiveBufferOf(fd, burstBuffer) == nil {
-			s.size = 0
+		if s.small && time.Since(s.stood) > recovery {
+			s.small = receiveBufferOf(fd, burstBuffer) != nil
 		}
-		return
-	}
-	now := time.Now()
-	if s.since.IsZero() {
-		s.since, s.came = now, 0
-	}
-	s.came += n
-	took := now.Sub(s.since)
-	if took <= standing {
-		return
-	}
-	size := int(float64(s.came) * float64(standing/2) / float64(took))
-	size = min(max(size, leastBuffer), standingBuffer)
-	s.since, s.came, s.stood = now, 0, now
-	if (s.size == 0 || size < s.size*3/4 || size > s.size*4/3) && receiveBufferOf(fd, size) == nil {
-		s.size = size
+	case s.since.IsZero():
+		s.since = time.Now()
+	case time.Since(s.since) > standing:
+		s.stood = time.Now()
+		if !s.small {
+			s.small = receiveBufferOf(fd, standingBuffer) == nil
+		}
 	}
 }
 
