@@ -87,7 +87,8 @@
 //	                       socket were dropped here
 //	X_ADDRADD 229  <base, address(S)>  gives the engine's device, the TAP or TUN,
 //	                       an address, as a peer has assigned one (RFC 7296,
-//	                       2.19); one that it has is no error
+//	                       2.19); one that it has is no error. It may get a TUN
+//	                       of its own (missiu --vips own)
 //	X_ADDRDELETE 230  <base, address(S)>  takes it away; ENOENT
 //
 // Extensions, offsets from their start; what is not named is zero:
