@@ -153,7 +153,7 @@ func TestOpenIKEDCertificates(t *testing.T) {
 				lab.Until(t, 30*time.Second, "SAs", func() (bool, string) { return len(a.Mature()) >= 2, a.IKE.Output() + iked.Output() })
 			}
 			// It installs its SAs after ours are there.
-			lab.Until(t, 20*time.Second, "the first answer", func() (bool, string) { return a.Ping(1, "10.2.0.1") == 1, a.IKE.Output() + iked.Output() })
+			lab.Until(t, 20*time.Second, "the first answer", func() (bool, string) { return a.Ping(1, "-W", "2", "10.2.0.1") == 1, a.IKE.Output() + iked.Output() })
 			if got := a.Ping(5, "10.2.0.1"); got != 5 {
 				t.Errorf("ping: %d of 5\n%s", got, iked.Output())
 			}
