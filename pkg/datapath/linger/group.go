@@ -15,8 +15,8 @@ import (
 // itself. A pair of packets now and then is not worth waking its goroutine for.
 //
 // calm is after how many that each came after a silence it comes back. In the midst
-// of bulk there are silences too, and to come and go each time, which wakes
-// goroutines, made packets of 64 octets a fifth dearer.
+// of bulk there are silences too, and to come and go each time would wake a
+// goroutine each time.
 const (
 	hurry = 3
 	calm  = 8

@@ -42,8 +42,9 @@ const (
 	Pause = 30 * time.Microsecond
 	// LongPause takes its place in a stream: when steady of them in a row were not in
 	// vain, and until one is. Of 120,000 packets of 1400 octets a second each cost both
-	// gateways 5.6 us of CPU with pauses of 100 us, 6.2 with 60 and 6.6 with 30; how many
-	// pass at most, and TCP, did not differ beyond the noise.
+	// gateways 5.6 us of CPU with pauses of 100 us, 6.2 with 60 and 6.6 with 30. How many
+	// pass with at most 1 % lost, and TCP, did not differ beyond the noise; of a flood
+	// fewer passed, 164,000 a second against 202,000.
 	LongPause = 100 * time.Microsecond
 	steady    = 16
 	// Busy is the longest wait for a packet that still belongs to a busy period.
