@@ -32,6 +32,8 @@ const (
 	// settle is how long the policies rest before they are saved: files of many
 	// entries and strangers' daemons change them one by one.
 	settle = 50 * time.Millisecond
+	// retry is after how long it is tried again to save them.
+	retry = time.Second
 	// manyChanges make the tape new rather than longer.
 	manyChanges = 1000
 	// tapeGrowth is by how many octets a tape may become longer than twice what
@@ -85,12 +87,14 @@ func (r *recorder) take() ([]spd.Change, bool) {
 	return l, true
 }
 
-// all returns all policies. For the goroutine of the key engine.
+// all returns all policies, in an order that gives them their places among equals
+// when they are added again, and keeps them when a priority changes later. For the
+// goroutine of the key engine.
 func (r *recorder) all() []*ipsec.Policy {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.pending, r.anew = nil, false
-	return r.keys.Rules()
+	return r.keys.RulesByAge()
 }
 
 // restore puts the policies of a killed predecessor in force again, if there are
@@ -179,6 +183,7 @@ func (r *recorder) save(ctx context.Context, do func(func()), log *zap.Logger) {
 		if err != nil {
 			log.Error("policies not saved: after a crash they would be missing", zap.Error(err))
 			r.close() // what is in it is unknown
+			time.AfterFunc(retry, func() { r.note(nil) })
 		}
 	}
 }

@@ -165,6 +165,24 @@ func TestRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// What came later goes behind its equals, though it had a better priority when the
+	// tape was made new.
+	b := ipsec.Policy{Dir: ipsec.Out, Priority: 20, Action: ipsec.Discard, Sel: ipsec.Selector{Src: pfx("0.0.0.0/0"), Dst: pfx("10.9.0.0/16")}}
+	c := b
+	c.Action, c.Priority, c.Sel.Dst = ipsec.Bypass, 10, pfx("10.9.9.0/24")
+	x.add(t, &b, &c)
+	if err := x.r.renew(x.r.all()); err != nil {
+		t.Fatal(err)
+	}
+	c.Priority = 20
+	x.add(t, &c)
+	if x.save(t) {
+		t.Error("a changed priority makes a new tape")
+	}
+	if got := restored(t); !reflect.DeepEqual(got, x.rules()) {
+		t.Errorf("got %+v\nwant %+v", got, x.rules())
+	}
+
 	// Many changes, and many small ones.
 	x.Begin(1)
 	many := func(i int) *ipsec.Policy {

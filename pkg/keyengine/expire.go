@@ -157,6 +157,9 @@ func (e *Engine) NewMapping(sa *sad.SA, peer netip.AddrPort) {
 			return
 		}
 		p := &r.sa.P
+		if p.Encap == nil { // it was moved meanwhile
+			return
+		}
 		e.srv.NewMapping(keysock.NewMapping{
 			SAID: p.SAID, Seq: r.seq, Mode: p.Mode, ReqID: p.ReqID,
 			Old: netip.AddrPortFrom(p.Src, p.Encap.SPort), New: peer,

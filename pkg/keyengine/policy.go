@@ -85,10 +85,15 @@ func (e *Engine) Policies(conn uint64) []*keysock.PolicyInfo {
 
 // Rules are the policies in force, by direction, then in order. They are not to
 // be changed.
-func (e *Engine) Rules() []*ipsec.Policy {
-	all := e.o.SPD.Edit().All()
-	l := make([]*ipsec.Policy, len(all))
-	for i, n := range all {
+func (e *Engine) Rules() []*ipsec.Policy { return rules(e.o.SPD.Edit().All()) }
+
+// RulesByAge are the policies in force in the order in which they were added. They
+// are not to be changed.
+func (e *Engine) RulesByAge() []*ipsec.Policy { return rules(e.o.SPD.Edit().ByAge()) }
+
+func rules(es []*spd.Entry) []*ipsec.Policy {
+	l := make([]*ipsec.Policy, len(es))
+	for i, n := range es {
 		l[i] = &n.P
 	}
 	return l

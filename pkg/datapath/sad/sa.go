@@ -136,14 +136,13 @@ func New(p *ipsec.SAParams, now time.Time) (*SA, error) {
 func NewLarval(p *ipsec.SAParams, now time.Time) *SA { return newSA(p, Larval, now) }
 
 func newSA(p *ipsec.SAParams, st State, now time.Time) *SA {
-	// In one piece: there may be hundreds of thousands.
+	// In two pieces: there may be hundreds of thousands. Not in one: WithEncap's SA has
+	// the second, and would keep its predecessor, with what that was linked to.
 	x := new(struct {
-		s SA
 		c Counters
 		w replay.Window
 	})
-	s := &x.s
-	s.P, s.Window, s.Counters = *p, &x.w, &x.c
+	s := &SA{P: *p, Window: &x.w, Counters: &x.c}
 	s.Window.Init(int(min(p.ReplayWindow, replay.MaxSize)), p.ESN, p.LastSeq)
 	s.created, s.maxSeq, s.start = now, maxSeq32, p.LastSeq
 	s.seq.Store(p.LastSeq)

@@ -1,6 +1,7 @@
 package spd
 
 import (
+	"cmp"
 	"errors"
 	"hash/maphash"
 	"maps"
@@ -207,6 +208,12 @@ func (e *Edit) All() []*Entry {
 		return byOrder(a, b)
 	})
 	return all
+}
+
+// ByAge returns the policies in the order in which they were added, which is that
+// among equal priorities.
+func (e *Edit) ByAge() []*Entry {
+	return slices.SortedFunc(maps.Values(e.state.byID), func(a, b *Entry) int { return cmp.Compare(a.seq, b.seq) })
 }
 
 // Changes are those of the Edit, in order.

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/gaissmai/bart"
+	"golang.org/x/sys/unix"
 )
 
 // maxIncrement is the number of changed prefixes beyond which the whole set is
@@ -124,6 +125,11 @@ func (w *Wire) filter(divert *bart.Lite) error {
 	}
 	if e := w.reader.raw.Control(func(fd uintptr) { err = attachFilter(int(fd), f) }); e != nil {
 		return os.ErrClosed
+	}
+	if divert != nil && errors.Is(err, unix.ENOMEM) {
+		// net.core.optmem_max, 20 KiB before Linux 6.9, bounds the program. One that
+		// lets more pass costs time, nothing else.
+		return w.filter(nil)
 	}
 	return err
 }
