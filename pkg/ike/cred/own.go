@@ -183,6 +183,13 @@ func (o *Own) Subject(n dn.Name) ([]byte, bool) {
 	return o.chain[0].RawSubject, err == nil && n.Match(s)
 }
 
+// CanSign returns an error that tells why Sign could not, to a peer that announced
+// these hashes.
+func (o *Own) CanSign(announced []ikev2.HashID) error {
+	_, _, err := o.policy.choose(o.key.Public(), announced)
+	return err
+}
+
 // Sign makes the AUTH payload over octets. announced are the hashes of the
 // peer's SIGNATURE_HASH_ALGORITHMS, nil if it sent none.
 func (o *Own) Sign(announced []ikev2.HashID, octets []byte) (*ikev2.Auth, error) {

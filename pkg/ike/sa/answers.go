@@ -14,7 +14,7 @@ import (
 // answer to what was built on it, or one without proof.
 
 const (
-	maxAnswers = 8 // kept besides the one in use
+	maxAnswers = 8 // besides the first, in an attempt
 	// answerTries is how often a request is sent before another answer has its turn.
 	answerTries = 3
 )
@@ -28,7 +28,7 @@ func (s *SA) keepAnswer(d Datagram, hd ikev2.Header) bool {
 	}
 	h := i.hs
 	same := func(o Datagram) bool { return bytes.Equal(o.Data, d.Data) }
-	if len(h.others) >= maxAnswers || slices.ContainsFunc(h.others, same) {
+	if len(h.tried)+len(h.others) > maxAnswers || slices.Contains(h.tried, hd.ResponderSPI) || slices.ContainsFunc(h.others, same) {
 		return false
 	}
 	if ps, err := initAnswer(d.Data); err != nil || refusal(ps) != nil {
@@ -53,7 +53,7 @@ func initAnswer(b []byte) ([]ikev2.Payload, error) {
 // another goes on with the next answer to IKE_SA_INIT, in place of the one that t
 // rests on, which failed because of why; false if there is none.
 func (s *SA) another(i *ikeSA, t task, why error) bool {
-	if i != s.cur || s.failed || i.hs == nil || len(i.hs.others) == 0 || i.state != StateIntermediate && i.state != StateAuthSent {
+	if i != s.cur || s.failed || s.closing || i.hs == nil || len(i.hs.others) == 0 || i.state != StateIntermediate && i.state != StateAuthSent {
 		return false
 	}
 	if a, ok := t.(*authTask); ok && a.offer != nil {

@@ -100,6 +100,54 @@ func TestSeveralInitAnswers(t *testing.T) {
 	}
 }
 
+// Keys that were used are not made once more, since the IVs would be those of before:
+// of answers that lead to the same keys one has its turn, once.
+func TestAnswerTriedOnce(t *testing.T) {
+	for _, hybrid := range []bool{false, true} {
+		l, true1, forge := answered(t, hybrid)
+		m, err := ikev2.Parse(slices.Clone(true1.Data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Payloads = append(m.Payloads, notify(ikev2.NotifyType(40961)))
+		changed := Datagram{addrA, addrB, encode(t, m)}
+		l.hears(forge(1))
+		l.hears(changed) // its AUTH will not do
+		l.hears(true1)
+		l.settleWith(func() bool {
+			if !l.a.sa.failed {
+				l.hears(changed)
+				l.hears(forge(1))
+			}
+			return l.a.sa.failed
+		})
+		type number struct {
+			spi   SPI
+			early bool // by the keys before IKE_INTERMEDIATE
+			iv    [8]byte
+		}
+		sent, tried := map[number][]byte{}, map[SPI]bool{}
+		for _, p := range l.all {
+			hd, _, err := ikev2.ParseHeader(p.data)
+			if err != nil || p.from != l.a || hd.ResponderSPI == 0 {
+				continue
+			}
+			iv := p.data[32:]
+			if ikev2.PayloadType(p.data[16]) == ikev2.PayloadSKF {
+				iv = iv[4:]
+			}
+			n := number{hd.ResponderSPI, hd.Exchange == ikev2.IKE_INTERMEDIATE, [8]byte(iv)}
+			if b := sent[n]; b != nil && !slices.Equal(b, p.data) {
+				t.Fatalf("hybrid %v: two messages by the same keys and IV", hybrid)
+			}
+			sent[n], tried[hd.ResponderSPI] = p.data, true
+		}
+		if len(tried) != 2 {
+			t.Errorf("hybrid %v: %d answers were tried", hybrid, len(tried))
+		}
+	}
+}
+
 // Whoever answers first, and goes on by his own keys to the end, cannot prove who he
 // is; then it is the other's turn at once. If there is none, that is the end.
 func TestInitAnswerWithoutProof(t *testing.T) {

@@ -40,12 +40,8 @@ func (t *authTask) cancel(s *SA, err error) {
 func (s *SA) startAuth(i *ikeSA) {
 	t := &authTask{}
 	i.active = t
-	if force := s.rule.Childless == pad.ChildlessForce; force || len(s.first) == 0 {
-		switch {
-		case !s.childless && force:
-			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: errors.New("the rule wants no child SA in IKE_AUTH, and the peer one")}, false)
-			return
-		case !s.childless || s.rule.Childless == pad.ChildlessNo:
+	if s.rule.Childless == pad.ChildlessForce || len(s.first) == 0 {
+		if !s.childless || s.rule.Childless == pad.ChildlessNo {
 			s.fail(&LocalError{Exchange: ikev2.IKE_AUTH, Err: errors.New("no child SA to ask for, and the peer or the rule wants one")}, false)
 			return
 		}

@@ -61,6 +61,7 @@ type handshake struct {
 	plain           *keymat.IKEKeys // SK_d, SK_pi, SK_pr without PPK, while the peer may do without
 	at              path            // of IKE_SA_INIT
 	others          []Datagram      // further answers to it
+	tried           []SPI           // the responder's in those that have had their turn
 	announced
 }
 
@@ -284,15 +285,30 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 	if !ppk && s.rule.PPK == pad.PPKRequire {
 		return errPPKMissing
 	}
+	childless := ikev2.FindNotify(ps, ikev2.CHILDLESS_IKEV2_SUPPORTED) != nil
+	if !childless && s.rule.Childless == pad.ChildlessForce {
+		return errors.New("the rule wants no child SA in IKE_AUTH, and the peer one")
+	}
 	var said announced
 	if err := said.hear(ps); err != nil {
 		return err
+	}
+	if s.rule.LocalAuth == pad.Cert {
+		if err := s.rule.Own.CanSign(said.hashes); err != nil {
+			return err
+		}
 	}
 	shared, err := req.key.Shared(ke.Data)
 	if err != nil {
 		return err
 	}
 	defer shared.Wipe()
+	if slices.Contains(h.tried, spi) {
+		// The same keys once more, with numbers from 0: what a counter mode protects
+		// would be open to whoever has both messages.
+		return errors.New("an answer with this SPI was tried already")
+	}
+	h.tried = append(h.tried, spi)
 	h.announced, h.at = said, s.path()
 	i.remote, i.suite, h.nr, h.response = spi, suite, ikev2.Find[*ikev2.Nonce](ps).Data, data
 	if err := s.deriveFirst(i, shared); err != nil {
@@ -304,7 +320,7 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 	s.emit(NewIKESA{Local: i.local, Remote: i.remote, Initiator: true})
 	s.ppk = ppk
 	s.fragments = s.rule.FragmentSize > 0 && ikev2.FindNotify(ps, ikev2.IKEV2_FRAGMENTATION_SUPPORTED) != nil
-	s.childless = ikev2.FindNotify(ps, ikev2.CHILDLESS_IKEV2_SUPPORTED) != nil
+	s.childless = childless
 	s.heard = s.now
 	s.detectNAT(i, ps, s.local, s.remote)
 	s.float()

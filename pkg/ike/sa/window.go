@@ -73,7 +73,7 @@ func (s *SA) retransmit(i *ikeSA) {
 	if i.state == StateInitSent && s.initDue(i) {
 		return
 	}
-	if r.sent >= answerTries && i.active != nil && s.another(i, i.active, ErrTimeout) {
+	if r.sent >= min(answerTries, s.rule.Retransmit.Limit+1) && i.active != nil && s.another(i, i.active, ErrTimeout) {
 		return
 	}
 	if r.sent <= s.rule.Retransmit.Limit {
@@ -275,14 +275,19 @@ func (s *SA) receiveResponse(i *ikeSA, d Datagram, h ikev2.Header) {
 	}
 	if err != nil {
 		// Both sides no longer agree on what happened (RFC 7296, 2.21.3).
+		why := &LocalError{Exchange: h.Exchange, Err: err}
+		if i == s.cur {
+			s.farewell(i)
+			if s.another(i, t, why) {
+				return
+			}
+		}
 		t.cancel(s, err)
-		err = &LocalError{Exchange: h.Exchange, Err: err}
 		if i != s.cur {
 			s.gone(i)
 			return
 		}
-		s.farewell(i)
-		s.fail(err, false)
+		s.fail(why, false)
 		return
 	}
 	t.answer(s, i, ps)
