@@ -62,22 +62,26 @@ func (r *reading[T]) joinGroup(g *linger.Group, step func() (int, error)) error 
 	})
 }
 
-// waitTogether makes the readers a group, but those of a bump, whose devices come
-// and go. Those that cannot join wait for themselves.
+// waitTogether makes the readers groups, one for each queue: the kernel allows one
+// descriptor a hundred ways to wake somebody, and a leader is to have little to do
+// for others. Those of a bump, whose devices come and go, and those that cannot join
+// wait for themselves.
 func (e *Engine) waitTogether() {
 	if e.c.Low != nil {
 		return
 	}
-	g := new(linger.Group)
+	outs := append([]*outWorker{e.out}, e.more...)
+	groups := make([]linger.Group, len(outs))
 	join := func(err error) {
 		if err != nil {
 			e.c.Log.Warn("a reader waits for itself: pings take longer", zap.Error(err))
 		}
 	}
-	for _, w := range append([]*outWorker{e.out}, e.more...) {
-		join(w.reads.joinGroup(g, w.step))
+	for k, w := range outs {
+		join(w.reads.joinGroup(&groups[k], w.step))
 	}
 	for _, w := range e.in {
+		g := &groups[w.number%len(groups)]
 		if w.grams.batch != nil {
 			join(w.grams.joinGroup(g, w.stepUDP))
 		} else {
