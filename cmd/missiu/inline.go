@@ -147,22 +147,30 @@ func startOpener(ifname string) (*os.File, error) {
 // openWhenDead is the second process; o.opener is the pid of the first.
 func openWhenDead(o *options, pipe io.Reader) error {
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	stay := bump.StayOf(o.ifname)
 	if word, err := io.ReadAll(pipe); err != nil || len(word) > 0 {
 		return err
 	}
 	for {
 		lock, err := daemon.LockPidFile(pidPath(o.ifname))
 		if running := (*daemon.RunningError)(nil); errors.As(err, &running) {
-			if running.Pid != 0 && running.Pid != o.opener {
+			if running.Pid == 0 || running.Pid == o.opener {
+				time.Sleep(time.Millisecond) // the kernel takes what it had one by one
+				continue
+			}
+			if stay.Over(o.ifname) {
 				return nil // somebody has taken over, or stops
 			}
-			time.Sleep(time.Millisecond) // the kernel takes what it had one by one
+			time.Sleep(20 * time.Millisecond) // or tries to, and may fail
 			continue
 		}
 		if err != nil {
 			return err
 		}
 		defer lock.Close()
+		if stay.Over(o.ifname) {
+			return nil
+		}
 		_, err = bump.Cleanup(o.ifname)
 		return err
 	}

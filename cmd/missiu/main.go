@@ -351,6 +351,7 @@ func stop(o *options) error {
 	if pid == 0 {
 		return stopDead(o.ifname, path)
 	}
+	before, _ := os.Stat(bump.LostPath(o.ifname))
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("pid %d: %w", pid, err)
 	}
@@ -361,8 +362,11 @@ func stop(o *options) error {
 	for {
 		now, err := daemon.Owner(path)
 		if err == nil && now != pid {
-			if now == 0 && errors.Is(absent(o.ifname), errDied) {
+			if now == 0 && (errors.Is(absent(o.ifname), errDied) || bump.Left(o.ifname)) {
 				return stopDead(o.ifname, path) // it failed on the way, or was what opens when it dies
+			}
+			if lost, err := os.Stat(bump.LostPath(o.ifname)); err == nil && (before == nil || !os.SameFile(before, lost)) {
+				return fmt.Errorf("%s: stopped, but the interface is not what it was: see the log; what it had is kept in %s", o.ifname, bump.LostPath(o.ifname))
 			}
 			return nil
 		}

@@ -58,6 +58,7 @@ type instance struct {
 	taps  []*bump.Tap // of high and low
 	// Of the process that opens the way when this one has died; nil: there is none.
 	opener *os.File
+	lost   error // why a severed interface is not what it was, in the end
 	sad    *sad.DB
 	keys   *keyengine.Engine
 	rec    *recorder
@@ -129,6 +130,7 @@ func serve(o *options) (err error) {
 		if adopted == "" && (in.bump == nil || !in.bump.Adopted()) {
 			in.closeDevices()
 			in.close()
+			err = errors.Join(err, in.lost)
 		}
 		return err
 	}
@@ -141,7 +143,7 @@ func serve(o *options) (err error) {
 	}
 	in.close()
 	in.log.Info("stopped")
-	return nil
+	return in.lost
 }
 
 // profileCPU samples until stop, which writes the file. Only its owner can read
@@ -569,12 +571,14 @@ func (in *instance) closeDevices() {
 		t.Close()
 	}
 	if in.bump != nil {
-		if err := in.bump.Close(); err != nil {
-			in.log.Error("interface not opened again", zap.Error(err))
+		if in.lost = in.bump.Close(); in.lost != nil {
+			in.log.Error("interface not opened again, or not as it was", zap.Error(in.lost))
 		}
 	}
 	if in.opener != nil {
-		in.opener.WriteString("stopped\n")
+		if in.lost == nil {
+			in.opener.WriteString("stopped\n")
+		}
 		in.opener.Close()
 		in.opener = nil
 	}

@@ -6,10 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 
 	nl "github.com/mdlayher/netlink"
@@ -49,6 +49,9 @@ type away struct {
 	nic   int             // the interface's index there; 0: it is gone
 	rec   *record
 
+	deleted    bool // FACE was, and it has not been told that it is back
+	unfinished bool // FACE has not what the interface had
+
 	in, out uint32 // marks: of nobody, of the process
 	own     *courier
 	fragID  atomic.Uint32 // identifications of fragments
@@ -58,6 +61,7 @@ type away struct {
 type record struct {
 	Phase string
 	NIC   string // its name in the namespace
+	Back  string // what it is called when it is back, if not as before: "" as yet
 	Had   *settings
 }
 
@@ -116,9 +120,7 @@ func makeNS(ifname string) error {
 	if err := os.WriteFile(pinPath(ifname), nil, 0o600); err != nil {
 		return err
 	}
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
+	err := aside(func() error {
 		err := os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET))
 		for _, s := range [][2]string{ // of a kernel without IPv6 there are fewer
 			{"ipv4/ip_forward", "0"}, {"ipv4/conf/all/arp_ignore", "8"}, {"ipv6/conf/all/disable_ipv6", "1"}, {"ipv6/conf/default/disable_ipv6", "1"},
@@ -132,9 +134,8 @@ func makeNS(ifname string) error {
 		if err == nil {
 			err = os.NewSyscallError("mount", unix.Mount("/proc/thread-self/ns/net", pinPath(ifname), "", unix.MS_BIND, ""))
 		}
-		done <- err
-	}()
-	err := <-done
+		return err
+	})
 	if errors.Is(err, unix.EPERM) {
 		err = &tap.PrivilegeError{Op: "private network namespace", Capability: "CAP_SYS_ADMIN", Err: err}
 	}
@@ -160,7 +161,10 @@ func openNS(ifname string) (*os.File, error) {
 
 // removeNS gives the namespace up, and all files.
 func removeNS(ifname string) error {
-	err := unix.Unmount(pinPath(ifname), unix.MNT_DETACH)
+	var err error
+	for err == nil { // who was killed before there was a record may have left one more
+		err = unix.Unmount(pinPath(ifname), unix.MNT_DETACH)
+	}
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // nothing is bound
 		err = nil
 	}
@@ -169,11 +173,23 @@ func removeNS(ifname string) error {
 
 // within runs f in a namespace. Sockets that f makes stay there.
 func within(ns *os.File, f func() error) error {
+	return aside(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return os.NewSyscallError("setns", err)
+		}
+		return f()
+	})
+}
+
+// aside runs f on a thread that ends with it. The process's first thread does not:
+// its namespace is the one that /proc/self tells, and it would keep it.
+func aside(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // for good
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- os.NewSyscallError("setns", err)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- aside(f) // on another one, for this is taken
+			runtime.UnlockOSThread()
 			return
 		}
 		done <- f()
@@ -188,17 +204,29 @@ var ErrCannotLeave = errors.New("cannot be moved to a private network namespace"
 // and whether the kernel has what it takes. It leaves nothing changed.
 func (b *Bump) movable(l netlink.Link) error {
 	a := l.Attrs()
+	if l.Type() == "veth" && a.NetNsID < 0 {
+		p, err := linkIfAny(b.handle.LinkByIndex(a.ParentIndex))
+		if err != nil {
+			return err
+		}
+		if p != nil && strings.HasPrefix(p.Attrs().Alias, aliasPrefix) { // FACE of another
+			return errForeign
+		}
+	}
 	links, err := b.handle.LinkList()
 	if err != nil {
 		return err
 	}
 	for _, o := range links {
 		oa := o.Attrs()
+		v, vxlan := o.(*netlink.Vxlan)
 		switch {
 		case oa.Index == a.MasterIndex && o.Type() != "bridge" && o.Type() != "vrf":
 			return fmt.Errorf("%w: it belongs to %s (%s)", ErrCannotLeave, oa.Name, o.Type())
 		case oa.ParentIndex == a.Index && oa.NetNsID < 0 && o.Type() != "veth":
 			return fmt.Errorf("%w: %s (%s) stands on it, and would stay on it", ErrCannotLeave, oa.Name, o.Type())
+		case vxlan && v.VtepDevIndex == a.Index: // which IFLA_LINK does not tell
+			return fmt.Errorf("%w: %s (%s) stands on it, and would be deleted", ErrCannotLeave, oa.Name, o.Type())
 		}
 	}
 	qs, err := b.guard.dump(unix.RTM_GETQDISC, a.Index, 0)
@@ -211,11 +239,12 @@ func (b *Bump) movable(l netlink.Link) error {
 		}
 	}
 	// A pair to try.
-	h := fnv.New32a()
-	h.Write([]byte(b.ifname))
-	name := fmt.Sprintf("mip%08x", h.Sum32())
+	if err := removeTrial(b.handle, b.ifname); err != nil { // of one that was killed
+		return err
+	}
+	name := hashName("mip", b.ifname)
 	v := netlink.NewVeth(netlink.LinkAttrs{Name: name, TxQLen: 1000})
-	v.PeerName = fmt.Sprintf("miq%08x", h.Sum32())
+	v.PeerName = hashName("miq", b.ifname)
 	if err := b.handle.LinkAdd(v); err != nil {
 		return vethError(name, err)
 	}
@@ -228,6 +257,15 @@ func (b *Bump) movable(l netlink.Link) error {
 		return fmt.Errorf("tc: %w", kernelLacks("NET_SCH_INGRESS or NET_CLS_BPF", err))
 	}
 	return nil
+}
+
+// removeTrial removes the pair of movable, if there is one.
+func removeTrial(h *netlink.Handle, ifname string) error {
+	l, err := linkIfAny(h.LinkByName(hashName("mip", ifname)))
+	if l == nil || l.Type() != "veth" {
+		return err
+	}
+	return h.LinkDel(l)
 }
 
 // openAway has the interface leave, or finds where it is.
@@ -389,11 +427,15 @@ func linkIfAny(l netlink.Link, err error) (netlink.Link, error) {
 	return l, nil
 }
 
-// findFace finds FACE and KU, nil: there are none.
+// findFace finds FACE and KU, nil: there are none. KU without FACE is that of one that
+// was moved to another namespace.
 func findFace(h *netlink.Handle, ifname string) (face, ku netlink.Link, err error) {
 	kx, name := pairNames(ifname)
 	if ku, err = linkIfAny(h.LinkByName(name)); ku == nil || ku.Type() != "veth" {
 		return nil, nil, err
+	}
+	if ku.Attrs().NetNsID >= 0 { // the index is one of that namespace
+		return nil, ku, nil
 	}
 	if face, err = linkIfAny(h.LinkByIndex(ku.Attrs().ParentIndex)); face == nil || face.Attrs().Name == kx {
 		return nil, nil, err
@@ -406,6 +448,13 @@ func (b *Bump) putFace(face netlink.Link) error {
 	had := b.away.rec.Had
 	_, kuName := pairNames(b.ifname)
 	if face == nil {
+		if _, ku, err := findFace(b.handle, b.ifname); err != nil {
+			return err
+		} else if ku != nil {
+			if err := b.handle.LinkDel(ku); err != nil {
+				return err
+			}
+		}
 		v := netlink.NewVeth(netlink.LinkAttrs{Name: had.Name, Index: had.Index, HardwareAddr: had.MAC, MTU: had.MTU, TxQLen: max(0, had.TxQLen)})
 		v.PeerName, v.PeerMTU = kuName, bigMTU
 		if err := b.handle.LinkAdd(v); err != nil {
@@ -428,7 +477,8 @@ func (b *Bump) putFace(face netlink.Link) error {
 		return err
 	}
 	defer r.c.Close()
-	return had.apply(b.handle, r, face.Attrs().Index)
+	b.away.unfinished = false // apply does all that can be had
+	return had.applyAgain(b.handle, r, face.Attrs().Index)
 }
 
 // prepareKU sets it up, so that FACE has a carrier, and has the stack see nothing of it.
@@ -599,16 +649,20 @@ func (b *Bump) repairAway() error {
 	if err != nil {
 		return err
 	}
-	anew := face == nil
-	if anew {
+	if face == nil {
+		a.deleted, a.unfinished = true, true
 		if was.Index != 0 {
 			none := *was
 			none.Index = 0
 			b.link.Store(&none)
 			b.tell(Event{What: "deleted", Moved: true})
 		}
-		if err := b.putFace(nil); err != nil {
-			return err
+	}
+	anew := a.unfinished
+	var lack error
+	if anew {
+		if lack = b.putFace(face); a.unfinished {
+			return lack
 		}
 	} else if ku.Attrs().MTU != bigMTU {
 		if err := b.handle.LinkSetMTU(ku, bigMTU); err != nil {
@@ -638,14 +692,15 @@ func (b *Bump) repairAway() error {
 		}
 	}
 	if err := b.attachAway(); err != nil {
-		return err
+		return errors.Join(lack, err)
 	}
 	if err := b.mirror(); err != nil {
-		return err
+		return errors.Join(lack, err)
 	}
 	now := b.link.Load()
 	switch {
-	case anew:
+	case a.deleted:
+		a.deleted = false
 		b.tell(Event{What: "back", Moved: true})
 	case lost:
 		b.tell(Event{What: "gone from its namespace"})
@@ -658,7 +713,7 @@ func (b *Bump) repairAway() error {
 	case !bytes.Equal(was.MAC, now.MAC):
 		b.tell(Event{What: "mac changed"})
 	}
-	return nil
+	return lack
 }
 
 // prepareFilter makes sure of the filter at KU.
@@ -693,6 +748,7 @@ var ErrLost = errors.New("the interface itself is gone, with its addresses and r
 
 // comeBack moves the interface back, with what FACE has, from whatever step on a
 // predecessor has left it at, and removes all else. It is done once there is no record.
+// What the interface had and does not get back is in the file of LostPath then.
 func comeBack(ifname string, h *netlink.Handle) error {
 	rec, err := loadRecord(ifname)
 	if err != nil {
@@ -715,6 +771,21 @@ func comeBack(ifname string, h *netlink.Handle) error {
 			return errors.Join(err, removeNS(ifname))
 		}
 	}
+	if face == nil && rec.Phase == outside {
+		ns, err := openNS(ifname)
+		if errors.Is(err, os.ErrNotExist) { // a record of another life: what there is now is not what has left
+			if ku != nil {
+				err = h.LinkDel(ku)
+			} else {
+				err = nil
+			}
+			return errors.Join(err, removeNS(ifname))
+		}
+		if err != nil {
+			return err
+		}
+		ns.Close()
+	}
 	if face != nil && rec.Phase == outside { // else FACE may not have all yet
 		if rec.Had, err = readSettings(h, r, face.Attrs().Index); err != nil {
 			return err
@@ -723,7 +794,7 @@ func comeBack(ifname string, h *netlink.Handle) error {
 	if err := rec.save(ifname, returning); err != nil {
 		return err
 	}
-	if face != nil {
+	if ku != nil {
 		if err := h.LinkDel(ku); err != nil {
 			return err
 		}
@@ -731,17 +802,59 @@ func comeBack(ifname string, h *netlink.Handle) error {
 	if err := fetchNIC(ifname, rec); err != nil {
 		return err
 	}
+	var lack error
+	if rec.Back != "" {
+		lack = fmt.Errorf("%s: the name is another interface's now; it is back as %s", rec.Had.Name, rec.Back)
+		rec.Had.Name = rec.Back
+	}
 	nic, err := linkIfAny(h.LinkByName(rec.Had.Name))
 	if err != nil {
 		return err
 	}
 	if nic == nil {
-		return errors.Join(ErrLost, removeNS(ifname))
+		lack = ErrLost
+	} else {
+		lack = errors.Join(lack, rec.Had.applyAgain(h, r, nic.Attrs().Index))
 	}
-	return errors.Join(rec.Had.apply(h, r, nic.Attrs().Index), removeNS(ifname))
+	if lack != nil {
+		// It was the only copy.
+		if err := os.Rename(recordPath(ifname), LostPath(ifname)); err != nil {
+			return errors.Join(lack, err)
+		}
+		lack = fmt.Errorf("%w (what it had is kept in %s)", lack, LostPath(ifname))
+	}
+	return errors.Join(lack, removeNS(ifname))
 }
 
-// fetchNIC moves the interface to this namespace, if it is in its own.
+// LostPath is the file that tells what an interface had before it was away and did not
+// get back, if there was such a return.
+func LostPath(ifname string) string { return filepath.Join(Dir, ifname+".lost") }
+
+// Stay is the stay of an interface in its private namespace, under one process.
+type Stay struct{ record os.FileInfo }
+
+// StayOf returns the present one.
+func StayOf(ifname string) Stay {
+	s, _ := os.Stat(recordPath(ifname))
+	return Stay{s}
+}
+
+// Over reports whether another process has taken over since, or the interface is back. It is
+// not where the process has died on the way back.
+func (s Stay) Over(ifname string) bool {
+	now, err := os.Stat(recordPath(ifname))
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist)
+	}
+	if s.record != nil && os.SameFile(s.record, now) && s.record.ModTime().Equal(now.ModTime()) {
+		return false
+	}
+	rec, err := loadRecord(ifname)
+	return err == nil && rec != nil && rec.Phase != returning
+}
+
+// fetchNIC moves the interface to this namespace, if it is in its own: under a name of
+// ours where its own is another's by now.
 func fetchNIC(ifname string, rec *record) error {
 	ns, err := openNS(ifname)
 	if errors.Is(err, os.ErrNotExist) {
@@ -774,13 +887,34 @@ func fetchNIC(ifname string, rec *record) error {
 		if err := h.LinkSetDown(l); err != nil {
 			return err
 		}
-		m := make([]byte, unix.SizeofIfInfomsg)
-		binary.NativeEndian.PutUint32(m[4:], uint32(l.Attrs().Index))
-		const newIndex = 49 // IFLA_NEW_IFINDEX, of Linux 5.13: others keep the index if it is free
-		m = appendAttr(m, unix.IFLA_NET_NS_FD, binary.NativeEndian.AppendUint32(nil, uint32(here.Fd())))
-		m = appendAttr(m, newIndex, binary.NativeEndian.AppendUint32(nil, uint32(rec.Had.Index)))
-		m = appendAttr(m, unix.IFLA_IFNAME, append([]byte(rec.Had.Name), 0))
-		return r.request(unix.RTM_NEWLINK, nl.HeaderFlags(0), m)
+		move := func(name string, index int) error {
+			m := make([]byte, unix.SizeofIfInfomsg)
+			binary.NativeEndian.PutUint32(m[4:], uint32(l.Attrs().Index))
+			const newIndex = 49 // IFLA_NEW_IFINDEX, of Linux 5.13: others keep the index if it is free
+			m = appendAttr(m, unix.IFLA_NET_NS_FD, binary.NativeEndian.AppendUint32(nil, uint32(here.Fd())))
+			if index != 0 {
+				m = appendAttr(m, newIndex, binary.NativeEndian.AppendUint32(nil, uint32(index)))
+			}
+			m = appendAttr(m, unix.IFLA_IFNAME, append([]byte(name), 0))
+			return r.request(unix.RTM_NEWLINK, nl.HeaderFlags(0), m)
+		}
+		rec.Back = "" // of one that was killed before it could
+		name, index := rec.Had.Name, rec.Had.Index
+		for {
+			err := move(name, index)
+			switch {
+			case errors.Is(err, unix.EEXIST) && rec.Back == "":
+				name = hashName("mir", ifname)
+				rec.Back = name
+				if err := rec.save(ifname, returning); err != nil {
+					return err
+				}
+			case errors.Is(err, unix.EBUSY) && index != 0:
+				index = 0
+			default:
+				return err
+			}
+		}
 	})
 	if err != nil {
 		return fmt.Errorf("%s: back from its namespace: %w", rec.NIC, err)

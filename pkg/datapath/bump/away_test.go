@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -161,7 +162,30 @@ func TestNoWay(t *testing.T) {
 	refused("no egress hook", Options{Sever: SeverHook}, ErrNoEgress)
 	sh(t, "ip link add mv0 link e0 type macvlan")
 	refused("a device on it", Options{}, ErrCannotLeave)
-	sh(t, "ip link del mv0; tc qdisc add dev e0 root handle 5: pfifo limit 7")
+	sh(t, "ip link del mv0; ip link add vx0 type vxlan id 7 dev e0 dstport 4789 remote 10.9.0.2")
+	refused("a vxlan on it", Options{}, ErrCannotLeave)
+	sh(t, "ip link del vx0; ip link add "+hashName("mip", "e0")+" type veth peer name "+hashName("miq", "e0"))
+	b, err := Open("e0", Options{})
+	if err != nil {
+		t.Fatalf("with the trial pair of one that was killed: %v", err)
+	}
+	kx, ku := pairNames("e0")
+	sh(t, "ip link set "+ku+" alias missiu:e0; ip link set e0 name lan0")
+	if b, err := Open("lan0", Options{}); !errors.Is(err, errForeign) {
+		if err == nil {
+			b.Close()
+		}
+		t.Errorf("what stands in the place of another: %v, want %v", err, errForeign)
+	}
+	sh(t, "ip link set lan0 name e0")
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if out := sh(t, "ip -o link"); strings.Contains(out, kx) || strings.Contains(out, hashName("mip", "e0")) {
+		t.Errorf("left:\n%s", out)
+	}
+	until(t, "the cable", func() bool { return silence(t, 1, "10.9.0.2") == 1 })
+	sh(t, "tc qdisc add dev e0 root handle 5: pfifo limit 7")
 	refused("a queueing discipline", Options{}, ErrCannotLeave)
 	refused("a queueing discipline", Options{}, ErrNoEgress)
 	sh(t, "tc qdisc del dev e0 root")
@@ -196,12 +220,14 @@ func TestAwayMishaps(t *testing.T) {
 		{"renamed", "ip link set e0 name e9"},
 		{"renamed back", "ip link set e9 name e0"},
 		{"deleted", "ip link del " + ku},
+		{"moved to another namespace", "ip link set e0 netns " + l.peer},
 		{"flushed", "nft flush ruleset"},
 	} {
 		sh(t, k.line)
 		if k.what == "flushed" {
 			check.here()
 		}
+		until(t, k.what+": a route", func() bool { return exec.Command("ip", "route", "get", "10.9.0.2", "from", "10.9.0.1").Run() == nil })
 		works(k.what)
 	}
 	l.sh("ip link set e1 down")
@@ -250,7 +276,10 @@ func TestAwayMishaps(t *testing.T) {
 	if err := b.Close(); !errors.Is(err, ErrLost) {
 		t.Errorf("Close: %v, want %v", err, ErrLost)
 	}
-	if out := sh(t, "ip -o link; find "+Dir+" -mindepth 1"); strings.Contains(out, "e0") || strings.Contains(out, "miu") {
+	if lost, err := os.ReadFile(LostPath("e0")); err != nil || !strings.Contains(string(lost), "arp_announce") {
+		t.Errorf("what it had: %q, %v", lost, err)
+	}
+	if out := sh(t, "ip -o link; find "+Dir+" -mindepth 1 ! -name e0.lost"); strings.Contains(out, "e0") || strings.Contains(out, "miu") {
 		t.Errorf("left:\n%s", out)
 	}
 }
@@ -359,5 +388,137 @@ func TestAwayFate(t *testing.T) {
 		b.away.hangUp()
 		b.guard.c.Close()
 		back(k.what)
+	}
+}
+
+// What does not come back as it was is told, and what it had is kept.
+func TestAwayLoss(t *testing.T) {
+	newLab(t)
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	other := hashName("mir", "e0")
+	for _, k := range []struct {
+		what, name string
+		step       func(b *Bump)
+	}{
+		{"settings that are refused", "e0", func(b *Bump) {
+			b.away.rec.Had.MTU = 1 << 20
+			if err := b.away.rec.save("e0", leaving); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"the name is another's", other, func(b *Bump) {
+			if err := b.away.rec.save("e0", outside); err != nil {
+				t.Fatal(err)
+			}
+			sh(t, "ip link del e0; ip link add e0 type veth peer name e7")
+		}},
+	} {
+		b := &Bump{ifname: "e0", handle: h}
+		if b.guard, err = openGuard("e0", 0, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		rec, err := b.departure()
+		if err != nil {
+			t.Fatalf("%s: %v", k.what, err)
+		}
+		b.away = &away{rec: rec, out: 1}
+		if err := b.depart(); err != nil {
+			t.Fatalf("%s: %v", k.what, err)
+		}
+		k.step(b)
+		b.away.hangUp()
+		b.guard.c.Close()
+		if any, err := Cleanup("e0"); !any || err == nil || !strings.Contains(err.Error(), LostPath("e0")) {
+			t.Errorf("%s: Cleanup: %v, %v", k.what, any, err)
+		}
+		if lost, err := os.ReadFile(LostPath("e0")); err != nil || !strings.Contains(string(lost), "arp_announce") {
+			t.Errorf("%s: what it had: %q, %v", k.what, lost, err)
+		}
+		if err := os.Remove(LostPath("e0")); err != nil {
+			t.Error(err)
+		}
+		if Left("e0") {
+			t.Errorf("%s: left", k.what)
+		}
+		if out := sh(t, "ip addr show dev "+k.name); !strings.Contains(out, "10.9.0.1/24") || !strings.Contains(out, "veth") && !strings.Contains(out, "@") {
+			t.Errorf("%s: %s", k.what, out)
+		}
+	}
+	sh(t, "ip link del "+other)
+}
+
+// A record outlives its namespace where /run does; what there is under the name then
+// is not what has left.
+func TestAwayStale(t *testing.T) {
+	newLab(t)
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	b := &Bump{ifname: "e0", handle: h}
+	if b.guard, err = openGuard("e0", 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer b.guard.c.Close()
+	rec, err := b.departure()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(pinPath("e0"), unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	rec.Had.MTU = 1300
+	if err := rec.save("e0", outside); err != nil {
+		t.Fatal(err)
+	}
+	before := had(t)
+	if any, err := Cleanup("e0"); !any || err != nil {
+		t.Errorf("Cleanup: %v, %v", any, err)
+	}
+	differ(t, "stale", before, had(t))
+	if Left("e0") {
+		t.Error("left")
+	}
+}
+
+// A stay ends with another process's, or the interface's return, but not with a return
+// that is broken off, nor with one who looks and goes.
+func TestStay(t *testing.T) {
+	defer func(was string) { Dir = was }(Dir)
+	Dir = t.TempDir()
+	if !StayOf("x0").Over("x0") {
+		t.Error("without a record it goes on")
+	}
+	if err := os.Mkdir(awayDir("x0"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	rec := &record{NIC: "x0", Had: &settings{}}
+	save := func(phase string) {
+		t.Helper()
+		if err := rec.save("x0", phase); err != nil {
+			t.Fatal(err)
+		}
+	}
+	save(outside)
+	stay := StayOf("x0")
+	if stay.Over("x0") {
+		t.Error("over at once")
+	}
+	save(returning)
+	if stay.Over("x0") {
+		t.Error("over on the way back")
+	}
+	// A file system may give the new file the old one's number, in the same tick.
+	until(t, "a takeover", func() bool { save(outside); return stay.Over("x0") })
+	if err := os.RemoveAll(awayDir("x0")); err != nil {
+		t.Fatal(err)
+	}
+	if !stay.Over("x0") {
+		t.Error("goes on without a record")
 	}
 }

@@ -46,14 +46,17 @@
 //     the caller's to carry out, by Cleanup.
 //   - Close and Cleanup move the interface back, with what its place has by then. An
 //     interface that is deleted meanwhile is lost, with Event "gone from its
-//     namespace"; one that is made anew under its name has to wait for Close.
+//     namespace"; one that is made anew under its name has to wait for Close. An error
+//     of Close names the file that keeps what the interface had (LostPath), if it is back
+//     without a part of that or under another name. Devices that somebody has made on its
+//     place are deleted with it.
 //   - Going there and back the interface is down for a moment, so what the kernel ties to
 //     it is lost, though connections stay: multicast memberships and packet sockets of
 //     programs, entries of masquerading, chains of others at the device, VLANs of a
 //     bridge's port, and of temporary addresses (RFC 8981) that they are. Routes
 //     of the same prefix by several interfaces may change places.
 //   - It takes CAP_SYS_ADMIN, VETH, NET_SCH_INGRESS and NET_CLS_BPF, and a driver that lets
-//     the interface go. One with devices on it (VLAN, macvlan), in a bond, or with a
+//     the interface go. One with devices on it (VLAN, macvlan, vxlan), in a bond, or with a
 //     queueing discipline of the administrator's is refused (ErrCannotLeave).
 //   - Frames of the process itself take one more copy.
 //
@@ -244,7 +247,7 @@ func Open(ifname string, o Options) (*Bump, error) {
 	if err := b.open(); err != nil {
 		b.end()
 		if !b.adopted {
-			b.undo()
+			err = errors.Join(err, b.undo())
 		}
 		b.hangUp()
 		return nil, fmt.Errorf("%s: %w", ifname, err)
@@ -621,7 +624,7 @@ func (b *Bump) undo() error {
 	}
 	if b.handle != nil {
 		_, err2 := removePair(b.handle, b.ifname)
-		err = errors.Join(err, err2)
+		err = errors.Join(err, err2, removeTrial(b.handle, b.ifname))
 	}
 	if b.lro != "" {
 		err = errors.Join(err, lroOn(b.lro))

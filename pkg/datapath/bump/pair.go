@@ -30,10 +30,14 @@ const aliasPrefix = "missiu:"
 
 // pairNames are the names of KX and KU.
 func pairNames(ifname string) (kx, ku string) {
+	return hashName("mik", ifname), hashName("miu", ifname)
+}
+
+// hashName makes a name of ours for an interface of ifname's.
+func hashName(prefix, ifname string) string {
 	h := fnv.New32a()
 	h.Write([]byte(ifname))
-	id := fmt.Sprintf("%08x", h.Sum32())
-	return "mik" + id, "miu" + id
+	return fmt.Sprintf("%s%08x", prefix, h.Sum32())
 }
 
 // bigMTU is the MTU of the pair: above every interface's, since it limits what

@@ -493,6 +493,17 @@ func (s *settings) apply(h *netlink.Handle, r rt, index int) error {
 	return errors.Join(errs...)
 }
 
+// applyAgain is apply, and twice more where something is refused: a driver may not be
+// ready as soon as it is asked.
+func (s *settings) applyAgain(h *netlink.Handle, r rt, index int) error {
+	err := s.apply(h, r, index)
+	for tries := 2; err != nil && tries > 0; tries-- {
+		time.Sleep(50 * time.Millisecond)
+		err = s.apply(h, r, index)
+	}
+	return err
+}
+
 // applyAddrs gives the interface its addresses.
 func (s *settings) applyAddrs(r rt) error {
 	var errs []error
