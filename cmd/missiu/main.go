@@ -365,8 +365,9 @@ func stop(o *options) error {
 			if now == 0 && (errors.Is(absent(o.ifname), errDied) || bump.Left(o.ifname)) {
 				return stopDead(o.ifname, path) // it failed on the way, or was what opens when it dies
 			}
-			if lost, err := os.Stat(bump.LostPath(o.ifname)); err == nil && (before == nil || !os.SameFile(before, lost)) {
-				return fmt.Errorf("%s: stopped, but the interface is not what it was: see the log; what it had is kept in %s", o.ifname, bump.LostPath(o.ifname))
+			after, _ := os.Stat(bump.LostPath(o.ifname))
+			if why := bump.Lost(o.ifname); why != nil && !os.SameFile(before, after) {
+				return fmt.Errorf("%s: stopped, but the interface is not what it was: %w", o.ifname, why)
 			}
 			return nil
 		}

@@ -62,6 +62,7 @@ type record struct {
 	Phase string
 	NIC   string // its name in the namespace
 	Back  string // what it is called when it is back, if not as before: "" as yet
+	Why   string // it is not what it was, in the file of LostPath
 	Had   *settings
 }
 
@@ -77,8 +78,10 @@ func pinPath(ifname string) string    { return filepath.Join(awayDir(ifname), "n
 func recordPath(ifname string) string { return filepath.Join(awayDir(ifname), "record") }
 
 // loadRecord returns nil if there is none.
-func loadRecord(ifname string) (*record, error) {
-	data, err := os.ReadFile(recordPath(ifname))
+func loadRecord(ifname string) (*record, error) { return readRecord(recordPath(ifname)) }
+
+func readRecord(path string) (*record, error) {
+	data, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -90,7 +93,7 @@ func loadRecord(ifname string) (*record, error) {
 		err = errors.New("incomplete")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", recordPath(ifname), err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return rec, nil
 }
@@ -818,10 +821,15 @@ func comeBack(ifname string, h *netlink.Handle) error {
 	}
 	if lack != nil {
 		// It was the only copy.
-		if err := os.Rename(recordPath(ifname), LostPath(ifname)); err != nil {
+		rec.Why = lack.Error()
+		err := rec.save(ifname, returning)
+		if err == nil {
+			err = os.Rename(recordPath(ifname), LostPath(ifname))
+		}
+		if err != nil {
 			return errors.Join(lack, err)
 		}
-		lack = fmt.Errorf("%w (what it had is kept in %s)", lack, LostPath(ifname))
+		lack = lostError(ifname, lack)
 	}
 	return errors.Join(lack, removeNS(ifname))
 }
@@ -829,6 +837,19 @@ func comeBack(ifname string, h *netlink.Handle) error {
 // LostPath is the file that tells what an interface had before it was away and did not
 // get back, if there was such a return.
 func LostPath(ifname string) string { return filepath.Join(Dir, ifname+".lost") }
+
+// Lost is the error of that return, nil: there was none.
+func Lost(ifname string) error {
+	rec, err := readRecord(LostPath(ifname))
+	if rec == nil {
+		return err
+	}
+	return lostError(ifname, errors.New(rec.Why))
+}
+
+func lostError(ifname string, why error) error {
+	return fmt.Errorf("%w (what it had is kept in %s)", why, LostPath(ifname))
+}
 
 // Stay is the stay of an interface in its private namespace, under one process.
 type Stay struct{ record os.FileInfo }

@@ -434,6 +434,8 @@ func TestAwayLoss(t *testing.T) {
 		b.guard.c.Close()
 		if any, err := Cleanup("e0"); !any || err == nil || !strings.Contains(err.Error(), LostPath("e0")) {
 			t.Errorf("%s: Cleanup: %v, %v", k.what, any, err)
+		} else if why := Lost("e0"); why == nil || why.Error() != err.Error() {
+			t.Errorf("%s: kept: %v, want %v", k.what, why, err)
 		}
 		if lost, err := os.ReadFile(LostPath("e0")); err != nil || !strings.Contains(string(lost), "arp_announce") {
 			t.Errorf("%s: what it had: %q, %v", k.what, lost, err)
