@@ -148,7 +148,11 @@ func TestClampMSS(t *testing.T) {
 		for _, udp := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, UDP %v", mss, udp), func(t *testing.T) {
 				g := newGateways(t, false)
-				g.up(udp, "--mss", mss)
+				options := []string{"--mss", mss}
+				if udp {
+					options = append(options, "--tun") // which is no other than a TAP here
+				}
+				g.up(udp, options...)
 				for _, h := range []*lab.Node{g.ha, g.hb} {
 					h.Sh(`nft add table inet deaf; nft add chain inet deaf i '{ type filter hook input priority 0; }'
 						nft add rule inet deaf i icmp type destination-unreachable drop; nft add rule inet deaf i icmpv6 type packet-too-big drop`)
