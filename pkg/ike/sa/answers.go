@@ -51,12 +51,9 @@ func initAnswer(b []byte) ([]ikev2.Payload, error) {
 }
 
 // another goes on with the next answer to IKE_SA_INIT, in place of the one that t
-// rests on, which failed because of why. If there is none it waits for one, once and
-// for a moment: who answered may only have been quicker than the peer. False if that
-// is over, or nobody answered at all.
+// rests on, which failed because of why; false if there is none.
 func (s *SA) another(i *ikeSA, t task, why error) bool {
-	if i != s.cur || s.failed || s.closing || i.hs == nil || i.state != StateIntermediate && i.state != StateAuthSent ||
-		len(i.hs.others) == 0 && (i.hs.late || why == ErrTimeout) {
+	if i != s.cur || s.failed || s.closing || i.hs == nil || len(i.hs.others) == 0 || i.state != StateIntermediate && i.state != StateAuthSent {
 		return false
 	}
 	if a, ok := t.(*authTask); ok && a.offer != nil {
@@ -66,11 +63,11 @@ func (s *SA) another(i *ikeSA, t task, why error) bool {
 	} else if !ok {
 		t.cancel(s, why)
 	}
+	s.log(levelWarn, "another answer to IKE_SA_INIT is tried", attrErr(why))
 	h := i.hs
-	if len(h.others) > 0 {
-		s.log(levelWarn, "another answer to IKE_SA_INIT is tried", attrErr(why))
-	}
-	for {
+	for len(h.others) > 0 {
+		d := h.others[0]
+		h.others = h.others[1:]
 		h.intI, h.intR, h.got, h.added = nil, nil, nil, 0
 		if h.plain != nil {
 			h.plain.Wipe()
@@ -86,18 +83,6 @@ func (s *SA) another(i *ikeSA, t task, why error) bool {
 		i, s.cur = n, n
 		s.local, s.remote = h.at.local, h.at.remote
 		s.peer.Local, s.peer.Remote = s.local, s.remote
-		if len(h.others) == 0 {
-			if h.late {
-				break
-			}
-			h.late, h.refused = true, why
-			i.req = &request{exchange: ikev2.IKE_SA_INIT, sealed: &sealed{data: [][]byte{h.request}}, local: s.local, remote: s.remote,
-				sent: s.rule.Retransmit.Limit + 1}
-			i.req.due = s.now.Add(s.rule.Retransmit.Init / 4)
-			return true
-		}
-		d := h.others[0]
-		h.others = h.others[1:]
 		hd, _, err := ikev2.ParseHeader(d.Data)
 		var ps []ikev2.Payload
 		if err == nil {

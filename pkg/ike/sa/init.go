@@ -53,7 +53,6 @@ type handshake struct {
 	refused  error // what the peer, or somebody, answered
 	refusals int   // how many transmissions were answered so
 	again    bool  // so was the last one
-	late     bool  // only answers that come late are waited for
 
 	// IKE_INTERMEDIATE: the chains over the messages of either side so far, what
 	// is covered of the message just received, and how many exchanges are done.
@@ -142,9 +141,6 @@ func (s *SA) hasten(i *ikeSA) {
 // refuseInit takes note of an answer that is of no use.
 func (s *SA) refuseInit(i *ikeSA, err error) {
 	h := i.hs
-	if h.late {
-		return
-	}
 	if h.refused = err; !h.again {
 		h.again = true
 		h.refusals++
@@ -213,10 +209,6 @@ func (s *SA) receiveInitResponse(i *ikeSA, d Datagram, hd ikev2.Header) {
 		return
 	}
 	h := i.hs
-	if h.late && (ikev2.Find[*ikev2.SA](m.Payloads) == nil || refusal(m.Payloads) != nil) {
-		s.counters.Unexpected++
-		return
-	}
 	if n := ikev2.FindNotify(m.Payloads, ikev2.COOKIE); n != nil && ikev2.Find[*ikev2.SA](m.Payloads) == nil {
 		if len(n.Data) == 0 || len(n.Data) > 64 || bytes.Equal(n.Data, h.cookie) || h.held != nil || h.cookies >= maxCookies {
 			s.counters.Unexpected++ // the same once more: a duplicate
