@@ -104,6 +104,8 @@ func (c *Capture) sync() {
 	c.h.t.Helper()
 	// Each SIGUSR1 has tcpdump tell its counters once.
 	asked := 0
+	var counts string
+	var rests time.Time
 	Until(c.h.t, 20*time.Second, "tcpdump to catch up", func() (bool, string) {
 		told := tcpdumpStats.FindAllStringSubmatch(c.p.Output(), -1)
 		if len(told) < asked {
@@ -114,8 +116,11 @@ func (c *Capture) sync() {
 			if last[1] == last[2] {
 				return true, ""
 			}
-			// What tcpdump filters itself, as it does directions, it never writes.
-			if n := len(told); c.filtered && n > 2 && told[n-2][0] == last[0] && told[n-3][0] == last[0] {
+			// What tcpdump filters itself, as it does directions, it never
+			// writes. It has a packet from the kernel within a second.
+			if last[0] != counts {
+				counts, rests = last[0], time.Now()
+			} else if c.filtered && time.Since(rests) > 3*time.Second {
 				return true, ""
 			}
 		}
