@@ -12,6 +12,8 @@ import (
 type ID struct {
 	Type IDType
 	Data []byte
+	// Reserved is 0 in what we send. AUTH covers what a peer has put there.
+	Reserved [3]byte
 }
 
 // IDi is the identity of the exchange's initiator.
@@ -28,7 +30,7 @@ func (*IDr) PayloadType() PayloadType { return PayloadIDr }
 
 // Append appends type and identity.
 func (id *ID) Append(b []byte) ([]byte, error) {
-	b = append(b, uint8(id.Type), 0, 0, 0)
+	b = append(append(b, uint8(id.Type)), id.Reserved[:]...)
 	return append(b, id.Data...), nil
 }
 
@@ -49,10 +51,11 @@ func (id ID) String() string {
 func parseID(b []byte) (ID, error) {
 	s := cryptobyte.String(b)
 	var typ uint8
-	if !s.ReadUint8(&typ) || !s.Skip(3) {
+	var id ID
+	if !s.ReadUint8(&typ) || !s.CopyBytes(id.Reserved[:]) {
 		return ID{}, errShort
 	}
-	id := ID{Type: IDType(typ), Data: s}
+	id.Type, id.Data = IDType(typ), s
 	switch n := len(id.Data); {
 	case id.Type == IDIPv4Addr && n != 4, id.Type == IDIPv6Addr && n != 16:
 		return ID{}, fmt.Errorf("%v of %d octets", id.Type, n)

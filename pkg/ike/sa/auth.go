@@ -82,9 +82,10 @@ func (s *SA) startAuth(i *ikeSA) {
 	}})
 }
 
-func idBody(id pad.ID) []byte {
-	w := id.Wire()
-	b, _ := w.Append(nil) // never fails
+// idBody is the part of an ID payload that AUTH covers, as it is on the wire:
+// reserved octets that are not 0 too (RFC 7296, 2.15).
+func idBody(id ikev2.ID) []byte {
+	b, _ := id.Append(nil) // never fails
 	return b
 }
 
@@ -180,7 +181,7 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 	id := pad.FromWire(idr.ID)
 	err := s.ppkAnswered(i, ps)
 	if err == nil {
-		err = s.verify(i, id, auth, ps)
+		err = s.verify(i, idr.ID, auth, ps)
 	}
 	if err != nil {
 		// The responder takes us for established: it must hear of it
@@ -221,12 +222,13 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 }
 
 // verify checks who the peer says it is, and its proof.
-func (s *SA) verify(i *ikeSA, id pad.ID, auth *ikev2.Auth, ps []ikev2.Payload) error {
+func (s *SA) verify(i *ikeSA, wire ikev2.ID, auth *ikev2.Auth, ps []ikev2.Payload) error {
+	id := pad.FromWire(wire)
 	if !s.rule.PermitsPeer(id) {
 		return fmt.Errorf("identity %v is not permitted by rule %q", id, s.rule.Label)
 	}
 	if s.rule.RemoteAuth == pad.Cert {
-		return s.verifyCert(i, id, auth, ps)
+		return s.verifyCert(i, wire, auth, ps)
 	}
 	if auth.Method != ikev2.AuthPSK {
 		return fmt.Errorf("authentication method %v: want %v", auth.Method, ikev2.AuthPSK)
@@ -235,7 +237,7 @@ func (s *SA) verify(i *ikeSA, id pad.ID, auth *ikev2.Auth, ps []ikev2.Payload) e
 	if !ok {
 		return errNoKey
 	}
-	want, err := s.authData(i, keys.Remote, !i.initiator, idBody(id))
+	want, err := s.authData(i, keys.Remote, !i.initiator, idBody(wire))
 	if err != nil {
 		return err
 	}
@@ -304,7 +306,8 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 		deny(errors.New("no AUTH payload: EAP is not supported"))
 		return
 	}
-	claim := pad.Claim{IDi: pad.FromWire(ikev2.Find[*ikev2.IDi](ps).ID), Suite: i.suite}
+	idi := ikev2.Find[*ikev2.IDi](ps)
+	claim := pad.Claim{IDi: pad.FromWire(idi.ID), Suite: i.suite}
 	claim.Method, claim.Key = claimed(auth, ps)
 	if idr := ikev2.Find[*ikev2.IDr](ps); idr != nil {
 		claim.IDr = pad.FromWire(idr.ID)
@@ -321,7 +324,7 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	}
 	ppk, err := s.ppkAsked(i, r, ps, auth)
 	if err == nil {
-		err = s.verify(i, claim.IDi, auth, ps)
+		err = s.verify(i, idi.ID, auth, ps)
 	}
 	if err != nil {
 		deny(err)

@@ -220,3 +220,47 @@ func TestHoldSPI(t *testing.T) {
 }
 
 func pfx(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// RFC 7296, 2.15 and 3: reserved octets are ignored, whatever is in them, and the
+// peer's AUTH covers them as it has sent them.
+func TestReservedOctetsOfID(t *testing.T) {
+	for _, of := range []string{"initiator", "responder"} {
+		t.Run(of, func(t *testing.T) {
+			l := newLab(t)
+			n := l.a
+			if of == "responder" {
+				n = l.b
+			}
+			l.stop = func(p packet) bool { return p.from == n && p.data[18] == byte(ikev2.IKE_AUTH) }
+			l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+			l.a.do(l.a.sa.Start(l.now, reqA(1)))
+			l.run()
+			i := l.a.sa.cur // has the keys of both
+			seal := i.seal
+			if n == l.b {
+				seal = l.b.sa.cur.seal
+			}
+			m, err := ikev2.Open(l.kept[0].data, &sk{c: seal.c})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var id *ikev2.ID
+			if n == l.a {
+				id = &ikev2.Find[*ikev2.IDi](m.Payloads).ID
+			} else {
+				id = &ikev2.Find[*ikev2.IDr](m.Payloads).ID
+			}
+			id.Reserved = [3]byte{1, 2, 3}
+			auth := ikev2.Find[*ikev2.Auth](m.Payloads)
+			if auth.Data, err = l.a.sa.authData(i, l.a.rule.PSK.Local, n == l.a, idBody(*id)); err != nil {
+				t.Fatal(err)
+			}
+			if l.kept[0].data, err = m.AppendSealed(nil, seal); err != nil {
+				t.Fatal(err)
+			}
+			l.let(0)
+			l.settle()
+			l.want(1)
+		})
+	}
+}

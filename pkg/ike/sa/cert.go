@@ -108,7 +108,7 @@ func (s *SA) prove(i *ikeSA, remote pad.ID) (certs []ikev2.Payload, auth *ikev2.
 		if !ok {
 			return nil, nil, errNoKey
 		}
-		data, err := s.authData(i, keys.Local, i.initiator, idBody(local))
+		data, err := s.authData(i, keys.Local, i.initiator, idBody(local.Wire()))
 		return nil, &ikev2.Auth{Method: ikev2.AuthPSK, Data: data}, err
 	}
 	// It is the peer's to refuse, by its own clock; who looks for the reason finds
@@ -116,7 +116,7 @@ func (s *SA) prove(i *ikeSA, remote pad.ID) (certs []ikev2.Payload, auth *ikev2.
 	if err := s.rule.Own.Valid(s.now); err != nil {
 		s.log(levelWarn, "certificate of our own is not valid", attrErr(err))
 	}
-	octets, err := s.authOctets(i, i.initiator, idBody(local))
+	octets, err := s.authOctets(i, i.initiator, idBody(local.Wire()))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -160,9 +160,9 @@ func claimed(auth *ikev2.Auth, ps []ikev2.Payload) (m pad.AuthMethod, k cred.Key
 }
 
 // verifyCert checks that the peer's certificate proves id, and that it has the key.
-func (s *SA) verifyCert(i *ikeSA, id pad.ID, auth *ikev2.Auth, ps []ikev2.Payload) error {
+func (s *SA) verifyCert(i *ikeSA, id ikev2.ID, auth *ikev2.Auth, ps []ikev2.Payload) error {
 	certs, odd := certsOf(ps)
-	p, err := s.rule.Trust.Verify(certs, id.Wire(), s.now)
+	p, err := s.rule.Trust.Verify(certs, id, s.now)
 	switch {
 	case err != nil && len(certs) == 0 && odd != 0:
 		return fmt.Errorf("certificate of encoding %v is not supported: want %v", odd, ikev2.CertX509Signature)
