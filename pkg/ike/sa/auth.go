@@ -209,6 +209,8 @@ func (t *authTask) answer(s *SA, i *ikeSA, ps []ikev2.Payload) {
 	case t.offer == nil:
 	case has && err == nil && n == nil:
 		s.accept(i, t.offer, ps, true, i.hs.ni, i.hs.nr)
+	case has && n != nil: // refused, and granted: as far as we know it is there
+		s.orphan(t.offer, &PeerError{ikev2.IKE_AUTH, n.Type})
 	case n != nil:
 		s.abandon(t.offer, &PeerError{ikev2.IKE_AUTH, n.Type})
 	default:

@@ -264,3 +264,29 @@ func TestReservedOctetsOfID(t *testing.T) {
 		})
 	}
 }
+
+// An IKE_AUTH response that grants the child SA and refuses it: what the peer may
+// have made of it is deleted.
+func TestGrantedAndRefused(t *testing.T) {
+	l := newLab(t)
+	l.stop = func(p packet) bool { return p.from == l.b && p.data[18] == byte(ikev2.IKE_AUTH) }
+	l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+	l.a.do(l.a.sa.Start(l.now, reqA(1)))
+	l.run()
+	seal := l.b.sa.cur.seal
+	m, err := ikev2.Open(l.kept[0].data, &sk{c: seal.c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Payloads = append(m.Payloads, notify(8000))
+	if l.kept[0].data, err = m.AppendSealed(nil, seal); err != nil {
+		t.Fatal(err)
+	}
+	l.let(0)
+	l.settle()
+	l.want(0)
+	var pe *PeerError
+	if f := told[ChildFailed](l.a); len(f) != 1 || !errors.As(f[0].Err, &pe) || pe.Notify != 8000 {
+		t.Errorf("a: ChildFailed %v, want the peer's refusal", f)
+	}
+}
