@@ -25,8 +25,12 @@ func Prefix(p netip.Prefix) Range {
 	return Range{p.Masked().Addr(), last}
 }
 
-// Contains reports whether a lies in r.
+// Contains reports whether a lies in r. A range that names no zone holds the
+// addresses of every one.
 func (r Range) Contains(a netip.Addr) bool {
+	if r.From.Zone() == "" {
+		a = a.WithZone("")
+	}
 	return r.From.BitLen() == a.BitLen() && !a.Less(r.From) && !r.To.Less(a)
 }
 

@@ -87,6 +87,21 @@ func TestRanges(t *testing.T) {
 			t.Errorf("any does not hold %s", a)
 		}
 	}
+	for _, tt := range []struct {
+		r    Range
+		a    string
+		want bool
+	}{
+		{One(addr("fe80::2")), "fe80::2%eth0", true}, // as a socket gives it
+		{One(addr("fe80::2")), "fe80::3%eth0", false},
+		{Prefix(netip.MustParsePrefix("fe80::/10")), "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff%eth0", true},
+		{One(addr("fe80::1%eth0")), "fe80::1%eth0", true},
+		{One(addr("fe80::1%eth0")), "fe80::1%eth1", false},
+	} {
+		if got := tt.r.Contains(addr(tt.a)); got != tt.want {
+			t.Errorf("%v holds %s: %v", tt.r, tt.a, got)
+		}
+	}
 }
 
 func rules(t *testing.T) *DB {
