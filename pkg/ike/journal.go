@@ -33,7 +33,8 @@ import (
 //   - esp 192.0.2.2 192.0.2.1 0xc0ffee00
 //
 // of an SA in the order protocol, source, destination, SPI. It is written anew
-// when most of it is history.
+// when most of it is history. Whoever writes it holds a lock on it (flock): a second
+// ike, that is about to find its port in use, must not take it away from the first.
 type Journal struct {
 	path  string
 	mu    sync.Mutex
@@ -48,18 +49,12 @@ type Journal struct {
 // maxJournal bounds what is read of a journal, in lines.
 const maxJournal = 4 << 20
 
-// OpenJournal opens or makes the journal at path. A file that is not the caller's own is refused; what cannot be
-// understood in it is passed over.
+// OpenJournal opens or makes the journal at path. A file that is not the caller's own, or that another process
+// writes, is refused; what cannot be understood in it is passed over.
 func OpenJournal(path string) (*Journal, error) {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+	f, err := lockJournal(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	f := os.NewFile(uintptr(fd), path)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		f.Close()
-		return nil, fmt.Errorf("%s: not a file of ours alone", path)
+		return nil, err
 	}
 	j := &Journal{path: path, f: f}
 	j.live, j.addrs = readJournal(f)
@@ -70,6 +65,38 @@ func OpenJournal(path string) (*Journal, error) {
 	defer j.mu.Unlock()
 	j.rewrite()
 	return j, j.err
+}
+
+// lockJournal opens the file that is at path once it has the lock.
+func lockJournal(path string) (*os.File, error) {
+	for {
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		f := os.NewFile(uintptr(fd), path)
+		var st, now unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+			f.Close()
+			return nil, fmt.Errorf("%s: not a file of ours alone", path)
+		}
+		if err := lock(f); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if unix.Lstat(path, &now) == nil && now.Ino == st.Ino && now.Dev == st.Dev {
+			return f, nil
+		}
+		f.Close() // it was written anew, or removed, meanwhile
+	}
+}
+
+func lock(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return errors.New("another ike that runs writes it")
+	}
+	return err
 }
 
 func readJournal(r io.Reader) (live map[ipsec.SAID]netip.Addr, addrs map[netip.Addr]bool) {
@@ -201,7 +228,7 @@ func (j *Journal) rewrite() {
 	for a := range j.addrs {
 		w.WriteString("+ " + addrWord + " " + a.String() + "\n")
 	}
-	if err := errors.Join(w.Flush(), os.Rename(tmp, j.path)); err != nil {
+	if err := errors.Join(w.Flush(), lock(f), os.Rename(tmp, j.path)); err != nil {
 		f.Close()
 		os.Remove(tmp)
 		j.err = err

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -174,6 +175,10 @@ func TestInheritance(t *testing.T) {
 			t.Fatal(err)
 		}
 		j.remove(i.id)
+	}
+	// Nor is it another's as long as we live.
+	if other, err := OpenJournal(path); err == nil || !strings.Contains(err.Error(), "another ike") {
+		t.Errorf("opened twice: %v, %v", other, err)
 	}
 	if fi, err := os.Stat(path); err != nil || fi.Size() > 100000 || fi.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", fi, err)
