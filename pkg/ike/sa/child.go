@@ -46,11 +46,14 @@ type child struct {
 	deleting bool         // our Delete is queued or on its way; the outbound SA is gone
 	removed  bool
 
-	// The outbound SA, until the peer closes old, which it is to replace: only
-	// then it has our answer and can receive on it (RFC 7296, 2.8).
-	held  *ipsec.SAParams
-	old   *child
-	noOut bool // the outbound SA is not installed: held, or never to be
+	// The outbound SA, until the peer has our answer and can receive on it: when
+	// it closes old, which it is to replace, asks for anything else on ike, or has
+	// not asked again until heldUntil (RFC 7296, 2.8).
+	held      *ipsec.SAParams
+	old       *child
+	ike       *ikeSA // that it was made on
+	heldUntil time.Time
+	noOut     bool // the outbound SA is not installed: held, or never to be
 }
 
 func (c *child) String() string { return fmt.Sprintf("%v in %v, out %v", c.proto, c.in, c.outSPI) }
@@ -589,6 +592,7 @@ func (s *SA) install(i *ikeSA, g *granted, spi ipsec.SPI, responder bool) (*chil
 		ic.Rekeys = g.rekeys.in
 		if responder {
 			ic.Out, c.held, c.old, c.noOut = nil, &out, g.rekeys, true
+			c.ike, c.heldUntil = i, s.now.Add(heldFor)
 		}
 	}
 	s.emit(ic)
@@ -675,13 +679,42 @@ func wholeSeconds(ns uint64) time.Duration {
 	return d
 }
 
+// heldFor is how long an SA is held for a peer that says nothing more: longer than
+// it waits for an answer before it asks again.
+const heldFor = 10 * time.Second
+
 // useHeld begins to send on the SA that replaces c, which the peer closes, or
 // which we cannot use any longer.
 func (s *SA) useHeld(c *child) {
 	for _, o := range s.children {
-		if o.held != nil && o.old == c && !s.failed {
-			s.emit(InstallOut{ipsec.SAID{Proto: o.proto, Dst: o.inDst, SPI: o.in}, o.held})
-			o.held, o.old, o.noOut = nil, nil, false
+		if o.held != nil && o.old == c {
+			s.use(o)
+		}
+	}
+}
+
+// use begins to send on c.
+func (s *SA) use(c *child) {
+	if !s.failed {
+		s.emit(InstallOut{ipsec.SAID{Proto: c.proto, Dst: c.inDst, SPI: c.in}, c.held})
+		c.held, c.old, c.ike, c.noOut = nil, nil, nil, false
+	}
+}
+
+// waits: c is held until the peer has our answer, and not for us to decide between
+// it and one of ours.
+func (c *child) waits() bool { return c.held != nil && c.old.replaced == c }
+
+// answered says that the peer has our answers on i, since it asks for something
+// else, or (again) has not the last one.
+func (s *SA) answered(i *ikeSA, again bool) {
+	for _, c := range s.children {
+		switch {
+		case c.held == nil || c.ike != i:
+		case again:
+			c.heldUntil = s.now.Add(heldFor)
+		case c.waits():
+			s.use(c)
 		}
 	}
 }
@@ -690,7 +723,7 @@ func (s *SA) useHeld(c *child) {
 func (c *child) dropHeld() {
 	if c.held != nil {
 		c.held.Wipe()
-		c.held, c.old = nil, nil
+		c.held, c.old, c.ike = nil, nil, nil
 	}
 }
 

@@ -25,7 +25,8 @@
 // still until ChildSPI answers it (with an error, too). All else goes on.
 //
 // When the peer rekeys a child SA, the outbound SA comes later than the inbound
-// one, by InstallOut, once the peer closes the old child SA.
+// one, by InstallOut, once it is clear that the peer has our answer: it closes the
+// old child SA, asks for something else, or does not ask again.
 //
 // Octets in a Datagram belong to the machine after the call. Octets in outputs
 // belong to the receiver, except that those of a Send may be sent again and must

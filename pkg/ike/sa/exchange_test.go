@@ -2,6 +2,9 @@ package sa
 
 import (
 	"testing"
+	"time"
+
+	"github.com/missiu/missiu/proto/ikev2"
 )
 
 // a                                          b
@@ -114,6 +117,46 @@ func TestRekeyChildSendsOnOld(t *testing.T) {
 			t.Errorf("b: %q, want %q", steps, want)
 		}
 	})
+}
+
+// A peer that keeps the old SA is sent to on the new one all the same: once it has
+// asked for something else, or, if it says nothing, after a while.
+func TestRekeyChildByPeerThatKeepsOld(t *testing.T) {
+	rekey := func(t *testing.T) *lab {
+		l := newLab(t)
+		l.establish()
+		l.clearEvents()
+		l.stop = func(p packet) bool { return p.from == l.b }
+		l.a.do(l.a.sa.ChildExpired(l.now, inSPI(t, l.a), false))
+		l.run() // a never sees the answer: it does not close the old one
+		l.a.sa.cur.req.due = l.now.Add(time.Hour)
+		return l
+	}
+	out := func(l *lab, want int) {
+		t.Helper()
+		if got := len(told[InstallOut](l.b)); got != want || len(l.b.sads) != 3+want {
+			t.Errorf("%d outbound SAs installed, %d SAs in all; want %d, %d", got, len(l.b.sads), want, 3+want)
+		}
+	}
+	l := rekey(t)
+	out(l, 0)
+	l.b.do(l.b.sa.Receive(l.now, l.b.forge(l.b.sa.cur, ikev2.INFORMATIONAL)))
+	out(l, 1)
+
+	l = rekey(t)
+	l.now = l.now.Add(heldFor - 1)
+	l.b.do(l.b.sa.Tick(l.now))
+	out(l, 0)
+	l.b.do(l.b.sa.Receive(l.now, Datagram{addrB, addrA, l.all[len(l.all)-1].data})) // not yet, then
+	l.now = l.now.Add(1)
+	l.b.do(l.b.sa.Tick(l.now))
+	out(l, 0)
+	l.now = l.now.Add(heldFor - 1)
+	if d := l.b.sa.Deadline(); d.After(l.now) {
+		t.Errorf("deadline %v, want %v", d, l.now)
+	}
+	l.b.do(l.b.sa.Tick(l.now))
+	out(l, 1)
 }
 
 func TestRekeyIKE(t *testing.T) {

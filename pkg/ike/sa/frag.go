@@ -284,6 +284,7 @@ func (s *SA) again(i *ikeSA, d Datagram) bool {
 		return false
 	}
 	s.counters.Retransmits++
+	s.answered(i, true)
 	if i.lastResp != nil {
 		for _, b := range i.lastResp.data {
 			s.send(d.Local, d.Remote, b, true)

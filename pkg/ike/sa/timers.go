@@ -47,6 +47,11 @@ func (s *SA) Deadline() time.Time {
 	for _, p := range s.delayed {
 		d = earliest(d, p.at)
 	}
+	for _, c := range s.children {
+		if c.waits() {
+			d = earliest(d, c.heldUntil)
+		}
+	}
 	d = earliest(d, s.keepaliveAt())
 	return earliest(d, s.probeAt())
 }
@@ -76,6 +81,11 @@ func (s *SA) Tick(now time.Time) []Output {
 			}
 		}
 		s.delayed = wait
+		for _, c := range s.children {
+			if c.waits() && s.due(c.heldUntil) {
+				s.use(c)
+			}
+		}
 		if s.due(s.keepaliveAt()) {
 			s.lastSent = s.now
 			s.emit(Keepalive{s.local, s.remote})

@@ -235,6 +235,7 @@ func (s *SA) receiveRequest(i *ikeSA, d Datagram, h ikev2.Header) {
 	s.alive(i, d)
 	s.logMessage("received", h, a.ps, a.octets)
 	i.note(a)
+	s.answered(i, false)
 	s.handleRequest(i, h, a.ps, a.err)
 }
 
