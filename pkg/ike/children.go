@@ -186,6 +186,7 @@ func (l *lineage) drop(i installed) {
 		delete(l.d.bySA, i.id)
 	}
 	delete(l.sas, i.id)
+	l.forgetMove(i.id)
 	if c, ok := l.children[i.id]; ok {
 		l.has[acquireKey{policy: c.policy, proto: i.id.Proto}]--
 	}

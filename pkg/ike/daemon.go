@@ -69,6 +69,7 @@ type Daemon struct {
 	byIDs    map[idPair]map[*lineage]struct{} // authenticated
 	byInit   map[initKey]*lineage             // responders
 	bySA     map[ipsec.SAID]*lineage          // child SAs, both directions
+	moved    map[ipsec.SAID]moved             // by where they were before they moved last
 	starters []*starter
 	initSeen map[uint32]bool // policies that want SAs at once and were asked for
 	toInit   []uint32        // those that are still to be asked for
@@ -100,6 +101,13 @@ type installed struct {
 	src netip.Addr
 }
 
+// moved is an SA that has gone to another place: what missiu said of it before
+// may still be on its way.
+type moved struct {
+	l  *lineage
+	to ipsec.SAID
+}
+
 // counters count what is dropped without a log line of its own.
 type counters struct {
 	malformed, version, unknownSPI, cookies, refused, full atomic.Uint64
@@ -128,6 +136,7 @@ func New(c Config) (*Daemon, error) {
 		byIDs:    map[idPair]map[*lineage]struct{}{},
 		byInit:   map[initKey]*lineage{},
 		bySA:     map[ipsec.SAID]*lineage{},
+		moved:    map[ipsec.SAID]moved{},
 		initSeen: map[uint32]bool{},
 		heldDown: map[string]bool{},
 		failures: map[string]failure{},

@@ -360,7 +360,7 @@ func (d *Daemon) handleEvent(e event) {
 	case keysock.Acquire:
 		d.acquire(e, false)
 	case keysock.Expire:
-		d.toOwner(e.SAID, func(l *lineage, now time.Time) []sa.Output { return l.sa.ChildExpired(now, e.SAID, e.Hard) })
+		d.expired(e)
 	case keysock.NewMapping:
 		d.toOwner(e.SAID, func(l *lineage, now time.Time) []sa.Output { return l.sa.PeerAt(now, e.New) })
 	case keysock.SADeleted:
@@ -418,6 +418,24 @@ func (d *Daemon) dropUnwanted() {
 		if err != nil {
 			l.log.Warn("event dropped", zap.Error(err))
 		}
+	}
+}
+
+// expired tells the lineage that made an SA. The SA may move before it is told, or
+// have done so before we were.
+func (d *Daemon) expired(e keysock.Expire) {
+	owner, _ := d.whereabouts(e.SAID)
+	if owner == nil {
+		return // a manual one, or another daemon's
+	}
+	err := owner.post(func(l *lineage, now time.Time) []sa.Output {
+		if x, id := d.whereabouts(e.SAID); x == l {
+			return l.sa.ChildExpired(now, id, e.Hard)
+		}
+		return nil
+	})
+	if err != nil {
+		owner.log.Warn("event dropped", zap.Stringer("sa", e.SAID), zap.Error(err))
 	}
 }
 

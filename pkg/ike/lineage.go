@@ -54,6 +54,7 @@ type lineage struct {
 	// Behind d.mu.
 	spis     []sa.SPI
 	sas      map[ipsec.SAID]netip.Addr // child SAs installed, with their sources
+	was      map[ipsec.SAID]ipsec.SAID // those that have moved: where they were before
 	init     initKey
 	halfOpen bool
 	origin   origin

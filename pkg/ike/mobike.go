@@ -183,7 +183,34 @@ func (l *lineage) relocate(i installed, to ipsec.SAID, src netip.Addr, f func(co
 		delete(l.d.bySA, i.id)
 	}
 	delete(l.sas, i.id)
+	l.forgetMove(i.id)
+	if l.was == nil {
+		l.was = map[ipsec.SAID]ipsec.SAID{}
+	}
+	l.was[to], l.d.moved[i.id] = i.id, moved{l, to}
 	l.d.mu.Unlock()
 	l.d.cfg.Journal.remove(i.id)
 	return nil
+}
+
+// forgetMove forgets where SA id was before it moved; d.mu is held.
+func (l *lineage) forgetMove(id ipsec.SAID) {
+	if from, ok := l.was[id]; ok {
+		delete(l.was, id)
+		if l.d.moved[from].l == l {
+			delete(l.d.moved, from)
+		}
+	}
+}
+
+// whereabouts is where SA id is now, and the lineage that made it; nil: not one of
+// ours.
+func (d *Daemon) whereabouts(id ipsec.SAID) (*lineage, ipsec.SAID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if l := d.bySA[id]; l != nil {
+		return l, id
+	}
+	m := d.moved[id]
+	return m.l, m.to
 }

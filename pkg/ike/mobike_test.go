@@ -173,10 +173,25 @@ func TestAddressGone(t *testing.T) {
 		if inits != 2 {
 			t.Errorf("%d messages of IKE_SA_INIT, want 2", inits)
 		}
+
+		// What missiu said of an SA before it moved is about where it is now.
+		var in ipsec.SAID
+		for _, s := range a.m.list() {
+			if s.Dst == addrA {
+				in = s.SAID
+			}
+		}
+		a.m.event(keysock.Expire{SAID: ipsec.SAID{Proto: in.Proto, Dst: second, SPI: in.SPI}})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		wantPair(t, a, b, 2)
+		if slices.ContainsFunc(a.m.list(), func(s *ipsec.SAParams) bool { return s.SAID == in }) {
+			t.Errorf("%v is not rekeyed", in)
+		}
 		a.stop(t)
 		b.stop(t)
-		if l := append(a.m.list(), b.m.list()...); len(l) != 0 {
-			t.Errorf("left behind: %v", ids(l))
+		if l := append(a.m.list(), b.m.list()...); len(l)+len(a.moved)+len(b.moved) != 0 {
+			t.Errorf("left behind: %v, moved %v, %v", ids(l), a.moved, b.moved)
 		}
 	})
 }
