@@ -418,7 +418,7 @@ func TestMonitor(t *testing.T) {
 	next("acquire esp 192.0.2.9 -> 192.0.2.1 transport policy 5 reqid 7 seq 1 for 192.0.2.9[5] -> 192.0.2.1[80] proto 6", func() {
 		a, b := netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("192.0.2.1")
 		r.s.Acquire(keysock.Acquire{Seq: 1, Proto: ipsec.ESP, Src: a, Dst: b, PolicyID: 5, Mode: ipsec.Transport, ReqID: 7,
-			Flow: &ipsec.Flow{Src: a, Dst: b, Proto: 6, SrcPort: 5, DstPort: 80}})
+			Flow: &ipsec.Flow{Src: a, Dst: b, Proto: 6, SrcPort: 5, DstPort: 80}}, 0)
 	})
 	cancel()
 	if code := <-done; code != exitOK {

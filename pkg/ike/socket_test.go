@@ -180,7 +180,7 @@ func TestSockets(t *testing.T) {
 		}
 	}
 	hosts[0].server.Acquire(keysock.Acquire{Seq: 77, Proto: ipsec.ESP, Src: a, Dst: b, PolicyID: 1, Mode: ipsec.Transport, ReqID: 7,
-		Proposals: hosts[0].e.policies[0].Proposals, Flow: &ipsec.Flow{Src: a, Dst: b, Proto: 1}})
+		Proposals: hosts[0].e.policies[0].Proposals, Flow: &ipsec.Flow{Src: a, Dst: b, Proto: 1}}, 0)
 	wait := func(want int) {
 		t.Helper()
 		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {

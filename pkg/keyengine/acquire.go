@@ -1,6 +1,7 @@
 package keyengine
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -22,7 +23,9 @@ const maxSeq = 1<<31 - 1
 // LarvalLife. failed: it has ended badly, and stays for FailureHold as a brake.
 type pending struct {
 	key    wanted
-	seq    uint32
+	policy *spd.Entry
+	flow   ipsec.Flow // the first packet's
+	seq    uint32     // 0: not asked yet
 	failed bool
 	manual bool // an SA without reqid may serve
 	other  bool // an SA of another protocol may serve
@@ -69,6 +72,14 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 	if e.pending[key] != nil {
 		return
 	}
+	w := &pending{key: key, policy: p, flow: f, since: e.o.Now()}
+	w.timer.fire = func(now time.Time) { e.timeout(w, now) }
+	e.ask(w, 0)
+}
+
+// ask asks all key daemons for w, or that of one connection.
+func (e *Engine) ask(w *pending, conn uint64) {
+	p, key := w.policy, w.key
 	var r *ipsec.Request
 	for i := range p.P.Requests {
 		q := &p.P.Requests[i]
@@ -79,38 +90,64 @@ func (e *Engine) acquire(p *spd.Entry, key wanted, f ipsec.Flow) {
 		}
 	}
 	if e.o.SPD.Edit().Get(p.P.ID) != p || r == nil {
-		e.forget(key) // policy gone meanwhile
+		e.done(w) // policy gone meanwhile
 		e.fail(key.OutKey)
 		return
 	}
 	// Where only whole alternatives count, the SA that is there may be of another.
 	if sa := e.o.SAD.Out(key.OutKey, nil); sa != nil && sa.P.Queue == key.Queue && p.Choices == nil && len(sa.P.SrcTS) == 0 && len(sa.P.DstTS) == 0 {
-		e.forget(key) // an SA for any packet came meanwhile
+		e.done(w) // an SA for any packet came meanwhile
 		e.installed(key.OutKey)
 		return
 	}
-	for e.seq++; e.seq == 0 || e.seq > maxSeq || e.bySeq[e.seq] != nil; e.seq++ {
+	if w.seq == 0 {
+		for e.seq++; e.seq == 0 || e.seq > maxSeq || e.bySeq[e.seq] != nil; e.seq++ {
+		}
+		w.seq = e.seq
 	}
-	offer := e.offer(p, r, key.OutKey, f)
-	w := &pending{key: key, seq: e.seq, manual: p.P.Flags&ipsec.PolicyManual != 0, since: e.o.Now()}
+	offer := e.offer(p, r, key.OutKey, w.flow)
+	w.manual, w.other = p.P.Flags&ipsec.PolicyManual != 0, false
 	for i := range offer {
 		w.other = w.other || !offer[i].Shape.Has(key.Proto)
 	}
-	w.timer.fire = func(now time.Time) { e.timeout(w, now) }
 	e.mu.Lock()
 	e.pending[key] = w
 	e.mu.Unlock()
 	e.bySeq[w.seq] = w
-	now := e.o.Now()
 	ok := e.srv.Acquire(keysock.Acquire{
 		Seq: w.seq, Proto: key.Proto, Src: key.Src, Dst: key.Dst, PolicyID: p.P.ID, Priority: p.P.Priority,
-		Mode: key.Mode, ReqID: r.ReqID, Proposals: offer, Flow: &f, Queue: key.Queue,
-	})
-	if !ok { // nobody registered
+		Mode: key.Mode, ReqID: r.ReqID, Proposals: offer, Flow: &w.flow, Queue: key.Queue,
+	}, conn)
+	switch now := e.o.Now(); {
+	case !ok: // nobody registered
 		e.failed(w, now)
-		return
+	case conn == 0:
+		w.failed, w.since = false, now
+		e.timers.set(&w.timer, now.Add(LarvalLife))
 	}
-	e.timers.set(&w.timer, now.Add(LarvalLife))
+}
+
+// Registered implements keysock.Audience: who registers hears what is being asked
+// for, as if it had been there before. RFC 2367 does not say what becomes of an
+// ACQUIRE whose key daemon goes without an answer, and Linux lets it expire: the next
+// daemon would hear of it after LarvalLife only, and packets wait for so long, or are
+// dropped. Nor does the brake hold for somebody who has not said no: what failed is
+// asked of all again. A socket hears of an ACQUIRE once for each socket that comes, at
+// most; its time runs on, and so daemons that come and go hold up nothing.
+//
+// What GETSPI made for the one that is gone stays for LarvalLife, as all SAs outlive
+// their makers: another socket may have been meant to complete it, and it is in
+// nobody's way.
+func (e *Engine) Registered(conn uint64) {
+	defer e.arm()
+	for _, w := range slices.SortedFunc(maps.Values(e.pending), func(a, b *pending) int { return a.since.Compare(b.since) }) {
+		if w.failed {
+			w.seq = 0
+			e.ask(w, 0)
+		} else {
+			e.ask(w, conn)
+		}
+	}
 }
 
 // offer is what key daemons may choose from for the SA of request r, wanted by

@@ -2,6 +2,7 @@ package keyengine
 
 import (
 	"net/netip"
+	"reflect"
 	"syscall"
 	"testing"
 	"time"
@@ -307,6 +308,67 @@ func TestAcquireOpenEnd(t *testing.T) {
 		r.want("mtu 1446", "installed 192.0.2.1->198.51.100.2 reqid 7", "installed 192.0.2.1->198.51.100.2 reqid 0", "installed 0.0.0.0->198.51.100.2 reqid 7")
 		if r.Stats().Acquires != 0 || len(r.asked) != 0 {
 			r.Errorf("left: %+v, %d asked", r.Stats(), len(r.asked))
+		}
+	})
+}
+
+// A key daemon that comes hears what others have been asked for, and perhaps left
+// behind; time runs on.
+func TestAcquireHeardLater(t *testing.T) {
+	testRig(t, func(r *rig) {
+		e, k := r.policy(tunnel(ipsec.LevelUnique, 7))
+		other, k2 := r.policy(&ipsec.Policy{Dir: ipsec.Out, Action: ipsec.Protect, Sel: ipsec.Selector{Src: netip.MustParsePrefix("10.3.0.0/16"), Dst: netip.MustParsePrefix("10.2.0.0/16")},
+			Requests: []ipsec.Request{{Proto: ipsec.ESP, Mode: ipsec.Tunnel, Level: ipsec.LevelUnique, ReqID: 8, Src: self, Dst: peer}}})
+		r.NeedSA(e, k, flow)
+		r.after(time.Second)
+		r.NeedSA(other, k2, flow)
+		r.want("acquire 192.0.2.1->198.51.100.2 reqid 7", "acquire 192.0.2.1->198.51.100.2 reqid 8")
+		r.after(LarvalLife/2 - time.Second)
+		r.do(func() { r.Registered(2) })
+		r.want("acquire 192.0.2.1->198.51.100.2 reqid 7 of 2", "acquire 192.0.2.1->198.51.100.2 reqid 8 of 2")
+		if !reflect.DeepEqual(r.acquires[:2], r.acquires[2:]) {
+			r.Errorf("got %+v, was %+v", r.acquires[2:], r.acquires[:2])
+		}
+		r.NeedSA(e, k, flow)
+		r.want()
+		if _, err := r.add(outSA(0x1000, 8), r.acquires[3].Seq); err != nil {
+			r.Fatal(err)
+		}
+		r.want("mtu 1446", "installed 192.0.2.1->198.51.100.2 reqid 8", "installed 192.0.2.1->198.51.100.2 reqid 0")
+		r.do(func() { r.Registered(3) })
+		r.want("acquire 192.0.2.1->198.51.100.2 reqid 7 of 3")
+		r.after(LarvalLife / 2)
+		r.want("failed 192.0.2.1->198.51.100.2 reqid 7", "hard expire 0x00000000 dead")
+		if r.Stats().Acquires != 0 || len(r.asked) != 0 || len(r.timers) != 0 || len(r.bySeq) != 0 {
+			r.Errorf("left: %+v, %d asked, %d timers, %d numbers", r.Stats(), len(r.asked), len(r.timers), len(r.bySeq))
+		}
+	})
+}
+
+// What failed, or found nobody, is asked for again when somebody comes, if it is
+// still wanted.
+func TestAcquireAfterFailure(t *testing.T) {
+	testRig(t, func(r *rig) {
+		r.registered = false
+		e, k := r.policy(tunnel(ipsec.LevelUnique, 7))
+		r.NeedSA(e, k, flow)
+		r.want("failed 192.0.2.1->198.51.100.2 reqid 7")
+		r.registered = true
+		r.do(func() { r.Registered(1) })
+		r.want("acquire 192.0.2.1->198.51.100.2 reqid 7")
+		seq := r.acquires[0].Seq
+		r.do(func() { r.AcquireFailed(seq, syscall.ESHUTDOWN) })
+		r.do(func() { r.Registered(2) })
+		r.want("failed 192.0.2.1->198.51.100.2 reqid 7", "acquire 192.0.2.1->198.51.100.2 reqid 7")
+		r.do(func() { r.AcquireFailed(seq, syscall.ESHUTDOWN) }) // late
+		r.after(FailureHold)
+		r.NeedSA(e, k, flow)
+		r.want()
+		r.do(func() { r.DeletePolicyID(1, e.P.ID) })
+		r.do(func() { r.Registered(3) })
+		r.want("failed 192.0.2.1->198.51.100.2 reqid 7")
+		if r.Stats().Acquires != 0 || len(r.asked) != 0 || len(r.timers) != 0 || len(r.bySeq) != 0 {
+			r.Errorf("left: %+v, %d asked, %d timers, %d numbers", r.Stats(), len(r.asked), len(r.timers), len(r.bySeq))
 		}
 	})
 }

@@ -37,7 +37,7 @@ import (
 // Server is what the engine needs of keysock.Server.
 type Server interface {
 	Do(f func())
-	Acquire(a keysock.Acquire) bool
+	Acquire(a keysock.Acquire, conn uint64) bool
 	Expire(i *keysock.SAInfo, hard bool)
 	NewMapping(m keysock.NewMapping)
 	PolicyExpired(i *keysock.PolicyInfo)
@@ -148,6 +148,7 @@ type Engine struct {
 var (
 	_ keysock.Backend   = (*Engine)(nil)
 	_ keysock.Addresser = (*Engine)(nil)
+	_ keysock.Audience  = (*Engine)(nil)
 )
 
 // New makes an Engine. Attach has to follow before anything else.

@@ -46,9 +46,13 @@ func (r *rig) Do(f func()) {
 
 func (r *rig) note(format string, args ...any) { r.log = append(r.log, fmt.Sprintf(format, args...)) }
 
-func (r *rig) Acquire(a keysock.Acquire) bool {
+func (r *rig) Acquire(a keysock.Acquire, conn uint64) bool {
 	if r.registered {
-		r.note("acquire %v->%v reqid %d", a.Src, a.Dst, a.ReqID)
+		to := ""
+		if conn > 0 {
+			to = fmt.Sprintf(" of %d", conn)
+		}
+		r.note("acquire %v->%v reqid %d%s", a.Src, a.Dst, a.ReqID, to)
 		r.acquires = append(r.acquires, a)
 	}
 	return r.registered

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"syscall"
 	"testing"
@@ -216,5 +217,55 @@ func TestThroughSocket(t *testing.T) {
 	}
 	if e.o.SPD.Len() != 1 {
 		t.Error("the aborted transaction had an effect")
+	}
+}
+
+// A key daemon that dies in the middle of a negotiation leaves it to the next one, and
+// a larval SA to time.
+func TestKeyDaemonDies(t *testing.T) {
+	e, s, path, installed := engineAt(t)
+	ctx := t.Context()
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	dial := func() *keysock.Client {
+		c, err := keysock.Dial(ctx, path)
+		ok(err)
+		_, err = c.Register(ctx, ipsec.ESP, ipsec.AH)
+		ok(err)
+		return c
+	}
+	one := dial()
+	p, err := one.AddPolicy(ctx, tunnel(ipsec.LevelUnique, 7))
+	ok(err)
+	s.Do(func() {
+		e.NeedSA(e.o.SPD.Edit().Get(p.ID), sad.OutKey{Proto: ipsec.ESP, Mode: ipsec.Tunnel, ReqID: 7, Src: self, Dst: peer}, flow)
+	})
+	a := next[keysock.Acquire](t, one)
+	first, err := one.GetSPI(ctx, keysock.GetSPI{Proto: ipsec.ESP, Src: peer, Dst: self, Mode: ipsec.Tunnel, ReqID: 7, Seq: a.Seq})
+	ok(err)
+	one.Close()
+
+	two := dial()
+	defer two.Close()
+	if b := next[keysock.Acquire](t, two); !reflect.DeepEqual(a, b) {
+		t.Errorf("got %+v, was %+v", b, a)
+	}
+	spi, err := two.GetSPI(ctx, keysock.GetSPI{Proto: ipsec.ESP, Src: peer, Dst: self, Mode: ipsec.Tunnel, ReqID: 7, Seq: a.Seq})
+	ok(err)
+	if spi == first {
+		t.Errorf("SPI %v twice", spi)
+	}
+	ok(two.Add(ctx, outSA(0x1000, 7), a.Seq))
+	select {
+	case <-installed:
+	case <-time.After(time.Minute):
+		t.Fatal("the data path was not told")
+	}
+	if n := e.Stats().Acquires; n != 0 {
+		t.Errorf("%d ACQUIREs outstanding", n)
 	}
 }

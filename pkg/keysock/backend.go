@@ -91,6 +91,13 @@ type Addresser interface {
 	DeleteAddress(p netip.Prefix) error
 }
 
+// Audience is a Backend that is told who hears events.
+type Audience interface {
+	// Registered: a connection hears events from now on, for whatever SA type it has
+	// registered; its answer is on its way. It is called once for each.
+	Registered(conn uint64)
+}
+
 // Mover is a Backend whose mature SAs can go to other end points one by one.
 // Without it the request is refused with EOPNOTSUPP.
 type Mover interface {

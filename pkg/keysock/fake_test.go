@@ -26,6 +26,8 @@ type fakeBackend struct {
 	status   []byte
 	getSPIs  []GetSPI
 
+	registered func(conn uint64)
+
 	migrated   []*Migration
 	migrateErr error
 
@@ -272,4 +274,10 @@ func (f *fakeBackend) DeleteAddress(p netip.Prefix) error {
 	}
 	f.addrs = slices.Delete(f.addrs, i, i+1)
 	return nil
+}
+
+func (f *fakeBackend) Registered(conn uint64) {
+	if f.registered != nil {
+		f.registered(conn)
+	}
 }

@@ -189,7 +189,8 @@ func (c *conn) isRegistered() bool {
 
 // register adds a socket to the audience of events, if only for one SA type:
 // Linux has one audience for all types, and so do we. SA type 0 asks for the
-// lists alone.
+// lists alone. The backend is told after the answer, since some programs take what
+// comes first for it.
 func (s *Server) register(c *conn, m *pfkey.Message) error {
 	if m.SAType > pfkey.MaxSAType {
 		return refuse(syscall.EINVAL, "SA type %v", m.SAType)
@@ -203,6 +204,7 @@ func (s *Server) register(c *conn, m *pfkey.Message) error {
 		granted = &pfkey.OptIn{Features: m.OptIn.Features & (pfkey.FeaturePrivate | pfkey.FeaturePacks)}
 	}
 	again := m.SAType != 0 && c.registered&bit != 0
+	first := m.SAType != 0 && c.registered == 0
 	if m.SAType != 0 {
 		c.registered |= bit
 	}
@@ -227,6 +229,9 @@ func (s *Server) register(c *conn, m *pfkey.Message) error {
 		return err
 	}
 	s.copyTo(g, func(o *conn) bool { return o != c && o.isRegistered() })
+	if b, ok := s.b.(Audience); ok && first {
+		b.Registered(c.id)
+	}
 	return nil
 }
 
@@ -362,20 +367,22 @@ func (s *Server) status(c *conn, m *pfkey.Message) error {
 	}
 }
 
-// Acquire sends an ACQUIRE to registered sockets and reports whether any of them
-// has it. Like the other events it may be sent from anywhere.
-func (s *Server) Acquire(a Acquire) bool {
-	return s.event(func(m *pfkey.Message, what int) error { return putAcquire(m, &a, what) })
+// Acquire sends an ACQUIRE to registered sockets, or to that of connection to alone
+// if it is not 0, and reports whether any of them has it. Like the other events it
+// may be sent from anywhere.
+func (s *Server) Acquire(a Acquire, to uint64) bool {
+	return s.event(func(o *conn) bool { return to == 0 || o.id == to },
+		func(m *pfkey.Message, what int) error { return putAcquire(m, &a, what) })
 }
 
 // Expire sends an EXPIRE to registered sockets. i needs no keys.
 func (s *Server) Expire(i *SAInfo, hard bool) {
-	s.event(func(m *pfkey.Message, _ int) error { return putExpire(m, i, hard) })
+	s.event(everybody, func(m *pfkey.Message, _ int) error { return putExpire(m, i, hard) })
 }
 
 // NewMapping sends an X_NAT_T_NEW_MAPPING to registered sockets.
 func (s *Server) NewMapping(n NewMapping) {
-	s.event(func(m *pfkey.Message, what int) error { return putNewMapping(m, &n, what) })
+	s.event(everybody, func(m *pfkey.Message, what int) error { return putNewMapping(m, &n, what) })
 }
 
 // PolicyExpired tells that a policy is gone since its life has ended. Linux has a
@@ -384,11 +391,13 @@ func (s *Server) PolicyExpired(i *PolicyInfo) {
 	s.copyTo(s.policyMessage(&pfkey.Message{Header: pfkey.Header{Type: pfkey.XSPDExpire}}, i), (*conn).isOptedIn)
 }
 
-// event sends what the engine says by itself: pid 0, since clients drop events
-// with another one.
-func (s *Server) event(put func(m *pfkey.Message, what int) error) bool {
+func everybody(*conn) bool { return true }
+
+// event sends what the engine says by itself to the registered sockets that who
+// selects: pid 0, since clients drop events with another one.
+func (s *Server) event(who func(*conn) bool, put func(m *pfkey.Message, what int) error) bool {
 	g := &message{put: put}
-	heard := s.copyTo(g, (*conn).isRegistered)
+	heard := s.copyTo(g, func(o *conn) bool { return o.isRegistered() && who(o) })
 	if b, err := g.bytes(false); err == nil {
 		s.promiscuous(b)
 	}

@@ -255,7 +255,7 @@ func TestEvents(t *testing.T) {
 	r := start(t, ServerOptions{})
 	c, deaf, ctx := r.dial(), r.dial(), r.ctx()
 	x := r.stranger()
-	if r.s.Acquire(Acquire{Seq: 1, Proto: ipsec.ESP, Src: addr("192.0.2.1"), Dst: addr("192.0.2.2")}) {
+	if r.s.Acquire(Acquire{Seq: 1, Proto: ipsec.ESP, Src: addr("192.0.2.1"), Dst: addr("192.0.2.2")}, 0) {
 		t.Error("Acquire: true with nobody registered")
 	}
 	if _, err := c.Register(ctx, ipsec.AH); err != nil {
@@ -267,7 +267,7 @@ func TestEvents(t *testing.T) {
 		Mode: ipsec.Tunnel, ReqID: 0x4001, Proposals: policy(1).Proposals,
 		Flow: &ipsec.Flow{Src: addr("10.1.0.1"), Dst: addr("10.2.0.1"), Proto: 6, SrcPort: 1, DstPort: 2},
 	}
-	if !r.s.Acquire(a) {
+	if !r.s.Acquire(a, 0) {
 		t.Error("Acquire: false")
 	}
 	i := &SAInfo{SAParams: *params(0x1000)}
@@ -310,9 +310,54 @@ func TestEvents(t *testing.T) {
 			t.Fatalf("%d connections, want the one that is open", r.s.Stats().Conns)
 		}
 	}
-	if r.s.Acquire(a) {
+	if r.s.Acquire(a, 0) {
 		t.Error("Acquire: true after the registered ones are closed")
 	}
+}
+
+// The engine is told who hears events, once for each socket, and may ask it alone;
+// that follows the answer to REGISTER.
+func TestAudience(t *testing.T) {
+	r := start(t, ServerOptions{})
+	a := Acquire{Proto: ipsec.ESP, Src: addr("192.0.2.1"), Dst: addr("198.51.100.2"), PolicyID: 4, Mode: ipsec.Tunnel, ReqID: 7}
+	came, last := 0, uint64(0)
+	r.inServer(func() {
+		r.b.registered = func(conn uint64) {
+			came++
+			a.Seq, last = uint32(came), conn
+			if !r.s.Acquire(a, conn) {
+				t.Errorf("connection %d does not hear", conn)
+			}
+		}
+	})
+	x := r.stranger()
+	register := func(st pfkey.SAType, errno syscall.Errno) {
+		t.Helper()
+		x.ask(&pfkey.Message{Header: pfkey.Header{Type: pfkey.Register, SAType: st, Seq: 1, Pid: 50}}, uint8(errno))
+	}
+	register(pfkey.SATypeUnspec, 0) // only asks
+	register(pfkey.SATypeESP, 0)
+	x.want(pfkey.Header{Type: pfkey.Acquire, SAType: pfkey.SATypeESP, Seq: 1})
+	register(pfkey.SATypeAH, 0)
+	register(pfkey.SATypeAH, syscall.EEXIST)
+	c := r.dial()
+	if _, err := c.Register(r.ctx(), ipsec.ESP, ipsec.AH); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := nextEvent(t, c).(Acquire); !ok || e.Seq != 2 {
+		t.Errorf("got %+v, want number 2", e)
+	}
+	x.send(&pfkey.Message{Header: pfkey.Header{Type: pfkey.Get, SAType: pfkey.SATypeESP}})
+	for m := x.recv(); m.Type != pfkey.Get; m = x.recv() {
+		if m.Type != pfkey.Register { // by c
+			t.Errorf("got %+v", m.Header)
+		}
+	}
+	r.inServer(func() {
+		if came != 2 || r.s.Acquire(a, last+1) {
+			t.Errorf("%d came, or who has not registered hears", came)
+		}
+	})
 }
 
 // What one client does, others hear once, with its seq and pid, without keys;

@@ -46,6 +46,8 @@
 //     leaves no SA of SPI 0 behind.
 //   - What an ACQUIRE asked for is no SA yet: DUMP does not show it, where Linux
 //     shows a larval SA of SPI 0.
+//   - The first REGISTER of a socket is followed by the ACQUIREs that nobody has
+//     answered yet, so that a key daemon does what one before it has left.
 //   - EINVAL for what Linux takes: SPIs up to 255, mode BEET, the UDP encapsulation
 //     of the draft before RFC 3948, IPv4-mapped addresses, a policy of type IPsec
 //     without a request. SA type 0 is EINVAL in all requests about one SA.

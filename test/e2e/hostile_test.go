@@ -136,6 +136,29 @@ func TestKillIKE(t *testing.T) {
 	pings(t, a, 10)
 }
 
+// An ike that dies in the middle of a negotiation leaves it to the next one, and the
+// packet that asked for it is not lost.
+func TestKillIKENegotiating(t *testing.T) {
+	lab.NeedRoot(t)
+	a, b := lab.Pair(t)
+	for _, n := range []*lab.Node{a, b} {
+		n.StartMissiu()
+		n.LoadConfig(policyFor(n, "", aesSHA1))
+		n.Route()
+	}
+	a.StartIKE()
+	// missiu would give the packet up after 30 s.
+	p := a.Start(lab.PingArgs(1, time.Second, 60*time.Second, b.Addr.String())...)
+	a.IKE.Says("sent IKE_SA_INIT request", 20*time.Second) // to nobody
+	a.Do("killall -9 ike")
+	a.IKE.Wait(10 * time.Second)
+	b.StartIKE()
+	a.StartIKE()
+	if p.Wait(70 * time.Second); lab.Answered(p.Output(), 1) != 1 {
+		t.Errorf("the packet that waited: %s", p.Output())
+	}
+}
+
 // The death of missiu leaks nothing: what is routed to the dead TAP goes
 // nowhere, what arrives in clear is not taken, and stop or a new start clean up.
 func TestKillMissiu(t *testing.T) {
