@@ -2,14 +2,20 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/datapath/sad"
@@ -267,6 +273,34 @@ func TestRecordBroken(t *testing.T) {
 			t.Errorf("%s: %+v", tt.name, got)
 		}
 	}
+}
+
+// TestRecordAgain: what could not be saved is saved when it can be, without a further
+// change.
+func TestRecordAgain(t *testing.T) {
+	keysock.Dir = filepath.Join(t.TempDir(), "not there yet")
+	synctest.Test(t, func(t *testing.T) {
+		x := newRecorded("eth0")
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { x.r.save(ctx, func(f func()) { f() }, zap.NewNop()) })
+		defer wg.Wait()
+		defer cancel()
+		x.add(t, allKinds()...)
+		time.Sleep(3 * settle) // until none of the changes makes it try
+		synctest.Wait()
+		if err := os.Mkdir(keysock.Dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if got := restored(t); got != nil {
+			t.Fatalf("saved where nothing was: %v", got)
+		}
+		time.Sleep(retry + 3*settle)
+		synctest.Wait()
+		if got := restored(t); !reflect.DeepEqual(got, x.rules()) {
+			t.Errorf("got %+v\nwant %+v", got, x.rules())
+		}
+	})
 }
 
 // BenchmarkRestore takes over the record of 100,000 policies, and makes it.

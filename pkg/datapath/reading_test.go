@@ -2,13 +2,19 @@ package datapath
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
 	"github.com/missiu/missiu/pkg/datapath/linger"
 	"github.com/missiu/missiu/pkg/datapath/tap"
+	"github.com/missiu/missiu/pkg/datapath/wire"
 )
 
 // splitTAP reads and waits by two calls.
@@ -118,5 +124,109 @@ func TestAwaitEnds(t *testing.T) {
 	d.wake <- os.ErrClosed
 	if err := r.loop(t.Context(), func() (int, error) { return r.batch(nil) }); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("got %v, want %v", err, os.ErrClosed)
+	}
+}
+
+// pipe is a device of which only the waiting is real: its frames are octets, which it
+// swallows.
+type pipe struct {
+	wait        *linger.Wait
+	fds         [2]int
+	awaits, got atomic.Int64
+}
+
+func (p *pipe) Await() error {
+	p.awaits.Add(1)
+	return p.wait.Block()
+}
+
+func (p *pipe) Join(g *linger.Group, serve func() bool) error { return p.wait.Join(g, serve) }
+
+// pipeOf is a pipe as a device of Ts.
+type pipeOf[T any] struct{ *pipe }
+
+func (pipeOf[T]) ReadBatch([]T) (int, error) { return 0, errors.ErrUnsupported }
+
+func (p pipeOf[T]) TryBatch([]T) (int, error) {
+	var b [8]byte
+	if n, _ := unix.Read(p.fds[0], b[:]); n > 0 {
+		p.wait.Got()
+		p.got.Add(int64(n))
+	}
+	return 0, nil
+}
+
+func newPipe(t *testing.T) *pipe {
+	t.Helper()
+	p := new(pipe)
+	err := unix.Pipe2(p.fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK)
+	if err == nil {
+		p.wait, err = linger.New(linger.Adaptive, p.fds[0])
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// The readers of many queues wait, and hear what comes: a group of them all would
+// have more than the hundred ways to wake somebody that the kernel allows.
+func TestWaitTogetherMany(t *testing.T) {
+	const queues = 40
+	e := &Engine{c: Config{Log: zap.NewNop()}}
+	var pipes []*pipe
+	var runs []func(context.Context) error
+	add := func(run func(context.Context) error) *pipe {
+		pipes, runs = append(pipes, newPipe(t)), append(runs, run)
+		return pipes[len(pipes)-1]
+	}
+	for k := range queues {
+		out, native, udp := &outWorker{e: e}, &inWorker{e: e, number: k}, &inWorker{e: e, number: k}
+		out.reads.of(pipeOf[tap.Frame]{add(out.run)})
+		native.packets.of(pipeOf[wire.Packet]{add(native.run)})
+		udp.grams.of(pipeOf[wire.Datagram]{add(udp.runUDP)})
+		if k == 0 {
+			e.out = out
+		} else {
+			e.more = append(e.more, out)
+		}
+		e.in = append(e.in, native, udp)
+	}
+	e.waitTogether()
+	ended := make(chan error, len(runs))
+	for _, run := range runs {
+		go func() { ended <- run(t.Context()) }()
+	}
+	until := func(what string, done func(*pipe) bool) {
+		t.Helper()
+		for k, p := range pipes {
+			for end := time.Now().Add(time.Minute); !done(p); time.Sleep(time.Millisecond) {
+				select {
+				case err := <-ended:
+					t.Fatalf("a reader ended: %v", err)
+				default:
+				}
+				if time.Now().After(end) {
+					t.Fatalf("reader %d does not %s", k, what)
+				}
+			}
+		}
+	}
+	until("wait", func(p *pipe) bool { return p.awaits.Load() > 0 })
+	for _, p := range pipes {
+		unix.Write(p.fds[1], []byte{0})
+	}
+	until("read", func(p *pipe) bool { return p.got.Load() == 1 })
+	for _, p := range pipes {
+		p.wait.Close()
+	}
+	for range runs {
+		if err := <-ended; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("a reader ended: %v, want %v", err, os.ErrClosed)
+		}
+	}
+	for _, p := range pipes {
+		unix.Close(p.fds[0])
+		unix.Close(p.fds[1])
 	}
 }

@@ -387,6 +387,16 @@ func TestNewMapping(t *testing.T) {
 		r.want("mapping 198.51.100.2:4500 to 203.0.113.1:1024")
 		r.Engine.NewMapping(r.mustAdd(outSA(0x1001, 0)), netip.MustParseAddrPort("203.0.113.1:1024"))
 		r.want() // not encapsulated
+		// Nor is what was when the packet came, and left UDP before the report.
+		r.do(func() {
+			still := *p
+			still.Encap, still.EncrKey = nil, key(20)
+			_, err := r.Move(p.SAID, &still)
+			r.errno(err, 0)
+			r.log = nil
+		})
+		r.Engine.NewMapping(sa, netip.MustParseAddrPort("203.0.113.1:1025"))
+		r.want()
 	})
 }
 

@@ -5,9 +5,11 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/datapath/packet"
@@ -36,6 +38,21 @@ func mustNew(t testing.TB, p *ipsec.SAParams) *SA {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// An SA whose ports changed does not keep what it replaced in memory.
+func TestWithEncapForgets(t *testing.T) {
+	old := mustNew(t, params(256, 0))
+	was := weak.Make(old)
+	is := old.WithEncap(&ipsec.Encap{SPort: 4500, DPort: 1024})
+	for end := time.Now().Add(time.Minute); was.Value() != nil; runtime.GC() {
+		if time.Now().After(end) {
+			t.Fatal("it does")
+		}
+	}
+	if is.Account(1, 100, t0); is.Packets() != 1 { // is lives
+		t.Error("a packet was not counted")
+	}
 }
 
 // fake makes an SA without the cost of a transform of its own.

@@ -129,6 +129,7 @@ func (w *Wire) filter(divert *bart.Lite) error {
 	if divert != nil && errors.Is(err, unix.ENOMEM) {
 		// net.core.optmem_max, 20 KiB before Linux 6.9, bounds the program. One that
 		// lets more pass costs time, nothing else.
+		w.fellBack("socket filter", "one that lets all IP pass", err)
 		return w.filter(nil)
 	}
 	return err

@@ -1,11 +1,13 @@
 package wire
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"iter"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -281,6 +283,59 @@ func TestChangeDivertTampered(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, w, "afterwards")
+}
+
+// A socket filter that the kernel has no memory for gives its place to one that lets
+// more pass. That is told once, and the reader takes what it took.
+func TestFilterMemory(t *testing.T) {
+	const limit = "/proc/sys/net/core/optmem_max"
+	l := newLab(t)
+	was, err := os.ReadFile(limit)
+	if err == nil {
+		err = os.WriteFile(limit, []byte("20480"), 0)
+	}
+	if err != nil {
+		t.Skipf("needs a limit of the namespace's own (Linux 6.9): %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(limit, was, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	// As many ranges as a filter has at most, in words that take the most instructions.
+	v4, v6 := prefixes("10.9.0.2/32"), prefixes("fd09::2/128")
+	for i := range byte(maxFilterSpans - 1) {
+		v4 = append(v4, netip.PrefixFrom(netip.AddrFrom4([4]byte{200, i}), 24))
+		v6 = append(v6, netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0xaa, i}), 32))
+	}
+	w := openWire(t)
+	for range 2 {
+		if err := w.SetDivert(v4, v6); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(w.Fallbacks()) != 1 {
+		t.Fatalf("%d fallbacks told, want 1", len(w.Fallbacks()))
+	}
+	if f := <-w.Fallbacks(); f.Path != "socket filter" || !errors.Is(f.Err, unix.ENOMEM) {
+		t.Errorf("told %v", f)
+	}
+	c, send := pump(w), l.rawPeer()
+	const from4, from6 = "10.9.0.2", "fd09::2"
+	send(ipPacket("10.9.0.3", "10.9.0.1", 17, udpPayload("10.9.0.3", "10.9.0.1", 9, 9, "other")))
+	send(ipPacket(from4, "10.9.0.1", 17, udpPayload(from4, "10.9.0.1", 9, 9, "four")))
+	send(ipPacket(from6, "fd09::1", 17, udpPayload(from6, "fd09::1", 9, 9, "six")))
+	for _, p := range []string{"four", "six"} {
+		expect(t, c, p, func(b []byte) bool {
+			if bytes.Contains(b, []byte("other")) {
+				t.Error("a packet of another source was taken")
+			}
+			return bytes.Contains(b, []byte(p))
+		})
+	}
+	if s := w.Stats(); s.Passed == 0 {
+		t.Errorf("stats: %+v: packets of other sources do not pass the filter", s)
+	}
 }
 
 // One policy more, and one less, where there are others.
