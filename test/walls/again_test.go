@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -12,11 +13,17 @@ import (
 // what may be bad luck.
 func TestAgain(t *testing.T) {
 	const (
-		pass  = "ok  \tm/b\t1.0s\n"
-		one   = "--- FAIL: TestA (0.1s)\n    --- FAIL: TestA/sub (0.1s)\n        a_test.go:1: panic: not at the beginning of a line\nFAIL\nFAIL\tm/a\t1.0s\n"
-		two   = "--- FAIL: TestC (0.1s)\n--- FAIL: TestD (0.1s)\nFAIL\nFAIL\tm/c\t1.0s\n"
+		pass = "ok  \tm/b\t1.0s\n"
+		one  = "--- FAIL: TestA (0.1s)\n    --- FAIL: TestA/sub (0.1s)\n        a_test.go:1: panic: not at the beginning of a line\nFAIL\nFAIL\tm/a\t1.0s\n"
+		two  = "--- FAIL: TestC (0.1s)\n--- FAIL: TestD (0.1s)\nFAIL\nFAIL\tm/c\t1.0s\n"
+		// What -v says, as the test goes on.
+		verbose = "=== RUN   TestB\n    b_test.go:1: passes\n--- PASS: TestB (0.1s)\n=== RUN   TestA\n=== RUN   TestA/sub\n" +
+			"    a_test.go:3: got 1\n        want 2\n    host.go:112: --- missiu wrote:\n        much\n=== RUN   TestA/good\n    a_test.go:5: good\n" +
+			"--- FAIL: TestA (0.1s)\n    --- FAIL: TestA/sub (0.1s)\n    --- PASS: TestA/good (0.1s)\nFAIL\nFAIL\tm/a\t1.0s\n"
+		brief = "--- FAIL: TestA (0.1s)\n    --- FAIL: TestA/sub (0.1s)\n    a_test.go:3: got 1\n        want 2\n=== again, alone: TestA in m/a\n"
 		again = " test -count=1 -timeout 15m -v -run ^"
 	)
+	repeated := regexp.MustCompile(`--- FAIL|panic|RACE|\[build failed`)
 	for _, tt := range []struct {
 		name, first, second string // what the first run says; which package fails again
 		code                int
@@ -24,6 +31,7 @@ func TestAgain(t *testing.T) {
 	}{
 		{"all pass", pass, "", 0, ""},
 		{"one fails once", pass + one, "", 0, again + "(TestA)$ m/a"},
+		{"one fails at length", verbose, "", 0, again + "(TestA)$ m/a"},
 		{"one fails twice", one + pass, "m/a", 1, again + "(TestA)$ m/a"},
 		{"two packages", one + pass + two, "", 0, again + "(TestA)$ m/a" + again + "(TestC|TestD)$ m/c"},
 		{"the second of two packages fails twice", one + two, "m/c", 1, again + "(TestA)$ m/a" + again + "(TestC|TestD)$ m/c"},
@@ -65,6 +73,16 @@ printf ' %s' "$@" >>calls
 			}
 			if told := strings.Contains(string(out), "passed only the second time"); told != (tt.code == 0 && tt.calls != "") {
 				t.Errorf("%s", out)
+			}
+			// What failed is told last, and in brief.
+			_, last, _ := strings.Cut(string(out), "=== failed:\n")
+			for line := range strings.Lines(tt.first) {
+				if repeated.MatchString(line) && !strings.Contains(last, line) {
+					t.Errorf("%q is not in\n%s", line, last)
+				}
+			}
+			if tt.first == verbose && last != brief {
+				t.Errorf("got\n%s\nwant\n%s", last, brief)
 			}
 		})
 	}
