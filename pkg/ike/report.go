@@ -196,7 +196,8 @@ func (l *lineage) report(now time.Time) IKEReport {
 		r.PeerID = s.Peer.RemoteID.String()
 	}
 	for name, n := range map[string]uint64{"malformed": s.Counters.Malformed, "integrity": s.Counters.Integrity, "message_id": s.Counters.MessageID,
-		"unexpected": s.Counters.Unexpected, "retransmits": s.Counters.Retransmits, "fragments": s.Counters.Fragments} {
+		"unexpected": s.Counters.Unexpected, "retransmits": s.Counters.Retransmits, "fragments": s.Counters.Fragments,
+		"surplus_children": s.Counters.Surplus} {
 		if n > 0 {
 			if r.Dropped == nil {
 				r.Dropped = map[string]uint64{}

@@ -236,6 +236,7 @@ var table = []keyword{
 	{"childsa_tfc", tr, spec{form: numberOrChoice, lo: 64, hi: 65000, words: []string{"no", "mtu"}, want: "no, mtu or a number from 64 to 65000"}, "no", ""},
 	{"childsa_ipcomp", tr, oneOf("no", "deflate"), "no", ""},
 	{"childsa_per_queue", tr, oneOf("no", "prefer", "require"), "prefer", ""},
+	{"childsa_limit", tr, num(1, 1000000), "4096", ""},
 	{"childsa_replay", tr, of(replay, "0 or a number from 32 to 65536"), "1024", ""},
 	{"ppk", tr, oneOf("no", "prefer", "require"), "", ""},
 	{"ppk_id", tr, name(253), "", ""},

@@ -114,6 +114,7 @@ func (c *Config) padRule(r *rule, local []netip.Addr) *pad.Rule {
 	p.IPComp = r.get("childsa_ipcomp").text == "deflate"
 	p.PerQueue = map[string]pad.PerQueue{"no": pad.PerQueueNo, "prefer": pad.PerQueuePrefer, "require": pad.PerQueueRequire}[r.get("childsa_per_queue").text]
 	p.RekeyFuzz = n("rekey_fuzz")
+	p.ChildLimit = n("childsa_limit")
 	for _, a := range r.list("child_addr") {
 		p.ChildAddrs = append(p.ChildAddrs, a.addr.ranges()...)
 	}

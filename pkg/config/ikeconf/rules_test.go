@@ -111,6 +111,8 @@ func TestRules(t *testing.T) {
 		{"p2_aggfrag require", func(r *pad.Rule) any { return r.AggFrag }, pad.AggFragRequire},
 		{"childsa_esn no | childsa_aggfrag no", func(r *pad.Rule) any { return r.AggFrag }, pad.AggFragNo},
 		{"childsa_replay 0", func(r *pad.Rule) any { return r.ReplayWindow }, uint32(0)},
+		{"rekey_fuzz 0", func(r *pad.Rule) any { return r.ChildLimit }, 4096},
+		{"childsa_limit 1", func(r *pad.Rule) any { return r.ChildLimit }, 1},
 		{"rekey_fuzz 0", func(r *pad.Rule) any { return r.RekeyFuzz }, 0},
 		{"retry_limit 3 retry_timer_init 0.5 retry_timer_max 0.1", func(r *pad.Rule) any { return r.Retransmit },
 			pad.Retransmit{Limit: 3, Init: 500 * time.Millisecond, Max: 500 * time.Millisecond}},

@@ -81,7 +81,7 @@ func TestEveryKeyword(t *testing.T) {
 		remote_port auth_method local_auth_method remote_auth_method ike_port natt_port nat_traversal nat_keepalive_secs mobike mobike_check
 		retry_limit retry_timer_init retry_timer_max expire_timer dpd_secs dpd_action cookie_threshold half_open_limit
 		half_open_per_source ikesa_lifetime_secs ikesa_softlife_secs childsa_lifetime_secs childsa_softlife_secs
-		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_aggfrag childsa_tfc childsa_ipcomp childsa_per_queue childsa_replay initial_contact
+		childsa_lifetime_bytes childsa_softlife_bytes rekey_fuzz childsa_pfs childsa_esn childsa_aggfrag childsa_tfc childsa_ipcomp childsa_per_queue childsa_limit childsa_replay initial_contact
 		unique_ids allow_weak nonce_len fragmentation fragment_size ppk ppk_id childsa_additional_ke childless reauth_secs reauth_mode hook dns_file
 		childsa_idletime_secs secrets_file log_level child_addr pool request_addr request_dns`) {
 		used[w] = true

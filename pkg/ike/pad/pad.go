@@ -179,6 +179,9 @@ type Rule struct {
 	PerQueue             PerQueue
 	ChildHard, ChildSoft ipsec.Lifetime
 	RekeyFuzz            int // percent of the lifetime by which soft limits vary
+	// ChildLimit is how many child SAs an IKE SA may have for its peer to be granted
+	// one more; 0: any number.
+	ChildLimit int
 
 	// ChildAddrs and what Pools lease the peer are what it may have of a policy
 	// that leaves the peer open; with neither, all of the policy.
@@ -275,6 +278,7 @@ func NewRule(label string) *Rule {
 		PFS:            []alg.KE{proposal.KESame, alg.KENone},
 		ReplayWindow:   1024,
 		RekeyFuzz:      5,
+		ChildLimit:     4096,
 		Retransmit:     Retransmit{Limit: 8, Init: time.Second, Max: 30 * time.Second},
 		DPD:            time.Minute,
 		Keepalive:      20 * time.Second,

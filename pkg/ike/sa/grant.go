@@ -36,6 +36,11 @@ func (s *SA) grant(i *ikeSA, ps []ikev2.Payload, initial bool, rekeys *child) (*
 	if ikev2.FindNotify(ps, ikev2.USE_TRANSPORT_MODE) != nil {
 		w.mode = ipsec.Transport
 	}
+	// What replaces one that is there is not one more.
+	if n := s.rule.ChildLimit; rekeys == nil && n > 0 && len(s.children) >= n {
+		s.counters.Surplus++
+		return nil, refuseWith(ikev2.NO_ADDITIONAL_SAS, "%d child SAs are enough by rule %q", n, s.rule.Label)
+	}
 	asked, err := peerAggfrag(ps)
 	w.aggfrag = asked && err == nil // else declined
 	w.resource = ikev2.FindNotify(ps, ikev2.SA_RESOURCE_INFO) != nil

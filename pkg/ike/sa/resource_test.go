@@ -251,3 +251,35 @@ func TestPerQueueHostile(t *testing.T) {
 		}
 	}
 }
+
+// A peer has no more child SAs than the rule's limit, and may replace those.
+func TestChildLimit(t *testing.T) {
+	l := newLab(t)
+	l.b.rule.ChildLimit = 3
+	l.establish()
+	for n := range 4 {
+		l.a.do(l.a.sa.AddChild(l.now, reqA(uint32(2+n))))
+		l.settle()
+	}
+	l.want(3)
+	var pe *PeerError
+	if f := told[ChildFailed](l.a); len(f) != 2 || !errors.As(f[1].Err, &pe) || pe.Notify != ikev2.NO_ADDITIONAL_SAS {
+		t.Errorf("a: ChildFailed %v, want NO_ADDITIONAL_SAS twice", f)
+	}
+	if n := l.b.sa.Status().Counters.Surplus; n != 2 {
+		t.Errorf("%d counted, want 2", n)
+	}
+	_, outs := l.a.sa.RekeyChildren(l.now)
+	l.a.do(outs)
+	l.settle()
+	l.want(3)
+	l.a.do(l.a.sa.ChildExpired(l.now, inSPI(t, l.a), true))
+	l.settle()
+	l.clearEvents()
+	l.a.do(l.a.sa.AddChild(l.now, reqA(9)))
+	l.b.do(l.b.sa.AddChild(l.now, ChildRequest{Seq: 9, Policy: l.b.policies[0]})) // ours has no limit here
+	l.settle()
+	if f := told[ChildFailed](l.a); len(f) != 0 {
+		t.Errorf("a: ChildFailed %v where there is room", f)
+	}
+}

@@ -345,6 +345,7 @@ type Counters struct {
 	Unexpected  uint64 // no such exchange, direction or SPI in this state
 	Retransmits uint64 // requests of the peer answered again, or still in work
 	Fragments   uint64 // fragments that came twice, or too late
+	Surplus     uint64 // requests for one more child SA than the rule's limit
 }
 
 // ChildInfo describes a child SA.
