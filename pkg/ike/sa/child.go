@@ -512,6 +512,7 @@ type granted struct {
 	resource      bool        // as child has them
 	queue         ipsec.Queue //
 	tellResource  bool        // responder: SA_RESOURCE_INFO in the answer
+	moreTS        bool        // responder: what is left of what was asked for may be had by another child SA
 	suite         proposal.ChildSuite
 	answer        ikev2.Proposal // responder
 	public        []byte         // responder's KE
@@ -629,6 +630,9 @@ func (g *granted) payloads(spi ipsec.SPI) []ikev2.Payload {
 	}
 	if g.tellResource {
 		ps = append(ps, resourceInfo(g.queue))
+	}
+	if g.moreTS {
+		ps = append(ps, notify(ikev2.ADDITIONAL_TS_POSSIBLE))
 	}
 	ps = append(ps, &ikev2.SA{Proposals: []ikev2.Proposal{g.answer}})
 	if !g.initial {

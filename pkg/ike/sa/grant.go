@@ -192,6 +192,7 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 				g.resource = w.resource && perQueue
 			}
 			g.tellResource = g.resource && w.resource
+			g.moreTS = s.moreTS(g, policies, local, remote)
 			g.tsi, g.tsr = s.asAsked(g.remote, g.oa, s.natRemote), s.asAsked(g.local, single(w.tsr), s.natLocal)
 			return g, nil
 		}
@@ -200,6 +201,28 @@ func (s *SA) choosePolicy(i *ikeSA, w want, initial bool, rekeys *child) (*grant
 		rf = &refused{n: notify(ikev2.TS_UNACCEPTABLE), err: s.noPolicy(Query{Peer: s.peer, Mode: w.mode, LocalTS: local, PeerTS: remote})}
 	}
 	return nil, rf
+}
+
+// maxMore is how many policies are looked at for the sake of a hint.
+const maxMore = 64
+
+// moreTS reports whether g leaves something of what the peer asks for that it may
+// have by another child SA (RFC 7296, 2.9).
+func (s *SA) moreTS(g *granted, policies []Policy, local, remote []ipsec.TrafficSelector) bool {
+	if g.rekeys != nil || allWithin(local, g.local) && allWithin(remote, g.remote) {
+		return false
+	}
+	return slices.ContainsFunc(policies[:min(len(policies), maxMore)], func(p Policy) bool {
+		if m, ok := p.mode(); !ok || m != g.mode {
+			return false
+		}
+		l, r, ok := policyTS(p, g.mode, s.local.Addr(), s.remote.Addr())
+		if !ok {
+			return false
+		}
+		ours, theirs := narrow(local, []ipsec.TrafficSelector{l}), narrow(remote, s.ofPeer(p, r))
+		return len(ours) > 0 && len(theirs) > 0 && !(allWithin(ours, g.local) && allWithin(theirs, g.remote))
+	})
 }
 
 // wholeFirst puts the first policy that holds all that a peer asks for before

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -546,6 +547,63 @@ func TestOutOfSync(t *testing.T) {
 		}
 		if d := l.now.Sub(start); d < retryFor || d > retryFor+30*time.Second || n < 8 || n > 40 {
 			t.Errorf("%s: after %v and %d requests", what, d, n)
+		}
+	}
+}
+
+// What a peer says besides, of which nothing follows here: it is told by name, in
+// requests and in answers, and changes nothing.
+func TestNotifiesWithoutConsequence(t *testing.T) {
+	esp := func(typ ikev2.NotifyType, data ...byte) *ikev2.Notify {
+		return &ikev2.Notify{Protocol: ikev2.ProtocolESP, SPI: []byte{1, 2, 3, 4}, Type: typ, Data: data}
+	}
+	for _, n := range []*ikev2.Notify{
+		notify(ikev2.INVALID_SPI, 1, 2, 3, 4), notify(ikev2.INVALID_SPI), esp(ikev2.INVALID_SELECTORS, make([]byte, 64)...),
+		notify(ikev2.INVALID_MESSAGE_ID, 0, 0, 0, 99), notify(ikev2.INVALID_IKE_SPI), notify(ikev2.INVALID_MAJOR_VERSION),
+		notify(ikev2.SET_WINDOW_SIZE, 0, 0, 0, 5), notify(ikev2.SET_WINDOW_SIZE), notify(ikev2.ADDITIONAL_TS_POSSIBLE),
+		notify(ikev2.NON_FIRST_FRAGMENTS_ALSO), esp(ikev2.NON_FIRST_FRAGMENTS_ALSO, 1), notify(8191, 1), notify(40000, 1),
+	} {
+		l := newLab(t)
+		l.establish()
+		l.clearEvents()
+		if ps := l.answer(l.craft(ikev2.INFORMATIONAL, n)); ps == nil || len(ps) != 0 {
+			t.Errorf("%v: answer %v, want an empty one", n.Type, names(ps))
+		}
+		lines := 0
+		for _, o := range told[Log](l.b) {
+			lines++
+			if !strings.Contains(fmt.Sprint(o.Attrs), n.Type.String()) {
+				t.Errorf("%v: line %q %v", n.Type, o.Msg, o.Attrs)
+			}
+		}
+		if n.Type.IsError() != (lines == 1) {
+			t.Errorf("%v: %d lines besides that of the message", n.Type, lines)
+		}
+		if m := told[Message](l.b); len(m) == 0 || !strings.Contains(m[0].Names(), n.Type.String()) {
+			t.Errorf("%v: not named in the line of its message", n.Type)
+		}
+		l.want(1)
+		// Beside a child SA that is asked for, and in the answer.
+		for _, from := range []*node{l.a, l.b} {
+			if from == l.b && n.Type.IsError() {
+				continue // a refusal
+			}
+			l.stop = func(p packet) bool { return p.from == from && p.data[18] == byte(ikev2.CREATE_CHILD_SA) }
+			l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+			l.run()
+			seal := from.sa.cur.seal
+			m, err := ikev2.Open(l.kept[0].data, &sk{c: seal.c})
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Payloads = append([]ikev2.Payload{n}, m.Payloads...)
+			if l.kept[0].data, err = m.AppendSealed(nil, seal); err != nil {
+				t.Fatal(err)
+			}
+			had := len(l.a.sa.children)
+			l.let(0)
+			l.settle()
+			l.want(had + 1)
 		}
 	}
 }

@@ -186,6 +186,49 @@ func TestOverlapping(t *testing.T) {
 	}
 }
 
+// RFC 7296, 2.9: whoever is granted less than it asks for hears whether the rest may
+// be had by another child SA.
+func TestAdditionalTSPossible(t *testing.T) {
+	one, other := tunnel("10.2.1.0/24", "10.1.0.0/16", 7), tunnel("10.2.2.0/24", "10.1.0.0/16", 8)
+	flows := tunnel("10.2.0.0/16", "10.1.0.0/16", 9)
+	flows.Out.Flags = ipsec.PolicyPerFlow
+	flow := &ipsec.Flow{Src: netip.MustParseAddr("10.1.3.1"), Dst: netip.MustParseAddr("10.2.3.1"), Proto: 17, SrcPort: 1000, DstPort: 53}
+	for _, tt := range []struct {
+		name     string
+		policies []Policy
+		flow     *ipsec.Flow
+		want     bool
+	}{
+		{"all", []Policy{tunnel("10.2.0.0/16", "10.1.0.0/16", 7), one}, nil, false},
+		{"a part", []Policy{one}, nil, false},
+		{"a part of two", []Policy{one, other}, nil, true},
+		{"the other is elsewhere", []Policy{one, tunnel("10.3.0.0/16", "10.1.0.0/16", 8)}, nil, false},
+		{"the other is in another mode", []Policy{one, policy(ipsec.Selector{Src: pfx("0.0.0.0/0"), Dst: pfx("0.0.0.0/0")}, ipsec.Transport, 8)}, nil, false},
+		{"one flow", []Policy{flows}, flow, true},
+	} {
+		l := newLab(t)
+		l.b.policies = tt.policies
+		l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+		said := func() bool {
+			m := told[Message](l.b)
+			return strings.Contains(m[len(m)-1].Names(), "ADDITIONAL_TS_POSSIBLE")
+		}
+		l.a.do(l.a.sa.Start(l.now, ChildRequest{Seq: 1, Policy: reqA(1).Policy, Flow: tt.flow}))
+		l.settle()
+		l.want(1)
+		if got := said(); got != tt.want {
+			t.Errorf("%s: said %v, want %v", tt.name, got, tt.want)
+		}
+		// What replaces it is for the same.
+		l.stop = func(p packet) bool { return p.from == l.b }
+		l.a.do(l.a.sa.ChildExpired(l.now, inSPI(t, l.a), false))
+		l.run()
+		if said() {
+			t.Errorf("%s: said when rekeying", tt.name)
+		}
+	}
+}
+
 // The peer allows less than our policy, and a packet wants the rest: one child
 // SA for what is allowed, and no more however many packets come.
 func TestNarrowedAway(t *testing.T) {
