@@ -253,7 +253,11 @@ func ChooseChild(ours []Child, offered *ikev2.SA, spi ipsec.SPI, initial bool) (
 			if o.Protocol != ProtocolID(p.Proto()) || !ok {
 				continue
 			}
-			ts, ok := choose(slots, o.Transforms)
+			theirs := o.Transforms
+			if initial {
+				theirs = withoutKE(theirs)
+			}
+			ts, ok := choose(slots, theirs)
 			if !ok {
 				continue
 			}
@@ -263,6 +267,12 @@ func ChooseChild(ours []Child, offered *ikev2.SA, spi ipsec.SPI, initial bool) (
 		}
 	}
 	return ChildSuite{}, ikev2.Proposal{}, 0, &Mismatch{Ours: OfferChild(ours, 0, initial).Proposals, Theirs: offered.Proposals}
+}
+
+// withoutKE leaves out key exchanges. In IKE_AUTH there is none, and no method must
+// be offered (RFC 7296, 1.2); some peers offer there what they will rekey by.
+func withoutKE(l []ikev2.Transform) []ikev2.Transform {
+	return slices.DeleteFunc(slices.Clone(l), func(t ikev2.Transform) bool { return slot{typ: t.Type}.keyExchange() })
 }
 
 // CheckChild checks the responder's choice against what OfferChild(ours, …)

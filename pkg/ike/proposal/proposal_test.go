@@ -327,6 +327,21 @@ func TestChild(t *testing.T) {
 	}
 }
 
+// RFC 7296, 1.2: a key exchange that a peer offers in IKE_AUTH all the same is passed
+// over, whatever its method.
+func TestInitialOfferWithKE(t *testing.T) {
+	for name, theirs := range map[string][]Child{
+		"of ours":    WithKE(ForChild(nil, []alg.KE{alg.KEX25519}, ESNNo), alg.KEX25519),
+		"of others":  WithKE(ForChild(nil, []alg.KE{alg.KEBrainpoolP512R1}, ESNNo), alg.KEX25519),
+		"additional": WithAddKE(WithKE(ForChild(nil, []alg.KE{alg.KEX25519}, ESNNo), alg.KEX25519), [][]alg.KE{{alg.KEMLKEM768}}),
+	} {
+		s, answer, _, err := ChooseChild(ForChild(nil, []alg.KE{alg.KENone}, ESNNo), wire(t, OfferChild(theirs, 0x1001, false)), 0x1002, true)
+		if err != nil || s.KE != alg.KENone || s.AddKE.Methods() != nil || len(answer.Transforms) != 2 {
+			t.Errorf("%s: %v, answer %v, %v", name, s, answer, err)
+		}
+	}
+}
+
 func TestChildSPI(t *testing.T) {
 	ps := ForChild(nil, nil, ESNNo)
 	for _, spi := range [][]byte{nil, {1}, {0, 0, 0, 0}, {0, 0, 0, 255}, {1, 2, 3, 4, 5, 6, 7, 8}} {
