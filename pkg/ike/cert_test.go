@@ -68,3 +68,67 @@ func TestReloadCertificates(t *testing.T) {
 		b.stop(t)
 	})
 }
+
+// Before the peer's certificate expires there is another IKE SA, by the one that the
+// peer has by then; without one the IKE SA ends with it.
+func TestCertificateExpires(t *testing.T) {
+	for name, renewed := range map[string]bool{"renewed": true, "not renewed": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ca := credtest.CA("CA", credtest.Key("p256", 0))
+				issue := func(name string, life time.Duration) *credtest.Cert {
+					return ca.Issue(name, credtest.Key("p256", 1), credtest.Names(name), credtest.Valid(time.Now().Add(-time.Hour), time.Now().Add(life)))
+				}
+				policy := cred.Policy{Hashes: []ikev2.HashID{ikev2.HashSHA256}}
+				db := func(me *credtest.Cert, peer string) *pad.DB {
+					own, err := cred.NewOwn([]*x509.Certificate{me.Certificate}, me.Key, policy)
+					if err != nil {
+						t.Fatal(err)
+					}
+					r := pad.NewRule("peer")
+					r.Remote, r.LocalAuth, r.RemoteAuth, r.Own = pad.Any(), pad.Cert, pad.Cert, own
+					r.LocalID, r.RemoteIDs = pad.ID{Type: ikev2.IDFQDN, Data: me.DNSNames[0]}, pad.Patterns{{ID: pad.ID{Type: ikev2.IDFQDN, Data: peer}}}
+					if r.Trust, err = cred.NewTrust(cred.TrustConfig{CAs: []*x509.Certificate{ca.Certificate}, Policy: policy}); err != nil {
+						t.Fatal(err)
+					}
+					d, err := pad.NewDB([]*pad.Rule{r})
+					if err != nil {
+						t.Fatal(err)
+					}
+					return d
+				}
+				n := &network{}
+				a := newNode(t, n, addrA, addrB, "unused", func(c *Config, _ *missiu) { c.Rules = db(issue("a.example", 20*time.Hour), "b.example") })
+				b := newNode(t, n, addrB, addrA, "unused", func(c *Config, _ *missiu) { c.Rules = db(issue("b.example", time.Hour), "a.example") })
+				a.acquire(1, addrA, addrB)
+				synctest.Wait()
+				wantPair(t, a, b, 1)
+				ike := a.Report(t.Context()).IKESAs[0].SPILocal
+				least := 99
+				a.m.mu.Lock()
+				a.m.trace = func(string) { least = min(least, len(a.m.sas)) }
+				a.m.mu.Unlock()
+				time.Sleep(50 * time.Minute)
+				synctest.Wait()
+				if r := a.Report(t.Context()); len(r.IKESAs) != 1 || r.IKESAs[0].SPILocal != ike {
+					t.Errorf("too early: %+v", r.IKESAs)
+				}
+				if renewed {
+					b.rules.Store(db(issue("b.example", 20*time.Hour), "a.example"))
+				}
+				time.Sleep(20 * time.Minute)
+				synctest.Wait()
+				if !renewed {
+					wantPair(t, a, b, 0)
+				} else if wantPair(t, a, b, 1); least < 2 || a.Report(t.Context()).IKESAs[0].SPILocal == ike {
+					t.Errorf("the same IKE SA, or down to %d SAs", least)
+				}
+				if got := a.logs.FilterMessage("reauthentication").Len(); got > 2 {
+					t.Errorf("%d attempts", got)
+				}
+				a.stop(t)
+				b.stop(t)
+			})
+		})
+	}
+}

@@ -28,6 +28,11 @@ import (
 const (
 	reauthAgainMin = 10 * time.Second // after an attempt that failed
 	reauthAgainMax = 5 * time.Minute
+	// certMarginMax and certLeast are how long before a certificate expires the IKE
+	// SA is made anew at most, and at least: whoever has no other by then is not
+	// asked more and more often.
+	certMarginMax = time.Hour
+	certLeast     = time.Minute
 )
 
 var (
@@ -60,6 +65,14 @@ func (l *lineage) authenticated(now time.Time, r *pad.Rule, initiator bool) {
 			l.reauthBefore(now, r.Reauth, r.RekeyFuzz)
 		} else {
 			l.tooOldAt = now.Add(r.Reauth)
+		}
+	}
+	// Perhaps there is a new certificate by then; without one the IKE SA ends with
+	// the old.
+	if end := l.sa.CertEnd(); initiator && !end.IsZero() {
+		left := end.Sub(now)
+		if margin := min(left/10, certMarginMax); margin >= certLeast {
+			l.reauthBefore(now, left-margin, 0)
 		}
 	}
 	l.setIdle(now, r)
@@ -210,8 +223,10 @@ func (l *lineage) succeeded(now time.Time) []sa.Output {
 		return l.sa.Delete(now)
 	}
 	again := reauthAgainMin
-	if r := l.sa.Rule(); r != nil {
+	if r := l.sa.Rule(); r != nil && r.Reauth > 0 {
 		again = min(max(again, r.Reauth/10), reauthAgainMax)
+	} else if !l.sa.CertEnd().IsZero() {
+		again = certLeast
 	}
 	l.reauthAt = now.Add(again)
 	l.log.Warn("not reauthenticated; the IKE SA stays for now", zap.Stringer("peer", l.remote), zap.String("rule", l.rule()), zap.Duration("again_in", again), zap.Error(err))

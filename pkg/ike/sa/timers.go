@@ -160,6 +160,10 @@ func (s *SA) lifetimes(i *ikeSA) {
 	i.expireAt = earliest(i.expireAt, s.certEnd)
 }
 
+// CertEnd is when the IKE SA ends since a certificate expires that it rests on; zero:
+// none does.
+func (s *SA) CertEnd() time.Time { return s.certEnd }
+
 // certsEnd is when the first certificate expires that either side has proven
 // itself by: rekeying proves nothing anew (RFC 4301, 4.4.2.1). A peer that takes one
 // of ours that is over does not mind.
