@@ -2,16 +2,21 @@ package sa
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"slices"
 
+	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/proto/ikev2"
 )
 
 // Several answers to IKE_SA_INIT (RFC 7296, 2.4). Anybody who sees the request can
 // answer before the responder does, and only IKE_AUTH shows who it was. So what else
 // comes meanwhile is kept, and has its turn when nothing comes of the one before: no
-// answer to what was built on it, or one without proof.
+// answer to what was built on it, or one without proof. If nothing else has come yet,
+// it is waited for until the request would have been sent again: who answered may only
+// have been quicker. So a refusal by the responder itself ends the attempt no later
+// than its silence would have led to the first repetition.
 
 const (
 	maxAnswers = 8 // besides the first, in an attempt
@@ -28,14 +33,30 @@ func (s *SA) keepAnswer(d Datagram, hd ikev2.Header) bool {
 	}
 	h := i.hs
 	same := func(o Datagram) bool { return bytes.Equal(o.Data, d.Data) }
-	if len(h.tried)+len(h.others) > maxAnswers || slices.Contains(h.tried, hd.ResponderSPI) || slices.ContainsFunc(h.others, same) {
+	if len(h.tried)+len(h.others)+len(h.demands) > maxAnswers || slices.Contains(h.tried, hd.ResponderSPI) || slices.ContainsFunc(slices.Concat(h.others, h.demands), same) {
 		return false
 	}
-	if ps, err := initAnswer(d.Data); err != nil || refusal(ps) != nil {
+	ps, err := initAnswer(d.Data)
+	switch {
+	case err != nil:
 		return false
+	case h.demanded(ps):
+		h.demands = append(h.demands, d)
+	case refusal(ps) != nil || ikev2.Find[*ikev2.SA](ps) == nil:
+		return false
+	default:
+		h.others = append(h.others, d)
 	}
-	h.others = append(h.others, d)
 	return true
+}
+
+// demanded reports whether ps ask for the request in another form than the last.
+func (h *handshake) demanded(ps []ikev2.Payload) bool {
+	if n := ikev2.FindNotify(ps, ikev2.COOKIE); n != nil && ikev2.Find[*ikev2.SA](ps) == nil {
+		return !bytes.Equal(n.Data, h.cookie)
+	}
+	n := refusal(ps)
+	return n != nil && n.Type == ikev2.INVALID_KE_PAYLOAD && len(n.Data) == 2 && alg.KE(binary.BigEndian.Uint16(n.Data)) != h.key.KE()
 }
 
 // initAnswer reads an answer to IKE_SA_INIT.
@@ -47,13 +68,21 @@ func initAnswer(b []byte) ([]ikev2.Payload, error) {
 	if critical(m.Payloads) != nil {
 		return nil, errors.New("unknown critical payload")
 	}
+	if ikev2.FindNotify(m.Payloads, ikev2.COOKIE) != nil && ikev2.Find[*ikev2.SA](m.Payloads) == nil {
+		return m.Payloads, nil
+	}
 	return shapeInitResponse.check(m.Payloads)
 }
 
 // another goes on with the next answer to IKE_SA_INIT, in place of the one that t
-// rests on, which failed because of why; false if there is none.
+// rests on, which failed because of why, or waits for one; false if there is none and
+// it is too late.
 func (s *SA) another(i *ikeSA, t task, why error) bool {
-	if i != s.cur || s.failed || s.closing || i.hs == nil || len(i.hs.others) == 0 || i.state != StateIntermediate && i.state != StateAuthSent {
+	if i != s.cur || s.failed || s.closing || i.hs == nil || i.state != StateIntermediate && i.state != StateAuthSent {
+		return false
+	}
+	h := i.hs
+	if len(h.others)+len(h.demands) == 0 && h.held == nil && !s.now.Before(h.late) {
 		return false
 	}
 	if a, ok := t.(*authTask); ok && a.offer != nil {
@@ -63,11 +92,7 @@ func (s *SA) another(i *ikeSA, t task, why error) bool {
 	} else if !ok {
 		t.cancel(s, why)
 	}
-	s.log(levelWarn, "another answer to IKE_SA_INIT is tried", attrErr(why))
-	h := i.hs
-	for len(h.others) > 0 {
-		d := h.others[0]
-		h.others = h.others[1:]
+	for {
 		h.intI, h.intR, h.got, h.added = nil, nil, nil, 0
 		if h.plain != nil {
 			h.plain.Wipe()
@@ -83,18 +108,40 @@ func (s *SA) another(i *ikeSA, t task, why error) bool {
 		i, s.cur = n, n
 		s.local, s.remote = h.at.local, h.at.remote
 		s.peer.Local, s.peer.Remote = s.local, s.remote
-		hd, _, err := ikev2.ParseHeader(d.Data)
-		var ps []ikev2.Payload
-		if err == nil {
-			ps, err = initAnswer(d.Data)
+		if len(h.others) > 0 {
+			s.log(levelWarn, "another answer to IKE_SA_INIT is tried", attrErr(why))
+			d := h.others[0]
+			h.others = h.others[1:]
+			hd, _, err := ikev2.ParseHeader(d.Data)
+			var ps []ikev2.Payload
+			if err == nil {
+				ps, err = initAnswer(d.Data)
+			}
+			if err == nil {
+				err = s.initDone(i, ps, hd.ResponderSPI, d.Data)
+			}
+			if err == nil {
+				return true
+			}
+			continue
 		}
-		if err == nil {
-			err = s.initDone(i, ps, hd.ResponderSPI, d.Data)
+		// As if the request had not been answered but by what was kept.
+		h.nothing = why
+		i.req = &request{exchange: ikev2.IKE_SA_INIT, sealed: &sealed{data: [][]byte{h.request}}, local: s.local, remote: s.remote, sent: 1, due: h.late}
+		if h.held != nil {
+			s.hasten(i)
 		}
-		if err == nil {
+		for r := i.req; i.req == r && len(h.demands) > 0 && h.held == nil; {
+			d := h.demands[0]
+			h.demands = h.demands[1:]
+			if hd, _, err := ikev2.ParseHeader(d.Data); err == nil {
+				s.receiveInitResponse(i, d, hd)
+			}
+		}
+		if s.failed || h.nothing == nil || h.held != nil || s.now.Before(h.late) {
 			return true
 		}
+		s.fail(why, false)
+		return true
 	}
-	s.fail(why, false)
-	return true
 }

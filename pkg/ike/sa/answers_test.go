@@ -7,7 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/ikev2"
 )
@@ -149,60 +151,128 @@ func TestAnswerTriedOnce(t *testing.T) {
 }
 
 // Whoever answers first, and goes on by his own keys to the end, cannot prove who he
-// is; then it is the other's turn at once. If there is none, that is the end.
+// is; then it is the other's turn at once, or when it comes a little later, whatever
+// it has to say. If there is none, that is the end.
 func TestInitAnswerWithoutProof(t *testing.T) {
-	for _, with := range []bool{true, false} {
+	const never = -1
+	answer := func(_ *lab, true1 Datagram) Datagram { return true1 }
+	// b answers anew.
+	demand := func(l *lab, n *ikev2.Notify) Datagram {
+		l.b.sa, l.b.spis = nil, map[SPI]bool{}
+		return Datagram{addrA, addrB, encode(l.t, &ikev2.Message{
+			Header:   ikev2.Header{Exchange: ikev2.IKE_SA_INIT, Flags: ikev2.FlagResponse, InitiatorSPI: l.a.sa.cur.local},
+			Payloads: []ikev2.Payload{n},
+		})}
+	}
+	cookie := func(l *lab, _ Datagram) Datagram {
+		l.b.cookie = []byte("secret")
+		b, _ := Cookie(l.b.cookie, 1, addrA, l.initRequests()[0])
+		return demand(l, notify(ikev2.COOKIE, b...))
+	}
+	group := func(l *lab, _ Datagram) Datagram {
+		p := l.b.rule.Proposals[0]
+		l.b.rule.Proposals = []proposal.IKE{{Ciphers: p.Ciphers, PRF: p.PRF, KE: []alg.KE{alg.KEECP256}}}
+		return demand(l, invalidKE(uint16(alg.KEECP256)))
+	}
+	for _, tt := range []struct {
+		name    string
+		forgers int
+		comes   time.Duration // after the last of them; 0: before his AUTH
+		says    func(*lab, Datagram) Datagram
+	}{
+		{"meanwhile", 1, 0, answer},
+		{"late", 1, 300 * time.Millisecond, answer},
+		{"when the request would be sent again", 1, 999 * time.Millisecond, answer},
+		{"late, after two", 2, 300 * time.Millisecond, answer},
+		{"meanwhile, a cookie", 1, 0, cookie},
+		{"late, a cookie", 1, 300 * time.Millisecond, cookie},
+		{"meanwhile, a group", 1, 0, group},
+		{"late, a group", 2, 300 * time.Millisecond, group},
+		{"never", 1, never, answer},
+	} {
 		for _, says := range []string{"wrong AUTH", "AUTHENTICATION_FAILED"} {
 			l, true1, _ := answered(t, false)
+			for _, n := range []*node{l.a, l.b} {
+				n.rule.Proposals[0].KE = []alg.KE{alg.KEX25519, alg.KEECP256}
+			}
+			if tt.comes == never {
+				l.b.sa = nil
+			}
 			start := l.now
-			c := l.node("c", addrB, addrA, 3)
-			c.policies = l.b.policies
-			*c.rule = *l.b.rule
-			key := "a guess"
-			c.rule.PSK = pad.Keys{Local: ipsec.NewKey([]byte(key)), Remote: l.b.rule.PSK.Remote}
-			if says == "AUTHENTICATION_FAILED" {
-				c.rule.PSK.Remote = c.rule.PSK.Local
-			}
-			c.sa = NewResponder(c.cfg, []*pad.Rule{c.rule})
-			said := func(data []byte) {
-				l.stop, l.kept = func(packet) bool { return true }, nil
-				c.do(c.sa.Receive(l.now, Datagram{addrB, addrA, slices.Clone(data)}))
-				c.giveSPIs()
-				ps := l.kept
-				l.kept = nil
-				for i, p := range ps {
-					if i == 0 && with && c.sa.cur.state == StateHalfOpen {
-						defer l.hears(true1)
+			for n := range tt.forgers {
+				c := l.node("c", addrB, addrA, byte(3+n))
+				c.policies = l.b.policies
+				*c.rule = *l.b.rule
+				c.rule.PSK = pad.Keys{Local: ipsec.NewKey([]byte("a guess")), Remote: l.b.rule.PSK.Remote}
+				if says == "AUTHENTICATION_FAILED" {
+					c.rule.PSK.Remote = c.rule.PSK.Local
+				}
+				c.sa = NewResponder(c.cfg, []*pad.Rule{c.rule})
+				said := func(data []byte) {
+					l.stop, l.kept = func(packet) bool { return true }, nil
+					c.do(c.sa.Receive(l.now, Datagram{addrB, addrA, slices.Clone(data)}))
+					c.giveSPIs()
+					ps := l.kept
+					l.kept = nil
+					for _, p := range ps {
+						l.hears(Datagram{addrA, addrB, p.data})
 					}
-					l.hears(Datagram{addrA, addrB, p.data})
 				}
-			}
-			var request []byte
-			for _, p := range l.all {
-				if p.from == l.a {
-					request = p.data
-					break
+				request, err := l.initRequests()[0].Append(nil)
+				if err != nil {
+					t.Fatal(err)
 				}
+				said(request)
+				l.a.giveSPIs()
+				if len(l.kept) != 1 {
+					t.Fatalf("%s: %d requests of IKE_AUTH", says, len(l.kept))
+				}
+				auth := l.kept[0].data
+				if tt.comes == 0 {
+					l.hears(tt.says(l, true1))
+				}
+				said(auth)
 			}
-			said(request)
-			l.a.giveSPIs()
-			if len(l.kept) != 1 {
-				t.Fatalf("%s: %d requests of IKE_AUTH", says, len(l.kept))
-			}
-			said(l.kept[0].data)
 			l.let()
+			if tt.comes > 0 {
+				l.hears(Datagram{addrA, addrB, encode(t, &ikev2.Message{ // somebody goes on
+					Header:   ikev2.Header{Exchange: ikev2.IKE_SA_INIT, Flags: ikev2.FlagResponse, InitiatorSPI: l.a.sa.cur.local},
+					Payloads: []ikev2.Payload{notify(ikev2.NO_PROPOSAL_CHOSEN)},
+				})})
+				l.step(l.now.Add(tt.comes))
+				l.hears(tt.says(l, true1))
+			}
 			l.settle()
-			if with {
+			if tt.comes != never {
 				l.want(1)
-				if l.now.Sub(start) > time.Second {
-					t.Errorf("%s: after %v", says, l.now.Sub(start))
+				if d := l.now.Sub(start); d > 2*time.Second {
+					t.Errorf("%s, %s: after %v", tt.name, says, d)
 				}
 				continue
 			}
 			f := told[Failed](l.a)
-			if len(f) != 1 || len(told[ChildFailed](l.a)) != 1 || len(l.a.larval) != 0 || errors.Is(f[0].Err, ErrTimeout) {
-				t.Errorf("%s, and nobody else: %v, left %v", says, f, l.a.larval)
+			if len(f) != 1 || len(told[ChildFailed](l.a)) != 1 || len(l.a.larval) != 0 || errors.Is(f[0].Err, ErrTimeout) || l.now.Sub(start) > 1250*time.Millisecond {
+				t.Errorf("%s, and nobody else: %v after %v, left %v", says, f, l.now.Sub(start), l.a.larval)
 			}
 		}
 	}
+}
+
+// Whoever answers again and again, each time to the end, comes to one himself.
+func TestManyInitAnswersWithoutProof(t *testing.T) {
+	l, _, forge := answered(t, false)
+	for n := range 100 {
+		if l.a.sa.failed {
+			break
+		}
+		l.hears(forge(n + 1))
+		if i := l.a.sa.cur; i != nil && i.state == StateAuthSent {
+			l.a.do(l.a.sa.input(l.now, func() { l.a.sa.another(i, i.active, errNoKey) })) // as if refused
+		}
+	}
+	if n := len(l.a.sa.cur.hs.tried); n != 1+maxAnswers {
+		t.Errorf("%d answers were tried, want %d", n, 1+maxAnswers)
+	}
+	l.settle()
+	l.a.wantEnd(errNoKey)
 }

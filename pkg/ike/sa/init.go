@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/crypto/dh"
@@ -37,8 +38,8 @@ import (
 //	                     if each of refusedTries has it, or at the end of all
 //	                     retransmissions
 //
-// A whole answer, with a key exchange of its own, is believed until AUTH; further ones
-// are kept for when it comes to nothing (RFC 7296, 2.4; see another).
+// A whole answer, with a key exchange of its own, is believed until AUTH; what else
+// comes is kept for when it comes to nothing (RFC 7296, 2.4; see another).
 
 // handshake is what the first two exchanges need and nothing after them.
 type handshake struct {
@@ -53,6 +54,7 @@ type handshake struct {
 	refused  error // what the peer, or somebody, answered
 	refusals int   // how many transmissions were answered so
 	again    bool  // so was the last one
+	nothing  error // why nothing came of whole answers, while only others are waited for
 
 	// IKE_INTERMEDIATE: the chains over the messages of either side so far, what
 	// is covered of the message just received, and how many exchanges are done.
@@ -61,7 +63,9 @@ type handshake struct {
 	plain           *keymat.IKEKeys // SK_d, SK_pi, SK_pr without PPK, while the peer may do without
 	at              path            // of IKE_SA_INIT
 	others          []Datagram      // further answers to it
+	demands         []Datagram      // what came beside them, COOKIE and INVALID_KE_PAYLOAD
 	tried           []SPI           // the responder's in those that have had their turn
+	late            time.Time       // when no other one is waited for any more
 	announced
 }
 
@@ -141,6 +145,9 @@ func (s *SA) hasten(i *ikeSA) {
 // refuseInit takes note of an answer that is of no use.
 func (s *SA) refuseInit(i *ikeSA, err error) {
 	h := i.hs
+	if h.nothing != nil {
+		return
+	}
 	if h.refused = err; !h.again {
 		h.again = true
 		h.refusals++
@@ -156,6 +163,8 @@ func (s *SA) initDue(i *ikeSA) bool {
 	case h.held != nil:
 		h.cookie, h.held = h.held, nil
 		s.sendInit(i)
+	case h.nothing != nil:
+		s.fail(h.nothing, false)
 	case h.refusals >= refusedTries, h.refused != nil && i.req.sent > s.rule.Retransmit.Limit:
 		s.fail(h.refused, false)
 	default:
@@ -193,7 +202,7 @@ func (s *SA) sendInit(i *ikeSA) {
 		return
 	}
 	i.nextID = 1
-	h.request, h.refused, h.refusals, h.again = data, nil, 0, false
+	h.request, h.refused, h.refusals, h.again, h.nothing = data, nil, 0, false, nil
 	s.transmit(i, 0, ikev2.IKE_SA_INIT, &sealed{data: [][]byte{data}})
 	if h.held != nil {
 		s.hasten(i)
@@ -307,6 +316,12 @@ func (s *SA) initDone(i *ikeSA, ps []ikev2.Payload, spi SPI, data []byte) error 
 		// The same keys once more, with numbers from 0: what a counter mode protects
 		// would be open to whoever has both messages.
 		return errors.New("an answer with this SPI was tried already")
+	}
+	if len(h.tried) > maxAnswers {
+		return errors.New("too many answers were tried")
+	}
+	if i.req != nil && h.nothing == nil { // the request is on its way
+		h.late = s.lastSent.Add(s.rule.Retransmit.Init)
 	}
 	h.tried = append(h.tried, spi)
 	h.announced, h.at = said, s.path()

@@ -192,6 +192,7 @@ func TestMalformedIntermediateAnswer(t *testing.T) {
 			l.a.do(l.a.sa.Start(l.now, reqA(1)))
 			l.run()
 			l.answerTo(ps...)
+			l.settle()
 			if f := told[Failed](l.a); len(f) != 1 {
 				t.Errorf("Failed %v, want one", f)
 			}
