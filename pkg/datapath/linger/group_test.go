@@ -23,6 +23,7 @@ type member struct {
 	sum    int          // both; whoever reads changes it
 	asking atomic.Int64 // how often it began to wait
 	refuse atomic.Bool  // serve fails
+	work   atomic.Int64 // how long serve takes, ns
 	end    chan error   // what ended its goroutine
 }
 
@@ -79,6 +80,7 @@ func groupOf(t *testing.T, n int) (ms []*member, clock *atomic.Int64) {
 			if m.refuse.Load() {
 				return false
 			}
+			clock.Add(m.work.Load())
 			m.read(&m.served)
 			return true
 		}); err != nil {
@@ -197,6 +199,23 @@ func TestGroupLeaderBusy(t *testing.T) {
 	clock.Add(second)
 	ms[0].write()
 	ms[0].counts(t, own, 1)
+}
+
+// Two that are busy do not look idle to each other because their leader has much to
+// do for both.
+func TestGroupBusyTogether(t *testing.T) {
+	ms, _ := group(t, 3)
+	const octets = 4 * hurry
+	for _, m := range ms[1:] {
+		m.work.Store(2 * int64(Busy))
+	}
+	for range octets {
+		ms[1].write()
+		ms[2].write()
+	}
+	for _, m := range ms[1:] {
+		m.counts(t, octets-hurry, hurry)
+	}
 }
 
 // After Quick the leader waits on the netpoller, for all.

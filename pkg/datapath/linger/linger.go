@@ -74,6 +74,7 @@ type Wait struct {
 	slept  bool  // since asked
 	polled bool  // since asked, in vain
 	asked  int64 // when the reader first found nothing; 0: it has not
+	idled  int64 // the group's idle then
 
 	paid    int   // pauses in a row that were not in vain
 	looks   uint  // reads without waiting
@@ -170,7 +171,11 @@ func (w *Wait) got() (alone bool) {
 		return false
 	}
 	now := w.now()
-	w.busy = now-w.asked < int64(Busy)
+	silence := now - w.asked
+	if w.waits.Load() {
+		silence = min(silence, w.group.idle.Load()-w.idled)
+	}
+	w.busy = silence < int64(Busy)
 	switch {
 	case !w.busy:
 		w.paid = 0
@@ -199,9 +204,7 @@ func (w *Wait) share(now int64) {
 // again. The error is that of a Wait that was closed, or interrupted
 // (os.ErrDeadlineExceeded).
 func (w *Wait) Block() error {
-	if w.asked == 0 {
-		w.asked = w.now()
-	}
+	w.ask()
 	if !w.off {
 		if w.busy && !w.slept {
 			w.slept = true
@@ -227,6 +230,17 @@ func (w *Wait) Block() error {
 		return os.ErrClosed
 	}
 	return err
+}
+
+// ask notes when the reader found nothing.
+func (w *Wait) ask() {
+	if w.asked != 0 {
+		return
+	}
+	w.asked = w.now()
+	if w.group != nil {
+		w.idled = w.group.idle.Load()
+	}
 }
 
 // pollQuick blocks the thread in poll, and reports whether there is something.
