@@ -24,6 +24,17 @@ func TestFlowsModel(t *testing.T) {
 	out, in := n.e.out, n.e.in[0]
 	remotes := []string{"192.0.2.2/32", "192.0.2.0/24", "0.0.0.0/0", "10.9.0.1/32"}
 	tunnel := gcm(pairs()["tunnel 4 in 4"])
+	const protoICMP = 1
+	icmpTypes := [2]uint16{8, 13} // with their code 0 in place of the other port
+	// packetFor is UDP for one of two ports, or ICMP of one of two types.
+	packetFor := func(src, dst netip.Addr) []byte {
+		b := udpPacket(src, dst, 1000, 2000+uint16(r.IntN(2)), 10)
+		if r.IntN(3) == 0 {
+			b[9], b[20], b[21] = protoICMP, byte(icmpTypes[r.IntN(2)]), 0
+			packet.FixIPv4Checksum(b)
+		}
+		return b
+	}
 	var ids []uint32
 	var sas []*sad.SA
 	spi := uint32(0x1000)
@@ -43,6 +54,8 @@ func TestFlowsModel(t *testing.T) {
 			}
 			if r.IntN(3) == 0 {
 				p.Sel.Proto, p.Sel.DstPort = protoUDP, uint16(2000+r.IntN(2))
+			} else if r.IntN(3) == 0 {
+				p.Sel.Proto, p.Sel.SrcPort = protoICMP, icmpTypes[r.IntN(2)]+1 // ipsec.Selector: plus one
 			}
 			e, _, err := ed.Update(&p, time.Now())
 			if err != nil || ed.Commit() != nil {
@@ -85,7 +98,7 @@ func TestFlowsModel(t *testing.T) {
 			edit()
 		}
 		src, dst := ia4, netip.MustParseAddr([]string{"192.0.2.2", "192.0.2.3", "10.9.0.1"}[r.IntN(3)])
-		b := udpPacket(src, dst, 1000, 2000+uint16(r.IntN(2)), 10)
+		b := packetFor(src, dst)
 		var i packet.Info
 		packet.Decode(b, &i)
 		p, _ := spdb.Lookup(ipsec.Out, &i)
@@ -122,7 +135,7 @@ func TestFlowsModel(t *testing.T) {
 
 		// In clear, to us and to be forwarded.
 		local := []netip.Addr{ia4, netip.MustParseAddr("10.77.0.1")}[r.IntN(2)]
-		b = udpPacket(dst, local, 1000, 2000+uint16(r.IntN(2)), 10)
+		b = packetFor(dst, local)
 		packet.Decode(b, &i)
 		q, amb := spdb.Lookup(ipsec.In, &i)
 		if local != ia4 {

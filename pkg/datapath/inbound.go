@@ -35,6 +35,7 @@ type inWorker struct {
 	n       counters
 	pkts    []wire.Packet
 	dgrams  []wire.Datagram
+	buffers int // how many of either have one
 	cur     inJob
 	jobs    []inJob
 	opens   []esp.Packet // of a run of jobs, those that the window lets pass
@@ -132,12 +133,8 @@ func (w *inWorker) run(ctx context.Context) error {
 
 // step does one batch of packets; 0: there was none.
 func (w *inWorker) step() (int, error) {
-	for i := range w.pkts {
-		p := &w.pkts[i]
-		if p.Buf == nil {
-			p.Buf = make([]byte, bufSize)
-		}
-		p.Off = headroom + etherLen
+	for ; w.buffers < len(w.pkts); w.buffers++ {
+		w.pkts[w.buffers] = wire.Packet{Buf: make([]byte, bufSize), Off: headroom + etherLen}
 	}
 	n, err := w.packets.batch(w.pkts)
 	if n == 0 || err != nil {
@@ -154,7 +151,11 @@ func (w *inWorker) step() (int, error) {
 			w.ip(p.Buf, p.Off, p.Len, p.Offload, now)
 		}
 	}
-	return n, w.flush(now)
+	err = w.flush(now)
+	for i := range n {
+		w.pkts[i].Off = headroom + etherLen
+	}
+	return n, err
 }
 
 // trains is how many datagrams are received at once to begin with. Each may be
@@ -166,12 +167,8 @@ func (w *inWorker) runUDP(ctx context.Context) error { return w.grams.loop(ctx, 
 
 // stepUDP does one batch of datagrams; 0: there was none.
 func (w *inWorker) stepUDP() (int, error) {
-	for i := range w.dgrams {
-		d := &w.dgrams[i]
-		if d.Buf == nil {
-			d.Buf = make([]byte, bufSize)
-		}
-		d.Off = headroom + packet.IPv6Len
+	for ; w.buffers < len(w.dgrams); w.buffers++ {
+		w.dgrams[w.buffers] = wire.Datagram{Buf: make([]byte, bufSize), Off: headroom + packet.IPv6Len}
 	}
 	n, err := w.grams.batch(w.dgrams)
 	if n == 0 || err != nil {
@@ -186,6 +183,9 @@ func (w *inWorker) stepUDP() (int, error) {
 		w.train(&w.dgrams[i], now)
 	}
 	err = w.flush(now)
+	for i := range n {
+		w.dgrams[i].Off = headroom + packet.IPv6Len
+	}
 	if single && n < cap(w.dgrams) {
 		w.dgrams = w.dgrams[:cap(w.dgrams)] // the kernel does not join them
 	}

@@ -100,7 +100,7 @@ func newOutWorker(e *Engine, frames, flows int) *outWorker {
 		tape:    capture.Tape{Hub: e.c.Monitor},
 	}
 	for i := range w.frames {
-		w.frames[i].Buf = make([]byte, bufSize)
+		w.frames[i] = tap.Frame{Buf: make([]byte, bufSize), Off: headroom}
 	}
 	return w
 }
@@ -109,9 +109,6 @@ func (w *outWorker) run(ctx context.Context) error { return w.reads.loop(ctx, w.
 
 // step does one batch; 0: there was none.
 func (w *outWorker) step() (int, error) {
-	for i := range w.frames {
-		w.frames[i].Off = headroom
-	}
 	n, err := w.reads.batch(w.frames)
 	if n == 0 || err != nil {
 		return n, err
@@ -126,7 +123,11 @@ func (w *outWorker) step() (int, error) {
 			w.frame(&w.frames[i], now)
 		}
 	}
-	return n, w.flush()
+	err = w.flush()
+	for i := range n {
+		w.frames[i].Off = headroom
+	}
+	return n, err
 }
 
 // frame sorts one Ethernet frame from the kernel.

@@ -3,9 +3,9 @@
 // of the data path (RFC 4301, 4.4.1: caching is for whole flows that one policy
 // entry decides about).
 //
-// A flow is addresses, upper protocol and ports of a packet that shows them. What
-// does not (fragments, ICMP, protocols without ports, headers that are cut) is
-// not remembered and goes to the databases each time.
+// A flow is addresses, upper protocol and ports, or type and code of ICMP, of a
+// packet that shows them. What does not (fragments, protocols without ports, headers
+// that are cut) is not remembered and goes to the databases each time.
 //
 // Nothing is invalidated: both databases count their changes, a decision holds
 // for the counts at which it was looked up, and any edit of either makes all
@@ -44,8 +44,9 @@ type Decision struct {
 type Cache struct {
 	seed  [3]uint64
 	swept Generation
-	at    int // the next slot that Sweep looks at; len(slots): done
+	at    int // the next word of used that Sweep looks at; len(used): done
 	slots []slot
+	used  []uint64 // a bit for each slot, 1: there is something in it
 }
 
 type slot struct {
@@ -64,7 +65,8 @@ func New(size int) *Cache {
 	if size < sweepStep || size&(size-1) != 0 {
 		panic("flow: size is no power of two of at least 64")
 	}
-	c := &Cache{slots: make([]slot, size), at: size}
+	c := &Cache{slots: make([]slot, size), used: make([]uint64, size/sweepStep)}
+	c.at = len(c.used)
 	var b [24]byte
 	rand.Read(b[:])
 	for k := range c.seed {
@@ -75,14 +77,14 @@ func New(size int) *Cache {
 
 // Whole reports whether a packet shows its flow.
 func Whole(i *packet.Info) bool {
-	return i.HasPorts && !i.IsFragment() && packet.HasPortNumbers(i.Proto)
+	return i.HasPorts && !i.IsFragment() && (packet.HasPortNumbers(i.Proto) || packet.IsICMP(i.Proto))
 }
 
 // slot returns the place of a flow. The hash is keyed, or senders could choose
 // flows that take one place from each other.
-func (c *Cache) slot(i *packet.Info, class uint8, ports uint32) *slot {
+func (c *Cache) slot(i *packet.Info, class uint8, ports uint32) int {
 	h := c.mix(c.addr(i.Src), c.addr(i.Dst)^uint64(ports)<<16^uint64(i.Proto)<<8^uint64(class))
-	return &c.slots[h&uint64(len(c.slots)-1)]
+	return int(h & uint64(len(c.slots)-1))
 }
 
 func (c *Cache) mix(a, b uint64) uint64 {
@@ -106,7 +108,7 @@ func (c *Cache) Get(i *packet.Info, class uint8, g Generation) (d Decision, ok b
 		return d, false
 	}
 	ports := uint32(i.SrcPort)<<16 | uint32(i.DstPort)
-	s := c.slot(i, class, ports)
+	s := &c.slots[c.slot(i, class, ports)]
 	if !s.used || s.gen != g || s.ports != ports || s.proto != i.Proto || s.class != class || s.src != i.Src || s.dst != i.Dst {
 		return d, false
 	}
@@ -120,29 +122,35 @@ func (c *Cache) Put(i *packet.Info, class uint8, g Generation, d Decision) {
 		return
 	}
 	ports := uint32(i.SrcPort)<<16 | uint32(i.DstPort)
-	*c.slot(i, class, ports) = slot{
+	k := c.slot(i, class, ports)
+	c.used[k/sweepStep] |= 1 << (k % sweepStep)
+	c.slots[k] = slot{
 		gen: g, src: i.Src, dst: i.Dst, ports: ports, proto: i.Proto, class: class, used: true, d: d,
 	}
 }
 
-// sweepStep is how many slots one call of Sweep looks at.
+// sweepStep is how many slots one call of Sweep is about, those of a word of used.
 const sweepStep = 64
 
 // Sweep forgets a few of the decisions that are void at g, so that policies and
 // SAs that are gone, whose transforms hold keys, are not kept in memory by flows
 // that have ended. It is called once a batch and costs nothing when all were
-// looked at since g last changed.
+// looked at since g last changed, and otherwise little where there is nothing: most
+// of the slots were never written, and a single packet is not to wait until the
+// kernel has given memory for them.
 func (c *Cache) Sweep(g Generation) {
 	if c.swept != g {
 		c.swept, c.at = g, 0
 	}
-	if c.at >= len(c.slots) {
+	if c.at >= len(c.used) {
 		return
 	}
-	for k := range c.slots[c.at : c.at+sweepStep] {
-		if s := &c.slots[c.at+k]; s.used && s.gen != g {
+	for m := c.used[c.at]; m != 0; m &= m - 1 {
+		bit := bits.TrailingZeros64(m)
+		if s := &c.slots[c.at*sweepStep+bit]; s.gen != g {
 			*s = slot{}
+			c.used[c.at] &^= 1 << bit
 		}
 	}
-	c.at += sweepStep
+	c.at++
 }

@@ -44,6 +44,7 @@ func TestCache(t *testing.T) {
 			"ports swapped":    func(i *packet.Info) { i.SrcPort, i.DstPort = i.DstPort, i.SrcPort },
 			"protocol":         func(i *packet.Info) { i.Proto = 6 },
 			"ICMP":             func(i *packet.Info) { i.Proto = 1 },
+			"AH":               func(i *packet.Info) { i.Proto = 51 },
 			"no ports":         func(i *packet.Info) { i.HasPorts = false },
 			"first fragment":   func(i *packet.Info) { i.MF = true },
 			"later fragment":   func(i *packet.Info) { i.FragOff = 8 },

@@ -332,7 +332,11 @@ func (u *UDP) Join(g *linger.Group, serve func() bool) error {
 
 // read takes the datagrams that are there.
 func (u *UDP) read(ds []Datagram) (int, error) {
-	u.ds, u.n, u.err = ds[:min(len(ds), maxBatch)], 0, nil
+	limit := maxBatch
+	if u.wait.Lone() {
+		limit = 1 // to prepare for more takes longer than to receive one
+	}
+	u.ds, u.n, u.err = ds[:min(len(ds), limit)], 0, nil
 	u.receiveAny()
 	u.alone = u.n > 0 && u.alone
 	u.m.release(len(u.ds))
@@ -376,7 +380,7 @@ func (u *UDP) receive(fd uintptr, s *udpSocket) {
 	}
 	from := u.n
 	n, errno := u.m.recv(fd, from, len(u.ds))
-	s.stands(int(fd), errno == 0 && from+n == len(u.ds))
+	s.stands(int(fd), errno == 0 && from+n == len(u.ds) && n > 1)
 	if errno != 0 {
 		// ICMP errors about what we sent come here; the next call goes on.
 		return

@@ -116,11 +116,13 @@ func (u *UDP) WriteBatch(ds []Datagram) (int, error) {
 	o := &u.out
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	defer o.m.release(maxBatch)
+	filled := 0
+	defer func() { o.m.release(filled) }()
 	at, single := piece{}, -1 // where to go on; the train that the kernel must not cut
 	badAt, lost, why := len(ds), 0, syscall.Errno(0)
 	for at.i < min(len(ds), badAt+1) { // what comes behind ds[badAt] is the caller's
 		family, n := u.fill(ds[:min(len(ds), badAt+1)], at, single)
+		filled = max(filled, n)
 		if n == 0 {
 			o.refused.Add(1)
 			return at.i, &SendError{Dst: ds[at.i].Remote.Addr(), Err: unix.EINVAL, Lost: 1}
