@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"github.com/missiu/missiu/pkg/datapath/packet"
@@ -25,7 +26,8 @@ type OutKey struct {
 	Queue ipsec.Queue
 }
 
-// DB is the SAD. Insert, Replace and Remove are for one goroutine, all else for any.
+// DB is the SAD. Insert, Replace, Remove and SetState are for one goroutine, all else
+// for any.
 type DB struct {
 	seed  seed
 	bySPI *table[SA]
@@ -36,6 +38,7 @@ type DB struct {
 	dests [2]lengths   // of IPv4, IPv6: see templates
 	gen   atomic.Uint64
 	n     atomic.Int64
+	edit  sync.Mutex // held by the writer for each change
 }
 
 // place is where Out looks: SAs that hold a single flow have one of their own, so
@@ -156,8 +159,28 @@ func (d *DB) OutManual(k OutKey, i *packet.Info, alts []ipsec.Proposal) *SA {
 	return d.newest(k, i, true, alts)
 }
 
-// newest is Out, or if byHand OutManual.
+// newest is Out, or if byHand OutManual. It looks at several places, one after the
+// other: of an SA that came to one just after the look at it, and its predecessor,
+// which went from another just before, it would find neither. Between the two the
+// generation has changed.
 func (d *DB) newest(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
+	for range lookAgain {
+		g := d.gen.Load()
+		sa := d.newestNow(k, i, byHand, alts)
+		if sa != nil && sa.State() == Mature || d.gen.Load() == g {
+			return sa
+		}
+	}
+	d.edit.Lock()
+	defer d.edit.Unlock()
+	return d.newestNow(k, i, byHand, alts)
+}
+
+// lookAgain is how often newest is overtaken until it has changes wait.
+const lookAgain = 8
+
+// newestNow is newest while nothing changes.
+func (d *DB) newestNow(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
 	if k.Queue != 0 && d.owned.Load() > 0 {
 		if sa := d.newestFor(k, i, byHand, alts); sa != nil {
 			return sa
@@ -204,19 +227,6 @@ func (d *DB) newestOf(k OutKey, i *packet.Info, byHand bool, alts []ipsec.Propos
 // newestAt is newest in one place; of a template ends says between which
 // addresses the SA is to be, else it is nil.
 func (d *DB) newestAt(k place, ends *OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) *SA {
-	sa, gone := d.newestOnce(k, ends, i, byHand, alts)
-	for n := 0; gone && n < lookAgain; n++ {
-		sa, gone = d.newestOnce(k, ends, i, byHand, alts)
-	}
-	return sa
-}
-
-// lookAgain is how often newestAt begins anew when it was overtaken.
-const lookAgain = 8
-
-// newestOnce is newestAt. gone: it came upon an SA that was removed meanwhile, and
-// may have missed one that had been put in front of that before.
-func (d *DB) newestOnce(k place, ends *OutKey, i *packet.Info, byHand bool, alts []ipsec.Proposal) (_ *SA, gone bool) {
 	var dying *SA
 	for l := d.first(k); l != nil; l = l.next.Load() {
 		sa := l.sa
@@ -226,17 +236,15 @@ func (d *DB) newestOnce(k place, ends *OutKey, i *packet.Info, byHand bool, alts
 		switch sa.State() {
 		case Mature:
 			if i == nil || sa.match(i) {
-				return sa, false
+				return sa
 			}
 		case Dying:
 			if dying == nil && (i == nil || sa.match(i)) {
 				dying = sa
 			}
-		case Dead:
-			gone = true
 		}
 	}
-	return dying, gone
+	return dying
 }
 
 // flowOf is the flow of a packet as places have it: of ICMP both ports are type
@@ -280,6 +288,8 @@ func (d *DB) first(k place) *link {
 
 // Insert adds s; false if there is one with its SAID.
 func (d *DB) Insert(s *SA) bool {
+	d.edit.Lock()
+	defer d.edit.Unlock()
 	if d.Lookup(s.P.SAID) != nil {
 		return false
 	}
@@ -294,6 +304,8 @@ func (d *DB) Insert(s *SA) bool {
 // not there. If old is larval, s becomes the newest SA; else s is one that
 // WithEncap made and keeps old's place.
 func (d *DB) Replace(old, s *SA) bool {
+	d.edit.Lock()
+	defer d.edit.Unlock()
 	if old.P.SAID != s.P.SAID || !d.bySPI.replace(old, s) {
 		return false
 	}
@@ -313,6 +325,8 @@ func (d *DB) Replace(old, s *SA) bool {
 
 // Remove takes s out and marks it dead; false if it is not there.
 func (d *DB) Remove(s *SA) bool {
+	d.edit.Lock()
+	defer d.edit.Unlock()
 	if !d.bySPI.replace(s, nil) {
 		return false
 	}
@@ -325,6 +339,8 @@ func (d *DB) Remove(s *SA) bool {
 
 // SetState changes the state of s to Mature or Dying, between which Out chooses.
 func (d *DB) SetState(s *SA, st State) {
+	d.edit.Lock()
+	defer d.edit.Unlock()
 	s.SetState(st)
 	d.gen.Add(1)
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"weak"
@@ -636,6 +637,42 @@ func TestFlows(t *testing.T) {
 	}
 	if d.flows.Load() != 0 {
 		t.Errorf("%d flows left", d.flows.Load())
+	}
+}
+
+// TestHandOver: there is an SA for the flow at each moment, now one for it alone and
+// now one for all, in places of their own; whoever looks finds it.
+func TestHandOver(t *testing.T) {
+	d := NewDB()
+	k := OutKey{ipsec.ESP, ipsec.Tunnel, 7, src, dst, 0}
+	other, _ := flowSA(t, 2) // so that places of flows are looked at
+	d.Insert(other)
+	one, i := flowSA(t, 1)
+	d.Insert(one)
+	like := flowLike(t)
+	var wg sync.WaitGroup
+	var stop, lost atomic.Bool
+	for range 2 {
+		wg.Go(func() {
+			for !stop.Load() {
+				if d.Out(k, i) == nil {
+					lost.Store(true)
+				}
+			}
+		})
+	}
+	for range 20000 {
+		all := fake(like, 0x10000, dst, 7)
+		d.Insert(all)
+		d.Remove(one)
+		n := fake(one, one.P.SPI, dst, 7)
+		d.Insert(n)
+		d.Remove(all)
+		one = n
+	}
+	stop.Store(true)
+	if wg.Wait(); lost.Load() {
+		t.Error("an SA was not found that was there")
 	}
 }
 
