@@ -91,13 +91,10 @@
 package bump
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -225,16 +222,6 @@ type Bump struct {
 	retry   *time.Timer
 	watched sync.WaitGroup
 }
-
-// saved is the state file.
-type saved struct {
-	High, Low State
-	LRO       string
-	Guarded   int // index of the interface that has the guard
-	Clsact    int // index of the one whose clsact is ours; 0: none
-}
-
-func statePath(ifname string) string { return filepath.Join(Dir, ifname+".bump") }
 
 // Open makes what severing needs. Both sides are closed then, or as a killed
 // instance left them, which goes on without a gap. It fails if the kernel lacks
@@ -548,32 +535,6 @@ func (b *Bump) tell(e Event) {
 	}
 }
 
-func saveState(ifname string, s saved) error {
-	data, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	path := statePath(ifname)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(path+".new", append(data, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
-}
-
-func loadState(ifname string) (s saved, err error) {
-	data, err := os.ReadFile(statePath(ifname))
-	if err == nil {
-		err = json.Unmarshal(data, &s)
-	}
-	if err == nil && (s.High > Active || s.Low > Active) {
-		err = fmt.Errorf("%s: no such state", statePath(ifname))
-	}
-	return s, err
-}
-
 // Close opens the way and removes all that Open made.
 func (b *Bump) Close() error {
 	if b.closed.Swap(true) {
@@ -606,122 +567,4 @@ func (b *Bump) end() {
 		b.away.own = nil
 	}
 	b.mu.Unlock()
-}
-
-// undo opens the way, first of all.
-func (b *Bump) undo() error {
-	var err error
-	if _, e := os.Stat(awayDir(b.ifname)); e == nil && b.handle != nil {
-		err = comeBack(b.ifname, b.handle)
-	}
-	if b.guard != nil {
-		for _, nic := range b.guarded() {
-			err = errors.Join(err, b.guard.leave(nic))
-		}
-	}
-	if b.table != nil {
-		err = errors.Join(err, b.table.remove())
-	}
-	if b.handle != nil {
-		_, err2 := removePair(b.handle, b.ifname)
-		err = errors.Join(err, err2, removeTrial(b.handle, b.ifname))
-	}
-	if b.lro != "" {
-		err = errors.Join(err, lroOn(b.lro))
-	}
-	os.Remove(statePath(b.ifname))
-	return err
-}
-
-// guarded are the indexes of interfaces that may have our guard.
-func (b *Bump) guarded() (is []int) {
-	if l := b.link.Load(); l != nil && l.Index != 0 {
-		is = append(is, l.Index)
-	}
-	if s, err := loadState(b.ifname); err == nil && s.Guarded != 0 {
-		is = append(is, s.Guarded)
-		if b.guard.made == 0 {
-			b.guard.made = s.Clsact
-		}
-	}
-	if i, err := net.InterfaceByName(b.ifname); err == nil {
-		is = append(is, i.Index)
-	}
-	slices.Sort(is)
-	return slices.Compact(is)
-}
-
-func (b *Bump) hangUp() {
-	b.away.hangUp()
-	if b.guard != nil {
-		b.guard.c.Close()
-	}
-	if b.table != nil {
-		b.table.c.Close()
-	}
-	if b.handle != nil {
-		b.handle.Close()
-	}
-}
-
-// Cleanup opens the way that a killed instance keeps closed, and removes what it
-// left. It reports whether there was anything. The interface need not exist.
-func Cleanup(ifname string) (bool, error) {
-	b, any, err := remains(ifname)
-	if err != nil {
-		return any, err
-	}
-	defer b.hangUp()
-	if b.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		if b.table != nil {
-			err = errors.Join(err, b.table.remove())
-		}
-		return any, err
-	}
-	s, err := loadState(ifname)
-	if err == nil {
-		any, b.lro = true, s.LRO
-	}
-	kx, _ := pairNames(ifname)
-	if _, err := b.handle.LinkByName(kx); err == nil {
-		any = true
-	}
-	return any, b.undo()
-}
-
-// remains looks what a killed instance has left: a table, a guard, a namespace.
-func remains(ifname string) (b *Bump, any bool, err error) {
-	b = &Bump{ifname: ifname}
-	if b.table, err = openTable(ifname, false); err != nil && !errors.Is(err, ErrNoEgress) {
-		return nil, false, err
-	}
-	if b.guard, err = openGuard(ifname, 0, 0, 0); err != nil {
-		b.hangUp()
-		return nil, false, err
-	}
-	if b.table != nil {
-		any, err = b.table.exists()
-	}
-	for _, nic := range b.guarded() {
-		ours, _, e := b.guard.of(nic)
-		any, err = any || ours, errors.Join(err, e)
-	}
-	if _, e := os.Stat(awayDir(ifname)); e == nil {
-		any = true
-	}
-	if err != nil {
-		b.hangUp()
-		return nil, any, err
-	}
-	return b, any, nil
-}
-
-// Left reports whether a killed instance keeps an interface severed.
-func Left(ifname string) bool {
-	b, any, err := remains(ifname)
-	if err != nil {
-		return false
-	}
-	b.hangUp()
-	return any
 }

@@ -63,10 +63,7 @@ func openPair(h *netlink.Handle, ifname string, mac net.HardwareAddr, offload st
 		v := netlink.NewVeth(netlink.LinkAttrs{Name: kxName, HardwareAddr: mac, MTU: bigMTU, TxQLen: 1000})
 		v.PeerName, v.PeerMTU = kuName, bigMTU
 		if err := h.LinkAdd(v); err != nil {
-			if errors.Is(err, unix.EOPNOTSUPP) {
-				return nil, fmt.Errorf("veth: %w (load the kernel module veth)", err)
-			}
-			return nil, fmt.Errorf("%s: %w", kxName, err)
+			return nil, vethError(kxName, err)
 		}
 		if kx, err = h.LinkByName(kxName); err != nil {
 			return nil, err
@@ -130,6 +127,24 @@ func (p *pair) redirect(h *netlink.Handle, nic int) error {
 		return kernelLacks("NET_CLS_U32, NET_ACT_MIRRED", err)
 	}
 	return nil
+}
+
+// linkIfAny makes nil of a link that there is not.
+func linkIfAny(l netlink.Link, err error) (netlink.Link, error) {
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func vethError(name string, err error) error {
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("veth: %w (load the kernel module veth)", err)
+	}
+	return fmt.Errorf("%s: %w", name, err)
 }
 
 func mustLink(h *netlink.Handle, index int) netlink.Link {

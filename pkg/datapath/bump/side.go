@@ -1,6 +1,7 @@
 package bump
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"os"
@@ -12,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/missiu/missiu/pkg/datapath/frag"
+	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
@@ -267,6 +270,37 @@ func (s *side) writeCut(out *socket, f *tap.Frame) error {
 	}
 	s.cut.Add(1)
 	return nil
+}
+
+// tooLong: FACE would drop the frame silently, since it is longer than its MTU allows.
+func (b *Bump) tooLong(f *tap.Frame) bool {
+	return f.Offload.GSOType == tap.GSONone && f.Len > b.link.Load().MTU+etherLen+tagLen
+}
+
+// writeSplit writes an IP packet that is too long as fragments: one that was put together,
+// or opened, on the way.
+func (s *side) writeSplit(out *socket, f *tap.Frame) error {
+	b := f.Buf[f.Off : f.Off+f.Len]
+	n := etherLen
+	for n+tagLen <= len(b) && tap.IsTag(binary.BigEndian.Uint16(b[n-2:])) {
+		n += tagLen
+	}
+	var i packet.Info
+	if !tap.FinishChecksum(b, f.Offload) || !packet.Decode(b[n:], &i) {
+		return unix.EMSGSIZE
+	}
+	id := s.b.away.fragID.Add(1)
+	err := frag.Split(b[n:n+i.Len], &i, s.b.link.Load().MTU, id, func(p []byte) error {
+		buf := make([]byte, Room+n+len(p))
+		copy(buf[Room:], b[:n])
+		copy(buf[Room+n:], p)
+		_, err := out.write([]tap.Frame{{Buf: buf, Off: Room, Len: n + len(p)}})
+		return err
+	})
+	if errors.Is(err, frag.ErrMTU) || errors.Is(err, frag.ErrNotIP) {
+		return unix.EMSGSIZE
+	}
+	return err
 }
 
 // down is the error of an interface that is not there at the moment.
