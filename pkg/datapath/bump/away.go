@@ -43,8 +43,8 @@ type away struct {
 	deleted    bool // FACE was, and it has not been told that it is back
 	unfinished bool // FACE has not what the interface had
 
-	in, out uint32 // marks: of nobody, of the process
-	own     *courier
+	in, out uint32        // marks: of nobody, of the process
+	own     *reader       // carries what the process itself sends
 	fragID  atomic.Uint32 // identifications of fragments
 }
 
@@ -295,69 +295,25 @@ func (b *Bump) attachAway() error {
 		b.pair = &pair{kx: fa.Index, ku: ka.Index, super: super}
 	}
 	high, low := &b.sides[High], &b.sides[Low]
-	for _, k := range []struct {
-		at *atomic.Pointer[socket]
-		o  socketOptions
-		ns *os.File
-	}{
+	if err := b.exchange([]socketAt{
 		{&high.in, socketOptions{index: ka.Index, filter: unmarked(a.in, a.out), wait: b.o.Wait}, nil},
 		{&high.out, socketOptions{index: ka.Index}, nil},
 		{&low.in, socketOptions{index: a.nic, filter: []bpf.Instruction{bpf.RetConstant{Val: whole}}, wait: b.o.Wait, promisc: true}, a.ns},
 		{&low.out, socketOptions{index: a.nic, mark: a.out}, a.ns},
-	} {
-		if old := k.at.Load(); old != nil && old.index == k.o.index {
-			continue
-		}
-		k.at.Swap(nil).close()
-		if k.o.index == 0 {
-			continue
-		}
-		var s *socket
-		open := func() (err error) { s, err = packetSocket(k.o); return err }
-		if k.ns != nil {
-			err = within(k.ns, open)
-		} else {
-			err = open()
-		}
-		if err != nil {
-			return err
-		}
-		k.at.Store(s)
+	}); err != nil {
+		return err
 	}
-	if a.own == nil || a.own.sock.index != ka.Index {
-		a.own.close()
-		a.own = nil
-		s, err := packetSocket(socketOptions{index: ka.Index, filter: marked(a.out), wait: b.o.Wait})
-		if err != nil {
-			return err
-		}
-		a.own = &courier{low, s, make(chan struct{})}
-		go a.own.run()
+	if a.own != nil && a.own.sock.index == ka.Index {
+		return nil
 	}
-	high.takes(b.pair.super)
-	low.takes(b.pair.super)
-	high.wake()
-	low.wake()
+	a.own.close()
+	a.own = nil
+	s, err := packetSocket(socketOptions{index: ka.Index, filter: marked(a.out), wait: b.o.Wait})
+	if err != nil {
+		return err
+	}
+	a.own = startReader(s, low.pass)
 	return nil
-}
-
-// courier carries what the process itself sends.
-type courier struct {
-	to   *side
-	sock *socket
-	done chan struct{}
-}
-
-func (c *courier) run() {
-	defer close(c.done)
-	c.sock.drain(c.to.pass)
-}
-
-func (c *courier) close() {
-	if c != nil {
-		c.sock.close()
-		<-c.done
-	}
 }
 
 // repairAway is repair for an interface that is away.

@@ -361,29 +361,43 @@ func (b *Bump) attachLink() error {
 		b.lro = link.Name
 	}
 	high, low := &b.sides[High], &b.sides[Low]
-	for _, k := range []struct {
-		at *atomic.Pointer[socket]
-		o  socketOptions
-	}{
-		{&high.in, socketOptions{index: b.pair.ku, filter: marked(b.table.stack), wait: b.o.Wait}},
-		{&low.in, socketOptions{index: b.pair.ku, filter: unmarked(b.table.stack, b.table.out), wait: b.o.Wait}},
-		{&high.out, socketOptions{index: b.pair.ku, mark: b.table.in}},
-		{&low.out, socketOptions{index: link.Index, mark: b.table.out}},
-	} {
+	return b.exchange([]socketAt{
+		{&high.in, socketOptions{index: b.pair.ku, filter: marked(b.table.stack), wait: b.o.Wait}, nil},
+		{&low.in, socketOptions{index: b.pair.ku, filter: unmarked(b.table.stack, b.table.out), wait: b.o.Wait}, nil},
+		{&high.out, socketOptions{index: b.pair.ku, mark: b.table.in}, nil},
+		{&low.out, socketOptions{index: link.Index, mark: b.table.out}, nil},
+	})
+}
+
+// socketAt is a socket that a side has to have.
+type socketAt struct {
+	at *atomic.Pointer[socket]
+	o  socketOptions
+	ns *os.File // as for within
+}
+
+// exchange opens the sockets whose interface is not what it was, as far as there is one,
+// and closes the old ones first. Both sides know then what the pair takes.
+func (b *Bump) exchange(sockets []socketAt) error {
+	for _, k := range sockets {
 		if old := k.at.Load(); old != nil && old.index == k.o.index {
 			continue
 		}
 		k.at.Swap(nil).close()
-		s, err := packetSocket(k.o)
+		if k.o.index == 0 {
+			continue
+		}
+		var s *socket
+		err := within(k.ns, func() (err error) { s, err = packetSocket(k.o); return err })
 		if err != nil {
 			return err
 		}
 		k.at.Store(s)
 	}
-	high.takes(b.pair.super)
-	low.takes(b.pair.super)
-	high.wake()
-	low.wake()
+	for i := range b.sides {
+		b.sides[i].takes(b.pair.super)
+		b.sides[i].wake()
+	}
 	return nil
 }
 

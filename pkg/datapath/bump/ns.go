@@ -74,8 +74,11 @@ func removeNS(ifname string) error {
 	return errors.Join(os.NewSyscallError("umount", err), os.RemoveAll(awayDir(ifname)))
 }
 
-// within runs f in a namespace. Sockets that f makes stay there.
+// within runs f in a namespace, nil: the process's own. Sockets that f makes stay there.
 func within(ns *os.File, f func() error) error {
+	if ns == nil {
+		return f()
+	}
 	return aside(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return os.NewSyscallError("setns", err)

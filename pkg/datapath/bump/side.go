@@ -35,7 +35,7 @@ type side struct {
 	stopped  chan struct{}
 
 	attached atomic.Pointer[[]*attachment]
-	copies   *copier // of b.mu
+	copies   *reader // of what passes a passive side; of b.mu
 
 	super  atomic.Pointer[tap.Super] // that the kernel takes
 	cutter struct {
@@ -92,10 +92,7 @@ func (s *side) shut() {
 	default:
 	}
 	close(s.stopped)
-	if s.copies != nil {
-		s.copies.close()
-		s.copies = nil
-	}
+	s.closeCopies()
 	s.in.Swap(nil).close()
 	s.out.Swap(nil).close()
 }
@@ -339,14 +336,7 @@ func (b *Bump) Attach(which Side, take bool, f func(fs []tap.Frame)) (detach fun
 	return func() { go change(remove) }, nil
 }
 
-// copier reads what passes a passive side.
-type copier struct {
-	s    *side
-	sock *socket
-	done chan struct{}
-}
-
-// copiers starts and ends those that are wanted. b.mu is held.
+// copiers starts and ends the copies that are wanted. b.mu is held.
 func (b *Bump) copiers() error {
 	var errs []error
 	link := b.link.Load()
@@ -360,29 +350,20 @@ func (b *Bump) copiers() error {
 				errs = append(errs, err)
 				continue
 			}
-			s.copies = &copier{s, sock, make(chan struct{})}
-			go s.copies.run()
+			s.copies = startReader(sock, func(fs []tap.Frame) {
+				s.read.Add(uint64(len(fs)))
+				s.hand(fs)
+			})
 		case !want && s.copies != nil:
-			s.copies.close()
-			s.copies = nil
+			s.closeCopies()
 		}
 	}
 	return errors.Join(errs...)
 }
 
-const copyLen = 65535 + etherLen + tagLen
-
-func (c *copier) run() {
-	defer close(c.done)
-	c.sock.drain(func(fs []tap.Frame) {
-		c.s.read.Add(uint64(len(fs)))
-		c.s.hand(fs)
-	})
-}
-
-func (c *copier) close() {
-	c.sock.close()
-	<-c.done
+func (s *side) closeCopies() {
+	s.copies.close()
+	s.copies = nil
 }
 
 // Stats are counters of a side since Open.

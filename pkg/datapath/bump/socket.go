@@ -19,6 +19,7 @@ const (
 	vnetLen  = tap.HeadroomMin
 	etherLen = 14
 	tagLen   = 4
+	copyLen  = 65535 + etherLen + tagLen // of the longest frame
 
 	// maxBatch is how many frames one system call moves.
 	maxBatch = 64
@@ -241,6 +242,32 @@ func (s *socket) read(fs []tap.Frame) (int, error) {
 		return 0, s.err
 	}
 	return s.n, nil
+}
+
+// reader gives all that comes at a socket of its own to a function.
+type reader struct {
+	sock *socket
+	done chan struct{}
+}
+
+// startReader has f get all that comes at s, from one goroutine, until close, or until
+// the socket's interface is gone. The frames are f's until it returns.
+func startReader(s *socket, f func([]tap.Frame)) *reader {
+	r := &reader{s, make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		s.drain(f)
+	}()
+	return r
+}
+
+// close closes the socket and waits until f has returned for the last time. Of nil it
+// does nothing.
+func (r *reader) close() {
+	if r != nil {
+		r.sock.close()
+		<-r.done
+	}
 }
 
 // drain gives f all that comes, until the socket is closed, or its interface gone.

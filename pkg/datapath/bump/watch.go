@@ -242,9 +242,6 @@ func (b *Bump) find(was *Link) (*Link, error) {
 
 func (b *Bump) closeCopiers() {
 	for i := range b.sides {
-		if s := &b.sides[i]; s.copies != nil {
-			s.copies.close()
-			s.copies = nil
-		}
+		b.sides[i].closeCopies()
 	}
 }
