@@ -261,14 +261,8 @@ func (g *Group) look(m *Wait) {
 	}
 	ok := m.serve()
 	m.ask()
-	if ok && m.waits.Load() {
-		return
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if m.parked {
-		g.remove(m)
-		m.unpark()
+	if !ok || !m.waits.Load() {
+		g.call(m)
 	}
 }
 
