@@ -373,22 +373,29 @@ func TestAwayFate(t *testing.T) {
 			return fetchNIC("e0", b.away.rec)
 		}},
 	} {
-		b := &Bump{ifname: "e0", handle: h}
-		if b.guard, err = openGuard("e0", 0, 0, 0); err != nil {
-			t.Fatal(err)
-		}
-		rec, err := b.departure()
-		if err != nil {
-			t.Fatalf("%s: %v", k.what, err)
-		}
-		b.away = &away{rec: rec, out: 1}
-		if err := k.step(b); err != nil {
-			t.Fatalf("%s: %v", k.what, err)
-		}
-		b.away.hangUp()
-		b.guard.c.Close()
+		departed(t, h, k.what, k.step)
 		back(k.what)
 	}
+}
+
+// departed is a process that dies after step, for which e0 was about to leave.
+func departed(t *testing.T, h *netlink.Handle, what string, step func(b *Bump) error) {
+	t.Helper()
+	g, err := openGuard("e0", 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.c.Close()
+	b := &Bump{ifname: "e0", handle: h, guard: g}
+	rec, err := b.departure()
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	b.away = &away{rec: rec, out: 1}
+	if err := step(b); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	b.away.hangUp()
 }
 
 // What does not come back as it was is told, and what it had is kept.
@@ -402,36 +409,24 @@ func TestAwayLoss(t *testing.T) {
 	other := hashName("mir", "e0")
 	for _, k := range []struct {
 		what, name string
-		step       func(b *Bump)
+		step       func(b *Bump) error
 	}{
-		{"settings that are refused", "e0", func(b *Bump) {
+		{"settings that are refused", "e0", func(b *Bump) error {
 			b.away.rec.Had.MTU = 1 << 20
-			if err := b.away.rec.save("e0", leaving); err != nil {
-				t.Fatal(err)
-			}
+			return b.away.rec.save("e0", leaving)
 		}},
-		{"the name is another's", other, func(b *Bump) {
-			if err := b.away.rec.save("e0", outside); err != nil {
-				t.Fatal(err)
-			}
+		{"the name is another's", other, func(b *Bump) error {
+			err := b.away.rec.save("e0", outside)
 			sh(t, "ip link del e0; ip link add e0 type veth peer name e7")
+			return err
 		}},
 	} {
-		b := &Bump{ifname: "e0", handle: h}
-		if b.guard, err = openGuard("e0", 0, 0, 0); err != nil {
-			t.Fatal(err)
-		}
-		rec, err := b.departure()
-		if err != nil {
-			t.Fatalf("%s: %v", k.what, err)
-		}
-		b.away = &away{rec: rec, out: 1}
-		if err := b.depart(); err != nil {
-			t.Fatalf("%s: %v", k.what, err)
-		}
-		k.step(b)
-		b.away.hangUp()
-		b.guard.c.Close()
+		departed(t, h, k.what, func(b *Bump) error {
+			if err := b.depart(); err != nil {
+				return err
+			}
+			return k.step(b)
+		})
 		if any, err := Cleanup("e0"); !any || err == nil || !strings.Contains(err.Error(), LostPath("e0")) {
 			t.Errorf("%s: Cleanup: %v, %v", k.what, any, err)
 		} else if why := Lost("e0"); why == nil || why.Error() != err.Error() {
@@ -462,22 +457,13 @@ func TestAwayStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	b := &Bump{ifname: "e0", handle: h}
-	if b.guard, err = openGuard("e0", 0, 0, 0); err != nil {
-		t.Fatal(err)
-	}
-	defer b.guard.c.Close()
-	rec, err := b.departure()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Unmount(pinPath("e0"), unix.MNT_DETACH); err != nil {
-		t.Fatal(err)
-	}
-	rec.Had.MTU = 1300
-	if err := rec.save("e0", outside); err != nil {
-		t.Fatal(err)
-	}
+	departed(t, h, "stale", func(b *Bump) error {
+		if err := unix.Unmount(pinPath("e0"), unix.MNT_DETACH); err != nil {
+			return err
+		}
+		b.away.rec.Had.MTU = 1300
+		return b.away.rec.save("e0", outside)
+	})
 	before := had(t)
 	if any, err := Cleanup("e0"); !any || err != nil {
 		t.Errorf("Cleanup: %v, %v", any, err)
