@@ -179,11 +179,8 @@ func TestKillMissiu(t *testing.T) {
 				n := len(lab.Of(c.Packets(), lab.ESP))
 				return n > 40, fmt.Sprintf("%d ESP packets", n)
 			})
-			pid, policies := a.Status().Pid, a.Status().Policies
-			a.Must("kill", "-9", fmt.Sprint(pid))
-			lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) {
-				return a.Run("kill", "-0", fmt.Sprint(pid)).Code != 0, ""
-			})
+			policies := a.Status().Policies
+			a.KillMissiu()
 			if got := b.Silence(50, a.Addr.String()); got != 0 {
 				t.Errorf("%d of 50 pings of the other side answered without missiu, want 0", got)
 			}

@@ -231,14 +231,7 @@ func TestInlineFate(t *testing.T) {
 		t.Errorf("the log does not tell of the new name:\n%s", l)
 	}
 
-	kill := func() {
-		pid := a.Status().Pid
-		a.Must("kill", "-9", fmt.Sprint(pid))
-		lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) {
-			return a.Run("kill", "-0", fmt.Sprint(pid)).Code != 0, ""
-		})
-	}
-	kill()
+	a.KillMissiu()
 	if n := a.Silence(3, b.Addr.String()); n != 0 {
 		t.Errorf("%d of 3 pings answered after a kill", n)
 	}
@@ -257,7 +250,7 @@ func TestInlineFate(t *testing.T) {
 		t.Errorf("%d of 2 pings answered without the SAs that were lost", n)
 	}
 	lab.NoClear(t, c.Stop())
-	kill()
+	a.KillMissiu()
 	a.StopMissiu()
 	if d := before.Diff(a.Snapshot()); d != "" {
 		t.Errorf("not as before:\n%s", d)
@@ -265,7 +258,7 @@ func TestInlineFate(t *testing.T) {
 
 	b.StopMissiu()
 	startInline(a, "--fail open")
-	kill()
+	a.KillMissiu()
 	at := time.Now()
 	if n := a.Ping(3, b.Addr.String()); n != 3 || time.Since(at) > 3*time.Second {
 		t.Errorf("--fail open: %d of 3 pings answered in %v", n, time.Since(at))

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -55,14 +54,7 @@ func TestInlineAway(t *testing.T) {
 		t.Errorf("%d packets protected, %d opened, want at least 5000 each", s.Counters["out_protected"], s.Counters["in_protected"])
 	}
 	a.KillIKE(10 * time.Second)
-	kill := func() {
-		pid := a.Status().Pid
-		a.Must("kill", "-9", fmt.Sprint(pid))
-		lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) {
-			return a.Run("kill", "-0", fmt.Sprint(pid)).Code != 0, ""
-		})
-	}
-	kill()
+	a.KillMissiu()
 	if n := a.Silence(3, b.Addr.String()); n != 0 {
 		t.Errorf("%d of 3 pings answered after a kill", n)
 	}
@@ -77,7 +69,7 @@ func TestInlineAway(t *testing.T) {
 	works("adopted")
 	lab.NoClear(t, c.Stop())
 	a.KillIKE(10 * time.Second)
-	kill()
+	a.KillMissiu()
 	a.StopMissiu()
 	restored := func(what string) {
 		t.Helper()
@@ -91,7 +83,7 @@ func TestInlineAway(t *testing.T) {
 	b.KillIKE(10 * time.Second)
 	b.StopMissiu()
 	startInline(a, "--sever namespace --fail open")
-	kill()
+	a.KillMissiu()
 	lab.Until(t, 10*time.Second, "the interface to come back", func() (bool, string) {
 		r := a.Run("ping", "-n", "-c", "1", "-W", "1", b.Addr.String()) // without a route it fails
 		return r.Code == 0, r.Out + r.Err

@@ -149,20 +149,12 @@ func TestNativeWays(t *testing.T) {
 			// Killed in the middle of it, and taken over: the queue of the old
 			// AF_XDP socket is free again.
 			p = a.Start("ping", "-n", "-q", "-i", "0.005", b.Addr.String())
-			pid := a.Status().Pid
-			a.Must("kill", "-9", fmt.Sprint(pid))
-			lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) {
-				return a.Run("kill", "-0", fmt.Sprint(pid)).Code != 0, ""
-			})
+			a.KillMissiu()
 			a.StartMissiu("--native", k.native)
 			if got := a.Status().Paths["native esp"]; got != want {
 				t.Errorf("after the kill: path %q, want %q", got, want)
 			}
-			pid = a.Status().Pid
-			a.Must("kill", "-9", fmt.Sprint(pid))
-			lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) {
-				return a.Run("kill", "-0", fmt.Sprint(pid)).Code != 0, ""
-			})
+			a.KillMissiu()
 			p.Stop()
 			ps := c.Stop()
 			lab.NoClear(t, ps)

@@ -291,22 +291,12 @@ func TestTunRoutes(t *testing.T) {
 	})
 
 	// Dead, it keeps closed what it had; its successor opens it again.
-	pid := g.ga.Status().Pid
-	kill := func() {
-		t.Helper()
-		g.ga.Must("kill", "-9", fmt.Sprint(pid))
-		lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) {
-			r := g.ga.Run("kill", "-0", fmt.Sprint(pid))
-			return r.Code != 0, r.Out
-		})
-	}
-	kill()
+	g.ga.KillMissiu()
 	c = g.r.Capture("eth0")
 	if n := g.ha.Silence(5, "10.2.0.2"); n != 0 {
 		t.Errorf("%d pings answered by a dead missiu's peer", n)
 	}
 	g.ga.Do("./missiu -i eth0 -l missiu.log startTun")
-	pid = g.ga.Status().Pid
 	if got := routeTo(g.ga.Host, "10.2.0.2"); got != "tun0 10.1.0.1" {
 		t.Errorf("after a crash: route %s", got)
 	}
@@ -332,7 +322,7 @@ func TestTunRoutes(t *testing.T) {
 	pinged("after the device was down", g.ha.Host, "10.2.0.2")
 	lab.NoClear(t, slices.DeleteFunc(c.Stop(), notRouter))
 	g.ga.KillIKE(10 * time.Second)
-	kill()
+	g.ga.KillMissiu()
 	g.ga.StopMissiu()
 	g.ga.Must("rm", "-f", "/run/missiu.log")
 	delete(before, "etc")

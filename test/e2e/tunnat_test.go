@@ -208,15 +208,9 @@ rule "u" { auth_method preshared remote_addr ::/0 }
 	}
 
 	// Dead, it keeps closed what it had; its successor adopts the devices.
-	kill := func() {
-		t.Helper()
-		pid := fmt.Sprint(c1.Status().Pid)
-		c1.Must("kill", "-9", pid)
-		lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) { return c1.Run("kill", "-0", pid).Code != 0, "" })
-	}
 	there := func(dev string) bool { return c1.Run("ip", "link", "show", "dev", dev).Code == 0 }
 	link = n.Capture("eth3", "host 203.0.113.9")
-	kill()
+	c1.KillMissiu()
 	if got := c1.Silence(3, "203.0.113.9"); got != 0 || !there(devices[false]) || !there(devices[true]) {
 		t.Errorf("dead: %d pings answered; %s and %s there: %v, %v", got, devices[false], devices[true], there(devices[false]), there(devices[true]))
 	}
@@ -239,7 +233,7 @@ rule "u" { auth_method preshared remote_addr ::/0 }
 		t.Fatalf("address given by PF_KEY: errno %s", got)
 	}
 	left = c1.Status().VIPs
-	kill()
+	c1.KillMissiu()
 	c1.Do("./missiu -i eth1 -l missiu.log startTun")
 	if len(left) != 1 || left[0].Address.String() != "10.9.0.77/32" || there(left[0].Name) {
 		t.Errorf("left of a killed instance: %+v", left)

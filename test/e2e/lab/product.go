@@ -121,6 +121,16 @@ func (n *Node) KillIKE(limit time.Duration) {
 	}
 }
 
+// KillMissiu has missiu die without a word.
+func (n *Node) KillMissiu() {
+	n.t.Helper()
+	pid := fmt.Sprint(n.Status().Pid)
+	n.Do("kill -9 " + pid)
+	Until(n.t, 10*time.Second, "missiu to die", func() (bool, string) {
+		return n.Run("kill", "-0", pid).Code != 0, ""
+	})
+}
+
 // LoadConfig loads a policy.
 func (n *Node) LoadConfig(policy string) {
 	n.t.Helper()

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"net/netip"
-	"syscall"
 	"time"
 
 	"github.com/missiu/missiu/test/e2e/lab"
@@ -63,11 +62,7 @@ func demoInline(t lab.TB) {
 		n.Do("./loadConfig -FP")
 		n.KillIKE(5 * time.Second)
 	}
-	pid := a.Status().Pid
-	a.Do(fmt.Sprintf("kill -%d %d", syscall.SIGKILL, pid))
-	lab.Until(t, 10*time.Second, "missiu to die", func() (bool, string) {
-		return a.Run("kill", "-0", fmt.Sprint(pid)).Code != 0, ""
-	})
+	a.KillMissiu()
 	got = a.Silence(3, b.Addr.String())
 	rows.add(got == 0, "missiu killed", "cut off: %d of 3 pings answered", got)
 	a.Do("./missiu -i eth0 -l missiu.log startInline")
