@@ -348,22 +348,7 @@ func TestBadAnswers(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t)
 			l.establish()
-			l.stop = func(p packet) bool { return p.from == l.b && p.data[18] == byte(ikev2.CREATE_CHILD_SA) }
-			l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
-			l.run()
-			i := l.b.sa.cur
-			m, err := ikev2.Open(l.kept[0].data, &sk{c: i.seal.c})
-			if err != nil {
-				t.Fatal(err)
-			}
-			m.Payloads = c.edit(m.Payloads)
-			b, err := m.AppendSealed(nil, i.seal)
-			if err != nil {
-				t.Fatal(err)
-			}
-			l.stop, l.kept = nil, nil
-			l.a.do(l.a.sa.Receive(l.now, Datagram{addrA, addrB, b}))
-			l.settle()
+			l.addAltered(c.edit)
 			if f := told[ChildFailed](l.a); len(f) != 1 || f[0].Seq != 2 {
 				t.Errorf("a: ChildFailed %v, want that of ACQUIRE 2", f)
 			}

@@ -473,6 +473,28 @@ func (l *lab) establish() {
 	l.settle()
 }
 
+// addAltered has a ask for another child SA, by ACQUIRE 2, and get b's answer with other
+// payloads.
+func (l *lab) addAltered(edit func([]ikev2.Payload) []ikev2.Payload) {
+	l.t.Helper()
+	l.stop = func(p packet) bool { return p.from == l.b }
+	l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+	l.run()
+	i := l.b.sa.cur
+	m, err := ikev2.Open(l.kept[0].data, &sk{c: i.seal.c})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	m.Payloads = edit(m.Payloads)
+	b, err := m.AppendSealed(nil, i.seal)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.stop, l.kept = nil, nil
+	l.a.do(l.a.sa.Receive(l.now, Datagram{addrA, addrB, b}))
+	l.settle()
+}
+
 // clearEvents forgets what was told so far.
 func (l *lab) clearEvents() { l.a.events, l.b.events = nil, nil }
 
