@@ -196,6 +196,21 @@ func (n *node) send(ip []byte) [][]byte {
 	return n.wire
 }
 
+// sendAllocs is how many allocations it costs that the kernel of n sends an IP packet.
+// What leaves is not kept from then on.
+func (n *node) sendAllocs(ip []byte) float64 {
+	n.t.Helper()
+	n.quiet = true
+	f, now := frameOf(ip, tap.Offload{}), time.Now()
+	return testing.AllocsPerRun(50, func() {
+		f.Off, f.Len = headroom, etherLen+len(ip)
+		n.e.out.frame(f, now)
+		if err := n.e.out.flush(); err != nil {
+			n.t.Fatal(err)
+		}
+	})
+}
+
 // receive lets the interface of n receive packets in one batch, and returns
 // the IP packets that the kernel got.
 func (n *node) receive(ips ...[]byte) [][]byte {
@@ -1021,17 +1036,7 @@ func TestPadded(t *testing.T) {
 				if got := a.e.Stats()[OutPadded]; got != count {
 					t.Errorf("%s, TFC %d: %d counted, want %d", name, tfc, got, count)
 				}
-				now := time.Now()
-				ip := udpPacket(p.in, p.out, 1, 2, 100)
-				f := frameOf(ip, tap.Offload{})
-				a.quiet = true
-				if n := testing.AllocsPerRun(50, func() {
-					f.Off, f.Len = headroom, etherLen+len(ip)
-					a.e.out.frame(f, now)
-					if err := a.e.out.flush(); err != nil {
-						t.Fatal(err)
-					}
-				}); n != 0 {
+				if n := a.sendAllocs(udpPacket(p.in, p.out, 1, 2, 100)); n != 0 {
 					t.Errorf("%s: %v allocations a packet", name, n)
 				}
 			}
@@ -1105,17 +1110,7 @@ func TestCompressed(t *testing.T) {
 			if s := b.e.Stats(); s[InProtected] != 4 || s[InExpanded] != 2 {
 				t.Errorf("receiver: %v", s.nonzero())
 			}
-			now := time.Now()
-			ip := text(1000)
-			f := frameOf(ip, tap.Offload{})
-			a.quiet = true
-			if n := testing.AllocsPerRun(50, func() {
-				f.Off, f.Len = headroom, etherLen+len(ip)
-				a.e.out.frame(f, now)
-				if err := a.e.out.flush(); err != nil {
-					t.Fatal(err)
-				}
-			}); n != 0 {
+			if n := a.sendAllocs(text(1000)); n != 0 {
 				t.Errorf("%v allocations a packet", n)
 			}
 		})
