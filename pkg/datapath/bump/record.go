@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/missiu/missiu/pkg/datapath/statefile"
 )
 
 // record is what a successor has to know.
@@ -56,11 +58,7 @@ func (r *record) save(ifname, phase string) error {
 	if err != nil {
 		return err
 	}
-	path := recordPath(ifname)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return statefile.Write(recordPath(ifname), data)
 }
 
 // Stay is the stay of an interface in its private namespace, under one process.

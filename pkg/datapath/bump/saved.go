@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/missiu/missiu/pkg/datapath/statefile"
 )
 
 // saved is the state file.
@@ -22,14 +24,7 @@ func saveState(ifname string, s saved) error {
 	if err != nil {
 		return err
 	}
-	path := statePath(ifname)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(path+".new", append(data, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return statefile.Write(statePath(ifname), append(data, '\n'))
 }
 
 func loadState(ifname string) (s saved, err error) {

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/missiu/missiu/pkg/datapath/statefile"
 )
 
 const sysctlDir = "/proc/sys/net/ipv4/conf"
@@ -38,14 +40,7 @@ func loosenReversePath(ifname string) error {
 		return nil
 	}
 	if savedReversePath(ifname) == "" { // else a killed instance's: the older one counts
-		if err := os.MkdirAll(Dir, 0o755); err != nil {
-			return err
-		}
-		tmp := rpFile(ifname) + ".new"
-		if err := os.WriteFile(tmp, []byte(own+"\n"), 0o600); err != nil {
-			return err
-		}
-		if err := os.Rename(tmp, rpFile(ifname)); err != nil {
+		if err := statefile.Write(rpFile(ifname), []byte(own+"\n")); err != nil {
 			return err
 		}
 	}

@@ -51,6 +51,8 @@ import (
 	nl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/missiu/missiu/pkg/datapath/statefile"
 )
 
 // Dir is where the number of the table is kept. Tests change it.
@@ -117,7 +119,7 @@ func Open(o Options) (*Table, error) {
 	t := &Table{o: o, table: firstTable + o.Index, kick: make(chan struct{}, 1), stop: make(chan struct{}), errs: make(chan error, 1)}
 	if n := saved(o.Interface); n != 0 { // what it has is adopted
 		t.table = n
-	} else if err := save(o.Interface, t.table); err != nil {
+	} else if err := statefile.Write(file(o.Interface), []byte(strconv.Itoa(t.table)+"\n")); err != nil {
 		return nil, err
 	}
 	var err error
@@ -137,17 +139,6 @@ func Open(o Options) (*Table, error) {
 	go t.listen()
 	go t.follow()
 	return t, nil
-}
-
-func save(ifname string, table int) error {
-	if err := os.MkdirAll(Dir, 0o755); err != nil {
-		return err
-	}
-	tmp := file(ifname) + ".new"
-	if err := os.WriteFile(tmp, []byte(strconv.Itoa(table)+"\n"), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, file(ifname))
 }
 
 // saved returns the table of an instance that was killed, 0 if there is none.
