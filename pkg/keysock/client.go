@@ -81,7 +81,7 @@ func newPID() uint32 {
 // listens there is neither root nor our own user.
 func Dial(ctx context.Context, path string) (*Client, error) {
 	var d net.Dialer
-	nc, err := d.DialContext(ctx, "unixpacket", path)
+	nc, err := d.DialContext(ctx, seqpacket, path)
 	if err != nil {
 		return nil, err
 	}

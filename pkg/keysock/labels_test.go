@@ -179,7 +179,7 @@ func TestAbstractName(t *testing.T) {
 	path := filepath.Join(tempDir(t), "eth1.pfkey")
 	_, err = NewServer(path, newFake(), ServerOptions{Abstract: name})
 	wantErr(t, "second server", err, syscall.EADDRINUSE)
-	if alive(path) {
+	if Alive(seqpacket, path) {
 		t.Error("the second server listens")
 	}
 	for _, bad := range []string{"missiu", "@"} {

@@ -24,7 +24,7 @@ func NewServer(path string, b Backend, opt ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln, err := listen(path)
+	ln, err := ListenUnix(seqpacket, path)
 	if err != nil {
 		lock.Close()
 		return nil, err
@@ -83,17 +83,20 @@ func takeLock(path string) (*os.File, error) {
 	return f, nil
 }
 
-// listen binds to another name first, so that the socket never stands under its
-// own with the permissions of the umask.
-func listen(path string) (*net.UnixListener, error) {
-	if alive(path) {
+// ListenUnix makes a socket of mode 0600; network is "unix" or "unixpacket". A file that
+// no server answers at is replaced; if one does, the error is EADDRINUSE. The caller
+// removes the file. There may be one caller for path at a time.
+func ListenUnix(network, path string) (*net.UnixListener, error) {
+	if Alive(network, path) {
 		return nil, &os.PathError{Op: "listen", Path: path, Err: syscall.EADDRINUSE}
 	}
+	// Under another name first, so that it never stands under its own with the
+	// permissions of the umask.
 	tmp := path + "~"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: tmp, Net: "unixpacket"})
+	ln, err := net.ListenUnix(network, &net.UnixAddr{Name: tmp, Net: network})
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +118,7 @@ func listenAbstract(name string) (*net.UnixListener, error) {
 	if len(name) < 2 || name[0] != '@' {
 		return nil, fmt.Errorf("%q is no abstract name, want @ and a name", name)
 	}
-	return net.ListenUnix("unixpacket", &net.UnixAddr{Name: name, Net: "unixpacket"})
+	return net.ListenUnix(seqpacket, &net.UnixAddr{Name: name, Net: seqpacket})
 }
 
 // removeSocket stops listening. The lock file stays: to remove it would let two

@@ -13,7 +13,10 @@ import (
 // Dir is where the sockets of running instances are. Tests change it.
 var Dir = "/run/missiu"
 
-const suffix = ".pfkey"
+const (
+	suffix    = ".pfkey"
+	seqpacket = "unixpacket"
+)
 
 // Path returns the socket of the instance on an interface.
 func Path(ifname string) string { return filepath.Join(Dir, ifname+suffix) }
@@ -25,7 +28,7 @@ func Path(ifname string) string { return filepath.Join(Dir, ifname+suffix) }
 func Find(ifname string) (string, error) {
 	if ifname != "" {
 		path := Path(ifname)
-		if !alive(path) {
+		if !Alive(seqpacket, path) {
 			return "", fmt.Errorf("%s: %w", ifname, ErrNoInstance)
 		}
 		return path, nil
@@ -34,7 +37,7 @@ func Find(ifname string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	paths = slices.DeleteFunc(paths, func(p string) bool { return !alive(p) })
+	paths = slices.DeleteFunc(paths, func(p string) bool { return !Alive(seqpacket, p) })
 	switch len(paths) {
 	case 0:
 		return "", ErrNoInstance
@@ -48,10 +51,11 @@ func Find(ifname string) (string, error) {
 	return "", fmt.Errorf("several instances of missiu are running, choose one of %s", strings.Join(names, ", "))
 }
 
-// alive reports whether a server listens at path. One that we may not connect to
-// does: the caller's own attempt will tell why not.
-func alive(path string) bool {
-	c, err := net.Dial("unixpacket", path)
+// Alive reports whether a server listens at path, a socket of the network "unix" or
+// "unixpacket". One that we may not connect to does: the caller's own attempt will tell
+// why not.
+func Alive(network, path string) bool {
+	c, err := net.Dial(network, path)
 	if err != nil {
 		return errors.Is(err, os.ErrPermission)
 	}

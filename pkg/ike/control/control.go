@@ -33,7 +33,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/missiu/missiu/pkg/keysock"
@@ -92,26 +91,8 @@ func Listen(a netip.Addr, h Handler) (*Server, error) {
 	if err := keysock.MakeDir(Dir); err != nil {
 		return nil, err
 	}
-	if alive(path) {
-		return nil, &os.PathError{Op: "listen", Path: path, Err: syscall.EADDRINUSE}
-	}
-	// Under another name first, so that it never stands under its own with the
-	// permissions of the umask.
-	tmp := path + "~"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
+	ln, err := keysock.ListenUnix("unix", path)
 	if err != nil {
-		return nil, err
-	}
-	ln.SetUnlinkOnClose(false)
-	if err = os.Chmod(tmp, 0o600); err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		ln.Close()
-		os.Remove(tmp)
 		return nil, err
 	}
 	s := &Server{ln: ln, path: path, handle: h, conns: map[*net.UnixConn]struct{}{}}
@@ -233,15 +214,6 @@ func answer(c *net.UnixConn, r Response) bool {
 	return err == nil
 }
 
-func alive(path string) bool {
-	c, err := net.Dial("unix", path)
-	if err != nil {
-		return errors.Is(err, os.ErrPermission)
-	}
-	c.Close()
-	return true
-}
-
 // Client is a connection to a daemon.
 type Client struct {
 	c *net.UnixConn
@@ -288,5 +260,5 @@ var ErrNone = errors.New("no ike is running")
 // Paths lists the sockets that somebody listens at.
 func Paths() ([]string, error) {
 	l, err := filepath.Glob(filepath.Join(Dir, "*"+suffix))
-	return slices.DeleteFunc(l, func(p string) bool { return !alive(p) }), err
+	return slices.DeleteFunc(l, func(p string) bool { return !keysock.Alive("unix", p) }), err
 }
