@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -79,6 +80,64 @@ func Until(t testing.TB, what string, done func() bool) {
 			t.Fatalf("not in %v: %s", limit, what)
 		}
 	}
+}
+
+// Sh runs a line of shell, of which every command has to succeed, and returns what it
+// writes, without white space at both ends.
+func Sh(t testing.TB, line string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-ec", line).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// At runs f in the namespace of a name; sockets that f makes stay there.
+func At(t testing.TB, name string, f func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	here, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	there, err := netns.GetFromName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	if err := netns.Set(there); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { // also when f fails the test
+		if netns.Set(here) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	f()
+}
+
+// Without runs f on a thread that lacks a capability.
+func Without(t testing.TB, capability int, f func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var d [2]unix.CapUserData
+	if err := unix.Capget(&h, &d[0]); err != nil {
+		t.Fatal(err)
+	}
+	less := d
+	less[capability/32].Effective &^= 1 << (capability % 32)
+	if err := unix.Capset(&h, &less[0]); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { // also when f fails the test
+		if unix.Capset(&h, &d[0]) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	f()
 }
 
 // OneCPU keeps the calling goroutine, which is that of the test, on one processor for

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,9 +19,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/missiu/missiu/internal/nstest"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
@@ -215,29 +214,7 @@ func (f *flow) result() (sent, lost, twice int) {
 }
 
 // at runs f in the peer's namespace; sockets that f makes stay there.
-func (l *lab) at(f func()) {
-	l.t.Helper()
-	runtime.LockOSThread()
-	here, err := netns.Get()
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer here.Close()
-	there, err := netns.GetFromName(l.peer)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer there.Close()
-	if err := netns.Set(there); err != nil {
-		l.t.Fatal(err)
-	}
-	defer func() { // also when f fails the test
-		if netns.Set(here) == nil {
-			runtime.UnlockOSThread()
-		}
-	}()
-	f()
-}
+func (l *lab) at(f func()) { nstest.At(l.t, l.peer, f) }
 
 // copyTCP sends octets from one end to the other.
 func (l *lab) copyTCP(out bool, octets int64) {

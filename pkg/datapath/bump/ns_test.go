@@ -15,14 +15,7 @@ import (
 // TestMain runs the tests in a network namespace of their own when it may.
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m, "bump")) }
 
-func sh(t testing.TB, line string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-ec", line).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", line, err, out)
-	}
-	return strings.TrimSpace(string(out))
-}
+var sh = nstest.Sh
 
 // labs numbers the peers' namespaces: one that is being deleted keeps its name for a while.
 var labs int

@@ -18,13 +18,6 @@ import (
 // TestMain runs the tests in a network namespace of their own when it may.
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m, "gro")) }
 
-func sh(t *testing.T, line string) {
-	t.Helper()
-	if out, err := exec.Command("sh", "-ec", line).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", line, err, out)
-	}
-}
-
 // TestKernel: the kernel forwards super-frames from the TAP to a link without
 // segmentation offload, and what arrives there are the packets of before, one
 // hop older:
@@ -39,20 +32,20 @@ func TestKernel(t *testing.T) {
 	}
 	nstest.OneCPU(t)
 	mac := net.HardwareAddr{2, 1, 2, 3, 4, 5}
-	sh(t, `ip link add mi-a type veth peer name mi-b; ip link set mi-a up; ip link set mi-b up
+	nstest.Sh(t, `ip link add mi-a type veth peer name mi-b; ip link set mi-a up; ip link set mi-b up
 		ethtool -K mi-a tso off gso off gro off tx-udp-segmentation off tx off >/dev/null
 		ethtool -K mi-b gro off >/dev/null
 		echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 		ip addr add 10.2.0.254/24 dev mi-a; ip -6 addr add 2001:db8:2::fe/64 dev mi-a nodad
 		ip neigh add 10.2.0.1 lladdr 02:00:00:00:00:07 dev mi-a; ip -6 neigh add 2001:db8:2::1 lladdr 02:00:00:00:00:07 dev mi-a`)
-	defer sh(t, "ip link del mi-a")
+	defer nstest.Sh(t, "ip link del mi-a")
 	nstest.Ready(t, "", "mi-a", "mi-b")
 	d, err := tap.Open(tap.Options{MAC: mac, Up: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { d.Persist(false); d.Close() }()
-	sh(t, "ip addr add 10.1.0.254/24 dev "+d.Name()+"; ip -6 addr add 2001:db8:1::fe/64 dev "+d.Name()+" nodad")
+	nstest.Sh(t, "ip addr add 10.1.0.254/24 dev "+d.Name()+"; ip -6 addr add 2001:db8:1::fe/64 dev "+d.Name()+" nodad")
 
 	link, err := net.InterfaceByName("mi-b")
 	if err != nil {

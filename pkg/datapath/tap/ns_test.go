@@ -3,8 +3,6 @@ package tap
 import (
 	"net"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -25,14 +23,7 @@ func needRoot(t testing.TB) {
 	}
 }
 
-func sh(t testing.TB, line string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-c", line).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", line, err, out)
-	}
-	return strings.TrimSpace(string(out))
-}
+var sh = nstest.Sh
 
 // htons for AF_PACKET.
 func htons(v uint16) uint16 { return v<<8 | v>>8 }

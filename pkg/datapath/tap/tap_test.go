@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -588,7 +587,7 @@ func BenchmarkWriteBatch(b *testing.B) {
 
 func TestPrivilege(t *testing.T) {
 	needRoot(t)
-	withoutCapability(t, unix.CAP_NET_ADMIN, func() {
+	nstest.Without(t, unix.CAP_NET_ADMIN, func() {
 		for _, mode := range []string{OffloadAuto, OffloadNone} {
 			d, err := Open(Options{Offload: mode})
 			if p := (*PrivilegeError)(nil); !errors.As(err, &p) || p.Capability != "CAP_NET_ADMIN" {
@@ -599,28 +598,6 @@ func TestPrivilege(t *testing.T) {
 			}
 		}
 	})
-}
-
-// withoutCapability runs f on a thread that lacks a capability.
-func withoutCapability(t *testing.T, capability int, f func()) {
-	t.Helper()
-	runtime.LockOSThread()
-	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var d [2]unix.CapUserData
-	if err := unix.Capget(&h, &d[0]); err != nil {
-		t.Fatal(err)
-	}
-	less := d
-	less[capability/32].Effective &^= 1 << (capability % 32)
-	if err := unix.Capset(&h, &less[0]); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if unix.Capset(&h, &d[0]) == nil {
-			runtime.UnlockOSThread()
-		}
-	}()
-	f()
 }
 
 // superFrame makes a super-frame of UDP datagrams of 1000 octets.

@@ -4,11 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
-	"strings"
 	"testing"
-
-	"github.com/vishvananda/netns"
 
 	"github.com/missiu/missiu/internal/nstest"
 )
@@ -31,14 +27,7 @@ func needRoot(t testing.TB) {
 	}
 }
 
-func sh(t testing.TB, line string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-c", line).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", line, err, out)
-	}
-	return strings.TrimSpace(string(out))
-}
+var sh = nstest.Sh
 
 // labs numbers the peers' namespaces: one that is being deleted keeps its name for a while.
 var labs int
@@ -85,26 +74,4 @@ func (l *lab) sh(line string) string {
 }
 
 // at runs f in the peer's namespace; sockets that f makes stay there.
-func (l *lab) at(f func()) {
-	l.t.Helper()
-	runtime.LockOSThread()
-	here, err := netns.Get()
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer here.Close()
-	there, err := netns.GetFromName(l.peer)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer there.Close()
-	if err := netns.Set(there); err != nil {
-		l.t.Fatal(err)
-	}
-	defer func() { // also when f fails the test
-		if netns.Set(here) == nil {
-			runtime.UnlockOSThread()
-		}
-	}()
-	f()
-}
+func (l *lab) at(f func()) { nstest.At(l.t, l.peer, f) }

@@ -5,13 +5,13 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/missiu/missiu/internal/nstest"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 )
 
@@ -122,28 +122,6 @@ func TestOddNameManyPrefixes(t *testing.T) {
 	}
 }
 
-// withoutCapability runs f on a thread that lacks a capability.
-func withoutCapability(t *testing.T, capability int, f func()) {
-	t.Helper()
-	runtime.LockOSThread()
-	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var d [2]unix.CapUserData
-	if err := unix.Capget(&h, &d[0]); err != nil {
-		t.Fatal(err)
-	}
-	less := d
-	less[capability/32].Effective &^= 1 << (capability % 32)
-	if err := unix.Capset(&h, &less[0]); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if unix.Capset(&h, &d[0]) == nil {
-			runtime.UnlockOSThread()
-		}
-	}()
-	f()
-}
-
 func TestPrivileges(t *testing.T) {
 	newLab(t)
 	before := state(t)
@@ -151,7 +129,7 @@ func TestPrivileges(t *testing.T) {
 		capability int
 		name       string
 	}{{unix.CAP_NET_RAW, "CAP_NET_RAW"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}} {
-		withoutCapability(t, k.capability, func() {
+		nstest.Without(t, k.capability, func() {
 			w, err := Open("e0", Options{})
 			if p := (*tap.PrivilegeError)(nil); !errors.As(err, &p) || p.Capability != k.name {
 				t.Errorf("got %v, want a *PrivilegeError for %s", err, k.name)

@@ -17,14 +17,7 @@ import (
 // TestMain runs the tests in a network namespace of their own when it may.
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m, "route")) }
 
-func sh(t testing.TB, line string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-ec", line).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", line, err, out)
-	}
-	return strings.TrimSpace(string(out))
-}
+var sh = nstest.Sh
 
 // openLab makes e0 (192.0.2.1/24, the default route), e1 (10.1.0.1/24) and the
 // device d0, and a Table for e0.
