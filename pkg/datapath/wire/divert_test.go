@@ -8,11 +8,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -238,24 +235,7 @@ func TestChangeDivertTampered(t *testing.T) {
 		"nft flush set netdev missiu-e0 local4",
 	} {
 		want := sh(t, "nft list table netdev missiu-e0")
-		sh(t, line)
-		select {
-		case err := <-w.Tampered():
-			if err != nil {
-				t.Errorf("%s: %v", line, err)
-			}
-		case <-time.After(time.Minute):
-			t.Fatalf("%s: not noticed", line)
-		}
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-			got, _ := exec.Command("nft", "list", "table", "netdev", "missiu-e0").Output()
-			if strings.TrimSpace(string(got)) == want {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: got\n%s\nwant\n%s", line, got, want)
-			}
-		}
+		tamper(t, w, line, want)
 		equal(t, w, line)
 	}
 	behind := func(f func(*nftables.Set, []nftables.SetElement) error, p string) {

@@ -19,6 +19,30 @@ func TestMissing(t *testing.T) {
 	}
 }
 
+// tamper runs a line of shell that changes w's table, and waits until that is noticed and
+// the table's listing is want again.
+func tamper(t *testing.T, w *Wire, line, want string) {
+	t.Helper()
+	sh(t, line)
+	select {
+	case err := <-w.Tampered():
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatalf("%s: not noticed", line)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		got, _ := exec.Command("nft", "list", "table", "netdev", "missiu-e0").Output()
+		if strings.TrimSpace(string(got)) == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: got\n%s\nwant\n%s", line, got, want)
+		}
+	}
+}
+
 // What other administrators of the packet filter take away comes back, with the
 // contents of the sets.
 func TestTableComesBack(t *testing.T) {
@@ -35,24 +59,7 @@ func TestTableComesBack(t *testing.T) {
 		"nft delete chain netdev missiu-e0 ingress",
 		"nft flush ruleset; nft flush ruleset",
 	} {
-		sh(t, line)
-		select {
-		case err := <-w.Tampered():
-			if err != nil {
-				t.Errorf("%s: %v", line, err)
-			}
-		case <-time.After(time.Minute):
-			t.Fatalf("%s: not noticed", line)
-		}
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-			got, _ := exec.Command("nft", "list", "table", "netdev", "missiu-e0").Output()
-			if strings.TrimSpace(string(got)) == want {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: got\n%s\nwant\n%s", line, got, want)
-			}
-		}
+		tamper(t, w, line, want)
 	}
 	if exec.Command("ip", "netns", "exec", l.peer, "ping", "-c1", "-W1", "-I", "10.9.0.2", "10.9.0.1").Run() == nil {
 		t.Error("clear packets pass a table that was put back")
