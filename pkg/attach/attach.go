@@ -56,26 +56,37 @@ func Listen(path string, limit int, serve func(*net.UnixConn)) (*Server, error) 
 
 func (s *Server) accept() {
 	defer s.wg.Done()
-	for {
-		c, err := s.ln.AcceptUnix()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil { // of the moment, such as EMFILE
-			select {
-			case <-s.quit:
-			case <-time.After(acceptPause):
-			}
-			continue
-		}
-		if !Entitled(c) || !s.enter(c) {
+	Accept(s.ln, s.quit, func(c *net.UnixConn) {
+		if !s.enter(c) {
 			c.Close()
-			continue
+			return
 		}
 		go func() {
 			defer s.leave(c)
 			s.serve(c)
 		}()
+	})
+}
+
+// Accept gives f the connections of those entitled, and closes the others, until ln is
+// closed. It pauses after an error of the moment, such as EMFILE, but not once quit is
+// closed.
+func Accept(ln *net.UnixListener, quit <-chan struct{}, f func(*net.UnixConn)) {
+	for {
+		c, err := ln.AcceptUnix()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			select {
+			case <-quit:
+			case <-time.After(acceptPause):
+			}
+		case !Entitled(c):
+			c.Close()
+		default:
+			f(c)
+		}
 	}
 }
 

@@ -1,21 +1,16 @@
 package natt
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/missiu/missiu/pkg/attach"
 )
 
 // queueLen is how many messages wait for the key daemon. IKE repeats what is lost.
 const queueLen = 256
-
-// acceptPause follows an error of accept that is not the end.
-const acceptPause = 100 * time.Millisecond
 
 // Server is missiu's end. It serves one client at a time; a new one takes the
 // place of the old, since a key daemon that was restarted is the one that lives.
@@ -58,22 +53,7 @@ func Listen(path string, send func(Message)) (*Server, error) {
 
 func (s *Server) accept() {
 	defer s.wg.Done()
-	for {
-		c, err := s.ln.AcceptUnix()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil { // of the moment, such as EMFILE
-			select {
-			case <-s.quit:
-			case <-time.After(acceptPause):
-			}
-			continue
-		}
-		if !attach.Entitled(c) {
-			c.Close()
-			continue
-		}
+	attach.Accept(s.ln, s.quit, func(c *net.UnixConn) {
 		s.mu.Lock()
 		if s.closed {
 			s.mu.Unlock()
@@ -88,7 +68,7 @@ func (s *Server) accept() {
 			old.Close()
 		}
 		go s.read(c)
-	}
+	})
 }
 
 func (s *Server) read(c *net.UnixConn) {
