@@ -127,9 +127,8 @@ func (s *secrets) get(now time.Time) ([2]cookieSecret, error) {
 
 // bucket limits the unauthenticated answers that strangers can make us send.
 type bucket struct {
-	mu   sync.Mutex
-	left float64
-	last time.Time
+	mu sync.Mutex
+	rate
 }
 
 const (
@@ -140,15 +139,5 @@ const (
 func (b *bucket) allow(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.last.IsZero() {
-		b.left = bucketDepth
-	} else {
-		b.left = min(bucketDepth, b.left+bucketRate*now.Sub(b.last).Seconds())
-	}
-	b.last = now
-	if b.left < 1 {
-		return false
-	}
-	b.left--
-	return true
+	return b.rate.allow(now, bucketRate, bucketDepth)
 }

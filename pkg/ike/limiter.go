@@ -22,7 +22,7 @@ type lines struct {
 	total uint64
 }
 
-// rate is a bucket of tokens.
+// rate is a bucket of tokens, full at first.
 type rate struct {
 	left float64
 	last time.Time
@@ -41,6 +41,8 @@ const (
 	sweepEvery = time.Second
 )
 
+// allow takes a token out of the bucket, which holds depth and gets perSecond more; false:
+// there is none.
 func (r *rate) allow(now time.Time, perSecond, depth float64) bool {
 	if r.last.IsZero() {
 		r.left = depth
