@@ -2,19 +2,14 @@ package keyengine
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
-	"os"
-	"path/filepath"
 	"slices"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/missiu/missiu/pkg/datapath/sad"
-	"github.com/missiu/missiu/pkg/datapath/spd"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
 )
@@ -248,38 +243,16 @@ func (m *cmsg) has(t *testing.T, exts ...uint16) {
 
 func (m *cmsg) spi() uint32 { return binary.BigEndian.Uint32(m.ext[xSA][4:]) }
 
-// engineAt runs an engine behind a socket.
+// engineAt is serve with a report of SAs that may send, for who looks.
 func engineAt(t testing.TB) (e *Engine, s *keysock.Server, path string, installed chan sad.OutKey) {
-	dir, err := os.MkdirTemp("", "ke")
-	if err != nil {
-		t.Fatal(err)
-	}
-	path = filepath.Join(dir, "eth0.pfkey")
+	t.Helper()
 	installed = make(chan sad.OutKey, 100)
-	e = New(Options{SAD: sad.NewDB(), SPD: spd.NewDB(), Installed: func(k sad.OutKey) {
+	e, s, path = serve(t, Options{Installed: func(k sad.OutKey) {
 		select {
 		case installed <- k:
 		default: // nobody looks
 		}
 	}})
-	if s, err = keysock.NewServer(path, e, keysock.ServerOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	e.Attach(s)
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := s.Serve(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	wg.Go(func() { e.Run(ctx) })
-	t.Cleanup(func() {
-		cancel()
-		wg.Wait()
-		e.Close()
-		os.RemoveAll(dir)
-	})
 	return e, s, path, installed
 }
 

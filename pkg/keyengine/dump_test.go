@@ -3,48 +3,12 @@ package keyengine
 import (
 	"context"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/missiu/missiu/pkg/datapath/sad"
-	"github.com/missiu/missiu/pkg/datapath/spd"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
 )
-
-// serve runs an engine behind a real socket until the test ends.
-func serve(t testing.TB) (e *Engine, path string) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "ke") // short: a socket's name has 107 octets
-	if err != nil {
-		t.Fatal(err)
-	}
-	path = filepath.Join(dir, "eth0.pfkey")
-	e = New(Options{SAD: sad.NewDB(), SPD: spd.NewDB()})
-	s, err := keysock.NewServer(path, e, keysock.ServerOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.Attach(s)
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := s.Serve(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	wg.Go(func() { e.Run(ctx) })
-	t.Cleanup(func() {
-		cancel()
-		wg.Wait()
-		e.Close()
-		os.RemoveAll(dir)
-	})
-	return e, path
-}
 
 // many is the n-th of a hundred thousand SAs.
 func many(n int) *ipsec.SAParams {
@@ -58,7 +22,7 @@ func many(n int) *ipsec.SAParams {
 // none is told of twice.
 func TestDumpHoldsUpNobody(t *testing.T) {
 	const n = 100_000
-	e, path := serve(t)
+	e, _, path := serve(t, Options{})
 	e.srv.(*keysock.Server).Do(func() {
 		for k := range n {
 			if _, err := e.Add(many(k), 0); err != nil {

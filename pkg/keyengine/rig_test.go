@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -23,6 +25,37 @@ var (
 	self, peer   = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.2")
 	self6, peer6 = netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2")
 )
+
+// serve runs an engine with empty databases behind a real socket until the test ends.
+func serve(t testing.TB, o Options) (e *Engine, s *keysock.Server, path string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ke") // short: a socket's name has 107 octets
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(dir, "eth0.pfkey")
+	o.SAD, o.SPD = sad.NewDB(), spd.NewDB()
+	e = New(o)
+	if s, err = keysock.NewServer(path, e, keysock.ServerOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	e.Attach(s)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := s.Serve(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	wg.Go(func() { e.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		e.Close()
+		os.RemoveAll(dir)
+	})
+	return e, s, path
+}
 
 // rig is an engine with a fake server and a log of all that it does. It runs
 // in a synctest bubble, so that its clock is the test's.

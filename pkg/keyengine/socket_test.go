@@ -1,20 +1,15 @@
 package keyengine
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"reflect"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/missiu/missiu/pkg/datapath/sad"
-	"github.com/missiu/missiu/pkg/datapath/spd"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
 )
@@ -43,36 +38,12 @@ func next[T keysock.Event](t *testing.T, c *keysock.Client) T {
 // Through a real socket: loadConfig's transaction, a packet, ike's negotiation,
 // expiry by traffic and by time.
 func TestThroughSocket(t *testing.T) {
-	dir, err := os.MkdirTemp("", "ke")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "eth0.pfkey")
 	installed := make(chan sad.OutKey, 10)
-	e := New(Options{
-		SAD: sad.NewDB(), SPD: spd.NewDB(),
+	e, _, path := serve(t, Options{
 		Installed: func(k sad.OutKey) { installed <- k },
 		Status:    func() ([]byte, error) { return []byte(`{"up":true}`), nil },
 	})
-	s, err := keysock.NewServer(path, e, keysock.ServerOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.Attach(s)
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if err := s.Serve(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	wg.Go(func() { e.Run(ctx) })
-	defer func() {
-		cancel()
-		wg.Wait()
-		e.Close()
-	}()
+	ctx := t.Context()
 	ok := func(err error) {
 		t.Helper()
 		if err != nil {
