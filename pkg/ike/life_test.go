@@ -13,6 +13,7 @@ import (
 	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/pkg/keysock"
+	"github.com/missiu/missiu/proto/ikev2"
 )
 
 // What a new configuration changes it changes for whom it concerns: of two peers
@@ -67,6 +68,67 @@ func TestReloadTouchesWhatChanged(t *testing.T) {
 			x.stop(t)
 		}
 	})
+}
+
+// The configuration changes while IKE_AUTH is on its way, of either side and at each
+// of its messages: what was begun by rules that are no more does not stay.
+func TestReloadDuringAuth(t *testing.T) {
+	anotherID := func(r *pad.Rule) { r.RemoteIDs = pad.Patterns{{ID: pad.AddrID(netip.MustParseAddr("192.0.2.77"))}} }
+	for name, tt := range map[string]struct {
+		psk    string
+		change func(*pad.Rule)
+		label  string
+		want   int
+	}{
+		"timers":            {"k", func(r *pad.Rule) { r.DPD = time.Hour }, "gate", 1},
+		"another key":       {"other", nil, "gate", 0},
+		"another identity":  {"k", anotherID, "gate", 0},
+		"the rule is gone":  {"k", nil, "another", 0},
+		"another algorithm": {"k", func(r *pad.Rule) { r.Proposals = r.Proposals[2:] }, "gate", 1}, // from the next rekeying on
+	} {
+		for _, side := range []string{"initiator", "responder"} {
+			for _, message := range []string{"request", "response"} {
+				t.Run(name+"/"+side+"/"+message, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						n := &network{}
+						a := newNode(t, n, addrA, addrB, "k", ruleTo("k", nil, addrB))
+						b := newNode(t, n, addrB, addrA, "k", ruleTo("k", nil, addrA))
+						n.setDrop(func(p packet) bool {
+							h, _, err := ikev2.ParseHeader(p.data)
+							return err == nil && h.Exchange == ikev2.IKE_AUTH && h.IsResponse() == (message == "response")
+						})
+						a.acquire(1, addrA, addrB)
+						time.Sleep(100 * time.Millisecond)
+						synctest.Wait()
+						x, peer := a, addrB
+						if side == "responder" {
+							x, peer = b, addrA
+						}
+						var now Config
+						ruleTo(tt.psk, func(r *pad.Rule) {
+							if tt.change != nil {
+								tt.change(r)
+							}
+							r.Label = tt.label
+						}, peer)(&now, nil)
+						x.Reload(t.Context(), now.Rules, Limits{})
+						synctest.Wait()
+						n.setDrop(nil)
+						time.Sleep(20 * time.Second)
+						synctest.Wait()
+						wantPair(t, a, b, tt.want)
+						for _, y := range []*node{a, b} {
+							if r := y.Report(t.Context()); len(r.IKESAs) != tt.want {
+								t.Errorf("%v: IKE SAs %+v, want %d", y.cfg.Local, r.IKESAs, tt.want)
+							}
+						}
+						a.stop(t)
+						b.stop(t)
+					})
+				})
+			}
+		}
+	}
 }
 
 // An SA whose policy goes, goes too, on both sides; one whose policy stays does

@@ -276,3 +276,78 @@ func TestManyInitAnswersWithoutProof(t *testing.T) {
 	l.settle()
 	l.a.wantEnd(errNoKey)
 }
+
+// What an answer that comes to nothing says of NATs and PPKs is not left over for the
+// one that has its turn then.
+func TestSeveralInitAnswersWithNATAndPPK(t *testing.T) {
+	const p = "a post-quantum pre-shared key!!!"
+	for _, tt := range []struct {
+		name string
+		set  func(l *lab)
+		drop ikev2.NotifyType // from the first answer
+		nat  bool
+		ppk  bool
+	}{
+		{"NAT, and the first says nothing of it", func(l *lab) { l.behind(true, false) }, ikev2.NAT_DETECTION_DESTINATION_IP, true, false},
+		{"NAT, and the first sees another", func(l *lab) { l.behind(true, false) }, 0, true, false},
+		{"none, and the first sees one", func(*lab) {}, 0, false, false},
+		{"PPK, and the first has none", func(l *lab) {
+			l.a.ppk(pad.PPKPrefer, "p", "p", p)
+			l.b.ppk(pad.PPKPrefer, "p", "p", p)
+		}, ikev2.USE_PPK, false, true},
+		{"PPK, and the first has it too", func(l *lab) {
+			l.a.ppk(pad.PPKPrefer, "p", "p", p)
+			l.b.ppk(pad.PPKRequire, "p", "p", p)
+		}, 0, false, true},
+		{"PPK that the peer has not", func(l *lab) {
+			l.a.ppk(pad.PPKPrefer, "p", "p", p)
+			l.b.ppk(pad.PPKPrefer, "q", "q", p)
+		}, ikev2.USE_PPK, false, false},
+	} {
+		for _, hybrid := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/hybrid %v", tt.name, hybrid), func(t *testing.T) {
+				l := newLab(t)
+				if !hybrid {
+					l.plain()
+				}
+				tt.set(l)
+				forged := false
+				l.stop = func(p packet) bool {
+					if p.from != l.b || forged {
+						return false
+					}
+					forged = true
+					m, err := ikev2.Parse(slices.Clone(p.data))
+					if err != nil {
+						t.Fatal(err)
+					}
+					m.ResponderSPI ^= 1 << 8
+					ke := ikev2.Find[*ikev2.KE](m.Payloads)
+					ke.Data = slices.Clone(ke.Data)
+					ke.Data[0] ^= 1
+					m.Payloads = slices.DeleteFunc(m.Payloads, func(x ikev2.Payload) bool {
+						n, ok := x.(*ikev2.Notify)
+						return ok && n.Type == tt.drop
+					})
+					l.inject(packet{p.src, p.dst, encode(t, m), l.b, p.at})
+					return false // and the true one follows
+				}
+				l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+				l.a.do(l.a.sa.Start(l.now, reqA(1)))
+				l.settle()
+				if !forged {
+					t.Fatal("no answer")
+				}
+				l.want(1)
+				for _, n := range []*node{l.a, l.b} {
+					if n.sa.ppk != tt.ppk || n.sa.nat() != tt.nat || (n.sa.local.Port() == 4500) != tt.nat {
+						t.Errorf("%s: PPK %v, NAT %v, at %v; want %v, %v", n.name, n.sa.ppk, n.sa.nat(), n.sa.local, tt.ppk, tt.nat)
+					}
+				}
+				if in := told[InstallChild](l.a)[0].In; (in.Encap != nil) != tt.nat {
+					t.Errorf("ESP in UDP: %+v, NAT %v", in.Encap, tt.nat)
+				}
+			})
+		}
+	}
+}
