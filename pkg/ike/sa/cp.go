@@ -194,10 +194,16 @@ func (l Lease) reply(w Wanted) *ikev2.Config {
 
 // leaseOf reads a CFG_REPLY as far as it answers q: the first address of each
 // family, name servers, domains and networks. An error names an attribute that
-// cannot be what it should be.
-func leaseOf(c *ikev2.Config, v4, v6 bool) (l Lease, err error) {
+// cannot be what it should be. Of those, name servers, domains and networks are no
+// more than advice: left out, and odd names the first.
+func leaseOf(c *ikev2.Config, v4, v6 bool) (l Lease, odd, err error) {
 	bad := func(a ikev2.ConfigAttribute) error {
 		return fmt.Errorf("%v of %d octets: %x", a.Type, len(a.Value), a.Value[:min(len(a.Value), 20)])
+	}
+	leave := func(a ikev2.ConfigAttribute) {
+		if odd == nil {
+			odd = bad(a)
+		}
 	}
 	for _, a := range c.Attributes {
 		if len(a.Value) == 0 {
@@ -205,26 +211,30 @@ func leaseOf(c *ikev2.Config, v4, v6 bool) (l Lease, err error) {
 		}
 		v := a.Value
 		switch a.Type {
-		case ikev2.ConfigIP4Address, ikev2.ConfigIP4DNS:
+		case ikev2.ConfigIP4Address:
 			if len(v) != 4 || !usable(netip.AddrFrom4([4]byte(v))) {
-				return Lease{}, bad(a)
+				return Lease{}, odd, bad(a)
 			}
-			switch x := netip.AddrFrom4([4]byte(v)); {
-			case a.Type == ikev2.ConfigIP4DNS:
-				l.addDNS(x)
-			case v4 && !l.V4.IsValid():
-				l.V4 = x
+			if v4 && !l.V4.IsValid() {
+				l.V4 = netip.AddrFrom4([4]byte(v))
 			}
+		case ikev2.ConfigIP4DNS:
+			if len(v) != 4 || !usable(netip.AddrFrom4([4]byte(v))) {
+				leave(a)
+				continue
+			}
+			l.addDNS(netip.AddrFrom4([4]byte(v)))
 		case ikev2.ConfigIP6Address:
 			if len(v) != 17 || v[16] > 128 || !usable(netip.AddrFrom16([16]byte(v[:16]))) {
-				return Lease{}, bad(a)
+				return Lease{}, odd, bad(a)
 			}
 			if v6 && !l.V6.IsValid() {
 				l.V6 = netip.AddrFrom16([16]byte(v[:16]))
 			}
 		case ikev2.ConfigIP6DNS:
 			if len(v) != 16 || !usable(netip.AddrFrom16([16]byte(v))) {
-				return Lease{}, bad(a)
+				leave(a)
+				continue
 			}
 			l.addDNS(netip.AddrFrom16([16]byte(v)))
 		case ikev2.ConfigIP4Subnet:
@@ -233,17 +243,20 @@ func leaseOf(c *ikev2.Config, v4, v6 bool) (l Lease, err error) {
 				ones, bits = net.IPMask(v[4:]).Size()
 			}
 			if bits != 32 {
-				return Lease{}, bad(a)
+				leave(a)
+				continue
 			}
 			l.addSubnet(netip.PrefixFrom(netip.AddrFrom4([4]byte(v[:4])), ones))
 		case ikev2.ConfigIP6Subnet:
 			if len(v) != 17 || v[16] > 128 {
-				return Lease{}, bad(a)
+				leave(a)
+				continue
 			}
 			l.addSubnet(netip.PrefixFrom(netip.AddrFrom16([16]byte(v[:16])), int(v[16])))
 		case ikev2.ConfigDNSDomain:
 			if !domainName(string(v)) {
-				return Lease{}, bad(a)
+				leave(a)
+				continue
 			}
 			if len(l.Domains) < maxLeaseDomains {
 				l.Domains = append(l.Domains, string(v))
@@ -253,7 +266,7 @@ func leaseOf(c *ikev2.Config, v4, v6 bool) (l Lease, err error) {
 	if len(l.DNS) == 0 {
 		l.Domains = nil // RFC 8598, 3.2
 	}
-	return l, nil
+	return l, odd, nil
 }
 
 func (l *Lease) addDNS(a netip.Addr) {
@@ -300,9 +313,12 @@ func (s *SA) configured(ps []ikev2.Payload) error {
 		s.log(levelWarn, "the peer has assigned no address")
 		return nil
 	}
-	l, err := leaseOf(c, q.V4, q.V6)
+	l, odd, err := leaseOf(c, q.V4, q.V6)
 	if err != nil {
 		return fmt.Errorf("CFG_REPLY: %w", err)
+	}
+	if odd != nil {
+		s.log(levelWarn, "left out of what the peer has assigned", attrErr(odd))
 	}
 	if !q.DNS {
 		l.DNS, l.Domains = nil, nil

@@ -117,7 +117,7 @@ func TestAddressOfOneFamily(t *testing.T) {
 // anything (RFC 8598, 3.2).
 func TestDomainsWithoutServers(t *testing.T) {
 	domain := ikev2.ConfigAttribute{Type: ikev2.ConfigDNSDomain, Value: []byte("corp.example.com")}
-	l, err := leaseOf(&ikev2.Config{Type: ikev2.CFGReply, Attributes: []ikev2.ConfigAttribute{domain}}, true, true)
+	l, _, err := leaseOf(&ikev2.Config{Type: ikev2.CFGReply, Attributes: []ikev2.ConfigAttribute{domain}}, true, true)
 	if err != nil || l.Domains != nil {
 		t.Errorf("took %v, %v", l.Domains, err)
 	}
@@ -193,7 +193,7 @@ func TestLeaseOf(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		in   ikev2.ConfigAttribute
-		ok   bool
+		ok   bool // else odd what is advice, an error of addresses
 	}{
 		{"nothing", a(ikev2.ConfigIP4Address), true},
 		{"unknown", a(0x7000, 1, 2, 3), true},
@@ -213,9 +213,14 @@ func TestLeaseOf(t *testing.T) {
 		{"domain with a line feed", a(ikev2.ConfigDNSDomain, []byte("a\nb")...), false},
 		{"empty label", a(ikev2.ConfigDNSDomain, []byte("a..b")...), false},
 	} {
-		_, err := leaseOf(&ikev2.Config{Type: ikev2.CFGReply, Attributes: []ikev2.ConfigAttribute{tt.in}}, true, true)
-		if (err == nil) != tt.ok {
-			t.Errorf("%s: %v", tt.name, err)
+		good := a(ikev2.ConfigIP4Address, inside4.AsSlice()...)
+		l, odd, err := leaseOf(&ikev2.Config{Type: ikev2.CFGReply, Attributes: []ikev2.ConfigAttribute{tt.in, good}}, true, true)
+		address := tt.in.Type == ikev2.ConfigIP4Address || tt.in.Type == ikev2.ConfigIP6Address
+		if (err == nil) != (tt.ok || !address) || (odd == nil) != (tt.ok || address) {
+			t.Errorf("%s: %v, left out %v", tt.name, err, odd)
+		}
+		if err == nil && !reflect.DeepEqual(l, Lease{V4: inside4}) {
+			t.Errorf("%s: took %+v", tt.name, l)
 		}
 	}
 }
@@ -238,15 +243,15 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		wanted(c)
-		l, err := leaseOf(c, true, true)
+		l, _, err := leaseOf(c, true, true)
 		if err != nil {
 			return
 		}
 		if len(l.DNS) > 2*maxLeaseDNS || len(l.Domains) > maxLeaseDomains || len(l.Subnets) > maxTS {
 			t.Fatalf("took %+v", l)
 		}
-		again, err := leaseOf(l.reply(all), true, true)
-		if err != nil || !reflect.DeepEqual(again, l) {
+		again, odd, err := leaseOf(l.reply(all), true, true)
+		if err != nil || odd != nil || !reflect.DeepEqual(again, l) {
 			t.Fatalf("read %+v (%v), want %+v", again, err, l)
 		}
 	})
