@@ -355,6 +355,7 @@ func (l *lineage) carryOut(outs []sa.Output) {
 			l.d.tellIKE(o)
 		case sa.RekeyFailed:
 			l.rekeyed(rekeyKey(o.Old), o.Err)
+			l.notRekeyed(time.Now(), o.Err)
 		case sa.Rekeyed:
 			l.rekeyed(rekeyKey(o.Old), nil)
 			l.log.Debug("rekeyed", zap.Stringer("old_child", o.Old), zap.Stringer("new_child", o.New), zap.Stringer("old", o.OldIKE), zap.Stringer("new", o.NewIKE))

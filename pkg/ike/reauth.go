@@ -10,10 +10,12 @@ import (
 	"github.com/missiu/missiu/pkg/ike/pad"
 	"github.com/missiu/missiu/pkg/ike/sa"
 	"github.com/missiu/missiu/pkg/ipsec"
+	"github.com/missiu/missiu/proto/ikev2"
 	"go.uber.org/zap"
 )
 
-// Reauthentication (RFC 7296, 2.8.3): the initiator makes a new IKE SA from
+// Reauthentication (RFC 7296, 2.8.3), where it is time for it, a certificate is about
+// to expire, or the peer does not rekey: the initiator makes a new IKE SA from
 // scratch with all child SAs, and when they are there deletes the old one
 // (make before break); or the other way round. Which of the two is the rule's
 // choice. A responder cannot begin; it has told the peer how long its proof counts
@@ -105,6 +107,16 @@ func (l *lineage) authLifetime(now time.Time, d time.Duration) {
 	}
 	l.log.Info("peer wants to be shown our identity again", zap.Stringer("peer", l.remote), zap.String("rule", l.rule()), zap.Duration("within", d))
 	l.reauthBefore(now, d/10*9, fuzz)
+}
+
+// notRekeyed is told that the peer has refused to have an SA replaced. Some can only
+// have new SAs by a new IKE SA (RFC 7296, 1.3 and 4): without one traffic would end
+// with the lifetime.
+func (l *lineage) notRekeyed(now time.Time, err error) {
+	var p *sa.PeerError
+	if l.initiator && errors.As(err, &p) && p.Notify == ikev2.NO_ADDITIONAL_SAS {
+		l.reauthBefore(now, 0, 0)
+	}
 }
 
 // deadline is the earliest of the timers.

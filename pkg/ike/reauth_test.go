@@ -67,6 +67,45 @@ func TestReauthentication(t *testing.T) {
 	}
 }
 
+// With a peer that replaces no SAs there is a new IKE SA, of which the initiator sees
+// to; other refusals change nothing.
+func TestPeerDoesNotRekey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &network{}
+		a := newNode(t, n, addrA, addrB, "k", ruleTo("k", nil, addrB))
+		b := newNode(t, n, addrB, addrA, "k", ruleTo("k", nil, addrA))
+		if err := a.Up(t.Context(), "gate"); err != nil {
+			t.Fatal(err)
+		}
+		refuse := func(x *node, typ ikev2.NotifyType) {
+			t.Helper()
+			for _, l := range x.snapshot() {
+				err := l.post(func(l *lineage, _ time.Time) []sa.Output {
+					return []sa.Output{sa.RekeyFailed{Old: l.sa.Status().Children[0].In, Err: &sa.PeerError{Exchange: ikev2.CREATE_CHILD_SA, Notify: typ}}}
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+			wantPair(t, a, b, 1)
+		}
+		was := spiSet(a.m)
+		refuse(a, ikev2.NO_PROPOSAL_CHOSEN)
+		refuse(b, ikev2.NO_ADDITIONAL_SAS)
+		if got := spiSet(a.m); !slices.Equal(got, was) {
+			t.Errorf("SAs %v, were %v", got, was)
+		}
+		refuse(a, ikev2.NO_ADDITIONAL_SAS)
+		if got := spiSet(a.m); slices.ContainsFunc(got, func(s ipsec.SPI) bool { return slices.Contains(was, s) }) {
+			t.Errorf("SAs %v, were %v", got, was)
+		}
+		a.stop(t)
+		b.stop(t)
+	})
+}
+
 // An attempt that fails leaves what there is; the next may succeed.
 func TestReauthenticationFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
