@@ -39,6 +39,29 @@ func by(w *Wire, native string) uint64 {
 	return s.Sent - s.SentXDP - s.SentPacket
 }
 
+// What has left one way is part of all that has left, also while packets leave.
+func TestStatsMeanwhile(t *testing.T) {
+	var w Wire
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 100_000 {
+			w.sender.ok.Add(1)
+			w.sender.byXDP.Add(1)
+		}
+	}()
+	for {
+		select {
+		case <-done:
+			return
+		default:
+		}
+		if s := w.Stats(); s.SentXDP > s.Sent {
+			t.Fatalf("%d by AF_XDP, %d in all", s.SentXDP, s.Sent)
+		}
+	}
+}
+
 func wayOut(w *Wire) string {
 	_, out := w.Path()
 	return out

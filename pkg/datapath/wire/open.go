@@ -251,7 +251,8 @@ func same(a, b map[netip.Addr]struct{}) bool {
 func (w *Wire) Stats() Stats {
 	s := &w.sender
 	st := Stats{
-		Sent: s.ok.Load(), SentXDP: s.byXDP.Load(), SentPacket: s.byPacket.Load(), SendTooBig: s.tooBig.Load(), SendNoBufs: s.noBufs.Load(), SendDenied: s.denied.Load(), SendOther: s.other.Load(),
+		// In this order, so that the parts are not more than the whole, which is counted first.
+		SentXDP: s.byXDP.Load(), SentPacket: s.byPacket.Load(), Sent: s.ok.Load(), SendTooBig: s.tooBig.Load(), SendNoBufs: s.noBufs.Load(), SendDenied: s.denied.Load(), SendOther: s.other.Load(),
 		TooBig: w.pmtu.believed.Load(), TooBigOdd: w.pmtu.odd.Load(),
 	}
 	for _, r := range w.readers() {
