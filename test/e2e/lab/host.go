@@ -355,15 +355,21 @@ func (p *Proc) Stop() int {
 	return p.Wait(30 * time.Second)
 }
 
-// Says waits until the process has written text.
+// Says waits until the process has written text, with all of the line: many write
+// one in pieces, Python where PYTHONUNBUFFERED is set.
 func (p *Proc) Says(text string, limit time.Duration) {
 	p.h.t.Helper()
 	Until(p.h.t, limit, fmt.Sprintf("%s to say %q", p.name, text), func() (bool, string) {
+		ended := p.Ended() // before its last words are looked for
 		out := p.Output()
-		if strings.Contains(out, text) {
+		lines := out
+		if !ended {
+			lines = out[:strings.LastIndexByte(out, '\n')+1]
+		}
+		if strings.Contains(lines, text) {
 			return true, ""
 		}
-		if p.Ended() {
+		if ended {
 			p.h.t.Fatalf("%s ended without saying %q:\n%s", p.name, text, out)
 		}
 		return false, "it says:\n" + tail(out, 20)
