@@ -283,10 +283,10 @@ func TestLinuxAH(t *testing.T) {
 			connect(t, n, l, tt.sh, tt.esn, tt.xs...)
 			c := n.CaptureWhole("eth0")
 			for _, size := range []string{"20", "1000", "4000"} {
-				if got := n.Ping(3, "-w", "10", "-s", size, tt.sh.itsHost); got < 3 {
+				if got := n.Ping(3, "-w", "60", "-s", size, tt.sh.itsHost); got < 3 {
 					t.Errorf("%d of 3 pings of %s octets answered by Linux; its counters:\n%s\nours: %v", got, size, l.Sh("cat /proc/net/xfrm_stat"), n.Status().Counters)
 				}
-				if r := l.Run(fmt.Sprintf("ping -n -q -c 3 -i 0.05 -w 10 -s %s -I %s %s", size, tt.sh.itsHost, tt.sh.ourHost)); r.Code != 0 {
+				if r := l.Run(fmt.Sprintf("ping -n -q -c 3 -i 0.05 -w 60 -s %s -I %s %s", size, tt.sh.itsHost, tt.sh.ourHost)); r.Code != 0 {
 					t.Errorf("Linux, %s octets: %v", size, r)
 				}
 			}
@@ -425,10 +425,10 @@ func TestLinuxAHOptions(t *testing.T) {
 			connect(t, n, l, host4, false, tt.xs...)
 			c := n.CaptureWhole("eth0")
 			for _, opt := range [][]string{{"-R"}, {"-T", "tsonly"}, {"-T", "tsandaddr"}} {
-				if got := n.Ping(3, append(opt, "-w", "10", umlIts)...); got < 3 {
+				if got := n.Ping(3, append(opt, "-w", "60", umlIts)...); got < 3 {
 					t.Errorf("ping %v: %d of 3 answered; Linux:\n%s\nours: %v", opt, got, l.Sh("cat /proc/net/xfrm_stat"), n.Status().Counters)
 				}
-				if r := l.Run("ping -n -q -c 3 -i 0.05 -w 10 " + strings.Join(opt, " ") + " " + umlOur); r.Code != 0 {
+				if r := l.Run("ping -n -q -c 3 -i 0.05 -w 60 " + strings.Join(opt, " ") + " " + umlOur); r.Code != 0 {
 					t.Errorf("Linux: %v", r)
 				}
 			}

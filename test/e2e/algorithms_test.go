@@ -83,10 +83,10 @@ func TestLinuxAlgorithms(t *testing.T) {
 				connect(t, n, l, v.sh, v.esn, x)
 				c := n.CaptureWhole("eth0")
 				for _, size := range []string{"21", "1300"} {
-					if got := n.Ping(3, "-w", "10", "-s", size, v.sh.itsHost); got < 3 {
+					if got := n.Ping(3, "-w", "60", "-s", size, v.sh.itsHost); got < 3 {
 						t.Errorf("%d of 3 pings of %s octets answered by Linux; its counters:\n%s\nours: %v", got, size, l.Sh("cat /proc/net/xfrm_stat"), n.Status().Counters)
 					}
-					if r := l.Run(fmt.Sprintf("ping -n -q -c 3 -i 0.05 -w 10 -s %s -I %s %s", size, v.sh.itsHost, v.sh.ourHost)); r.Code != 0 {
+					if r := l.Run(fmt.Sprintf("ping -n -q -c 3 -i 0.05 -w 60 -s %s -I %s %s", size, v.sh.itsHost, v.sh.ourHost)); r.Code != 0 {
 						t.Errorf("Linux, %s octets: %v", size, r)
 					}
 				}
@@ -158,7 +158,7 @@ func TestOldHeaders(t *testing.T) {
 				pings(t, a, 3)
 				ps := c.Stop()
 				lab.NoClear(t, ps)
-				if got := a.Ping(3, "-w", "10", "-s", "4000", b.Addr.String()); got < 3 {
+				if got := a.Ping(3, "-w", "60", "-s", "4000", b.Addr.String()); got < 3 {
 					t.Errorf("%d of 3 large pings answered; %v, %v", got, a.Status().Counters, b.Status().Counters)
 				}
 				of := lab.Of(ps, lab.ESP)
@@ -228,7 +228,7 @@ func TestOldHeaders(t *testing.T) {
 				verifyOldAH(t, p, next)
 			}
 			// The digest covers the type of service and, put together, fragments.
-			if got := a.Ping(3, "-w", "10", "-s", "4000", "-Q", "0x28", b.Addr.String()); got < 3 {
+			if got := a.Ping(3, "-w", "60", "-s", "4000", "-Q", "0x28", b.Addr.String()); got < 3 {
 				t.Errorf("%d of 3 large pings answered; %v, %v", got, a.Status().Counters, b.Status().Counters)
 			}
 			// A stranger's eyes: 24 octets of AH, the ICMP behind them.

@@ -22,7 +22,7 @@ func TestBench(t *testing.T) {
 		{"go", "build", "-o", bench, "../bench"},
 		{bench, "--quick", "--rounds", "1", "--systems", "missiu,plain", "--works", "tcp1,udp64,ping", "--patience", "1ms", "-o", filepath.Join(dir, "r")},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it cleans up

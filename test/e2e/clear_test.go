@@ -52,27 +52,26 @@ func macOf(n *lab.Node) string {
 // ears prints what comes to UDP and TCP port 7777 and to raw ICMP sockets.
 const ears = `
 import socket, threading
-def udp(f):
+def bound(f):
     s = socket.socket(f, socket.SOCK_DGRAM); s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     if f == socket.AF_INET6: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     s.bind(("", 7777))
+    return s
+def udp(s):
     while True:
         d, _ = s.recvfrom(65535)
         print(d.split(b"\0")[0].decode())
-def raw(f, p):
-    s = socket.socket(f, socket.SOCK_RAW, p)
+def raw(s, p):
     while True:
         d = s.recv(65535)
         if p == 6: d = b"tcp" if b"\x1e\x61" in d[:64] else b""
         elif b"echo" in d: d = b"echo"
         else: d = b""
         if d: print(d.decode())
-for a in [(udp, socket.AF_INET), (udp, socket.AF_INET6), (raw, socket.AF_INET, 1), (raw, socket.AF_INET6, 58), (raw, socket.AF_INET, 6), (raw, socket.AF_INET6, 6)]:
-    try:
-        threading.Thread(target=a[0], args=a[1:]).start()
-    except OSError: pass
-import time; time.sleep(0.3)
+ears = [(udp, bound(f)) for f in (socket.AF_INET, socket.AF_INET6)]
+ears += [(raw, socket.socket(f, socket.SOCK_RAW, p), p) for f, p in ((socket.AF_INET, 1), (socket.AF_INET6, 58), (socket.AF_INET, 6), (socket.AF_INET6, 6))]
 print("listening")
+for a in ears: threading.Thread(target=a[0], args=a[1:]).start()
 `
 
 // shapes sends clear packets to the MAC address argv[1]; with argv[2] only the witness.

@@ -105,8 +105,8 @@ func TestIKELoad(t *testing.T) {
 		a.StartIKEWith("./ike")
 		started := time.Since(start)
 		t.Logf("%d rules: checked in %v, ready in %v", rules, checked, started)
-		if checked > 5*time.Second || started > 5*time.Second {
-			t.Errorf("%d rules take %v to check, %v to start with; want less than 5 s", rules, checked, started)
+		if checked > 20*time.Second || started > 20*time.Second { // a few hundredths where nothing else runs
+			t.Errorf("%d rules take %v to check, %v to start with; want less than 20 s", rules, checked, started)
 		}
 	})
 	if ours.cpu > 0 && theirs.cpu > 0 {

@@ -55,7 +55,7 @@ func TestIPComp(t *testing.T) {
 	zeros := func(t *testing.T, to string) (out, in int) {
 		t.Helper()
 		was := a.Status().Counters
-		if got := a.Ping(3, "-w", "10", "-s", "1000", "-p", "00", to); got != 3 {
+		if got := a.Ping(3, "-w", "60", "-s", "1000", "-p", "00", to); got != 3 {
 			t.Errorf("%d of 3 pings answered: %v, %v", got, nonzero(a), nonzero(b))
 		}
 		is := a.Status().Counters

@@ -71,15 +71,18 @@ s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
 other = socket.socket(PF_KEY, socket.SOCK_RAW | FLAGS, V2)
 send = (s.send, lambda b: libc.sendto(s.fileno(), b, len(b), 0, None, 0), lambda b: s.sendmsg([b[:7], b[7:20], b[20:]]),
     lambda b: os.write(s.fileno(), b), lambda b: os.writev(s.fileno(), [b[:16], b[16:]]))
+late = 0
 for i in range(500):
     b = getspi(i + 1)
     check("octets sent", send[i % len(send)](b), len(b))
     try:
         got = s.recv(65536)
-    except BlockingIOError:
-        print("GETSPI %d: no answer yet" % i)
-        break
+    except BlockingIOError: # missiu was kept from its processor for ANSWER_MS
+        late += 1
+        select.select([s], [], [], 20)
+        got = s.recv(65536)
     check("answer", head(got)[1:3] + head(got)[6:], (GETSPI, 0, i + 1, os.getpid()))
+check("nearly all answers are there at once", late < 5, True)
 s.send(msg(REGISTER, ESP, 5))
 check("REGISTER", head(s.recv(65536))[6], 5)
 for i in range(50):
@@ -96,7 +99,7 @@ check("FLUSH with seq 0 three times", [head(s.recv(65536))[1] for _ in range(3)]
 start = __import__("time").monotonic()
 for i in range(20):
     s.send(msg(ACQUIRE, ESP, 77 + i, err=110))
-check("ACQUIRE reports are quick", __import__("time").monotonic() - start < 0.5, True)
+check("ACQUIRE reports are quick", __import__("time").monotonic() - start < 4, True) # 5 s by ANSWER_MS
 
 # Peeking at a header and then reading what it says.
 s.send(getspi(42))
