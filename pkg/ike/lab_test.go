@@ -62,6 +62,17 @@ func (n *network) send(p packet) {
 	if n.drop != nil && n.drop(p) {
 		return
 	}
+	n.put(p)
+}
+
+// deliver is for what drop has taken.
+func (n *network) deliver(p packet) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.put(p)
+}
+
+func (n *network) put(p packet) {
 	if c := n.conns[p.to]; c != nil {
 		select {
 		case c.in <- p:

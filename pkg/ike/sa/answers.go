@@ -82,7 +82,7 @@ func (s *SA) another(i *ikeSA, t task, why error) bool {
 		return false
 	}
 	h := i.hs
-	if len(h.others)+len(h.demands) == 0 && h.held == nil && !s.now.Before(h.late) {
+	if len(h.others)+len(h.demands)+len(h.heard) == 0 && !s.now.Before(h.late) && !h.mayDoWithout(why) {
 		return false
 	}
 	if a, ok := t.(*authTask); ok && a.offer != nil {
@@ -128,17 +128,15 @@ func (s *SA) another(i *ikeSA, t task, why error) bool {
 		// As if the request had not been answered but by what was kept.
 		h.nothing = why
 		i.req = &request{exchange: ikev2.IKE_SA_INIT, sealed: &sealed{data: [][]byte{h.request}}, local: s.local, remote: s.remote, sent: 1, due: h.late}
-		if h.held != nil {
-			s.hasten(i)
-		}
-		for r := i.req; i.req == r && len(h.demands) > 0 && h.held == nil; {
+		s.awaitTurn(i)
+		for r := i.req; i.req == r && len(h.demands) > 0; {
 			d := h.demands[0]
 			h.demands = h.demands[1:]
 			if hd, _, err := ikev2.ParseHeader(d.Data); err == nil {
 				s.receiveInitResponse(i, d, hd)
 			}
 		}
-		if s.failed || h.nothing == nil || h.held != nil || s.now.Before(h.late) {
+		if s.failed || h.nothing == nil || len(h.heard) > 0 || s.now.Before(h.late) || s.withoutCookie(i, why) {
 			return true
 		}
 		s.fail(why, false)

@@ -1,7 +1,6 @@
 package sa
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -31,9 +30,7 @@ import (
 //
 //	INVALID_KE_PAYLOAD   a request with the other method follows; the answer to one
 //	                     that went before is as good, by its method
-//	COOKIE               is brought back after a moment without the answer to the
-//	                     request as it was: which of the two an answer is to, cannot
-//	                     be seen, and AUTH covers the request
+//	COOKIE               see cookie.go
 //	other errors         the request is sent again after a moment; the error counts
 //	                     if each of refusedTries has it, or at the end of all
 //	                     retransmissions
@@ -47,9 +44,10 @@ type handshake struct {
 	initRequest
 	before       []initRequest // by other methods, which may yet be answered
 	response     []byte
-	cookie       []byte
-	held         []byte // a cookie that is brought back when the moment is over
-	cookies, kes int    // how often each was demanded
+	cookie       []byte   // in request
+	heard        [][]byte // cookies demanded since, which have their turn
+	spent        []byte   // a cookie that was in a request whose proof has failed
+	cookies, kes int      // how many were brought back, and how often a method was demanded
 
 	refused  error // what the peer, or somebody, answered
 	refusals int   // how many transmissions were answered so
@@ -138,8 +136,8 @@ func (h *handshake) choose(ke alg.KE) {
 }
 
 // hasten has the wait of i's request end after a moment.
-func (s *SA) hasten(i *ikeSA) {
-	i.req.due = earliest(i.req.due, s.now.Add(s.rule.Retransmit.Init/4))
+func (s *SA) hasten(i *ikeSA, moment time.Duration) {
+	i.req.due = earliest(i.req.due, s.now.Add(moment))
 }
 
 // refuseInit takes note of an answer that is of no use.
@@ -151,7 +149,7 @@ func (s *SA) refuseInit(i *ikeSA, err error) {
 	if h.refused = err; !h.again {
 		h.again = true
 		h.refusals++
-		s.hasten(i)
+		s.hasten(i, s.rule.Retransmit.Init/4)
 	}
 }
 
@@ -160,11 +158,12 @@ func (s *SA) refuseInit(i *ikeSA, err error) {
 func (s *SA) initDue(i *ikeSA) bool {
 	h := i.hs
 	switch {
-	case h.held != nil:
-		h.cookie, h.held = h.held, nil
-		s.sendInit(i)
+	case len(h.heard) > 0 && (h.cookies < maxCookies || i.req.sent <= s.rule.Retransmit.Limit):
+		s.nextCookie(i)
 	case h.nothing != nil:
-		s.fail(h.nothing, false)
+		if !s.withoutCookie(i, h.nothing) {
+			s.fail(h.nothing, false)
+		}
 	case h.refusals >= refusedTries, h.refused != nil && i.req.sent > s.rule.Retransmit.Limit:
 		s.fail(h.refused, false)
 	default:
@@ -204,9 +203,6 @@ func (s *SA) sendInit(i *ikeSA) {
 	i.nextID = 1
 	h.request, h.refused, h.refusals, h.again, h.nothing = data, nil, 0, false, nil
 	s.transmit(i, 0, ikev2.IKE_SA_INIT, &sealed{data: [][]byte{data}})
-	if h.held != nil {
-		s.hasten(i)
-	}
 	s.logMessage("sent", m.Header, ps, len(data))
 }
 
@@ -219,14 +215,12 @@ func (s *SA) receiveInitResponse(i *ikeSA, d Datagram, hd ikev2.Header) {
 	}
 	h := i.hs
 	if n := ikev2.FindNotify(m.Payloads, ikev2.COOKIE); n != nil && ikev2.Find[*ikev2.SA](m.Payloads) == nil {
-		if len(n.Data) == 0 || len(n.Data) > 64 || bytes.Equal(n.Data, h.cookie) || h.held != nil || h.cookies >= maxCookies {
-			s.counters.Unexpected++ // the same once more: a duplicate
+		if h.ignores(n.Data) {
+			s.counters.Unexpected++ // mostly a duplicate
 			return
 		}
 		s.logMessage("received", hd, m.Payloads, len(d.Data))
-		h.cookies++
-		h.held = n.Data
-		s.hasten(i)
+		s.hearCookie(i, n.Data)
 		return
 	}
 	ps, err := shapeInitResponse.check(m.Payloads)

@@ -46,6 +46,34 @@ func TestCookie(t *testing.T) {
 	})
 }
 
+// A cookie costs a round trip and nothing else; and a peer that demands it, and then
+// does not believe us, is believed soon.
+func TestCookieAtOnce(t *testing.T) {
+	for _, secret := range []string{"a very shared secret", "another"} {
+		l := newLab(t)
+		l.b.cookie = []byte("secret")
+		l.b.rule.PSK.Remote = ipsec.NewKey([]byte(secret))
+		start := l.now
+		l.a.sa = NewInitiator(l.a.cfg, l.a.rule)
+		l.a.do(l.a.sa.Start(l.now, reqA(1)))
+		l.run()
+		if secret != "another" {
+			l.want(1)
+			continue
+		}
+		for !l.a.sa.failed && l.now.Sub(start) < time.Minute {
+			l.step(l.a.sa.Deadline())
+		}
+		var pe *PeerError
+		if f := told[Failed](l.a); len(f) != 1 || !errors.As(f[0].Err, &pe) || pe.Notify != ikev2.AUTHENTICATION_FAILED || l.now.Sub(start) > 2*time.Second {
+			t.Errorf("Failed %v after %v, want AUTHENTICATION_FAILED within 2 s", f, l.now.Sub(start))
+		}
+		if n := l.count(ikev2.IKE_AUTH); n != 2 {
+			t.Errorf("%d messages of IKE_AUTH, want 2", n)
+		}
+	}
+}
+
 // sameRest checks that SPI, message ID, nonce and offer stay the same.
 func sameRest(t *testing.T, ms []*ikev2.Message) {
 	t.Helper()
@@ -207,16 +235,16 @@ func TestForger(t *testing.T) {
 		groups   bool   // a begins with a method that b has not
 		requests int    // different ones
 	}{
-		{"cookie", []*ikev2.Notify{cookie}, 0, "", false, 1},
+		{"cookie", []*ikev2.Notify{cookie}, 0, "", false, 2},
 		{"group", []*ikev2.Notify{group}, 0, "", false, 2},
 		{"group, lost", []*ikev2.Notify{group, later, group}, 1, "", false, 2},
 		{"refusal", []*ikev2.Notify{no, no}, 0, "", false, 1},
 		{"refusals, lost", []*ikev2.Notify{no, notify(ikev2.INVALID_SYNTAX)}, refusedTries - 1, "", false, 1},
-		{"all", []*ikev2.Notify{no, cookie, group}, 0, "", false, 2},
+		{"all", []*ikev2.Notify{no, cookie, group}, 0, "", false, 4},
 		{"cookie, and a genuine one", []*ikev2.Notify{cookie}, 0, "secret", false, 3},
 		{"refusal, and a genuine cookie", []*ikev2.Notify{no}, 0, "secret", false, 2},
 		{"refusal, and a genuine group", []*ikev2.Notify{no}, 1, "", true, 2},
-		{"cookie, and a genuine group", []*ikev2.Notify{cookie}, 0, "", true, 2},
+		{"cookie, and a genuine group", []*ikev2.Notify{cookie}, 0, "", true, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t)
@@ -230,6 +258,7 @@ func TestForger(t *testing.T) {
 			if c.cookie != "" {
 				l.b.cookie = []byte(c.cookie)
 			}
+			l.anew = true
 			l.forger(c.lost, c.notifies...)
 			l.establish()
 			l.want(1)

@@ -37,6 +37,7 @@ type lab struct {
 	nat    *nat
 	stop   func(p packet) bool // holds back packets, for collisions
 	kept   []packet
+	anew   bool // b forgets an SA at once that has failed
 }
 
 type fault string
@@ -323,6 +324,9 @@ func (l *lab) deliver(p packet) {
 	}
 	d := Datagram{Local: p.dst, Remote: p.src, Data: slices.Clone(p.data)}
 	h, _, err := ikev2.ParseHeader(p.data)
+	if l.anew && err == nil && n == l.b && n.sa != nil && n.sa.failed && h.Exchange == ikev2.IKE_SA_INIT {
+		n.sa, n.spis = nil, map[SPI]bool{}
+	}
 	if n.sa == nil || n.sa.done {
 		if err != nil || h.Exchange != ikev2.IKE_SA_INIT || h.IsResponse() || n == l.a {
 			return

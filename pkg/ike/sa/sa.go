@@ -96,10 +96,9 @@ const (
 	maxDoublings          = 3
 	retryFor              = 3 * time.Minute // "several minutes" (RFC 7296, 2.25)
 	maxKETries            = 3               // INVALID_KE_PAYLOAD per exchange
-	maxCookies            = 5
-	refusedTries          = 3  // transmissions of IKE_SA_INIT that are refused before it counts
-	maxDeleted            = 64 // SPIs remembered during one exchange
-	maxIKESAs             = 8  // of one lineage at a time
+	refusedTries          = 3               // transmissions of IKE_SA_INIT that are refused before it counts
+	maxDeleted            = 64              // SPIs remembered during one exchange
+	maxIKESAs             = 8               // of one lineage at a time
 )
 
 // NewInitiator makes an SA that will speak first, by rule. Start begins.
