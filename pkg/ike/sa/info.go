@@ -2,6 +2,7 @@ package sa
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -171,12 +172,20 @@ func (s *SA) handler(i *ikeSA, x ikev2.ExchangeType, ps []ikev2.Payload) (shape,
 	case ikev2.IKE_FOLLOWUP_KE:
 		return shapeFollowRequest, s.followRequest
 	case ikev2.CREATE_CHILD_SA:
-		if sa := ikev2.Find[*ikev2.SA](ps); sa != nil && len(sa.Proposals) > 0 && sa.Proposals[0].Protocol == ikev2.ProtocolIKE {
+		if forIKE(ps) {
 			return shapeRekeyRequest, s.rekeyRequest
 		}
 		return shapeChildRequest, s.childRequest
 	}
 	return shape{}, nil
+}
+
+// forIKE: CREATE_CHILD_SA is to replace the IKE SA. Beside the proposals that say so
+// there may be some of protocols that we do not know.
+func forIKE(ps []ikev2.Payload) bool {
+	sa := ikev2.Find[*ikev2.SA](ps)
+	return sa != nil && ikev2.Find[*ikev2.TSi](ps) == nil &&
+		slices.ContainsFunc(sa.Proposals, func(p ikev2.Proposal) bool { return p.Protocol == ikev2.ProtocolIKE })
 }
 
 // informational answers a request of that exchange.
