@@ -76,7 +76,7 @@ func (l *loader) load() (*configuration, error) {
 
 // readFile reads ike.conf and its secrets.
 func (l *loader) readFile(path string, c *configuration) ([]*pad.Rule, error) {
-	conf, ds := ikeconf.ParseWith(ikeconf.OS{}, path, "", l.o.parameters())
+	conf, ds := ikeconf.Parse(ikeconf.OS{}, path, "", l.o.parameters())
 	if conf != nil {
 		defer conf.Wipe() // rules have keys of their own
 		ds = append(ds, ikeconf.Unsupported(conf)...)

@@ -76,7 +76,7 @@ func TestAcceptance(t *testing.T) {
 	}
 	for _, c := range cs {
 		t.Run(c.name, func(t *testing.T) {
-			cfg, ds := Parse(files(c.in, keysFor(c.in)), "ike.conf", "ike.secrets")
+			cfg, ds := Parse(files(c.in, keysFor(c.in)), "ike.conf", "ike.secrets", "")
 			c.compare(t, ds)
 			if (cfg == nil) != (c.kind == "reject") {
 				t.Errorf("Config %v", cfg)
@@ -111,7 +111,7 @@ func TestExamples(t *testing.T) {
 		conf, secrets, _ := strings.Cut(in, "-- secrets\n")
 		n++
 		t.Run("4."+name, func(t *testing.T) {
-			if cfg, ds := Parse(files(conf, secrets), "ike.conf", "ike.secrets"); cfg == nil {
+			if cfg, ds := Parse(files(conf, secrets), "ike.conf", "ike.secrets", ""); cfg == nil {
 				t.Errorf("%v", ds)
 			}
 		})

@@ -80,7 +80,7 @@ func TestFiles(t *testing.T) {
 		if tt.name == "configuration as large as may be" {
 			tt.secrets.mode = 0o777
 		}
-		cfg, ds := Parse(memFiles{"ike.conf": tt.conf, "ike.secrets": tt.secrets}, "ike.conf", "ike.secrets")
+		cfg, ds := Parse(memFiles{"ike.conf": tt.conf, "ike.secrets": tt.secrets}, "ike.conf", "ike.secrets", "")
 		got := ""
 		if len(ds) > 0 {
 			got = ds[0].String()
@@ -91,19 +91,19 @@ func TestFiles(t *testing.T) {
 	}
 	// Absent.
 	m := memFiles{"ike.conf": {certs, 0o644, 0}}
-	if cfg, ds := Parse(m, "ike.conf", "ike.secrets"); cfg == nil {
+	if cfg, ds := Parse(m, "ike.conf", "ike.secrets", ""); cfg == nil {
 		t.Errorf("no secrets, none needed: %v", ds)
 	}
 	m = memFiles{"ike.conf": {conf, 0o644, 0}}
-	if cfg, ds := Parse(m, "ike.conf", ""); cfg != nil || ds[0].String() != `ike.conf:1:1: rule "a": no key in `+DefaultSecrets {
+	if cfg, ds := Parse(m, "ike.conf", "", ""); cfg != nil || ds[0].String() != `ike.conf:1:1: rule "a": no key in `+DefaultSecrets {
 		t.Errorf("no secrets: %v", ds)
 	}
-	if cfg, ds := Parse(memFiles{}, "ike.conf", ""); cfg != nil || ds[0].String() != "ike.conf: no such file" {
+	if cfg, ds := Parse(memFiles{}, "ike.conf", "", ""); cfg != nil || ds[0].String() != "ike.conf: no such file" {
 		t.Errorf("no configuration: %v", ds)
 	}
 	// As configured, from the directory of the configuration.
 	m = memFiles{"/x/ike.conf": {"secrets_file s " + conf, 0o644, 0}, "/x/s": good}
-	if cfg, ds := Parse(m, "/x/ike.conf", ""); cfg == nil || cfg.SecretsPath != "/x/s" {
+	if cfg, ds := Parse(m, "/x/ike.conf", "", ""); cfg == nil || cfg.SecretsPath != "/x/s" {
 		t.Errorf("relative secrets_file: %v", ds)
 	}
 }
@@ -132,7 +132,7 @@ func TestOS(t *testing.T) {
 	for name, want := range map[string]string{
 		"good": "", "link": "", "open": "mode 0640; want 0600", "dir": "not a regular file", "pipe": "not a regular file",
 	} {
-		_, ds := Parse(OS{}, path("ike.conf"), path(name))
+		_, ds := Parse(OS{}, path("ike.conf"), path(name), "")
 		got := ""
 		if len(ds) > 0 {
 			got = ds[0].Text
@@ -180,7 +180,7 @@ func TestManyRules(t *testing.T) {
 `, i, i>>8, i&255)
 		fmt.Fprintf(&secrets, "{ label \"branch office number %d\" key \"the secret of branch office number %[1]d\" }\n", i)
 	}
-	cfg, ds := Parse(memFiles{"ike.conf": {conf.String(), 0o644, 0}, "ike.secrets": {secrets.String(), 0o600, 0}}, "ike.conf", "ike.secrets")
+	cfg, ds := Parse(memFiles{"ike.conf": {conf.String(), 0o644, 0}, "ike.secrets": {secrets.String(), 0o600, 0}}, "ike.conf", "ike.secrets", "")
 	if cfg == nil {
 		t.Fatalf("%d octets: %v", conf.Len(), ds)
 	}

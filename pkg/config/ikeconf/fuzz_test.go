@@ -43,7 +43,7 @@ func FuzzParse(f *testing.F) {
 	}
 	pem := allFiles(somePEM())
 	f.Fuzz(func(t *testing.T, conf, secrets string) {
-		cfg, ds := Parse(files(conf, secrets), "ike.conf", "ike.secrets")
+		cfg, ds := Parse(files(conf, secrets), "ike.conf", "ike.secrets", "")
 		if (cfg == nil) != Failed(ds) {
 			t.Fatalf("Config %v, messages %v", cfg, ds)
 		}
@@ -58,7 +58,7 @@ func FuzzParse(f *testing.F) {
 		if _, err := pad.NewDB(rules); err != nil {
 			t.Fatal(err)
 		}
-		again, ds := Parse(files(reencode([]byte(conf)), reencode([]byte(secrets))), "ike.conf", "ike.secrets")
+		again, ds := Parse(files(reencode([]byte(conf)), reencode([]byte(secrets))), "ike.conf", "ike.secrets", "")
 		if again == nil {
 			t.Fatalf("re-encoded: %v", ds)
 		}
@@ -102,7 +102,7 @@ func TestSecretsStaySecret(t *testing.T) {
 		"{ label \"a\" key \"M\x01\" }", "{ label \"a\" key M\x01 }", `{ label "a" key "M" } { label "a" key "M" }`, `} M`, `, M {`,
 	} {
 		in = strings.ReplaceAll(in, "M", marker)
-		_, ds := Parse(files(`{ label "a" auth_method preshared remote_addr any }`, in), "ike.conf", "ike.secrets")
+		_, ds := Parse(files(`{ label "a" auth_method preshared remote_addr any }`, in), "ike.conf", "ike.secrets", "")
 		if !Failed(ds) {
 			t.Errorf("%s: no error", in)
 		}

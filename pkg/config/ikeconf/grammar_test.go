@@ -38,7 +38,7 @@ func TestMore(t *testing.T) {
 		{"warn", "not hidden by other identities", ok + "remote_id x }\nrule \"b\" { auth_method preshared remote_addr 10.0.0.2 }", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, ds := Parse(files(c.in, keysFor(c.in)), "ike.conf", "ike.secrets")
+			_, ds := Parse(files(c.in, keysFor(c.in)), "ike.conf", "ike.secrets", "")
 			c.compare(t, ds)
 		})
 	}

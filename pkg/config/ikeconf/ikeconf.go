@@ -82,20 +82,15 @@ type Config struct {
 
 // Parse reads a configuration and its secrets. An empty secretsPath means what
 // the configuration says, else DefaultSecrets. The secrets may be missing if no
-// rule needs them. The Config is nil if there is an error among the diagnostics,
-// which are sorted by file and place.
-func Parse(fsys Files, confPath, secretsPath string) (*Config, []Diagnostic) {
-	return ParseWith(fsys, confPath, secretsPath, "")
-}
-
-// ParseWith is Parse with values from the command line: parameters of the top
+// rule needs them. override has values from the command line: parameters of the top
 // level in the language of the file, as "dpd_secs 5m childsa_lifetime_secs 2h".
-// They replace those of the file; what a rule says itself still wins.
-func ParseWith(fsys Files, confPath, secretsPath, override string) (*Config, []Diagnostic) {
+// They replace those of the file; what a rule says itself still wins. The Config is
+// nil if there is an error among the diagnostics, which are sorted by file and place.
+func Parse(fsys Files, confPath, secretsPath, override string) (*Config, []Diagnostic) {
 	return parseAll(fsys, confPath, secretsPath, override, true)
 }
 
-// ParseRules is ParseWith without the secrets, for whoever only asks what the
+// ParseRules is Parse without the secrets, for whoever only asks what the
 // rules say: no key is missed, none is had, and rules with certificates come
 // without them.
 func ParseRules(fsys Files, confPath, override string) (*Config, []Diagnostic) {

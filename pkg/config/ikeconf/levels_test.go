@@ -82,7 +82,7 @@ func TestLevels(t *testing.T) {
 				if allow {
 					conf = "allow_weak yes " + conf
 				}
-				_, ds := Parse(files(conf, someKey), "ike.conf", "ike.secrets")
+				_, ds := Parse(files(conf, someKey), "ike.conf", "ike.secrets", "")
 				want := fmt.Sprintf("%s %q: weak; needs allow_weak yes", c.key, w)
 				if got := Failed(ds); got != (c.level == weak && !allow) || got && !strings.Contains(fmt.Sprint(ds), want) {
 					t.Errorf("%s\n%v", conf, ds)
@@ -109,7 +109,7 @@ func TestLevels(t *testing.T) {
 		}
 	}
 	for _, in := range []string{"childsa_pfs 2", "childsa_pfs ike, modp1536", "childsa_additional_ke 24, none"} {
-		_, ds := Parse(files(in+` { label "a" auth_method preshared remote_addr 10.0.0.2 }`, someKey), "ike.conf", "ike.secrets")
+		_, ds := Parse(files(in+` { label "a" auth_method preshared remote_addr 10.0.0.2 }`, someKey), "ike.conf", "ike.secrets", "")
 		if !Failed(ds) || !strings.Contains(fmt.Sprint(ds), "weak; needs allow_weak yes") {
 			t.Errorf("%s: %v", in, ds)
 		}

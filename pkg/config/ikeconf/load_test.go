@@ -101,7 +101,7 @@ func TestLoad(t *testing.T) {
 		for n, f := range base {
 			m[n] = f
 		}
-		cfg, ds := Parse(m, "ike.conf", "ike.secrets")
+		cfg, ds := Parse(m, "ike.conf", "ike.secrets", "")
 		if cfg == nil {
 			t.Fatal(ds)
 		}
@@ -121,11 +121,11 @@ func TestLoad(t *testing.T) {
 
 func TestWeakHash(t *testing.T) {
 	in := certRule + `sig_hash sha256, sha1 }`
-	if cfg, ds := Parse(files(in, ""), "ike.conf", "ike.secrets"); cfg != nil || ds[0].String() != `ike.conf:2:58: sig_hash "sha1": weak; needs allow_weak yes` {
+	if cfg, ds := Parse(files(in, ""), "ike.conf", "ike.secrets", ""); cfg != nil || ds[0].String() != `ike.conf:2:58: sig_hash "sha1": weak; needs allow_weak yes` {
 		t.Errorf("%v", ds)
 	}
 	for _, in := range []string{certRule + `allow_weak yes sig_hash sha256, sha1 }`, `sig_hash sha1 { label "a" auth_method preshared remote_addr 10.0.0.2 }`} {
-		if cfg, ds := Parse(files(in, someKey), "ike.conf", "ike.secrets"); cfg == nil {
+		if cfg, ds := Parse(files(in, someKey), "ike.conf", "ike.secrets", ""); cfg == nil {
 			t.Errorf("%s: %v", in, ds)
 		}
 	}
@@ -140,7 +140,7 @@ func TestCertRules(t *testing.T) {
 	load := func(in string) []*pad.Rule {
 		t.Helper()
 		m["ike.conf"] = memFile{in, 0o644, 0}
-		cfg, ds := Parse(m, "ike.conf", "ike.secrets")
+		cfg, ds := Parse(m, "ike.conf", "ike.secrets", "")
 		if cfg == nil {
 			t.Fatalf("%s: %v", in, ds)
 		}

@@ -14,15 +14,6 @@ import (
 	"github.com/missiu/missiu/proto/ikev2"
 )
 
-// Labels returns the labels of the rules in order.
-func (c *Config) Labels() []string {
-	var out []string
-	for _, r := range c.rules {
-		out = append(out, r.label)
-	}
-	return out
-}
-
 // Rules makes the entries of the PAD, in the order of the file, with every
 // default filled in and keys of their own. local are the addresses of the
 // command line, which rules without local_addr are for; none means any. Rules

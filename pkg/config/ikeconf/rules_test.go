@@ -19,7 +19,7 @@ const someKey = `{ label "a" key "0123456789abcdef" }`
 // load parses what must be free of errors.
 func load(t testing.TB, conf, secrets string) *Config {
 	t.Helper()
-	cfg, ds := Parse(files(conf, secrets), "ike.conf", "ike.secrets")
+	cfg, ds := Parse(files(conf, secrets), "ike.conf", "ike.secrets", "")
 	if cfg == nil {
 		t.Fatalf("%s\n%v", conf, ds)
 	}
@@ -176,8 +176,8 @@ func TestLocal(t *testing.T) {
 	if got := rs[1].PSK.Remote.Bytes(); string(got) != "0123456789abcdef" {
 		t.Errorf("key after the Config's Wipe: %q", got)
 	}
-	if l := cfg.Labels(); !reflect.DeepEqual(l, []string{"a", "b"}) {
-		t.Errorf("labels %q", l)
+	if rs[0].Label != "a" || rs[1].Label != "b" {
+		t.Errorf("labels %q, %q", rs[0].Label, rs[1].Label)
 	}
 }
 
@@ -219,7 +219,7 @@ func TestGlobals(t *testing.T) {
 
 func TestOverride(t *testing.T) {
 	conf := `dpd_secs 10 childsa_lifetime_secs 1h { label "a" auth_method preshared remote_addr any childsa_lifetime_secs 2h }`
-	cfg, ds := ParseWith(files(conf, someKey), "ike.conf", "ike.secrets", "dpd_secs 5m p2_lifetime_secs 100")
+	cfg, ds := Parse(files(conf, someKey), "ike.conf", "ike.secrets", "dpd_secs 5m p2_lifetime_secs 100")
 	if cfg == nil {
 		t.Fatal(ds)
 	}
@@ -231,7 +231,7 @@ func TestOverride(t *testing.T) {
 		"dpd_secs 5w":            `command line:1:10: dpd_secs "5w": want a time from 0 to 86400 seconds`,
 		"ikesa_xform { encr_alg": `command line: want parameters of the top level`,
 	} {
-		if cfg, ds := ParseWith(files(conf, someKey), "ike.conf", "ike.secrets", in); cfg != nil || len(ds) == 0 || ds[0].String() != want {
+		if cfg, ds := Parse(files(conf, someKey), "ike.conf", "ike.secrets", in); cfg != nil || len(ds) == 0 || ds[0].String() != want {
 			t.Errorf("%s: got %v, want %s", in, ds, want)
 		}
 	}
@@ -278,7 +278,7 @@ func TestPPKMissing(t *testing.T) {
 		{`{ label "a" auth_method preshared remote_addr 10.0.0.1 ppk require }`, `1:1: rule "a": no ppk in ike.secrets`},
 		{`{ label "a" auth_method preshared remote_addr 10.0.0.1 ppk_id "p" ppk no }`, ""},
 	} {
-		_, ds := Parse(files(tt.in, someKey), "ike.conf", "ike.secrets")
+		_, ds := Parse(files(tt.in, someKey), "ike.conf", "ike.secrets", "")
 		var got []string
 		for _, d := range ds {
 			got = append(got, strings.TrimPrefix(d.String(), "ike.conf:"))

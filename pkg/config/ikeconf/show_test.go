@@ -23,7 +23,7 @@ func TestShow(t *testing.T) {
 	} {
 		parsed := func(text string) *Config {
 			t.Helper()
-			c, ds := ParseWith(files(text, secrets), "ike.conf", "ike.secrets", "")
+			c, ds := Parse(files(text, secrets), "ike.conf", "ike.secrets", "")
 			if c == nil {
 				t.Fatalf("%v\n%s", ds, text)
 			}
@@ -52,7 +52,7 @@ func TestShow(t *testing.T) {
 }
 
 func TestHookPath(t *testing.T) {
-	_, ds := Parse(files(`{ label "a" auth_method preshared remote_addr any hook "bin/up" }`, `{ label "a" key "correct horse battery" }`), "ike.conf", "ike.secrets")
+	_, ds := Parse(files(`{ label "a" auth_method preshared remote_addr any hook "bin/up" }`, `{ label "a" key "correct horse battery" }`), "ike.conf", "ike.secrets", "")
 	if len(ds) == 0 || !strings.HasSuffix(ds[0].String(), `1:56: hook "bin/up": want an absolute path`) {
 		t.Errorf("got %v", ds)
 	}

@@ -108,7 +108,7 @@ func TestLimits(t *testing.T) {
 		"repeated":  strings.Repeat("ike_port 1 ", MaxFile/12),
 	} {
 		begin := time.Now()
-		cfg, ds := Parse(files(in, "{}"), "ike.conf", "ike.secrets")
+		cfg, ds := Parse(files(in, "{}"), "ike.conf", "ike.secrets", "")
 		t.Logf("%s: %v", name, time.Since(begin))
 		if cfg != nil || len(ds) > 44 {
 			t.Errorf("%s: %d messages", name, len(ds))

@@ -15,11 +15,7 @@
 // For loadConfig.
 package ipsecconf
 
-import (
-	"strings"
-
-	"github.com/missiu/missiu/pkg/config/lexer"
-)
+import "github.com/missiu/missiu/pkg/config/lexer"
 
 // File is a parsed text.
 type File struct {
@@ -28,10 +24,7 @@ type File struct {
 }
 
 // Item is one of *Entry, *Constants, *Command.
-type Item interface {
-	item()
-	write(*strings.Builder)
-}
+type Item interface{ item() }
 
 // Word is a word with its place.
 type Word struct {
@@ -74,61 +67,3 @@ type Command struct {
 func (*Entry) item()     {}
 func (*Constants) item() {}
 func (*Command) item()   {}
-
-// String writes the text so that Parse reads the same again, apart from
-// comments, layout and positions. With an add command it holds keys.
-func (f *File) String() string {
-	var b strings.Builder
-	for _, i := range f.Items {
-		i.write(&b)
-		b.WriteByte('\n')
-	}
-	return b.String()
-}
-
-func (w Word) write(b *strings.Builder) {
-	if w.Quoted {
-		b.WriteString(lexer.Quote(w.Text))
-	} else {
-		b.WriteString(w.Text)
-	}
-}
-
-func writeParams(b *strings.Builder, open string, ps []Param, end string) {
-	b.WriteString(open)
-	for _, p := range ps {
-		b.WriteByte(' ')
-		p.Key.write(b)
-		if p.Value.Text != "" || p.Value.Quoted {
-			b.WriteByte(' ')
-			p.Value.write(b)
-		}
-	}
-	if len(ps) > 0 {
-		b.WriteByte(' ')
-	}
-	b.WriteString(end)
-}
-
-func (e *Entry) write(b *strings.Builder) {
-	writeParams(b, "{", e.Selectors, "}")
-	for i, a := range e.Alternatives {
-		if i > 0 {
-			b.WriteString(" or")
-		}
-		b.WriteByte(' ')
-		a.Action.write(b)
-		writeParams(b, " {", a.Properties, "}")
-	}
-}
-
-func (c *Constants) write(b *strings.Builder) { writeParams(b, "[", c.Defs, "]") }
-
-func (c *Command) write(b *strings.Builder) {
-	c.Name.write(b)
-	for _, a := range c.Args {
-		b.WriteByte(' ')
-		a.write(b)
-	}
-	b.WriteByte(';')
-}

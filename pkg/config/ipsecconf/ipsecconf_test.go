@@ -315,13 +315,13 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		var l2 lexer.List
-		text := file.String()
-		again := Parse(text, &l2)
+		printed := text(file)
+		again := Parse(printed, &l2)
 		if err := l2.Err(); err != nil {
-			t.Fatalf("%q printed as %q: %v", src, text, err)
+			t.Fatalf("%q printed as %q: %v", src, printed, err)
 		}
-		if text2 := again.String(); text2 != text {
-			t.Fatalf("%q printed as %q, then as %q", src, text, text2)
+		if twice := text(again); twice != printed {
+			t.Fatalf("%q printed as %q, then as %q", src, printed, twice)
 		}
 		if l.Failed() || len(rules) > 1000 {
 			return

@@ -229,10 +229,4 @@ func (l *Lexer) quoted() (Kind, string, Pos) {
 	return Bad, "unterminated string", at
 }
 
-var (
-	unescape = strings.NewReplacer(`\"`, `"`, `\\`, `\`)
-	escape   = strings.NewReplacer(`"`, `\"`, `\`, `\\`)
-)
-
-// Quote writes s as a string token.
-func Quote(s string) string { return `"` + escape.Replace(s) + `"` }
+var unescape = strings.NewReplacer(`\"`, `"`, `\\`, `\`)

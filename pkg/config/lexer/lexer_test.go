@@ -140,9 +140,10 @@ func FuzzLexer(f *testing.F) {
 			toks = append(toks, tk)
 		}
 		var b strings.Builder
+		escape := strings.NewReplacer(`"`, `\"`, `\`, `\\`)
 		for _, tk := range toks {
 			if tk.Kind == String {
-				b.WriteString(Quote(tk.Text) + " ")
+				b.WriteString(`"` + escape.Replace(tk.Text) + `" `)
 			} else {
 				b.WriteString(tk.Text + " ")
 			}

@@ -134,8 +134,6 @@ func (c *brainpoolCurve) point(b []byte) (p point, ok bool) {
 	return point{x, y, c.small(1)}, c.mul(y, y).Equal(right) == 1
 }
 
-func (g *brainpool) publicLen() int { return 2 * g.n }
-
 // generate draws scalars until one lies in [1, order-1].
 func (g *brainpool) generate(r io.Reader) (PrivateKey, error) {
 	x := make([]byte, g.n)

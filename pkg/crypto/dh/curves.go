@@ -33,8 +33,6 @@ func newECP(ke alg.KE) *ecp {
 	panic("dh: no such ECP group")
 }
 
-func (g *ecp) publicLen() int { return 2 * g.n }
-
 // generate draws scalars until one lies in [1, order-1] (FIPS 186-5, A.2.2).
 // Not ecdh's own GenerateKey: since Go 1.26 it ignores the reader.
 func (g *ecp) generate(r io.Reader) (PrivateKey, error) {

@@ -30,9 +30,9 @@ import (
 type PrivateKey interface {
 	// KE is the method that made the key.
 	KE() alg.KE
-	// Public returns our public value as the KE payload carries it,
-	// PublicLen octets: MODP big-endian with leading zeros up to the length
-	// of the prime (RFC 7296, 3.4), ECP x|y without a point format octet
+	// Public returns our public value as the KE payload carries it, of one
+	// length for each method: MODP big-endian with leading zeros up to the
+	// length of the prime (RFC 7296, 3.4), ECP x|y without a point format octet
 	// (RFC 5903, 7), Curve25519 the 32 octets of RFC 7748, ML-KEM the
 	// encapsulation key. The caller owns it.
 	Public() []byte
@@ -77,7 +77,6 @@ func (e *UnsupportedError) Error() string {
 
 // method is what a group provides.
 type method interface {
-	publicLen() int
 	generate(rand io.Reader) (PrivateKey, error)
 }
 
@@ -105,16 +104,6 @@ var methods = map[alg.KE]method{
 
 	alg.KEMLKEM768:  mlkem768{},
 	alg.KEMLKEM1024: mlkem1024{},
-}
-
-// PublicLen returns the length in octets of an initiator's public value of ke, 0
-// for a method that is not supported.
-func PublicLen(ke alg.KE) int {
-	m, ok := methods[ke]
-	if !ok {
-		return 0
-	}
-	return m.publicLen()
 }
 
 // Generate makes a private key of ke from r; nil means crypto/rand, and only

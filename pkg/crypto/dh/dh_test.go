@@ -81,8 +81,8 @@ func TestAgreement(t *testing.T) {
 			if a.KE() != ke {
 				t.Errorf("KE() = %v, want %v", a.KE(), ke)
 			}
-			if got, want := len(a.Public()), publicLens[ke]; got != want || PublicLen(ke) != want {
-				t.Errorf("public value of %d octets, PublicLen %d, want %d", got, PublicLen(ke), want)
+			if got, want := len(a.Public()), publicLens[ke]; got != want {
+				t.Errorf("public value of %d octets, want %d", got, want)
 			}
 			if bytes.Equal(a.Public(), other.Public()) {
 				t.Error("two keys have the same public value")
@@ -163,9 +163,6 @@ func TestUnsupported(t *testing.T) {
 		if !errors.As(err, &e) || e.KE != ke {
 			t.Errorf("Generate(%v): got %v, want an UnsupportedError", ke, err)
 		}
-		if PublicLen(ke) != 0 {
-			t.Errorf("PublicLen(%v) = %d, want 0", ke, PublicLen(ke))
-		}
 		if _, _, err := Respond(ke, nil, nil); !errors.As(err, &e) {
 			t.Errorf("Respond(%v): got %v, want an UnsupportedError", ke, err)
 		}
@@ -196,7 +193,7 @@ func TestWrongLength(t *testing.T) {
 func TestMODPRange(t *testing.T) {
 	for _, ke := range []alg.KE{alg.KEMODP2048, alg.KEMODP3072, alg.KEMODP4096, alg.KEMODP6144, alg.KEMODP8192} {
 		p := new(big.Int).SetBytes(methods[ke].(*modp).prime)
-		n := PublicLen(ke)
+		n := publicLens[ke]
 		k := generate(t, ke, nil)
 		at := func(d int64) []byte { return new(big.Int).Add(p, big.NewInt(d)).FillBytes(make([]byte, n)) }
 		low := func(d byte) []byte { b := make([]byte, n); b[n-1] = d; return b }
@@ -479,7 +476,7 @@ func FuzzShared(f *testing.F) {
 	for _, ke := range alg.AllKE() {
 		keys[ke] = generate(f, ke, new(counter))
 		f.Add(uint16(ke), keys[ke].Public())
-		f.Add(uint16(ke), make([]byte, PublicLen(ke)))
+		f.Add(uint16(ke), make([]byte, publicLens[ke]))
 		f.Add(uint16(ke), response(f, keys[ke]))
 	}
 	f.Fuzz(func(t *testing.T, ke uint16, peer []byte) {

@@ -16,8 +16,6 @@ import (
 
 type mlkem768 struct{}
 
-func (mlkem768) publicLen() int { return mlkem.EncapsulationKeySize768 }
-
 func (mlkem768) generate(r io.Reader) (PrivateKey, error) {
 	seed, err := mlkemSeed(alg.KEMLKEM768, r)
 	if err != nil {
@@ -44,8 +42,6 @@ func (mlkem768) respond(peer []byte) ([]byte, ipsec.Key, error) {
 }
 
 type mlkem1024 struct{}
-
-func (mlkem1024) publicLen() int { return mlkem.EncapsulationKeySize1024 }
 
 func (mlkem1024) generate(r io.Reader) (PrivateKey, error) {
 	seed, err := mlkemSeed(alg.KEMLKEM1024, r)

@@ -47,8 +47,6 @@ func newMODP(ke alg.KE, prime string, expLen int) *modp {
 	})}
 }
 
-func (g *modp) publicLen() int { return len(g.prime) }
-
 func (g *modp) generate(r io.Reader) (PrivateKey, error) {
 	x := make([]byte, g.expLen)
 	if _, err := io.ReadFull(r, x); err != nil {

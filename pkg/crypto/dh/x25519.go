@@ -14,8 +14,6 @@ import (
 // x25519Method is Curve25519 as RFC 8031 uses it.
 type x25519Method struct{}
 
-func (x25519Method) publicLen() int { return x25519.Size }
-
 func (x25519Method) generate(r io.Reader) (PrivateKey, error) {
 	k := &x25519Key{}
 	if _, err := io.ReadFull(r, k.x[:]); err != nil {

@@ -14,8 +14,6 @@ import (
 // x448Method is Curve448 as RFC 8031 uses it.
 type x448Method struct{}
 
-func (x448Method) publicLen() int { return x448.Size }
-
 func (x448Method) generate(r io.Reader) (PrivateKey, error) {
 	k := &x448Key{}
 	if _, err := io.ReadFull(r, k.x[:]); err != nil {

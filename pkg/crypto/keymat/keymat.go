@@ -333,13 +333,6 @@ type ChildKeys struct {
 	EncrI, IntegI, EncrR, IntegR ipsec.Key
 }
 
-// Wipe overwrites all keys.
-func (k *ChildKeys) Wipe() {
-	for _, x := range []ipsec.Key{k.EncrI, k.IntegI, k.EncrR, k.IntegR} {
-		x.Wipe()
-	}
-}
-
 // ChildSA derives KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr | ...) and cuts it into
 // keys: initiator to responder first, encryption before integrity (RFC 7296,
 // 2.17). p and d belong to the IKE SA. shared is that of a new key exchange in

@@ -178,10 +178,10 @@ func TestWipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Wipe()
-	for i, x := range []ipsec.Key{c.EncrI, c.IntegI, c.EncrR, c.IntegR} {
-		if x.Len() == 0 || !bytes.Equal(x.Bytes(), make([]byte, x.Len())) {
-			t.Errorf("child key %d of %d octets is not zero after Wipe", i, x.Len())
+	c.EncrI.Wipe()
+	for i, x := range []ipsec.Key{c.IntegI, c.EncrR, c.IntegR} {
+		if bytes.Equal(x.Bytes(), make([]byte, x.Len())) {
+			t.Errorf("child key %d is zero after EncrI.Wipe", i)
 		}
 	}
 }

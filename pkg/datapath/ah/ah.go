@@ -75,9 +75,6 @@ type Scratch struct {
 	icv  [maxICV]byte
 }
 
-// NewScratch returns a Scratch that fits headers of ordinary length.
-func NewScratch() *Scratch { return &Scratch{head: make([]byte, 0, 512)} }
-
 const maxICV = 64
 
 // zeros stands for the ICV in the computation.

@@ -78,7 +78,7 @@ func TestGolden(t *testing.T) {
 		}
 		all = append(all, v.Tests...)
 	}
-	s := NewScratch()
+	s := new(Scratch)
 	used := 0
 	for _, g := range all {
 		t.Run(g.Name, func(t *testing.T) {
@@ -176,7 +176,7 @@ func header4(t testing.TB) []byte {
 // routers change may change, all else may not.
 func TestIPv4Mutable(t *testing.T) {
 	tr := newT(t, params(alg.IntegHMACSHA256))
-	s := NewScratch()
+	s := new(Scratch)
 	mutable := map[int]bool{1: true, 6: true, 7: true, 8: true, 10: true, 11: true}
 	h := header4(t)
 	// 20 NOP, 21 router alert, 25 security, 33 record route, 40 timestamp, 48 CIPSO, 54 end, padding.
@@ -215,7 +215,7 @@ func checkBits(t *testing.T, tr *Transform, s *Scratch, p Packet, mutable func(i
 // TestIPv6Mutable: RFC 4302, 3.3.3.1.2, likewise.
 func TestIPv6Mutable(t *testing.T) {
 	tr := newT(t, params(alg.IntegHMACSHA1))
-	s := NewScratch()
+	s := new(Scratch)
 	h := unhex(t, "6ab12345"+"0000"+"00"+"40"+"20010db8000000000000000000000001"+"20010db8000000000000000000000002")
 	h = append(h, unhex(t, "3c00"+"05020000"+"0000")...)                    // 40: hop-by-hop, router alert, Pad1
 	h = append(h, unhex(t, "3301"+"3e040a0b0c0d"+"1e04aabbccdd"+"0100")...) // 48: destination options, 3e may change, 1e not
@@ -237,7 +237,7 @@ func TestIPv6Mutable(t *testing.T) {
 // TestPredictable: source routes are sealed as they will arrive.
 func TestPredictable(t *testing.T) {
 	tr := newT(t, params(alg.IntegHMACSHA1))
-	s := NewScratch()
+	s := new(Scratch)
 	t.Run("LSRR", func(t *testing.T) {
 		h := unhex(t, "48000000123400004033"+"0000"+"c0000201"+"c0000263"+"830b04c0000264c0000202"+"00")
 		p := place(tr, h, 9, []byte("payload"))
@@ -307,7 +307,7 @@ func TestPredictable(t *testing.T) {
 // TestAlignment: RFC 4302, 2.6: 32 bits over IPv4, 64 over IPv6; over IPv4 what
 // Linux makes without "flag align4" is read too.
 func TestAlignment(t *testing.T) {
-	s := NewScratch()
+	s := new(Scratch)
 	for a, want := range map[alg.Integ][2]int{
 		alg.IntegHMACSHA1: {24, 24}, alg.IntegHMACSHA256: {28, 32}, alg.IntegHMACSHA384: {36, 40},
 		alg.IntegHMACSHA512: {44, 48}, alg.IntegAESXCBC: {24, 24}, alg.IntegAESCMAC: {24, 24},
@@ -338,7 +338,7 @@ func TestAlignment(t *testing.T) {
 }
 
 func TestSequence(t *testing.T) {
-	s := NewScratch()
+	s := new(Scratch)
 	for _, tt := range []struct {
 		seq uint64
 		esn bool
@@ -375,7 +375,7 @@ func TestNewRefuses(t *testing.T) {
 func TestNoAllocs(t *testing.T) {
 	for _, a := range transforms() {
 		tr := newT(t, params(a))
-		s := NewScratch()
+		s := new(Scratch)
 		ps := []Packet{place(tr, header4(t), 9, make([]byte, 1300))}
 		if n := testing.AllocsPerRun(100, func() {
 			if tr.Seal(s, ps); ps[0].Err != nil {
@@ -401,7 +401,7 @@ func FuzzOpen(f *testing.F) {
 		f.Add(uint8(i), place(tr, unhex(f, "60000000000000402001"+"0db8000000000000000000000001"+"20010db80000000000000000000000023300050200000000"), 40, nil).IP, 48)
 		f.Add(uint8(i), unhex(f, "60000000000000402b0102"), 40)
 	}
-	s := NewScratch()
+	s := new(Scratch)
 	f.Fuzz(func(t *testing.T, i uint8, ip []byte, off int) {
 		tr := trs[int(i)%len(trs)]
 		ps := []Packet{{IP: bytes.Clone(ip), Off: off, Seq: 9}}
@@ -427,7 +427,7 @@ func BenchmarkSeal(b *testing.B) {
 	for _, a := range transforms() {
 		b.Run(a.String(), func(b *testing.B) {
 			tr := newT(b, params(a))
-			s := NewScratch()
+			s := new(Scratch)
 			ps := []Packet{place(tr, unhex(b, "450000001234000040330000c0000201c0000202"), 9, make([]byte, 1300))}
 			b.ReportAllocs()
 			b.SetBytes(1300)

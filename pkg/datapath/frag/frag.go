@@ -155,13 +155,6 @@ func New(l Limits) *Reassembler {
 // Count returns how often r happened.
 func (r *Reassembler) Count(why Reason) uint64 { return r.counts[why].Load() }
 
-// Len returns how many datagrams are incomplete or voided, and Memory the octets
-// they take.
-func (r *Reassembler) Len() int { return len(r.all) }
-
-// Memory returns the octets held, bookkeeping included.
-func (r *Reassembler) Memory() int { return r.mem }
-
 // Add takes the fragment b, decoded in i, and keeps a copy of what it needs.
 // When the datagram is complete it returns it as one packet, in a buffer that
 // is the caller's until the next Add; otherwise nil and nil, or a *DropError.

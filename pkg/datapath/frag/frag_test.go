@@ -116,8 +116,8 @@ func TestSplitAndJoin(t *testing.T) {
 			}
 		}
 	}
-	if r.Len() != 0 || r.Memory() != 0 {
-		t.Errorf("got %d datagrams, %d octets left, want none", r.Len(), r.Memory())
+	if len(r.all) != 0 || r.mem != 0 {
+		t.Errorf("got %d datagrams, %d octets left, want none", len(r.all), r.mem)
 	}
 }
 
@@ -228,8 +228,8 @@ func TestOverlaps(t *testing.T) {
 			wantDrop(t, r, t0, c.b, Overlap)
 			// RFC 5722, 3: those to come too.
 			wantDrop(t, r, t0, piece4(1, 256, 8, true), Late)
-			if r.Memory() != datagramCost {
-				t.Errorf("got %d octets, want %d", r.Memory(), datagramCost)
+			if r.mem != datagramCost {
+				t.Errorf("got %d octets, want %d", r.mem, datagramCost)
 			}
 			// Another datagram is not concerned; and after its time the identification is free.
 			wantMore(t, r, t0, piece4(2, 0, 8, true))
@@ -249,8 +249,8 @@ func TestMalformed(t *testing.T) {
 	r := New(Limits{})
 	wantDrop(t, r, t0, piece4(1, 0, 63, true), Malformed)
 	wantDrop(t, r, t0, piece4(1, 64, 0, false), Malformed)
-	if r.Len() != 0 {
-		t.Errorf("got %d datagrams, want 0", r.Len())
+	if len(r.all) != 0 {
+		t.Errorf("got %d datagrams, want 0", len(r.all))
 	}
 	b := ip(4, 17, 1, data(10))
 	if _, err := r.Add(t0, b, decode(t, b)); err != ErrNotFragment {
@@ -290,12 +290,12 @@ func TestLimits(t *testing.T) {
 		r := New(Limits{Age: 10 * time.Second})
 		wantMore(t, r, t0, piece4(1, 0, 64, true))
 		r.Expire(t0.Add(10*time.Second - 1))
-		if r.Len() != 1 {
+		if len(r.all) != 1 {
 			t.Fatal("expired too early")
 		}
 		r.Expire(t0.Add(10 * time.Second))
-		if r.Len() != 0 || r.Memory() != 0 || r.Count(Expired) != 1 {
-			t.Errorf("got %d datagrams, %d octets, %d expired", r.Len(), r.Memory(), r.Count(Expired))
+		if len(r.all) != 0 || r.mem != 0 || r.Count(Expired) != 1 {
+			t.Errorf("got %d datagrams, %d octets, %d expired", len(r.all), r.mem, r.Count(Expired))
 		}
 	})
 	t.Run("datagrams of a source", func(t *testing.T) {
@@ -303,8 +303,8 @@ func TestLimits(t *testing.T) {
 		for id := range uint16(10) {
 			wantMore(t, r, t0, piece4(id, 0, 64, true))
 		}
-		if r.Len() != 3 || r.Count(Crowded) != 7 {
-			t.Errorf("got %d datagrams, %d crowded", r.Len(), r.Count(Crowded))
+		if len(r.all) != 3 || r.Count(Crowded) != 7 {
+			t.Errorf("got %d datagrams, %d crowded", len(r.all), r.Count(Crowded))
 		}
 	})
 	t.Run("datagrams", func(t *testing.T) {
@@ -314,8 +314,8 @@ func TestLimits(t *testing.T) {
 			f[15] = k
 			wantMore(t, r, t0, f)
 		}
-		if r.Len() != 4 || r.Count(Evicted) != 6 {
-			t.Errorf("got %d datagrams, %d evicted", r.Len(), r.Count(Evicted))
+		if len(r.all) != 4 || r.Count(Evicted) != 6 {
+			t.Errorf("got %d datagrams, %d evicted", len(r.all), r.Count(Evicted))
 		}
 	})
 	t.Run("memory", func(t *testing.T) {
@@ -323,8 +323,8 @@ func TestLimits(t *testing.T) {
 		for k := range 200 {
 			f := piece4(uint16(k/4), k%4*1024, 1024, true)
 			r.Add(t0, f, decode(t, f))
-			if r.Memory() > 10000 {
-				t.Fatalf("got %d octets", r.Memory())
+			if r.mem > 10000 {
+				t.Fatalf("got %d octets", r.mem)
 			}
 		}
 		if r.Count(Evicted) == 0 {
@@ -367,13 +367,13 @@ func FuzzReassembler(f *testing.F) {
 			if whole != nil && (err != nil || !packet.Decode(whole, &i) && i.Version != 0) {
 				t.Fatalf("got %v and a packet", err)
 			}
-			if r.Memory() < 0 || r.Memory() > 20000 || r.Len() > 8 {
-				t.Fatalf("%d octets, %d datagrams", r.Memory(), r.Len())
+			if r.mem < 0 || r.mem > 20000 || len(r.all) > 8 {
+				t.Fatalf("%d octets, %d datagrams", r.mem, len(r.all))
 			}
 		}
 		r.Expire(now.Add(time.Hour))
-		if r.Memory() != 0 || r.Len() != 0 || len(r.sources) != 0 || r.age.Len() != 0 {
-			t.Fatalf("left: %d octets, %d datagrams", r.Memory(), r.Len())
+		if r.mem != 0 || len(r.all) != 0 || len(r.sources) != 0 || r.age.Len() != 0 {
+			t.Fatalf("left: %d octets, %d datagrams", r.mem, len(r.all))
 		}
 	})
 }

@@ -293,7 +293,11 @@ func TestFollowupAnswers(t *testing.T) {
 // IKE_SA_INIT, IKE_INTERMEDIATE and IKE_FOLLOWUP_KE.
 func FuzzKE(f *testing.F) {
 	for _, ke := range alg.AllKE() {
-		f.Add(uint16(ke), make([]byte, dh.PublicLen(ke)))
+		k, err := dh.Generate(ke, nil)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(uint16(ke), make([]byte, len(k.Public())))
 		f.Add(uint16(ke), []byte{})
 	}
 	f.Fuzz(func(t *testing.T, method uint16, data []byte) {

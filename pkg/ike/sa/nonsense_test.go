@@ -137,7 +137,7 @@ func (z *nonsense) keOf(m alg.KE) *ikev2.KE {
 	}
 	switch bad {
 	case 0:
-		k.Data = make([]byte, dh.PublicLen(m))
+		k.Data = make([]byte, len(z.public[m]))
 	case 1:
 		k.Data = z.bytes(z.r.IntN(40))
 	default:
