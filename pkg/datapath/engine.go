@@ -19,7 +19,12 @@
 // by one. The ESP packets of up to 64 jobs are opened in runs of one SA, in place
 // where there is room for what is put in front of them, and each is judged by
 // itself; that the last of its flow and SA passed a moment ago spares it the
-// same questions. Package gro joins what passed into super-frames for the TAP.
+// same questions. Package gro joins what passed into super-frames for the TAP. A
+// packet that continues the super-frame of the last is compared with that alone
+// (inWorker.follows): with datagrams of a train sorted by the SA of the one before and
+// super-frames cut without a copy of their jobs, TCP took 2450 ns of the daemons' CPU
+// for each packet instead of 2730, and went at 5.1 Gbit/s instead of 4.75 (test/bench,
+// one stream, ESP in UDP, medians of 13 rounds in turn).
 //
 // What the kernel segments late (TSO, USO) comes over the TAP as super-frames,
 // which super.go cuts while they are protected. The way out, by what the

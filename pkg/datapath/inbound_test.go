@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/datapath/packet"
 	"github.com/missiu/missiu/pkg/datapath/replay"
+	"github.com/missiu/missiu/pkg/datapath/sad"
 	"github.com/missiu/missiu/pkg/datapath/tap"
 	"github.com/missiu/missiu/pkg/datapath/wire"
 	"github.com/missiu/missiu/pkg/ipsec"
@@ -197,6 +199,61 @@ func sameFlows(t testing.TB, got, want [][]byte) {
 	}
 	if len(got) != len(want) {
 		t.Fatalf("got %d packets, want %d", len(got), len(want))
+	}
+}
+
+// TestFollows: a packet that continues the last one's flow by another SA, from another
+// peer or marked on its way is judged by itself, in the midst of a train of equal ones.
+func TestFollows(t *testing.T) {
+	p := gcm(pairs()["udp tunnel 4 in 4"])
+	a, b, _, _ := p.nodes(t)
+	// b knows another SA with a, for other addresses.
+	other := p.params()
+	other.SPI, other.ReqID = 0x2000, 8
+	b.sa(other)
+	r := p.request()
+	r.ReqID = 8
+	b.policy(ipsec.Policy{Dir: ipsec.In, Sel: ipsec.Selector{Src: prefix(p.src), Dst: prefix(p.out)}, Action: ipsec.Protect, Requests: []ipsec.Request{r}})
+	forger := newNode(t, p.src)
+	forger.policy(ipsec.Policy{Dir: ipsec.Out, Sel: ipsec.Selector{Src: prefix(p.in), Dst: prefix(p.out)}, Action: ipsec.Protect, Requests: []ipsec.Request{r}})
+	forger.sa(other)
+	var moved []netip.AddrPort
+	b.e.c.NewMapping = func(_ *sad.SA, from netip.AddrPort) { moved = append(moved, from) }
+
+	ips := p.stream(1, 10, 500)
+	for _, ip := range ips[:6] {
+		ip[1] |= 2 // ECT(0)
+		packet.FixIPv4Checksum(ip)
+	}
+	sent := a.sealed(ips)
+	ds := func(ips ...[]byte) []wire.Datagram {
+		var ps [][]byte
+		for _, ip := range ips {
+			ps = append(ps, payload(t, ip))
+		}
+		return train(&p, ps)
+	}
+	forged, marked, elsewhere := ds(forger.sealed([][]byte{ips[3], ips[3]})...), ds(sent[4:6]...), ds(sent[7], sent[8])
+	marked[0].TOS = 3 // CE
+	elsewhere[0].Remote = netip.AddrPortFrom(p.src, 4501)
+	b.tap, b.offl = nil, nil
+	for _, d := range slices.Concat(ds(sent[:3]...), forged, ds(sent[3]), marked, ds(sent[6]), elsewhere, ds(sent[9])) {
+		b.e.in[1].train(&d, time.Now())
+	}
+	if err := b.e.in[1].flush(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for _, ip := range ips[4:6] {
+		ip[1] |= 3
+		packet.FixIPv4Checksum(ip)
+	}
+	sameFlows(t, b.delivered(), ips)
+	b.wantCount(map[Counter]uint64{InProtected: 10, DropInPolicy: 2})
+	if len(moved) != 2 || moved[0].Port() != 4501 {
+		t.Errorf("mappings %v, want one for each of two packets", moved)
+	}
+	if n := b.e.Stats()[InSuper]; n == 0 {
+		t.Error("nothing was joined")
 	}
 }
 

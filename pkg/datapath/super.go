@@ -163,17 +163,13 @@ func (w *outWorker) protectSuper(p *spd.Entry, b []byte, now time.Time) bool {
 		w.n.add(DropOutLifetime, uint(n))
 		return true
 	}
-	gram := w.bySocket(sa, &pl, i)
+	if w.bySocket(sa, &pl, i) {
+		w.superGrams(sa, &pl, kept, seq)
+		return true
+	}
 	for k := range n {
 		pl.plen = s.Len(k) - kept
 		pl.sizeESP(sa)
-		if gram {
-			w.reserve(pl.total - pl.fixed + sa.T.HeaderLen())
-			at := w.used + sa.T.HeaderLen()
-			s.Put(w.arena[at:], k, kept)
-			w.putGram(sa, &pl, i.TOS, w.arena[at:at+pl.plen:at+pl.total-pl.fixed], seq+uint64(k))
-			continue
-		}
 		front := w.linkRoom()
 		w.reserve(front + pl.total)
 		pl.payload = w.used + front + pl.fixed
@@ -187,6 +183,30 @@ func (w *outWorker) protectSuper(p *spd.Entry, b []byte, now time.Time) bool {
 		w.seals[j].Seq = seq + uint64(k)
 	}
 	return true
+}
+
+// superGrams queues the segments of the super-frame at hand to become datagrams by p,
+// the plan of the first, with numbers from seq on.
+func (w *outWorker) superGrams(sa *sad.SA, p *plan, kept int, seq uint64) {
+	s, h, n := &w.super, sa.T.HeaderLen(), w.super.Segments()
+	for k := range n {
+		if k == n-1 { // may be shorter
+			p.plen = s.Len(k) - kept
+			p.sizeESP(sa)
+		}
+		room := h + p.total - p.fixed
+		w.reserve(room)
+		at := w.used
+		w.used += room
+		b := w.arena[at : at+room : at+room]
+		s.Put(b[h:], k, kept)
+		j := len(w.jobs)
+		w.jobs, w.seals = w.jobs[:j+1], w.seals[:j+1] // zero; reserve has made room
+		job, seal := &w.jobs[j], &w.seals[j]
+		job.sa, job.gram, job.tos = sa, true, w.info.TOS
+		job.pkt.Buf, job.pkt.Off, job.pkt.Len = w.arena, at, room
+		seal.Dst, seal.Src, seal.Next, seal.Seq = b, b[h:h+p.plen], p.next, seq+uint64(k)
+	}
 }
 
 // superSA is the SA for the super-frame at hand; nil if there is none or it is

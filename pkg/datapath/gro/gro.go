@@ -70,8 +70,10 @@ type Coalescer struct {
 
 	frames []frame // in the order of their first packets
 	open   [flows]slot
-	last   int // the slot found last
-	evict  int // the slot to be reused next
+	last   int   // the slot found last
+	evict  int   // the slot to be reused next
+	cur    *slot // that took the packet added last; nil: none did
+	added  uint64
 	out    []tap.Frame
 	free   [][]byte // buffers for super-frames
 	taken  [][]byte
@@ -97,6 +99,7 @@ type frame struct {
 	id      uint16 // of the last packet
 	step    uint16 // from one identification to the next
 	v6, udp bool
+	moved   bool // to where it can grow
 	offload tap.Offload
 }
 
@@ -108,6 +111,8 @@ func New() *Coalescer { return &Coalescer{} }
 // front of the packet included. It returns false, and takes nothing, if the
 // batch is full: write what there is, Reset, and add it again.
 func (c *Coalescer) Add(buf []byte, off int, i *packet.Info, o tap.Offload) bool {
+	c.cur = nil
+	c.added++
 	if i.IsFragment() || i.Proto == protoTCP && !plain(i) || i.Proto == protoUDP && !plain(i) {
 		// Which flow it belongs to is not known, or not worth knowing: nothing
 		// that comes later may overtake it.
@@ -122,7 +127,7 @@ func (c *Coalescer) Add(buf []byte, off int, i *packet.Info, o tap.Offload) bool
 	b := buf[off : off+i.Len]
 	tag := flowTag(b, i)
 	s := c.find(b, i, tag)
-	p, ok := c.parse(b, i)
+	p, ok := c.parse(b, i.HdrLen, i.Version == 4, i.Proto)
 	if !ok || o != (tap.Offload{}) {
 		c.close(s)
 		c.alone(buf, off, i.Len, o)
@@ -131,6 +136,7 @@ func (c *Coalescer) Add(buf []byte, off int, i *packet.Info, o tap.Offload) bool
 	if s != nil {
 		switch c.join(&c.frames[s.frame], b, &p) {
 		case joined:
+			c.cur = s
 			return true
 		case last:
 			c.close(s)
@@ -151,6 +157,7 @@ func (c *Coalescer) Add(buf []byte, off int, i *packet.Info, o tap.Offload) bool
 			c.evict = (c.evict + 1) % flows
 		}
 		*s = slot{tag, len(c.frames)}
+		c.cur = s
 	}
 	c.frames = append(c.frames, frame{
 		buf: buf, off: off, n: i.Len, hl: p.hl, tl: p.tl, count: 1, size: len(b) - p.hl - p.tl,
@@ -256,11 +263,11 @@ func (c *Coalescer) same(k int, b []byte, i *packet.Info, tag uint32) bool {
 	if f.v6 != (i.Version == 6) || f.udp != (i.Proto == protoUDP) {
 		return false
 	}
-	h := f.buf[f.off : f.off+f.hl+4]
+	h, le := f.buf[f.off:f.off+f.hl+4], binary.LittleEndian
 	if f.v6 {
 		return bytes.Equal(h[8:44], b[8:44])
 	}
-	return bytes.Equal(h[12:24], b[12:24])
+	return le.Uint64(h[12:]) == le.Uint64(b[12:]) && le.Uint32(h[20:]) == le.Uint32(b[20:])
 }
 
 // parsed is what join needs of a packet that may stand in a super-frame.
@@ -271,18 +278,18 @@ type parsed struct {
 	push   bool
 }
 
-// parse looks at a packet with ports; false: it always goes alone.
-func (c *Coalescer) parse(b []byte, i *packet.Info) (p parsed, ok bool) {
-	p.hl = i.HdrLen
-	v4 := i.Version == 4
+// parse looks at the packet b with an IP header of hl octets and with ports, and no
+// fragment; false: it always goes alone.
+func (c *Coalescer) parse(b []byte, hl int, v4 bool, proto uint8) (p parsed, ok bool) {
+	p.hl = hl
 	if v4 {
 		if b[6]&^0x40 != 0 { // the bit that is reserved
 			return p, false
 		}
-		p.id = uint16(i.ID)
+		p.id = binary.BigEndian.Uint16(b[4:])
 	}
-	t := b[p.hl:]
-	if i.Proto == protoUDP {
+	t := b[hl:]
+	if proto == protoUDP {
 		p.tl = packet.UDPLen
 		return p, c.Kinds.UDP && len(t) > packet.UDPLen && int(binary.BigEndian.Uint16(t[4:])) == len(t) && (t[6] != 0 || t[7] != 0)
 	}
@@ -293,6 +300,54 @@ func (c *Coalescer) parse(b []byte, i *packet.Info) (p parsed, ok bool) {
 	p.seq = binary.BigEndian.Uint32(t[4:])
 	p.push = t[13]&flagPSH != 0
 	return p, p.tl >= 20 && len(t) > p.tl && t[12]&15 == 0 && t[13]&^flagPSH == flagACK
+}
+
+// Added is how many packets Add was asked to take.
+func (c *Coalescer) Added() uint64 { return c.added }
+
+// Follow takes the IP packet b, which may have padding behind it, if it is of the
+// flow of the packet that Add was given last and continues its super-frame; else it
+// does nothing and returns false. Of b nothing is known or kept.
+func (c *Coalescer) Follow(b []byte) bool {
+	s := c.cur
+	if s == nil || s.tag == 0 || len(b) < 40 {
+		return false
+	}
+	f := &c.frames[s.frame]
+	h, le := f.buf[f.off:f.off+f.n], binary.LittleEndian
+	var n, hl int
+	proto := h[9]
+	if f.v6 {
+		// Version, class and flow label are join's to compare.
+		n, hl, proto = packet.IPv6Len+int(binary.BigEndian.Uint16(b[4:])), packet.IPv6Len, h[6]
+		if len(b) < packet.IPv6Len+4 || b[0]>>4 != 6 || b[6] != proto || !bytes.Equal(b[8:44], h[8:44]) {
+			return false
+		}
+	} else {
+		n, hl = int(binary.BigEndian.Uint16(b[2:])), packet.IPv4Len
+		// Version and lengths, type of service; fragmentation; TTL, protocol; addresses
+		// and ports.
+		if le.Uint16(b) != le.Uint16(h) || le.Uint16(b[6:]) != le.Uint16(h[6:]) || le.Uint16(b[8:]) != le.Uint16(h[8:]) ||
+			le.Uint64(b[12:]) != le.Uint64(h[12:]) || le.Uint32(b[20:]) != le.Uint32(h[20:]) {
+			return false
+		}
+	}
+	if n < hl+packet.UDPLen || n > len(b) {
+		return false
+	}
+	b = b[:n]
+	p, ok := c.parse(b, hl, !f.v6, proto)
+	if !ok {
+		return false
+	}
+	switch c.join(f, b, &p) {
+	case joined:
+		return true
+	case last:
+		c.close(s)
+		return true
+	}
+	return false
 }
 
 // Outcomes of join.
@@ -311,7 +366,7 @@ func (c *Coalescer) join(f *frame, b []byte, p *parsed) outcome {
 	if !f.continues(b, p) {
 		return other
 	}
-	if f.count == 1 {
+	if !f.moved {
 		if len(c.free) == 0 {
 			if len(c.taken) == supers {
 				return full
@@ -366,7 +421,14 @@ func (f *frame) continues(b []byte, p *parsed) bool {
 	}
 	t, g := b[p.hl:p.hl+p.tl], h[f.hl:]
 	// Acknowledgement number; window; urgent pointer and options.
-	return bytes.Equal(t[8:12], g[8:12]) && t[14] == g[14] && t[15] == g[15] && bytes.Equal(t[18:], g[18:])
+	le := binary.LittleEndian
+	if le.Uint32(t[8:]) != le.Uint32(g[8:]) || le.Uint16(t[14:]) != le.Uint16(g[14:]) {
+		return false
+	}
+	if p.tl == 32 { // with timestamps
+		return le.Uint64(t[18:]) == le.Uint64(g[18:]) && le.Uint64(t[24:]) == le.Uint64(g[24:])
+	}
+	return bytes.Equal(t[18:], g[18:])
 }
 
 // move takes a frame of one packet to where it can grow; false: its checksum is
@@ -380,7 +442,7 @@ func (c *Coalescer) move(f *frame) bool {
 	copy(to[room:], b[:f.hl+f.tl])
 	c.free = c.free[:len(c.free)-1]
 	c.taken = append(c.taken, to)
-	f.buf, f.off = to, room
+	f.buf, f.off, f.moved = to, room, true
 	return true
 }
 

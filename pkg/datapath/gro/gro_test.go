@@ -223,12 +223,27 @@ func segments(t testing.TB, f tap.Frame) [][]byte {
 
 var all = tap.Super{TCP4: true, TCP6: true, UDP: true}
 
+// follower makes of the same packets what others do, but those that follow one
+// another it takes by Follow.
+var follower = New()
+
 // batch sends packets through c, which is full now and then, and returns what
 // the kernel would have, and how many frames it came in.
 func batch(t testing.TB, c *Coalescer, in [][]byte) (out [][]byte, frames int) {
 	t.Helper()
+	follower.Kinds = c.Kinds
 	write := func() {
 		fs, joined, made := c.Frames()
+		again, _, _ := follower.Frames()
+		if len(fs) != len(again) {
+			t.Fatalf("%d frames, and with Follow %d", len(fs), len(again))
+		}
+		for k, f := range again {
+			if f.Offload != fs[k].Offload || !bytes.Equal(f.Buf[f.Off+14:f.Off+f.Len], fs[k].Buf[fs[k].Off+14:fs[k].Off+fs[k].Len]) {
+				t.Fatalf("frame %d differs with Follow", k)
+			}
+		}
+		follower.Reset()
 		n, supers := 0, 0
 		for _, f := range fs {
 			s := segments(t, f)
@@ -250,9 +265,14 @@ func batch(t testing.TB, c *Coalescer, in [][]byte) (out [][]byte, frames int) {
 		}
 		off := []int{40, 24, 23, 16, 0}[k%5]
 		buf := append(make([]byte, off), b...)
-		if !c.Add(buf, off, &i, tap.Offload{}) {
+		follows := follower.Follow(append(bytes.Clone(b), make([]byte, k%3)...))
+		ok := follows || follower.Add(bytes.Clone(buf), off, &i, tap.Offload{})
+		if c.Add(buf, off, &i, tap.Offload{}) != ok {
+			t.Fatalf("packet %d: taken by Follow %v, in all %v, but not so without", k, follows, ok)
+		}
+		if !ok {
 			write()
-			if !c.Add(buf, off, &i, tap.Offload{}) {
+			if !c.Add(buf, off, &i, tap.Offload{}) || !follower.Add(bytes.Clone(buf), off, &i, tap.Offload{}) {
 				t.Fatal("an empty batch is full")
 			}
 		}
@@ -601,7 +621,7 @@ func random(r *rand.Rand, n int) (ps []pkt) {
 // octet and in the order of each flow, through one Coalescer for all.
 func TestEquivalence(t *testing.T) {
 	g := New()
-	packets, frames := 0, 0
+	packets, frames, before := 0, 0, follower.Added()
 	for seed := range uint64(600) {
 		r := rand.New(rand.NewPCG(seed, 4))
 		g.Kinds = tap.Super{TCP4: r.IntN(8) > 0, TCP6: r.IntN(8) > 0, UDP: r.IntN(4) > 0}
@@ -614,6 +634,9 @@ func TestEquivalence(t *testing.T) {
 	}
 	if frames > packets*2/3 {
 		t.Errorf("%d packets in %d frames: hardly anything was joined", packets, frames)
+	}
+	if added := follower.Added() - before; int(added) > packets*9/10 {
+		t.Errorf("%d of %d packets did not follow", added, packets)
 	}
 }
 

@@ -162,6 +162,49 @@ func Decode(b []byte, i *Info) bool {
 	return true
 }
 
+// DecodeNext is Decode for a packet that probably follows the one in i: of the same
+// flow, and as plain. It takes half the time then.
+func DecodeNext(b []byte, i *Info) bool {
+	if !i.next(b) {
+		return Decode(b, i)
+	}
+	return true
+}
+
+// next makes i that of b if all but the length and a few fields stay as they are;
+// else it leaves i alone.
+func (i *Info) next(b []byte) bool {
+	be := binary.BigEndian
+	if !i.HasPorts || i.TransOff != i.HdrLen || i.FragOff != 0 || i.MF || i.FragHdr != 0 || i.Proto != protoTCP && i.Proto != protoUDP {
+		return false
+	}
+	if i.Version == 6 {
+		if i.HdrLen != IPv6Len || len(b) < IPv6Len+4 || b[0]>>4 != 6 || b[6] != i.Proto ||
+			be.Uint16(b[IPv6Len:]) != i.SrcPort || be.Uint16(b[IPv6Len+2:]) != i.DstPort ||
+			netip.AddrFrom16([16]byte(b[8:24])) != i.Src || netip.AddrFrom16([16]byte(b[24:40])) != i.Dst {
+			return false
+		}
+		n := IPv6Len + int(be.Uint16(b[4:]))
+		if n < IPv6Len+4 || n > len(b) || n > 65535 {
+			return false
+		}
+		i.Len, i.TOS, i.TTL = n, b[0]<<4|b[1]>>4, b[7]
+		return true
+	}
+	if i.HdrLen != IPv4Len || len(b) < IPv4Len+4 || b[0] != 0x45 || b[9] != i.Proto ||
+		be.Uint16(b[IPv4Len:]) != i.SrcPort || be.Uint16(b[IPv4Len+2:]) != i.DstPort ||
+		netip.AddrFrom4([4]byte(b[12:16])) != i.Src || netip.AddrFrom4([4]byte(b[16:20])) != i.Dst {
+		return false
+	}
+	n, fo := int(be.Uint16(b[2:])), be.Uint16(b[6:])
+	if n < IPv4Len+4 || n > len(b) || fo&0x3fff != 0 {
+		return false
+	}
+	i.Len, i.TOS, i.TTL = n, b[1], b[8]
+	i.ID, i.DF = uint32(be.Uint16(b[4:])), fo&0x4000 != 0
+	return true
+}
+
 func (i *Info) decode4(b []byte) bool {
 	hl := int(b[0]&15) * 4
 	n := int(binary.BigEndian.Uint16(b[2:]))

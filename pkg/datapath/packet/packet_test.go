@@ -390,6 +390,18 @@ func FuzzDecode(f *testing.F) {
 		if !Decode(b[:i.Len], &again) || again != i {
 			t.Fatalf("without what follows: got %+v, want %+v", again, i)
 		}
+		for k := range b[:min(len(b), 80)] {
+			// What follows differs in one octet, and in length.
+			next := bytes.Clone(b)
+			next[k] ^= 1 << (k % 8)
+			for _, next := range [][]byte{next, b, b[:len(b)-1]} {
+				var want Info
+				got, ok := i, Decode(next, &want)
+				if DecodeNext(next, &got) != ok || got != want {
+					t.Fatalf("after %x\n%x: got %+v, want %+v", b, next, got, want)
+				}
+			}
+		}
 		out := AppendTooBig(nil, b, &i, 1280, i.Dst)
 		if out != nil && (!Decode(out, &again) || again.Len > MaxTooBig) {
 			t.Fatalf("too big: %+v", again)
