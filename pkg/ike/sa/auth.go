@@ -267,6 +267,24 @@ func (s *SA) established(i *ikeSA, onlyOne bool) {
 	s.log(levelInfo, "IKE SA established", attrs...)
 }
 
+// From certSoon on the initiator is told that the IKE SA ends with a certificate, but
+// not over and over when there is no other.
+const (
+	certSoon = 7 * 24 * time.Hour
+	certLate = 10 * time.Minute
+)
+
+// authLifetime is how long its proof counts, as far as the initiator is to be told.
+func (s *SA) authLifetime() time.Duration {
+	d := s.rule.Reauth
+	if end := s.certsEnd(); !end.IsZero() {
+		if left := end.Sub(s.now); left < certSoon && left >= certLate && (d == 0 || left < d) {
+			return left
+		}
+	}
+	return d
+}
+
 // hearAuthLifetime tells what the responder says of how long our proof counts
 // (RFC 4478, 3). A malformed one counts for nothing, as does one to a responder.
 func (s *SA) hearAuthLifetime(n *ikev2.Notify) {
@@ -355,7 +373,7 @@ func (s *SA) authRequest(i *ikeSA, ps []ikev2.Payload) {
 	if ppk != nil {
 		out = append(out, ppk)
 	}
-	if secs := r.Reauth / time.Second; secs > 0 {
+	if secs := s.authLifetime() / time.Second; secs > 0 {
 		out = append(out, notify(ikev2.AUTH_LIFETIME, binary.BigEndian.AppendUint32(nil, uint32(secs))...))
 	}
 	s.onlyOne = ikev2.FindNotify(ps, ikev2.INITIAL_CONTACT) != nil

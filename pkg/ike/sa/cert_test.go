@@ -48,6 +48,37 @@ func mustTrust(t testing.TB, c cred.TrustConfig) *cred.Trust {
 
 var allHashes = []ikev2.HashID{ikev2.HashSHA256, ikev2.HashSHA384, ikev2.HashSHA512, ikev2.HashIdentity}
 
+// An initiator hears of it when the IKE SA is about to end with a certificate, of
+// either side (RFC 4478), unless it is to prove itself sooner than that anyway.
+func TestAuthLifetimeByCertificate(t *testing.T) {
+	for _, tt := range []struct {
+		a, b, reauth, want time.Duration
+	}{
+		{365 * 24 * time.Hour, 365 * 24 * time.Hour, 0, 0},
+		{time.Hour, 365 * 24 * time.Hour, 0, time.Hour},
+		{24 * time.Hour, 2 * time.Hour, 0, 2 * time.Hour},
+		{2 * time.Hour, 24 * time.Hour, time.Hour, time.Hour},
+		{2 * time.Hour, 24 * time.Hour, 3 * time.Hour, 2 * time.Hour},
+		{time.Minute, 24 * time.Hour, 0, 0},
+	} {
+		l, ca := certLab(t, "p256", "p256")
+		p := cred.Policy{Hashes: allHashes}
+		until := func(d time.Duration) credtest.Change { return credtest.Valid(labTime.Add(-time.Hour), labTime.Add(d)) }
+		l.a.certify(p, ca.Issue("a", credtest.Key("p256", 0), until(tt.a), credtest.Names("a.example")))
+		l.b.certify(p, ca.Issue("b", credtest.Key("p256", 1), until(tt.b), credtest.Names("b.example")))
+		l.b.rule.Reauth = tt.reauth
+		l.establish()
+		l.want(1)
+		var got time.Duration
+		for _, o := range told[AuthLifetime](l.a) {
+			got = o.Within
+		}
+		if got != tt.want {
+			t.Errorf("%v: told %v", tt, got)
+		}
+	}
+}
+
 // certLab is a lab in which both prove themselves by certificates of one CA:
 // a.example and b.example.
 func certLab(t testing.TB, kindA, kindB string) (*lab, *credtest.Cert) {
