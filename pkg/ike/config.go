@@ -121,7 +121,9 @@ const (
 	restWait      = 10 * time.Second        // for the second SA of ESP inside AH, before it is missed
 	rotateEvery   = 2 * time.Minute         // cookie secrets
 	maxMessage    = 65535
-	inboxLen      = 32
+	inboxLen      = 32      // datagrams of any size that wait for a lineage
+	inboxMost     = 512     // and of small ones, such as the fragments of a message:
+	inboxOctets   = 1 << 17 // so many in all
 	callsLen      = 1024
 	spiTries      = 3 // for one that is free for ESP and AH
 )

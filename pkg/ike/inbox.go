@@ -14,6 +14,7 @@ type call func(l *lineage, now time.Time) []sa.Output
 // inputs are what has come for a lineage, of each kind in its order.
 type inputs struct {
 	packets []sa.Datagram
+	octets  int // of these
 	calls   []call
 	expired bool // the timer went off
 	killed  bool
@@ -98,13 +99,15 @@ func (b *inbox) close() {
 	b.over, b.inputs = true, inputs{}
 }
 
-// deliver puts a datagram into the inbox, if there is room.
+// deliver puts a datagram into the inbox, if there is room: for all fragments of a
+// message, which come at once, or else those behind would be lost each time.
 func (l *lineage) deliver(dg sa.Datagram) bool {
 	return l.put(func(b *inbox) bool {
-		if len(b.packets) >= inboxLen {
+		n, octets := len(b.packets), b.octets+len(dg.Data)
+		if n >= inboxMost || n >= inboxLen && octets > inboxOctets {
 			return false
 		}
-		b.packets = append(b.packets, dg)
+		b.packets, b.octets = append(b.packets, dg), octets
 		return true
 	})
 }

@@ -266,16 +266,24 @@ func TestInboxBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := d.newLineage(netip.AddrPortFrom(addrA, 500), netip.AddrPortFrom(addrB, 500), true)
-		l.inbox.busy = true
 		n := 0
-		for range 10 * inboxLen {
-			if l.deliver(sa.Datagram{}) {
-				n++
+		for octets, want := range map[int]int{0: inboxMost, 536: inboxOctets / 536, 1400: inboxOctets / 1400, maxMessage: inboxLen} {
+			l.inbox = inbox{busy: true}
+			n = 0
+			for range 10 * inboxMost {
+				if l.deliver(sa.Datagram{Data: make([]byte, octets)}) {
+					n++
+				}
+			}
+			if n != want {
+				t.Errorf("got %d datagrams of %d octets in, want %d", n, octets, want)
+			}
+			// And again, once they are out.
+			if in, ok := l.inbox.take(); !ok || len(in.packets) != want || !l.deliver(sa.Datagram{Data: make([]byte, octets)}) {
+				t.Errorf("%d of %d octets out, and no more in", len(in.packets), octets)
 			}
 		}
-		if n != inboxLen {
-			t.Errorf("got %d datagrams in, want %d", n, inboxLen)
-		}
+		l.inbox = inbox{busy: true}
 		n = 0
 		for range 2 * callsLen {
 			if l.post(func(*lineage, time.Time) []sa.Output { return nil }) == nil {
