@@ -34,13 +34,7 @@ func newAggfrag(t *testing.T, outer6, udp bool, ofA, ofB string) (a, b *lab.Node
 		n.WriteFile("ike.conf", fmt.Sprintf("rule \"peer\" {\n  auth_method preshared\n  nat_traversal %s\n  childsa_aggfrag %s\n  remote_addr %v\n}\n", nat, says[n], n.Peer), 0o600)
 		n.WriteFile("/etc/missiu/ike.secrets", fmt.Sprintf("{ label \"peer\" key %q }\n", lab.PSK), 0o600)
 		n.StartIKEWith("./ike -f ../ike.conf")
-		var policy strings.Builder
-		for i := range 2 {
-			fmt.Fprintf(&policy, "{ laddr %s raddr %s } ipsec { encr_algs gcm tladdr %v traddr %v }\n", own[n][i], own[other][i], n.Addr, n.Peer)
-		}
-		n.LoadConfig(policy.String())
-		n.Must("ip", "route", "add", own[other][0], "dev", n.TAP(), "src", own[n][0])
-		n.Must("ip", "-6", "route", "add", own[other][1], "dev", n.TAP(), "src", own[n][1])
+		loadTunnels(n, own[n], own[other])
 	}
 	for _, addr := range own[b] {
 		if got := a.Ping(3, addr); got != 3 {

@@ -139,9 +139,10 @@ func xformPolicy(dir uint8, src, dst netip.Prefix, tsrc, tdst netip.Addr, xs []x
 	return m
 }
 
-// wireLab is a host with the product and a Linux kernel of its own on one
-// Ethernet, each with a network behind it.
-func wireLab(t *testing.T) (*lab.Node, *lab.Linux) {
+// umlPair is a host and a Linux kernel of its own on one Ethernet, each with a network
+// behind it.
+func umlPair(t *testing.T) (*lab.Host, *lab.Linux) {
+	t.Helper()
 	lab.NeedRoot(t)
 	h := lab.NewHost(t, "a")
 	l := lab.BootLinux(h, "eth0", umlIts+"/24", "fd00:3::119/64", "10.2.0.1/32", "fd00:2::1/128")
@@ -151,6 +152,12 @@ func wireLab(t *testing.T) (*lab.Node, *lab.Linux) {
 	h.Must("ip", "addr", "add", "10.1.0.1/32", "dev", "lo")
 	h.Must("ip", "addr", "add", "fd00:1::1/128", "dev", "lo")
 	l.Sh("ip route add 10.1.0.0/24 via " + umlOur + " src 10.2.0.1; ip -6 route add fd00:1::/64 via fd00:3::118 src fd00:2::1")
+	return h, l
+}
+
+// wireLab is umlPair with the product on the host.
+func wireLab(t *testing.T) (*lab.Node, *lab.Linux) {
+	h, l := umlPair(t)
 	l.Sh(`cd /usr/lib/uml/modules/$(uname -r)/kernel
 		for m in crypto/xcbc crypto/cmac crypto/deflate net/xfrm/xfrm_ipcomp net/ipv4/ipcomp net/ipv6/ipcomp6; do
 			insmod $m.ko 2>&1 || grep -q "^$(basename $m | tr - _) " /proc/modules

@@ -9,6 +9,23 @@ import (
 	"github.com/missiu/missiu/test/e2e/lab"
 )
 
+// tunnels is a policy with a tunnel to n's peer for IPv4 and one for IPv6, between what
+// is here and there.
+func tunnels(n *lab.Node, here, there [2]string) string {
+	var b strings.Builder
+	for i := range here {
+		fmt.Fprintf(&b, "{ laddr %s raddr %s } ipsec { encr_algs gcm tladdr %v traddr %v }\n", here[i], there[i], n.Addr, n.Peer)
+	}
+	return b.String()
+}
+
+// loadTunnels loads the policy of tunnels between addresses, and makes the routes.
+func loadTunnels(n *lab.Node, here, there [2]string) {
+	n.LoadConfig(tunnels(n, here, there))
+	n.Must("ip", "route", "add", there[0], "dev", n.TAP(), "src", here[0])
+	n.Must("ip", "-6", "route", "add", there[1], "dev", n.TAP(), "src", here[1])
+}
+
 // newTunnels makes two hosts with tunnels between 10.1.0.1 and 10.2.0.1, and
 // fd0a::1 and fd0b::1; options are of either missiu. In UDP if udp says so.
 func newTunnels(t *testing.T, udp bool, optionsA, optionsB string) (a, b *lab.Node) {
@@ -33,13 +50,7 @@ func newTunnels(t *testing.T, udp bool, optionsA, optionsB string) (a, b *lab.No
 		} else {
 			n.StartIKE()
 		}
-		var policy strings.Builder
-		for i := range 2 {
-			fmt.Fprintf(&policy, "{ laddr %s raddr %s } ipsec { encr_algs gcm tladdr %v traddr %v }\n", own[n][i], own[other][i], n.Addr, n.Peer)
-		}
-		n.LoadConfig(policy.String())
-		n.Must("ip", "route", "add", own[other][0], "dev", n.TAP(), "src", own[n][0])
-		n.Must("ip", "-6", "route", "add", own[other][1], "dev", n.TAP(), "src", own[n][1])
+		loadTunnels(n, own[n], own[other])
 	}
 	for _, addr := range own[b] {
 		if got := a.Ping(3, addr); got != 3 {

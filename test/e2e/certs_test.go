@@ -106,20 +106,7 @@ func (d *duo) settings(words string) {
 // with one.
 func TestInteropCertificates(t *testing.T) {
 	d := newDuo(t, "")
-	run := func(name string, f func()) {
-		t.Run(name, func(t *testing.T) {
-			d.t = t
-			f()
-		})
-	}
-	both := func(what string) {
-		d.t.Helper()
-		d.up()
-		d.pings(what + ", they initiate")
-		d.down()
-		d.pings(what + ", we initiate")
-		d.down()
-	}
+	run := d.runner()
 	key := func(kind string, n int) crypto.Signer { return credtest.Key(kind, n) }
 	ca := credtest.CA("CA", key("rsa2048", 2))
 	pair := func(ca *credtest.Cert, kind string) certs {
@@ -151,19 +138,19 @@ func TestInteropCertificates(t *testing.T) {
 			c := pair(ca, k.kind)
 			c.conf, c.conn = k.conf, k.conn
 			d.credentials(c)
-			both(k.name)
+			d.both(k.name)
 			signed(k.scheme, k.scheme)
 		})
 	}
 	run("the old methods", func() {
 		d.settings("signature_authentication = no")
 		d.credentials(pair(ca, "p384"))
-		both("ECDSA")
+		d.both("ECDSA")
 		signed("ECDSA-384 signature", "ECDSA-384 signature")
 		c := pair(ca, "rsa2048")
 		c.conf = "allow_weak yes sig_hash sha256, sha1"
 		d.credentials(c)
-		both("RSA with SHA-1")
+		d.both("RSA with SHA-1")
 		signed("RSA signature", "RSA signature")
 		c.conf = ""
 		d.credentials(c)
@@ -181,7 +168,7 @@ func TestInteropCertificates(t *testing.T) {
 		d.credentials(c)
 		d.conf(`rule "t" { auth_method cert remote_addr 192.168.3.119 cert_file "own.pem" key_file "own.key" ca_file "ca.pem"
   remote_id "CN=*, O=example, C=CH" required_issuer "C=CH, O=Example, CN=Sub B" }` + "\n")
-		both("chain")
+		d.both("chain")
 	})
 	run("a certificate here, a key there", func() {
 		c := pair(ca, "p256")
@@ -189,7 +176,7 @@ func TestInteropCertificates(t *testing.T) {
 		d.credentials(c)
 		d.conf(`rule "t" { local_auth_method preshared remote_auth_method cert remote_addr 192.168.3.119 ca_file "ca.pem"
   local_id a.example.com remote_id b.example.com }` + "\n")
-		both("mixed")
+		d.both("mixed")
 	})
 	hour := time.Hour
 	good := pair(ca, "p256")

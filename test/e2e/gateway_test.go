@@ -79,11 +79,7 @@ func (g *gateways) secure(udp, route bool) {
 		} else {
 			n.StartIKE()
 		}
-		var policy strings.Builder
-		for i := range 2 {
-			fmt.Fprintf(&policy, "{ laddr %s raddr %s } ipsec { encr_algs gcm tladdr %v traddr %v }\n", lans[n][i], lans[other][i], n.Addr, n.Peer)
-		}
-		n.LoadConfig(policy.String())
+		n.LoadConfig(tunnels(n, lans[n], lans[other]))
 		for i := range 2 {
 			if route {
 				n.RouteTo(netip.MustParsePrefix(lans[other][i]))

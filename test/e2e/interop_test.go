@@ -174,6 +174,27 @@ func (d *duo) pings(what string) {
 	}
 }
 
+// both brings the SAs up from either side, and has packets pass.
+func (d *duo) both(what string) {
+	d.t.Helper()
+	d.up()
+	d.pings(what + ", they initiate")
+	d.down()
+	d.pings(what + ", we initiate")
+	d.down()
+}
+
+// runner runs subtests of d's test, to which d reports meanwhile.
+func (d *duo) runner() func(name string, f func()) {
+	t := d.t
+	return func(name string, f func()) {
+		t.Run(name, func(t *testing.T) {
+			d.t = t
+			f()
+		})
+	}
+}
+
 // Every cipher, PRF and key exchange method of our default offer that charon has,
 // in both roles.
 func TestInteropSuites(t *testing.T) {
@@ -285,20 +306,7 @@ func (d *duo) refused(lines ...[]string) {
 // What is negotiated besides algorithms, and how it fails.
 func TestInteropNegotiation(t *testing.T) {
 	d := newDuo(t, "")
-	run := func(name string, f func()) {
-		t.Run(name, func(t *testing.T) {
-			d.t = t
-			f()
-		})
-	}
-	both := func(what string) {
-		d.t.Helper()
-		d.up()
-		d.pings(what + ", they initiate")
-		d.down()
-		d.pings(what + ", we initiate")
-		d.down()
-	}
+	run := d.runner()
 	d.rule("")
 	run("another group", func() {
 		d.peer("proposals = aes128gcm16-prfsha256-modp2048-ecp256-x25519", "esp_proposals = aes128gcm16-modp2048-x25519-ecp256")
@@ -312,7 +320,7 @@ func TestInteropNegotiation(t *testing.T) {
 	})
 	run("extensions of theirs", func() {
 		d.peer("mobike = yes\nfragmentation = force\nchildless = allow\nsend_cert = always", "")
-		both("extensions")
+		d.both("extensions")
 	})
 	run("no common algorithm", func() {
 		d.peer("proposals = aes256ctr-sha256-modp2048, camellia256-sha256-x25519", "")
@@ -344,7 +352,7 @@ func TestInteropNegotiation(t *testing.T) {
 	})
 	run("peer wants more", func() {
 		d.peer("", "local_ts = 10.9.0.0/16,10.2.0.0/16\nremote_ts = 10.0.0.0/8,10.1.0.0/24")
-		both("wider")
+		d.both("wider")
 	})
 	// Of two policies the second holds what the first does and more. Their SA is
 	// for all of it; what we send of the first has its own, and what comes by
@@ -373,7 +381,7 @@ func TestInteropNegotiation(t *testing.T) {
 	run("padding against traffic analysis", func() {
 		d.rule("childsa_tfc 600")
 		d.peer("", "")
-		both("padded")
+		d.both("padded")
 		if n := d.a.Status().Counters["out_padded"]; n < 6 {
 			d.t.Errorf("%d packets padded, want 6 and more", n)
 		}
@@ -382,7 +390,7 @@ func TestInteropNegotiation(t *testing.T) {
 	run("our protocol", func() {
 		d.policies("{ laddr 10.1.0.0/24 raddr 10.2.0.0/24 ulp icmp } ipsec { encr_algs gcm tladdr 192.168.3.118 traddr 192.168.3.119 }\n")
 		d.peer("", "")
-		both("icmp")
+		d.both("icmp")
 		d.policy("encr_algs gcm")
 	})
 	run("PFS by a group that is not the IKE SA's", func() {
@@ -405,7 +413,7 @@ func TestInteropNegotiation(t *testing.T) {
 		run("identity "+us, func() {
 			d.rule("local_id " + us + " remote_id FQDN=peer.example.com")
 			d.peer(fmt.Sprintf("remote {\nauth = psk\nid = \"%s\"\n}\nlocal {\nauth = psk\nid = peer.example.com\n}", them), "")
-			both(us)
+			d.both(us)
 		})
 	}
 	run("wrong identity", func() {
@@ -425,12 +433,7 @@ func TestInteropNegotiation(t *testing.T) {
 // Whoever rekeys, and whatever dies, traffic goes on or comes back.
 func TestInteropLife(t *testing.T) {
 	d := newDuo(t, "")
-	run := func(name string, f func()) {
-		t.Run(name, func(t *testing.T) {
-			d.t = t
-			f()
-		})
-	}
+	run := d.runner()
 	gone := func(what string) {
 		d.t.Helper()
 		lab.Until(d.t, 20*time.Second, what, func() (bool, string) { return len(d.a.SAs()) == 0, fmt.Sprint(d.a.SAs()) })

@@ -79,15 +79,7 @@ func TestStrongSwan(t *testing.T) {
 // both modes, both IP versions. The keys and numbers are the same on both
 // sides; nothing else is shared.
 func TestLinuxKernel(t *testing.T) {
-	lab.NeedRoot(t)
-	h := lab.NewHost(t, "a")
-	l := lab.BootLinux(h, "eth0", umlIts+"/24", "fd00:3::119/64", "10.2.0.1/32", "fd00:2::1/128")
-	for _, addr := range []string{umlOur + "/24", "fd00:3::118/64"} {
-		h.Must("ip", "addr", "add", addr, "dev", "eth0")
-	}
-	h.Must("ip", "addr", "add", "10.1.0.1/32", "dev", "lo")
-	h.Must("ip", "addr", "add", "fd00:1::1/128", "dev", "lo")
-	l.Sh("ip route add 10.1.0.0/24 via " + umlOur + " src 10.2.0.1; ip -6 route add fd00:1::/64 via fd00:3::118 src fd00:2::1")
+	h, l := umlPair(t)
 	n := lab.NewNode(h, "eth0", netip.MustParseAddr(umlOur), netip.MustParseAddr(umlIts))
 
 	cbc := func(bits int, hash string, keyOctets, trunc int) (string, lab.SA) {
