@@ -79,7 +79,7 @@ func (r *remote) parse(args []string, want int) (exit int, done bool) {
 	return 0, false
 }
 
-// daemon is a running ike and its state.
+// running is a running ike and its state.
 type running struct {
 	c    *control.Client
 	raw  json.RawMessage

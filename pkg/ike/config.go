@@ -51,8 +51,8 @@ type Config struct {
 	Rand   io.Reader // nil means crypto/rand
 }
 
-// Limits protect against floods; zero fields take the defaults. NoCookies
-// aside, they are those of ike.conf.
+// Limits protect against floods; zero fields take the defaults. They are those of
+// ike.conf, where cookie_threshold 0 is AlwaysCookie.
 type Limits struct {
 	// CookieThreshold half-open IKE SAs are allowed before cookies are demanded
 	// from all; 32. AlwaysCookie demands them always.

@@ -65,7 +65,7 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// pack puts messages into one datagram.
+// packed puts messages into one datagram.
 func packed(t *testing.T, ms ...*pfkey.Message) (b []byte) {
 	t.Helper()
 	for _, m := range ms {

@@ -25,7 +25,7 @@ import (
 // "other host" to the stack, which drops them silently. What it hands over
 // unfinished is ours to say, whatever the interface does (see offloads).
 
-// alias marks our devices for the operator, and keeps others from ours.
+// aliasPrefix marks our devices for the operator, and keeps others from ours.
 const aliasPrefix = "missiu:"
 
 // pairNames are the names of KX and KU.
@@ -158,7 +158,7 @@ func kernelLacks(what string, err error) error {
 	return err
 }
 
-// remove deletes the pair; it reports whether there was one.
+// removePair deletes the pair; it reports whether there was one.
 func removePair(h *netlink.Handle, ifname string) (bool, error) {
 	kx, _ := pairNames(ifname)
 	l, err := h.LinkByName(kx)

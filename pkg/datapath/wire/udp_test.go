@@ -355,7 +355,7 @@ func BenchmarkReadBatch(b *testing.B) {
 	}
 }
 
-// trainCase is a train of segments, and what of it arrives.
+// sizes are those of the segments of n octets, of segment octets each but the last.
 func sizes(n, segment int) []int {
 	var s []int
 	for ; n > segment; n -= segment {

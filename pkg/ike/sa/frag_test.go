@@ -106,7 +106,7 @@ func TestFragmentsBecomeSmall(t *testing.T) {
 	}
 }
 
-// held returns the fragments of a's IKE_INTERMEDIATE request, which b has not
+// fragmentsOfA returns the fragments of a's IKE_INTERMEDIATE request, which b has not
 // seen, with b half open.
 func (l *lab) fragmentsOfA() [][]byte {
 	l.t.Helper()

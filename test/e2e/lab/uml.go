@@ -30,8 +30,8 @@ type Linux struct {
 const umlIf = "vec0"
 
 // BootLinux boots a Linux peer whose Ethernet is joined to the new TAP device
-// tap of h (h's end of the cable). Addresses of h's end go to hAddrs' owner:
-// set them on tap as on any interface. The peer's interface vec0 is up with addrs.
+// tap of h, which is h's end of the cable and gets its addresses as any interface
+// does. The peer's interface vec0 is up with addrs.
 func BootLinux(h *Host, tap string, addrs ...string) *Linux {
 	t := h.t
 	t.Helper()
