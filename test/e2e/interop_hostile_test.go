@@ -93,7 +93,8 @@ func TestInteropHostile(t *testing.T) {
 		p := d.a.Start(lab.PingArgs(100, 10*time.Millisecond, 5*time.Second, "10.2.0.1")...)
 		d.b.Python(hostile, append([]string{"192.168.3.118"}, strings.Fields(flood)...)...)
 		p.Wait(30 * time.Second)
-		if got := lab.Answered(p.Output(), 100); got != 100 {
+		// A socket's buffer may overflow while missiu is kept from its processor.
+		if got := lab.Answered(p.Output(), 100); got < 95 {
 			t.Errorf("%s: SA under flood: %d of 100 pings answered", flood, got)
 		}
 		d.down()

@@ -183,7 +183,7 @@ func TestSAUnique(t *testing.T) {
 	lab.NeedRoot(t)
 	a, b := lab.Pair(t)
 	up(a, b, func(n *lab.Node) string { return policyFor(n, "tcp", aesSHA1+" sa unique") })
-	b.Start("python3", "-c", "import socket\ns=socket.create_server(('0.0.0.0',7000))\nwhile 1:\n c,_=s.accept(); c.sendall(b'hello'); c.close()")
+	b.Start("python3", "-uc", "import socket\ns=socket.create_server(('0.0.0.0',7000))\nprint('listening')\nwhile 1:\n c,_=s.accept(); c.sendall(b'hello'); c.close()").Says("listening", 10*time.Second)
 	for k := range 3 {
 		for try := range 20 {
 			r := a.Run("python3", "-c", fmt.Sprintf("import socket\nprint(socket.create_connection(('%v',7000),10,('%v',%d)).recv(9))", b.Addr, a.Addr, 5001+k))
@@ -214,11 +214,7 @@ func TestSAInit(t *testing.T) {
 		}
 		n.LoadConfig(policyFor(n, "", properties))
 	}
-	for wait := time.Now().Add(20 * time.Second); len(a.Mature()) != 2; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(wait) {
-			t.Fatalf("%d SAs, want 2", len(a.Mature()))
-		}
-	}
+	lab.Until(t, 20*time.Second, "two SAs", func() (bool, string) { return len(a.Mature()) == 2, a.IKE.Output() })
 }
 
 // The end points of a Solaris tunnel entry are those of the interface.

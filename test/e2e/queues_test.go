@@ -27,7 +27,7 @@ while got < int(sys.argv[2]):
     k, = struct.unpack_from("!I", b)
     if k != last.get(who, -1) + 1: wrong += 1
     last[who], got = k, got + 1
-    if k % 64 == 0: s.sendto(b, who)
+    if k % 64 == 63: s.sendto(b, who)
 print("got", got, len(last), wrong, flush=True)
 `
 
