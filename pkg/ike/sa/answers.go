@@ -13,10 +13,10 @@ import (
 // Several answers to IKE_SA_INIT (RFC 7296, 2.4). Anybody who sees the request can
 // answer before the responder does, and only IKE_AUTH shows who it was. So what else
 // comes meanwhile is kept, and has its turn when nothing comes of the one before: no
-// answer to what was built on it, or one without proof. If nothing else has come yet,
-// it is waited for until the request would have been sent again: who answered may only
-// have been quicker. So a refusal by the responder itself ends the attempt no later
-// than its silence would have led to the first repetition.
+// answer so far to what was built on it (see turn), or one without proof. If nothing
+// else has come yet, it is waited for until the request would have been sent again:
+// who answered may only have been quicker. So with nobody else there, a refusal by the
+// responder is believed after one such wait, or two if there was a cookie.
 
 const (
 	maxAnswers = 8 // besides the first, in an attempt
@@ -82,29 +82,29 @@ func (s *SA) another(i *ikeSA, t task, why error) bool {
 		return false
 	}
 	h := i.hs
-	if len(h.others)+len(h.demands)+len(h.heard) == 0 && !s.now.Before(h.late) && !h.mayDoWithout(why) {
+	silent := errors.Is(why, ErrTimeout)
+	if len(h.others)+len(h.demands)+len(h.heard) == 0 && !s.now.Before(h.late) && !h.mayDoWithout(why) && (silent || len(h.parked) == 0) {
 		return false
 	}
+	old := s.turn()
+	park := silent && i.state == StateAuthSent
 	if a, ok := t.(*authTask); ok && a.offer != nil {
-		a.offer.wipe()
-		s.release(a.offer.spi, a.offer.protos()...)
 		s.first = []ChildRequest{a.offer.req}
-	} else if !ok {
-		t.cancel(s, why)
 	}
+	old.task = t
 	for {
-		h.intI, h.intR, h.got, h.added = nil, nil, nil, 0
-		if h.plain != nil {
-			h.plain.Wipe()
-			h.plain = nil
-		}
+		h.intI, h.intR, h.got, h.added, h.plain = nil, nil, nil, 0, nil
 		// With the same SPI of ours: for all others it is the same IKE SA.
 		n := &ikeSA{initiator: true, local: i.local, hs: h, nextID: 1}
 		n.to(StateInitSent)
-		i.hs, i.active, i.req = nil, nil, nil
-		i.wipe()
-		i.to(StateGone)
+		i.hs = nil
 		s.ikes[slices.Index(s.ikes, i)] = n
+		if park {
+			h.parked = append(h.parked, old)
+			park = false
+		} else {
+			s.forgo(old)
+		}
 		i, s.cur = n, n
 		s.local, s.remote = h.at.local, h.at.remote
 		s.peer.Local, s.peer.Remote = s.local, s.remote
@@ -123,6 +123,7 @@ func (s *SA) another(i *ikeSA, t task, why error) bool {
 			if err == nil {
 				return true
 			}
+			old = s.turn()
 			continue
 		}
 		// As if the request had not been answered but by what was kept.
@@ -139,7 +140,9 @@ func (s *SA) another(i *ikeSA, t task, why error) bool {
 		if s.failed || h.nothing == nil || len(h.heard) > 0 || s.now.Before(h.late) || s.withoutCookie(i, why) {
 			return true
 		}
-		s.fail(why, false)
+		if !s.comeBack(i) {
+			s.fail(why, false)
+		}
 		return true
 	}
 }

@@ -116,13 +116,14 @@ func TestAnswerTriedOnce(t *testing.T) {
 		l.hears(forge(1))
 		l.hears(changed) // its AUTH will not do
 		l.hears(true1)
-		l.settleWith(func() bool {
-			if !l.a.sa.failed {
-				l.hears(changed)
-				l.hears(forge(1))
-			}
-			return l.a.sa.failed
-		})
+		for end := l.now.Add(time.Hour); !l.a.sa.failed && l.now.Before(end); l.step(l.now.Add(250 * time.Millisecond)) {
+			l.run()
+			l.hears(changed)
+			l.hears(forge(1))
+		}
+		if !l.a.sa.failed {
+			t.Fatalf("hybrid %v: no end: %s", hybrid, l.a.describe())
+		}
 		type number struct {
 			spi   SPI
 			early bool // by the keys before IKE_INTERMEDIATE
@@ -346,6 +347,93 @@ func TestSeveralInitAnswersWithNATAndPPK(t *testing.T) {
 				}
 				if in := told[InstallChild](l.a)[0].In; (in.Encap != nil) != tt.nat {
 					t.Errorf("ESP in UDP: %+v, NAT %v", in.Encap, tt.nat)
+				}
+			})
+		}
+	}
+}
+
+// A peer that takes longer over IKE_AUTH than its turn lasts, since somebody has
+// answered beside it, loses nothing: neither when its proof comes, nor when that was
+// lost, nor when the other one refuses. If it comes to nothing either, nothing is left.
+func TestSlowPeerBesideForger(t *testing.T) {
+	for _, hybrid := range []bool{false, true} {
+		for _, then := range []string{"comes", "comes, the other began", "was lost", "the other one refuses", "comes too late", "never"} {
+			if hybrid && then == "comes, the other began" {
+				continue // he would have to answer IKE_INTERMEDIATE
+			}
+			t.Run(fmt.Sprintf("%s/hybrid %v", then, hybrid), func(t *testing.T) {
+				l, true1, forge := answered(t, hybrid)
+				l.a.do(l.a.sa.AddChild(l.now, reqA(2)))
+				proof := func(p packet) bool { return p.from == l.b && p.data[18] == byte(ikev2.IKE_AUTH) }
+				l.stop = proof
+				start := l.now
+				if then == "comes, the other began" {
+					l.hears(forge(1))
+					l.hears(true1)
+					l.step(l.now.Add(8 * time.Second))
+				} else {
+					l.hears(true1)
+					l.run()
+					l.hears(forge(1))
+				}
+				l.step(l.now.Add(10 * time.Second))
+				if n := len(l.a.sa.cur.hs.parked); n != 1 {
+					t.Fatalf("%d turns are parked, of %s", n, l.a.describe())
+				}
+				p := l.a.sa.cur.hs.parked[0]
+				for _, b := range [][]byte{l.kept[0].data[:len(l.kept[0].data)-1], append(slices.Clone(l.kept[0].data[:60]), make([]byte, len(l.kept[0].data)-60)...)} {
+					l.hears(Datagram{p.local, p.remote, slices.Clone(b)}) // nothing authentic
+				}
+				switch {
+				case then == "was lost":
+					l.stop, l.kept = nil, nil
+				case then == "the other one refuses":
+					l.stop, l.kept = nil, nil
+					i := l.a.sa.cur
+					l.a.do(l.a.sa.input(l.now, func() {
+						if !l.a.sa.another(i, i.active, errNoKey) {
+							t.Error("that is the end")
+						}
+					}))
+				case then == "never":
+					l.stop = func(p packet) bool { return p.from == l.b }
+					l.step(l.now.Add(time.Hour))
+					f := told[Failed](l.a)
+					if len(f) != 1 || !errors.Is(f[0].Err, ErrTimeout) || len(told[ChildFailed](l.a)) != 2 || len(l.a.larval) != 0 || !l.a.sa.done {
+						t.Errorf("Failed %v, ChildFailed %v, left %v", f, told[ChildFailed](l.a), l.a.larval)
+					}
+					return
+				case then == "comes too late":
+					l.b.sa = nil
+					kept := l.kept
+					l.step(l.now.Add(time.Hour))
+					l.kept = kept
+					l.let()
+					l.run()
+					if !l.a.sa.done || len(l.a.larval) != 0 {
+						t.Errorf("left %v of %s", l.a.larval, l.a.describe())
+					}
+					return
+				default:
+					l.let(0)
+				}
+				l.settle()
+				l.want(2)
+				if d := l.now.Sub(start); d > time.Minute {
+					t.Errorf("after %v", d)
+				}
+				sent := map[[2]uint64][]byte{} // a request of an answer's keys is the same each time
+				for _, p := range l.all {
+					hd, _, err := ikev2.ParseHeader(p.data)
+					if err != nil || p.from != l.a || hd.Exchange != ikev2.IKE_AUTH {
+						continue
+					}
+					k := [2]uint64{uint64(hd.ResponderSPI), uint64(hd.MessageID)}
+					if b := sent[k]; b != nil && !slices.Equal(b, p.data) {
+						t.Error("two requests by the same keys")
+					}
+					sent[k] = p.data
 				}
 			})
 		}

@@ -298,6 +298,7 @@ func (s *SA) hearAuthLifetime(n *ikev2.Notify) {
 
 // endHandshake forgets what only AUTH needed.
 func (s *SA) endHandshake(i *ikeSA) {
+	s.forgoParked(i.hs)
 	i.hs.wipe()
 	i.hs, i.asked = nil, nil
 	i.lastResp.settle()

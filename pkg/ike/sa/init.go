@@ -64,6 +64,7 @@ type handshake struct {
 	demands         []Datagram      // what came beside them, COOKIE and INVALID_KE_PAYLOAD
 	tried           []SPI           // the responder's in those that have had their turn
 	late            time.Time       // when no other one is waited for any more
+	parked          []*turn         // those that have had their turn in vain so far
 	announced
 }
 
@@ -161,7 +162,7 @@ func (s *SA) initDue(i *ikeSA) bool {
 	case len(h.heard) > 0 && (h.cookies < maxCookies || i.req.sent <= s.rule.Retransmit.Limit):
 		s.nextCookie(i)
 	case h.nothing != nil:
-		if !s.withoutCookie(i, h.nothing) {
+		if !s.withoutCookie(i, h.nothing) && !s.comeBack(i) {
 			s.fail(h.nothing, false)
 		}
 	case h.refusals >= refusedTries, h.refused != nil && i.req.sent > s.rule.Retransmit.Limit:

@@ -399,6 +399,9 @@ func (s *SA) fail(err error, again bool) {
 		return
 	}
 	s.failed = true
+	if s.cur != nil && s.cur.hs != nil {
+		s.forgoParked(s.cur.hs)
+	}
 	for _, i := range s.ikes {
 		if i.active != nil {
 			t := i.active

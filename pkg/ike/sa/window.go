@@ -85,6 +85,9 @@ func (s *SA) retransmit(i *ikeSA) {
 		}
 		s.transmission(r)
 		s.elsewhere(i, r)
+		if i.hs != nil {
+			s.remind(i.hs)
+		}
 		return
 	}
 	if t := i.active; t != nil {
@@ -161,6 +164,9 @@ func (s *SA) receive(d Datagram) {
 	if s.cur == nil && !s.initiator {
 		s.receiveInitRequest(d, h)
 		s.noRequest()
+		return
+	}
+	if s.receiveParked(d, h) {
 		return
 	}
 	i := s.find(h)
@@ -255,9 +261,14 @@ func (s *SA) receiveResponse(i *ikeSA, d Datagram, h ikev2.Header) {
 		return
 	}
 	a := s.take(i, &i.inResponse, d, h.MessageID)
-	if a == nil || !a.whole {
-		return
+	if a != nil && a.whole {
+		s.handleResponse(i, d, h, a)
 	}
+}
+
+// handleResponse is the rest, for a whole response to i's request.
+func (s *SA) handleResponse(i *ikeSA, d Datagram, h ikev2.Header, a *arrived) {
+	r := i.req
 	ps, err := a.ps, a.err
 	s.alive(i, d)
 	s.logMessage("received", h, ps, a.octets)
