@@ -34,7 +34,8 @@
 // once.
 //
 // Not even both stop what programs with CAP_NET_RAW send past the kernel's queueing
-// (PACKET_QDISC_BYPASS) after the chains are gone, nor AF_XDP at any time.
+// (PACKET_QDISC_BYPASS) after the chains are gone, nor AF_XDP at any time. Where that
+// matters there is SeverNamespace.
 //
 // On a kernel without the egress hook (before Linux 5.16) the interface goes away
 // instead, into a private network namespace, and a veth with all that the host had
@@ -299,7 +300,7 @@ func (b *Bump) openHook() error {
 	if foreign {
 		return errForeign
 	}
-	if b.adopted, err = b.table.exists(); err != nil {
+	if b.adopted, _, err = b.table.exists(); err != nil {
 		return err
 	}
 	b.adopted = b.adopted || guarded
@@ -432,7 +433,7 @@ func (b *Bump) set(high, low State) error {
 	}
 	if link.Index != 0 { // else the chains stay as they are, and check makes them
 		kx, ku := pairNames(b.ifname)
-		if err := b.table.apply(&plan{device: link.Name, kx: kx, ku: ku, kxIndex: b.pair.kx, high: high, low: low}); err != nil {
+		if err := b.table.apply(&plan{device: link.Name, index: link.Index, kx: kx, ku: ku, kxIndex: b.pair.kx, high: high, low: low}); err != nil {
 			for which, to := range was {
 				b.sides[which].enter(to)
 			}

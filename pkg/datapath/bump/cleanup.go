@@ -46,7 +46,7 @@ func remains(ifname string) (b *Bump, any bool, err error) {
 		return nil, false, err
 	}
 	if b.table != nil {
-		any, err = b.table.exists()
+		any, _, err = b.table.exists()
 	}
 	for _, nic := range b.guarded() {
 		ours, _, e := b.guard.of(nic)

@@ -301,21 +301,7 @@ func testStamp(t *testing.T, o Options) {
 		t.Errorf("%+v, want super-frames cut", s)
 	}
 
-	// AF_PACKET with PACKET_QDISC_BYPASS.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
-	frame := append([]byte{255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 1, 8, 0}, make([]byte, 50)...)
-	copy(frame[14:], []byte{0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2})
-	for range 50 {
-		// ENOBUFS: taken on the way.
-		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: b.Link().Index}); err != nil && err != unix.ENOBUFS {
-			t.Fatal(err)
-		}
-	}
+	bypass(t, b.Link().Index)
 	// A forwarding host.
 	sh(t, "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/conf/all/send_redirects; echo 0 >/proc/sys/net/ipv4/conf/e0/send_redirects; ip route add 10.9.8.0/24 via 10.9.0.2")
 	l.sh("ip route add 10.9.8.0/24 via 10.9.0.1")
@@ -327,6 +313,27 @@ func testStamp(t *testing.T, o Options) {
 	check.want("bypass and forwarding", int(octets))
 	if got := answered(t, 3, "fd09::2"); got != 3 {
 		t.Errorf("IPv6: %d of 3 pings", got)
+	}
+}
+
+// bypass sends IPv4 packets past the queueing discipline of an interface.
+func bypass(t *testing.T, index int) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
+		t.Fatal(err)
+	}
+	frame := append([]byte{255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 1, 8, 0}, make([]byte, 50)...)
+	copy(frame[14:], []byte{0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2})
+	for range 50 {
+		// ENOBUFS: taken on the way.
+		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}); err != nil && err != unix.ENOBUFS {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -763,6 +770,36 @@ func TestFate(t *testing.T) {
 	if out := sh(t, "ip -o link; nft list tables; tc qdisc"); strings.Contains(out, "mik") || strings.Contains(out, "missiu") || strings.Contains(out, "clsact") {
 		t.Errorf("left: %s", out)
 	}
+}
+
+// An interface that is made anew has no chains before Linux 6.16, and no filters: IP does
+// not pass it all the same until a process knows it.
+func TestAnew(t *testing.T) {
+	l := newLab(t)
+	kill, _ := child(t, "closed")
+	kill()
+	// What the kernel took with the interface then; this one's would have come back.
+	sh(t, "nft flush table netdev "+tableName("e0")+"; for c in rx tx; do nft delete chain netdev "+tableName("e0")+" $c; done; ip link del e0")
+	sh(t, "ip link add e0 type veth peer name e1 netns "+l.peer)
+	l.sh("ip addr add 10.9.0.2/24 dev e1; ip -6 addr add fd09::2/64 dev e1 nodad; ip link set e1 up")
+	l.address("e0")
+	nstest.Ready(t, "", "e0")
+	nstest.Ready(t, l.peer, "e1")
+	l.sh(`nft "add table inet c; add chain inet c i { type filter hook prerouting priority -300; }; add rule inet c i iifname e1 meta protocol {ip, ip6} counter"`)
+	flow := l.flow(false, time.Millisecond)
+	for _, to := range []string{"10.9.0.2", "fd09::2"} {
+		if got := silence(t, 2, to); got != 0 {
+			t.Errorf("%s: %d of 2 pings answered", to, got)
+		}
+	}
+	if n := flow.count(); n != 0 || flow.sent.Load() == 0 {
+		t.Errorf("%d datagrams of %d came in", n, flow.sent.Load())
+	}
+	if out := l.sh("nft list table inet c"); !strings.Contains(out, "counter packets 0 ") {
+		t.Errorf("at the peer: %s", out)
+	}
+	child(t, "closed")
+	until(t, "pings", func() bool { return silence(t, 1, "10.9.0.2") == 1 && silence(t, 1, "fd09::2") == 1 })
 }
 
 // A bridge's port: what comes for a guest behind the bridge reaches it.

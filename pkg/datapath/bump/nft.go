@@ -30,6 +30,12 @@ import (
 //	    chain ux { type filter hook ingress device KU priority -500; drop }
 //	    chain kx { type filter hook ingress device KX priority -500; drop }
 //	}
+//	table inet missiu-bump-<if> {            # the same flags
+//	    chain in  { type filter hook prerouting priority -500
+//	        iifname <if> iif != INDEX drop }     # low Active
+//	    chain out { type filter hook postrouting priority 500
+//	        oifname <if> oif != INDEX drop }     # high Active
+//	}
 //
 // fwd takes a frame away from its way: what a side's reader gets nobody else
 // does, so a change of state, which is one transaction, neither loses frames nor
@@ -40,6 +46,8 @@ import (
 // anew gets its chains with its name, and one that is renamed loses them until
 // we hear of it; guard holds meanwhile. (Chains at all devices, of Linux 6.18, would
 // know it by its index, but the nft of the years before hangs when it lists them.)
+// The table of family inet is for the kernels before: IP packets have no business with an interface of
+// that name that is not the one we know.
 //
 // Chain kx gets what somebody's deletion of the redirection leaves there.
 type table struct {
@@ -49,6 +57,7 @@ type table struct {
 	fate  []uint32 // flags of the table, the best first
 	flag  uint32   // those in use, once fated
 	fated bool
+	named bool // the kernel has tables of family inet, or may have
 
 	// Marks: of frames that we hand to the kernel, of those that we send, and, at
 	// KU, of what the kernel sends. All are random.
@@ -85,7 +94,7 @@ func openTable(ifname string, failOpen bool) (*table, error) {
 	if err != nil {
 		return nil, nftError(err)
 	}
-	t := &table{c: c, name: tableName(ifname), fate: []uint32{tableOwner | tablePersist, 0}}
+	t := &table{c: c, name: tableName(ifname), fate: []uint32{tableOwner | tablePersist, 0}, named: true}
 	if failOpen {
 		t.fate = []uint32{tableOwner}
 	}
@@ -129,6 +138,7 @@ func nftError(err error) error {
 // plan is what the table is to hold.
 type plan struct {
 	device    string // the interface
+	index     int    // its index
 	kx, ku    string
 	kxIndex   int
 	high, low State
@@ -140,13 +150,16 @@ func (t *table) apply(p *plan) error {
 		return t.commit(t.messages(p, t.flag))
 	}
 	var err error
-	for _, f := range t.fate {
-		if err = t.commit(t.messages(p, f)); err == nil {
-			t.flag, t.fated = f, true
-			return nil
-		}
-		if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) {
-			break
+	for _, t.named = range []bool{true, false} {
+		for _, f := range t.fate {
+			if err = t.commit(t.messages(p, f)); err == nil {
+				// Without chains the kernel has not said whether it can have them.
+				t.flag, t.fated = f, p.high == Active || p.low == Active
+				return nil
+			}
+			if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAFNOSUPPORT) {
+				return err
+			}
 		}
 	}
 	return err
@@ -156,18 +169,34 @@ func (t *table) apply(p *plan) error {
 func (t *table) owned() bool { return t.flag&tableOwner != 0 }
 
 func (t *table) messages(p *plan, flags uint32) *batch {
-	b := &batch{table: t.name}
-	// So the table may exist or not.
-	b.newTable(nil)
-	b.delTable()
-	b.newTable(&flags)
+	b := &batch{table: t.name, family: unix.NFPROTO_NETDEV}
+	anew := func() {
+		// So the table may exist or not.
+		b.newTable(nil)
+		b.delTable()
+		b.newTable(&flags)
+	}
+	anew()
+	if t.named {
+		b.family = unix.NFPROTO_INET
+		anew()
+		if p.low == Active {
+			b.base("in", unix.NF_INET_PRE_ROUTING, -500, "")
+			b.rule("in", deviceIsNot(unix.NFT_META_IIFNAME, p.device, unix.NFT_META_IIF, p.index), drop)
+		}
+		if p.high == Active {
+			b.base("out", unix.NF_INET_POST_ROUTING, 500, "")
+			b.rule("out", deviceIsNot(unix.NFT_META_OIFNAME, p.device, unix.NFT_META_OIF, p.index), drop)
+		}
+		b.family = unix.NFPROTO_NETDEV
+	}
 	if p.high != Active && p.low != Active {
 		return b
 	}
-	b.base("ux", unix.NF_NETDEV_INGRESS, p.ku)
-	b.base("kx", unix.NF_NETDEV_INGRESS, p.kx)
-	b.base("rx", unix.NF_NETDEV_INGRESS, p.device)
-	b.base("tx", unix.NF_NETDEV_EGRESS, p.device)
+	b.base("ux", unix.NF_NETDEV_INGRESS, -500, p.ku)
+	b.base("kx", unix.NF_NETDEV_INGRESS, -500, p.kx)
+	b.base("rx", unix.NF_NETDEV_INGRESS, -500, p.device)
+	b.base("tx", unix.NF_NETDEV_EGRESS, -500, p.device)
 	b.rule("ux", drop)
 	b.rule("kx", drop)
 	b.rule("rx", markIs(t.in), setMark(0), accept)
@@ -183,9 +212,10 @@ func (t *table) messages(p *plan, flags uint32) *batch {
 
 // batch is a transaction in the making.
 type batch struct {
-	table string
-	msgs  []netlink.Message
-	err   error
+	table  string
+	family uint8
+	msgs   []netlink.Message
+	err    error
 }
 
 func (b *batch) add(kind int, flags netlink.HeaderFlags, attrs func(*netlink.AttributeEncoder)) {
@@ -196,20 +226,22 @@ func (b *batch) add(kind int, flags netlink.HeaderFlags, attrs func(*netlink.Att
 	b.err = errors.Join(b.err, err)
 	b.msgs = append(b.msgs, netlink.Message{
 		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: netlink.Request | netlink.Acknowledge | flags},
-		Data:   append([]byte{unix.NFPROTO_NETDEV, unix.NFNETLINK_V0, 0, 0}, data...),
+		Data:   append([]byte{b.family, unix.NFNETLINK_V0, 0, 0}, data...),
 	})
 }
 
-// base adds a chain at a device.
-func (b *batch) base(name string, hook uint32, device string) {
+// base adds a chain; device is "" where the family has its hooks at none.
+func (b *batch) base(name string, hook uint32, priority int32, device string) {
 	b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, func(e *netlink.AttributeEncoder) {
 		e.String(unix.NFTA_CHAIN_TABLE, b.table)
 		e.String(unix.NFTA_CHAIN_NAME, name)
 		e.Nested(unix.NFTA_CHAIN_HOOK, func(e *netlink.AttributeEncoder) error {
 			e.ByteOrder = binary.BigEndian
 			e.Uint32(unix.NFTA_HOOK_HOOKNUM, hook)
-			e.Int32(unix.NFTA_HOOK_PRIORITY, -500)
-			e.String(unix.NFTA_HOOK_DEV, device)
+			e.Int32(unix.NFTA_HOOK_PRIORITY, priority)
+			if device != "" {
+				e.String(unix.NFTA_HOOK_DEV, device)
+			}
 			return nil
 		})
 		e.Uint32(unix.NFTA_CHAIN_POLICY, 1) // accept
@@ -273,20 +305,33 @@ func immediate(e *netlink.AttributeEncoder, v uint32) {
 	})
 }
 
+// meta compares what the kernel keeps beside a packet.
+func meta(e *netlink.AttributeEncoder, key, op uint32, v []byte) {
+	expression(e, "meta", func(e *netlink.AttributeEncoder) {
+		e.Uint32(unix.NFTA_META_KEY, key)
+		e.Uint32(unix.NFTA_META_DREG, reg)
+	})
+	expression(e, "cmp", func(e *netlink.AttributeEncoder) {
+		e.Uint32(unix.NFTA_CMP_SREG, reg)
+		e.Uint32(unix.NFTA_CMP_OP, op)
+		e.Nested(unix.NFTA_CMP_DATA, func(e *netlink.AttributeEncoder) error {
+			e.Bytes(unix.NFTA_DATA_VALUE, v)
+			return nil
+		})
+	})
+}
+
 func markIs(v uint32) exprs {
+	return func(e *netlink.AttributeEncoder) { meta(e, unix.NFT_META_MARK, unix.NFT_CMP_EQ, nlenc.Uint32Bytes(v)) }
+}
+
+// deviceIsNot: it has the name, and another index.
+func deviceIsNot(nameKey uint32, name string, indexKey uint32, index int) exprs {
 	return func(e *netlink.AttributeEncoder) {
-		expression(e, "meta", func(e *netlink.AttributeEncoder) {
-			e.Uint32(unix.NFTA_META_KEY, unix.NFT_META_MARK)
-			e.Uint32(unix.NFTA_META_DREG, reg)
-		})
-		expression(e, "cmp", func(e *netlink.AttributeEncoder) {
-			e.Uint32(unix.NFTA_CMP_SREG, reg)
-			e.Uint32(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ)
-			e.Nested(unix.NFTA_CMP_DATA, func(e *netlink.AttributeEncoder) error {
-				e.Bytes(unix.NFTA_DATA_VALUE, nlenc.Uint32Bytes(v))
-				return nil
-			})
-		})
+		padded := make([]byte, unix.IFNAMSIZ)
+		copy(padded, name)
+		meta(e, nameKey, unix.NFT_CMP_EQ, padded)
+		meta(e, indexKey, unix.NFT_CMP_NEQ, nlenc.Uint32Bytes(uint32(index)))
 	}
 }
 
@@ -375,8 +420,25 @@ func (t *table) commit(b *batch) error {
 	}
 }
 
-// exists tells whether there is a table of this name.
-func (t *table) exists() (bool, error) {
+// families of the tables.
+var families = [...]uint8{unix.NFPROTO_NETDEV, unix.NFPROTO_INET}
+
+// exists tells whether there is a table of this name, and whether all are there
+// that apply makes.
+func (t *table) exists() (is, all bool, err error) {
+	all = true
+	for _, family := range families {
+		have, err := t.has(family)
+		if err != nil {
+			return false, false, err
+		}
+		is = is || have
+		all = all && (have || family == unix.NFPROTO_INET && !t.named)
+	}
+	return is, all, nil
+}
+
+func (t *table) has(family uint8) (bool, error) {
 	e := netlink.NewAttributeEncoder()
 	e.String(unix.NFTA_TABLE_NAME, t.name)
 	data, err := e.Encode()
@@ -384,8 +446,8 @@ func (t *table) exists() (bool, error) {
 		return false, err
 	}
 	_, err = t.c.Execute(netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETTABLE), Flags: netlink.Request | netlink.Acknowledge},
-		Data:   append([]byte{unix.NFPROTO_NETDEV, unix.NFNETLINK_V0, 0, 0}, data...),
+		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETTABLE), Flags: netlink.Request},
+		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, data...),
 	})
 	if errors.Is(err, unix.ENOENT) {
 		return false, nil
@@ -396,14 +458,17 @@ func (t *table) exists() (bool, error) {
 	return err == nil, err
 }
 
-// remove deletes the table; one that is not there is no error.
+// remove deletes the tables; those that are not there are no error.
 func (t *table) remove() error {
-	b := &batch{table: t.name}
-	b.delTable()
-	if err := t.commit(b); !errors.Is(err, unix.ENOENT) {
-		return err
+	var errs []error
+	for _, family := range families {
+		b := &batch{table: t.name, family: family}
+		b.delTable()
+		if err := t.commit(b); !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, err)
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // egressHook is NF_NETDEV_EGRESS. Tests change it to a number that no kernel has,
@@ -413,9 +478,9 @@ var egressHook uint32 = unix.NF_NETDEV_EGRESS
 // probe finds out whether the kernel can take what leaves an interface. It makes
 // nothing.
 func (t *table) probe(device string) error {
-	b := &batch{table: t.name + "-probe"}
+	b := &batch{table: t.name + "-probe", family: unix.NFPROTO_NETDEV}
 	b.newTable(nil)
-	b.base("tx", egressHook, device)
+	b.base("tx", egressHook, -500, device)
 	b.delTable()
 	err := t.commit(b)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {

@@ -85,10 +85,10 @@ func (b *Bump) concerns(msgs []nl.Message) bool {
 	return false
 }
 
-// harmsRules: something of the netdev family was deleted.
+// harmsRules: something was deleted that may have been ours.
 func harmsRules(msgs []nl.Message) bool {
 	for _, m := range msgs {
-		if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 || m.Data[0] != unix.NFPROTO_NETDEV {
+		if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < 4 || m.Data[0] != unix.NFPROTO_NETDEV && m.Data[0] != unix.NFPROTO_INET {
 			continue
 		}
 		switch m.Header.Type & 0xff {
@@ -174,15 +174,15 @@ func (b *Bump) repair(rules bool) error {
 	} else if err := b.pair.redirect(b.handle, now.Index); err != nil {
 		return err
 	} else if rules {
-		is, err := b.table.exists()
+		_, all, err := b.table.exists()
 		if err != nil {
 			return err
 		}
-		if !is || !b.table.owned() {
+		if !all || !b.table.owned() {
 			if err := b.set(b.State(High), b.State(Low)); err != nil {
 				return err
 			}
-			if !is {
+			if !all {
 				b.tell(Event{What: "rules repaired"})
 			}
 		}
