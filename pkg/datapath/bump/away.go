@@ -246,17 +246,17 @@ func (b *Bump) depart() error {
 // arrived guards the interface in its namespace.
 func (a *away) arrived(nic netlink.Link) error {
 	a.nic = nic.Attrs().Index
-	a.guard.on = 0
+	a.guard.on[0] = 0
 	return a.shut()
 }
 
 // shut makes sure that the namespace does nothing with frames.
 func (a *away) shut() error {
-	if a.guard.on != a.nic {
+	if a.guard.on[0] != a.nic {
 		if err := a.guard.discipline(a.nic, spotIn); err != nil {
 			return fmt.Errorf("tc: %w", kernelLacks("NET_SCH_INGRESS", err))
 		}
-		a.guard.on = a.nic
+		a.guard.on[0] = a.nic
 	}
 	for spot, f := range map[int]filter{spotIn: {device: a.nic}, spotOut: {device: a.nic, mark: a.out}} {
 		if _, err := a.guard.at(spot, f); err != nil {

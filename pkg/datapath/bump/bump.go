@@ -550,16 +550,39 @@ func (b *Bump) tell(e Event) {
 	}
 }
 
-// Close opens the way and removes all that Open made.
+// Close opens the way and removes all that Open made. What was taken before is written
+// still, by who reads: ReadBatch ends after that.
 func (b *Bump) Close() error {
 	if b.closed.Swap(true) {
 		return nil
 	}
+	b.mu.Lock()
+	if b.away == nil && b.set(Closed, Closed) == nil { // else undo opens it
+		b.drain()
+	}
+	b.mu.Unlock()
 	b.end()
 	err := b.undo()
 	b.hangUp()
 	return err
 }
+
+// drain waits until the frames that were taken have been read, and somewhat longer, for
+// they are to be written too.
+func (b *Bump) drain() {
+	rests := 0
+	for end := time.Now().Add(drainLimit); rests < 3 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		rests++
+		for i := range b.sides {
+			if b.sides[i].in.Load().waiting() {
+				rests = 0
+			}
+		}
+	}
+}
+
+// drainLimit is for readers that are gone, or do not keep up.
+const drainLimit = 100 * time.Millisecond
 
 // end stops everything that runs.
 func (b *Bump) end() {

@@ -38,7 +38,7 @@ type guard struct {
 
 	have [spots]filter // as we made them
 	made int           // the interface whose clsact is ours; 0: none
-	on   int           // the one that has been given its clsact
+	on   [2]int        // what has been given its discipline: the interface, KU
 }
 
 // filter is what is at a spot.
@@ -208,11 +208,15 @@ func (g *guard) put(nic int, p *pair, active [2]bool) (repaired bool, err error)
 	if active[Low] {
 		want[spotIn].to = p.kx
 	}
-	if g.on != nic { // now, not with the first filter: it takes the device from its queue for a moment
-		if err := g.discipline(nic, spotIn); err != nil {
+	// Now, not with the first filter: it takes the device from its queue for a moment.
+	for at, k := range []struct{ device, spot int }{{nic, spotIn}, {p.ku, spotKU}} {
+		if g.on[at] == k.device {
+			continue
+		}
+		if err := g.discipline(k.device, k.spot); err != nil {
 			return false, fmt.Errorf("tc: %w", kernelLacks("NET_SCH_INGRESS", err))
 		}
-		g.on = nic
+		g.on[at] = k.device
 	}
 	for _, spot := range []int{spotKU, spotIn, spotOut} { // where frames are carried to comes first
 		if want[spot].device == 0 {

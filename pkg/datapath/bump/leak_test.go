@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/missiu/missiu/internal/nstest"
@@ -363,6 +364,18 @@ func testSwitching(t *testing.T, o Options) {
 	l := newLab(t)
 	b := open(t, o)
 	startPump(t, b, [2]byte{})
+	// What would lose frames at the first change.
+	if b.away == nil {
+		for _, index := range []int{b.pair.kx, b.pair.ku} {
+			if l, err := b.handle.LinkByIndex(index); err != nil || l.Attrs().OperState != netlink.OperUp {
+				t.Errorf("a helper interface without its carrier: %v, %v", l, err)
+			}
+		}
+		if kind, err := b.guard.qdisc(b.pair.ku); err != nil || kind == "" {
+			t.Errorf("queueing discipline of a helper: %q, %v; it is not to come later", kind, err)
+		}
+	}
+	until(t, "the neighbour", func() bool { return answered(t, 1, "10.9.0.2") == 1 })
 	before := overrun(t)
 	out, in := l.flow(true, 100*time.Microsecond), l.flow(false, 100*time.Microsecond)
 	flips := 0
@@ -381,6 +394,45 @@ func testSwitching(t *testing.T, o Options) {
 		}
 	}
 	if b.Stats(High).Read == 0 || b.Stats(Low).Read == 0 {
+		t.Error("nothing passed the process")
+	}
+}
+
+// An interface that is severed and opened again under traffic loses what its queue drops
+// while clsact comes and goes, and not what was taken before the end.
+func TestStartStop(t *testing.T) {
+	l := newLab(t)
+	before := overrun(t)
+	out, in := l.flow(true, 100*time.Microsecond), l.flow(false, 100*time.Microsecond)
+	var read uint64
+	for range 8 {
+		b, err := Open("e0", Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := startPump(t, b, [2]byte{})
+		set(t, b, Active, Active)
+		time.Sleep(50 * time.Millisecond)
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range p.done {
+			<-d
+		}
+		read += min(b.Stats(High).Read, b.Stats(Low).Read)
+		time.Sleep(20 * time.Millisecond)
+	}
+	for what, k := range map[string]struct {
+		f    *flow
+		part int // of which one may be lost
+	}{"out": {out, 20}, "in": {in, 100}} {
+		sent, lost, twice := k.f.result()
+		t.Logf("%s: %d sent, %d lost, %d twice", what, sent, lost, twice)
+		if most := sent/k.part + overrun(t) - before; lost > most || twice != 0 {
+			t.Errorf("%s: %d of %d lost, want at most %d; %d came twice", what, lost, sent, most, twice)
+		}
+	}
+	if read == 0 {
 		t.Error("nothing passed the process")
 	}
 }
@@ -798,8 +850,15 @@ func TestAnew(t *testing.T) {
 	if out := l.sh("nft list table inet c"); !strings.Contains(out, "counter packets 0 ") {
 		t.Errorf("at the peer: %s", out)
 	}
-	child(t, "closed")
+	kill, _ = child(t, "closed")
 	until(t, "pings", func() bool { return silence(t, 1, "10.9.0.2") == 1 && silence(t, 1, "fd09::2") == 1 })
+	kill()
+	if _, err := Cleanup("e0"); err != nil {
+		t.Error(err)
+	}
+	if out := sh(t, "nft list tables"); strings.Contains(out, "missiu") {
+		t.Errorf("left: %s", out)
+	}
 }
 
 // A bridge's port: what comes for a guest behind the bridge reaches it.

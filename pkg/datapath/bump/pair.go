@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -77,6 +78,9 @@ func openPair(h *netlink.Handle, ifname string, mac net.HardwareAddr, offload st
 			return nil, fmt.Errorf("%s: %w", l.Attrs().Name, err)
 		}
 	}
+	if err := carried(h, kx, ku); err != nil {
+		return nil, err
+	}
 	super, err := offloads(kxName, kx.Attrs().Index, offload, mark)
 	if err != nil {
 		return nil, err
@@ -95,6 +99,32 @@ func prepare(h *netlink.Handle, l netlink.Link, ifname string) error {
 		err = nil // the kernel has no IPv6
 	}
 	return errors.Join(err, h.LinkSetAlias(l, aliasPrefix+ifname), h.LinkSetARPOff(l), h.LinkSetMTU(l, bigMTU), h.LinkSetUp(l))
+}
+
+// carrierLimit is how long the kernel may take to note a new carrier.
+const carrierLimit = 10 * time.Second
+
+// carried waits until devices send: the kernel notes a new carrier some time after
+// both ends are up, and drops without a word what is sent before.
+func carried(h *netlink.Handle, ls ...netlink.Link) error {
+	for end := time.Now().Add(carrierLimit); ; time.Sleep(time.Millisecond) {
+		up := 0
+		for _, l := range ls {
+			now, err := h.LinkByIndex(l.Attrs().Index)
+			if err != nil {
+				return fmt.Errorf("%s: %w", l.Attrs().Name, err)
+			}
+			if now.Attrs().OperState == netlink.OperUp {
+				up++
+			}
+		}
+		if up == len(ls) {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s: no carrier within %v", ls[0].Attrs().Name, carrierLimit)
+		}
+	}
 }
 
 // redirect has what arrives at KX received by the interface.

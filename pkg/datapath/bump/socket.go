@@ -448,6 +448,17 @@ func (s *socket) close() {
 	s.file.Close()
 }
 
+// waiting tells whether there are frames to be read.
+func (s *socket) waiting() (is bool) {
+	if s != nil {
+		s.raw.Control(func(fd uintptr) {
+			n, err := unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+			is = err == nil && n > 0
+		})
+	}
+	return is
+}
+
 // kernelDrops is how many frames the socket had no room for.
 func (s *socket) kernelDrops() uint64 {
 	const memDrops = 8 // SK_MEMINFO_DROPS
