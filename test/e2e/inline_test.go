@@ -273,10 +273,16 @@ func TestInlineFate(t *testing.T) {
 // advertisements (RFC 4862).
 func TestInlineAddresses(t *testing.T) {
 	lab.NeedRoot(t)
+	for _, sever := range []string{"hook", "namespace"} {
+		t.Run(sever, func(t *testing.T) { inlineAddresses(t, sever) })
+	}
+}
+
+func inlineAddresses(t *testing.T, sever string) {
 	a, b := lab.NewHost(t, "a"), lab.NewHost(t, "b")
 	lab.Link(t, a, b, "eth0", nil, prefixes("192.168.3.119/24"))
 	n := lab.NewNode(a, "eth0", netip.MustParseAddr("192.168.3.118"), netip.MustParseAddr("192.168.3.119"))
-	startInline(n)
+	startInline(n, "--sever", sever)
 	server := b.Start("/usr/bin/python3", "-uc", `
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

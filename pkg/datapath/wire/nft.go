@@ -127,12 +127,15 @@ func nftError(err error) error {
 // missing adds to the error of the first request what it means when the kernel
 // does not know of tables at all.
 func missing(err error) error {
-	for _, e := range []error{unix.EINVAL, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
-		if errors.Is(err, e) {
-			return fmt.Errorf("%w (load the kernel module nf_tables)", err)
-		}
+	if noTables(err) {
+		return fmt.Errorf("%w (load the kernel module nf_tables)", err)
 	}
 	return err
+}
+
+// noTables: the kernel does not know of tables.
+func noTables(err error) bool {
+	return slices.ContainsFunc([]error{unix.EINVAL, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // newChain makes the table. One that a killed instance left is replaced in the
@@ -465,11 +468,17 @@ func (h *chain) close() error {
 // removeTable deletes what a killed instance left.
 func removeTable(ifname string) (bool, error) {
 	c, _, err := dialNft()
+	if noTables(err) {
+		return false, nil
+	}
 	if err != nil {
 		return false, nftError(err)
 	}
 	defer c.CloseLasting()
 	t, err := findTable(c, ifname)
+	if t == nil && noTables(err) {
+		return false, nil
+	}
 	if t == nil || err != nil {
 		return false, err
 	}
