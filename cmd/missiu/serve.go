@@ -69,6 +69,7 @@ type instance struct {
 
 	routes   *routing     // nil: --routes none
 	assigned []netip.Addr // what peers have given us; of Serve's goroutine
+	awaited  []netip.Addr // what they had; likewise
 	restored bool         // what an instance before had is in force, so policies may be saved and routed
 
 	undiverted bool // a change of the divert set went wrong: all is to be set

@@ -47,9 +47,14 @@ func (in *instance) addAddress(p netip.Prefix) error {
 	return nil
 }
 
-// deleteAddress takes it away, with its device.
+func except(l []netip.Addr, a netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(l, func(b netip.Addr) bool { return b == a })
+}
+
+// deleteAddress takes it away, with its device. What policy has come from it
+// is unreachable until there is another.
 func (in *instance) deleteAddress(p netip.Prefix) error {
-	in.assigned = slices.DeleteFunc(in.assigned, func(a netip.Addr) bool { return a == p.Addr() })
+	in.assigned = except(in.assigned, p.Addr())
 	drop := func() error {
 		if in.vips != nil {
 			if err := in.vips.Drop(p.Addr()); !errors.Is(err, unix.ENOENT) {
@@ -61,7 +66,14 @@ func (in *instance) deleteAddress(p netip.Prefix) error {
 	if in.routes == nil {
 		return drop()
 	}
-	return in.routes.table.Without(p.Addr(), drop)
+	in.awaited = append(except(in.awaited, p.Addr()), p.Addr())
+	in.route()
+	err := in.routes.table.Without(p.Addr(), drop)
+	if errors.Is(err, unix.ENOENT) { // it never was
+		in.awaited = except(in.awaited, p.Addr())
+		in.route()
+	}
+	return err
 }
 
 // address changes an address of the device.

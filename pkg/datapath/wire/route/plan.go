@@ -18,6 +18,9 @@ type Want struct {
 	Prefer []netip.Addr
 	// Except are sources whose packets go into the device although Pass is set.
 	Except []netip.Prefix
+	// Await: unreachable as long as this host owns no address in Local, since a peer
+	// is to assign it one. From another address its packets would leave in clear.
+	Await bool
 }
 
 // PlanOptions of Plan.
@@ -31,6 +34,8 @@ type PlanOptions struct {
 	// Assigned are addresses that peers have given us. SAs that are for one of them
 	// tell which policy's traffic comes from it.
 	Assigned []netip.Addr
+	// Awaited are those that they had given us. Not with PerSA.
+	Awaited []netip.Addr
 }
 
 // Plan says what the outbound policies ps, in order, want routed, given the
@@ -78,6 +83,9 @@ func Plan(ps []*ipsec.Policy, sas []*ipsec.SAParams, o PlanOptions) []Want {
 				}
 			}
 			p.put(s.Dst, false, s.Src, outer(q).Src)
+			if w := p.wants[s.Dst]; !w.Pass && s.Src.Bits() > 0 && slices.ContainsFunc(o.Awaited, s.Src.Contains) {
+				w.Await = true
+			}
 		}
 	}
 	if o.DropRest {

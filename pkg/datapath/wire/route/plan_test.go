@@ -44,6 +44,9 @@ func show(ws []Want) string {
 		for _, a := range w.Prefer {
 			s += " prefer " + a.String()
 		}
+		if w.Await {
+			s += " awaited"
+		}
 		for _, p := range w.Except {
 			s += " but " + p.String()
 		}
@@ -81,6 +84,8 @@ func TestPlan(t *testing.T) {
 		{"bypass and discard", []*ipsec.Policy{policy("bypass 0.0.0.0/0 10.2.0.9/32"), policy("discard 0.0.0.0/0 10.3.0.0/24"), policy("protect 10.1.0.0/24 10.2.0.0/16 192.0.2.1 192.0.2.2"), policy("bypass 0.0.0.0/0 10.3.0.0/24")},
 			PlanOptions{}, "10.2.0.0/16 from 10.1.0.0/24 prefer 192.0.2.1; 10.2.0.9/32 pass; 10.3.0.0/24"},
 		{"bypass of some", []*ipsec.Policy{port, policy("bypass 10.1.0.1/32 10.2.0.9/32"), policy("protect 10.1.0.0/24 10.2.0.0/24 192.0.2.1 192.0.2.2")}, PlanOptions{}, "10.2.0.0/24 from 10.1.0.0/24 prefer 192.0.2.1"},
+		{"an address that is awaited", []*ipsec.Policy{policy("protect 10.9.0.0/24 10.2.0.0/24 192.0.2.1 192.0.2.2"), policy("protect 0.0.0.0/0 10.3.0.0/24 192.0.2.1 192.0.2.2"), policy("protect 10.1.0.0/24 10.4.0.0/24 192.0.2.1 192.0.2.2")},
+			PlanOptions{Awaited: []netip.Addr{adr("10.9.0.7")}}, "10.2.0.0/24 from 10.9.0.0/24 prefer 192.0.2.1 awaited; 10.3.0.0/24 from 0.0.0.0/0 prefer 192.0.2.1; 10.4.0.0/24 from 10.1.0.0/24 prefer 192.0.2.1"},
 		{"drop the rest", nil, PlanOptions{DropRest: true},
 			"0.0.0.0/0; 127.0.0.0/8 pass; 224.0.0.0/4 pass; 255.255.255.255/32 pass; ::/0; ::1/128 pass; fe80::/10 pass; ff00::/8 pass"},
 	} {

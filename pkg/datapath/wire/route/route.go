@@ -24,7 +24,8 @@
 // of it. What is protected by policy wins over routes by the interface that
 // missiu is for, and loses to more specific ones by other interfaces. Where those
 // have a less specific one, there is no unreachable route behind the device's, or
-// sockets that are bound to them would be cut off.
+// sockets that are bound to them would be cut off. While a peer is to assign this host
+// the address that policy is for, as it has before, there is the unreachable one alone.
 //
 // Nothing of ours comes back into the device: ESP leaves by sockets that are
 // bound to the interface, for which the kernel's rule does not hold, or without

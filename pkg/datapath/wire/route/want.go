@@ -34,11 +34,16 @@ func (t *Table) want(h *host) map[key]entry {
 			m[key{dst: w.Dst}] = entry{throw: true}
 			continue
 		}
-		for k, e := range t.into(w, h) {
-			m[key{dst: w.Dst, rank: k}] = e
-		}
-		if !around(h.others, w.Dst) {
+		l := t.into(w, h)
+		wait := w.Await && !l[0].src.IsValid()
+		if wait || !around(h.others, w.Dst) {
 			m[key{dst: w.Dst, backup: true}] = entry{}
+		}
+		if wait {
+			continue
+		}
+		for k, e := range l {
+			m[key{dst: w.Dst, rank: k}] = e
 		}
 		t.count++
 	}
