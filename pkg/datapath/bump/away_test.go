@@ -310,6 +310,7 @@ func TestAwayFate(t *testing.T) {
 			bypass(t, i.Index)
 			check.here()
 		}
+		breakOff(t, SeverNamespace)
 		kill, said = child(t, SeverNamespace)
 	}
 	check.want("kills", 1)

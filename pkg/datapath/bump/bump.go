@@ -19,8 +19,8 @@
 // (see guard) holds where the chains do not: under a new name of the interface, or
 // flushed by somebody. All of it is set up by netlink. A
 // frame is taken or passes, never both, so changes of state neither lose frames nor
-// double them: what was taken before a change is still written within a second
-// after it.
+// double them: what was taken before a change that leaves neither side active is still
+// written within a second after it.
 //
 // Frames come as the kernel has them, 64 KiB of a flow in one where the stack or
 // the interface leave the cutting for later, and go on as they came (Options.Offload;
@@ -410,8 +410,8 @@ func (b *Bump) set(high, low State) error {
 		return err
 	}
 	if b.away != nil {
-		b.sides[High].enter(high)
-		b.sides[Low].enter(low)
+		b.sides[High].enter(high, low)
+		b.sides[Low].enter(low, high)
 		return nil
 	}
 	if link.Index != 0 {
@@ -428,20 +428,20 @@ func (b *Bump) set(high, low State) error {
 	// it at once could not be written yet; and ends when it gives no more.
 	for which, to := range [...]State{High: high, Low: low} {
 		if to == Active {
-			b.sides[which].enter(to)
+			b.sides[which].enter(to, to)
 		}
 	}
 	if link.Index != 0 { // else the chains stay as they are, and check makes them
 		kx, ku := pairNames(b.ifname)
 		if err := b.table.apply(&plan{device: link.Name, index: link.Index, kx: kx, ku: ku, kxIndex: b.pair.kx, high: high, low: low}); err != nil {
 			for which, to := range was {
-				b.sides[which].enter(to)
+				b.sides[which].enter(to, was[1-which])
 			}
 			return err
 		}
 	}
-	b.sides[High].enter(high)
-	b.sides[Low].enter(low)
+	b.sides[High].enter(high, low)
+	b.sides[Low].enter(low, high)
 	return b.copiers()
 }
 

@@ -133,7 +133,7 @@ func testStates(t *testing.T, o Options) {
 // host is what Open may change, as text.
 func host(t testing.TB) string {
 	t.Helper()
-	return sh(t, "ip -d -o link; nft list ruleset; tc qdisc; for p in ingress egress; do tc filter show dev e0 $p; done; find "+Dir)
+	return sh(t, "exec 2>/dev/null; ip -d -o link; nft list ruleset; tc qdisc; for p in ingress egress; do tc filter show dev e0 $p; done; find "+Dir)
 }
 
 // A kernel without the egress hook: the interface goes away, and comes back as it was.

@@ -64,9 +64,13 @@ func (s *side) init(b *Bump, which Side) {
 // takes notes which super-frames the kernel takes.
 func (s *side) takes(super tap.Super) { s.super.Store(&super) }
 
-// enter notes a new state.
-func (s *side) enter(to State) {
-	if State(s.state.Load()) == Active && to != Active {
+// enter notes a new state, and that of the other side: while that is active what is
+// taken there goes on to come, and is not for a side that is not.
+func (s *side) enter(to, other State) {
+	switch {
+	case to != Active && other == Active:
+		s.until.Store(0)
+	case to != Active && State(s.state.Load()) == Active:
 		s.until.Store(int64(time.Since(started) + drain))
 	}
 	s.state.Store(uint32(to))
