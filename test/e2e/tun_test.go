@@ -49,26 +49,28 @@ func startCertIKE(n *lab.Node) *lab.SwanCert {
 // strongSwan can play, with it as the other gateway: ESP in UDP, a host behind
 // each, a router between them with a smaller MTU, no route made by hand and none
 // left. (Those with plain ESP, and triple DES, which ike does not negotiate, are
-// in TestLinuxKernel.)
+// in TestLinuxKernel; of the former, IPv6 in IPv6 is here in UDP, too. The others are the same
+// here as those in UDP.)
 func TestTunLibipsec(t *testing.T) {
 	lab.NeedRoot(t)
 	for _, tt := range []struct {
 		name, properties, ulp, esp, encr, bits string
-		inner6, theyStart, certs               bool
+		inner6, outer6, theyStart, certs       bool
 	}{
 		{name: "net2net-cert", properties: "encr_algs aes-gcm(128)", esp: "aes128gcm16", encr: "AES_GCM_16", bits: "128", theyStart: true, certs: true},
 		{name: "net2net-null", properties: "encr_algs null encr_auth_algs sha256", esp: "null-sha256", encr: "NULL", theyStart: true},
 		{name: "net2net-trap", properties: "encr_algs aes-gcm(128)", esp: "aes128gcm16", encr: "AES_GCM_16", bits: "128"},
 		{name: "net2net-cert-ip6-in-ip4", properties: "encr_algs aes-gcm(256)", ulp: "icmpv6", esp: "aes256gcm16", encr: "AES_GCM_16", bits: "256", inner6: true, theyStart: true, certs: true},
+		{name: "net2net-cert-ip6-in-ip6", properties: "encr_algs aes-gcm(128)", esp: "aes128gcm16", encr: "AES_GCM_16", bits: "128", inner6: true, outer6: true, theyStart: true, certs: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			g := newGateways(t, false)
+			g := newGateways(t, tt.outer6)
 			before := g.ga.Snapshot()
 			us, them, here, there := "10.1.0.0/24", "10.2.0.0/24", "10.1.0.2", "10.2.0.2"
 			if tt.inner6 {
 				us, them, here, there = "fd0a::/64", "fd0b::/64", "fd0a::2", "fd0b::2"
 			}
-			c := lab.SwanConn{Local: "198.51.100.1", Remote: "192.0.2.1", LocalTS: them, RemoteTS: us, PSK: lab.PSK, ESP: tt.esp}
+			c := lab.SwanConn{Local: g.gb.Addr.String(), Remote: g.ga.Addr.String(), LocalTS: them, RemoteTS: us, PSK: lab.PSK, ESP: tt.esp}
 			selector := fmt.Sprintf("laddr %s raddr %s", us, them)
 			if tt.ulp != "" {
 				selector += " ulp " + tt.ulp
@@ -81,12 +83,12 @@ func TestTunLibipsec(t *testing.T) {
 				g.ga.StartIKE()
 			}
 			swan := lab.StartStrongSwan(g.gb.Host, c)
-			g.ga.LoadConfig(fmt.Sprintf("{ %s } ipsec { %s tladdr 192.0.2.1 traddr 198.51.100.1 }\n", selector, tt.properties))
+			g.ga.LoadConfig(fmt.Sprintf("{ %s } ipsec { %s tladdr %v traddr %v }\n", selector, tt.properties, g.ga.Addr, g.gb.Addr))
 			gateway := map[bool]string{false: "10.1.0.1", true: "fd0a::1"}[tt.inner6]
 			if got := routeTo(g.ga.Host, there); got != "tun0 "+gateway {
 				t.Fatalf("route to %s: %s, want tun0 %s", there, got, gateway)
 			}
-			if got := routeTo(g.ga.Host, "198.51.100.1"); got != "eth0 192.0.2.1" {
+			if got := routeTo(g.ga.Host, g.gb.Addr.String()); got != "eth0 "+g.ga.Addr.String() {
 				t.Errorf("route to the peer: %s, want eth0", got)
 			}
 			w := g.r.Capture("eth0")
@@ -106,7 +108,7 @@ func TestTunLibipsec(t *testing.T) {
 				r := g.ha.Run("ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", "-s", "8184", "-M", "dont", there)
 				return lab.Answered(r.Out, 3) == 3, fmt.Sprint(r, nonzero(g.ga))
 			})
-			ps := slices.DeleteFunc(w.Stop(), func(p lab.Packet) bool { return p.Src == routers[false] })
+			ps := slices.DeleteFunc(w.Stop(), func(p lab.Packet) bool { return p.Src == routers[tt.outer6] })
 			lab.NoClear(t, ps)
 			if n := lab.Count(ps); n[lab.ESP] != 0 || n[lab.ESPinUDP] < 20 {
 				t.Errorf("on the link: %v, want ESP in UDP alone", n)
