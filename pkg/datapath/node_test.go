@@ -172,40 +172,40 @@ func (n *node) sa(p *ipsec.SAParams) *sad.SA {
 	return s
 }
 
+// sender returns a function by which the kernel of n sends an IP packet. It allocates
+// nothing itself.
+func (n *node) sender(ip []byte) func() {
+	w, now := n.e.out, time.Now()
+	f := &w.frames[0]
+	return func() {
+		f.Off, f.Len = headroom, etherLen+len(ip)
+		copy(f.Buf[headroom:], testMAC)
+		copy(f.Buf[headroom+6:], testMAC)
+		f.Buf[headroom+12], f.Buf[headroom+13] = 0x08, 0
+		if ip[0]>>4 == 6 {
+			f.Buf[headroom+12], f.Buf[headroom+13] = 0x86, 0xdd
+		}
+		copy(f.Buf[headroom+etherLen:], ip)
+		w.frame(f, now)
+		if err := w.flush(); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
 // send lets the kernel of n send one IP packet, and returns what left by the interface.
 func (n *node) send(ip []byte) [][]byte {
 	n.t.Helper()
 	n.wire, n.tap = nil, nil
-	w := n.e.out
-	f := &w.frames[0]
-	f.Off, f.Len = headroom, etherLen+len(ip)
-	copy(f.Buf[headroom:], testMAC)
-	copy(f.Buf[headroom+6:], testMAC)
-	f.Buf[headroom+12], f.Buf[headroom+13] = 0x08, 0
-	if ip[0]>>4 == 6 {
-		f.Buf[headroom+12], f.Buf[headroom+13] = 0x86, 0xdd
-	}
-	copy(f.Buf[headroom+etherLen:], ip)
-	w.frame(f, time.Now())
-	if err := w.flush(); err != nil {
-		n.t.Fatal(err)
-	}
+	n.sender(ip)()
 	return n.wire
 }
 
 // sendAllocs is how many allocations it costs that the kernel of n sends an IP packet.
 // What leaves is not kept from then on.
 func (n *node) sendAllocs(ip []byte) float64 {
-	n.t.Helper()
 	n.quiet = true
-	f, now := frameOf(ip, tap.Offload{}), time.Now()
-	return testing.AllocsPerRun(50, func() {
-		f.Off, f.Len = headroom, etherLen+len(ip)
-		n.e.out.frame(f, now)
-		if err := n.e.out.flush(); err != nil {
-			n.t.Fatal(err)
-		}
-	})
+	return testing.AllocsPerRun(50, n.sender(ip))
 }
 
 // receive lets the interface of n receive packets in one batch, and returns
