@@ -125,14 +125,14 @@ func TestAggfrag(t *testing.T) {
 				sent, came = espPackets(a, "out")-sent, espPackets(b, "in")-came
 				t.Logf("%s: %d datagrams in %d ESP packets", to, n, sent)
 				if c.used && (sent > n/8 || came != sent) || !c.used && (sent < n || came != sent) {
-					t.Errorf("%s: %d datagrams in %d ESP packets, %d came", to, n, sent, came)
+					t.Errorf("%s: %d datagrams in %d ESP packets, %d came; %v, %v", to, n, sent, came, nonzero(a), nonzero(b))
 				}
 			}
 			for _, to := range [][2]string{{"10.2.0.1", "10.1.0.1"}, {"fd0b::1", "fd0a::1"}} {
 				a.Transfer(b, netip.MustParseAddr(to[0]), 30e6)
 				b.Transfer(a, netip.MustParseAddr(to[1]), 30e6)
 				if got := a.Ping(5, "-s", "3000", to[0]); got != 5 {
-					t.Errorf("%d of 5 large pings", got)
+					t.Errorf("%d of 5 large pings; %v, %v", got, nonzero(a), nonzero(b))
 				}
 			}
 			for _, n := range []*lab.Node{a, b} {

@@ -167,7 +167,7 @@ func TestNoEgress(t *testing.T) {
 // the end of a namespace, some time after.
 func likeBefore(t *testing.T, before string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); sorted(host(t)) != sorted(before) && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); sorted(host(t)) != sorted(before) && time.Now().Before(end); {
 		time.Sleep(50 * time.Millisecond)
 	}
 	differ(t, "back", sorted(before), sorted(host(t)))
