@@ -169,9 +169,14 @@ func (w *inWorker) step() (int, error) {
 	return n, err
 }
 
-// trains is how many datagrams are received at once to begin with. Each may be
-// a train of 64 KiB (UDP_GRO), and more of these would not stay in the cache.
-const trains = 8
+// trains is how many datagrams are received at once while each is a long train
+// (UDP_GRO): more of 64 KiB would not stay in the cache. Of shorter ones a batch is
+// received, so that what they carry is joined for the TAP, unless that is more
+// packets than share: nothing is written before all are opened.
+const (
+	trains = 8
+	share  = 512
+)
 
 // runUDP serves UDP 4500 (RFC 3948): ESP, IKE behind the non-ESP marker, and keepalives.
 func (w *inWorker) runUDP(ctx context.Context) error { return w.grams.loop(ctx, w.stepUDP) }
@@ -188,32 +193,31 @@ func (w *inWorker) stepUDP() (int, error) {
 	w.flows.Sweep(w.e.generation())
 	now := time.Now()
 	w.tape.Start()
-	single := n == len(w.dgrams)
+	packets := 0
 	for i := range n {
-		single = single && w.dgrams[i].Segment == 0
-		w.train(&w.dgrams[i], now)
+		packets += w.train(&w.dgrams[i], now)
 	}
 	err = w.flush(now)
 	for i := range n {
 		w.dgrams[i].Off = headroom + packet.IPv6Len
 	}
 	switch {
-	case single:
-		w.dgrams = w.dgrams[:cap(w.dgrams)] // the kernel does not join them
-	case n < trains:
+	case packets > share || n < trains:
 		w.dgrams = w.dgrams[:trains]
+	case n == len(w.dgrams) && packets <= share*trains/batch:
+		w.dgrams = w.dgrams[:cap(w.dgrams)]
 	}
 	return n, err
 }
 
-// train serves what came as one: a datagram, or several in a row. They are
-// sorted one by one, since the kernel joins by lengths alone: at the end of a
-// train of ESP may stand a keepalive or a message of IKE. Each gets a buffer
-// that ends where the next begins.
-func (w *inWorker) train(d *wire.Datagram, now time.Time) {
+// train serves what came as one, a datagram or several in a row, and returns how
+// many. They are sorted one by one, since the kernel joins by lengths alone: at the
+// end of a train of ESP may stand a keepalive or a message of IKE. Each gets a
+// buffer that ends where the next begins.
+func (w *inWorker) train(d *wire.Datagram, now time.Time) (n int) {
 	if d.Segment <= 0 || d.Segment >= d.Len {
 		w.one(d, now)
-		return
+		return 1
 	}
 	one := *d
 	one.Segment = 0
@@ -226,7 +230,9 @@ func (w *inWorker) train(d *wire.Datagram, now time.Time) {
 			w.one(&one, now)
 		}
 		lo = off + one.Len
+		n++
 	}
+	return n
 }
 
 // one serves a datagram of its own.

@@ -257,6 +257,38 @@ func TestFollows(t *testing.T) {
 	}
 }
 
+// TestBatchSize: long trains are read a few at a time, also by a worker that has come
+// to read many that were short; many again when they are short, not at every pause.
+func TestBatchSize(t *testing.T) {
+	n := newNode(t)
+	w := n.e.in[1]
+	room, keepalives := 0, uint64(0)
+	for i, k := range []struct{ come, each, room int }{
+		{8, 45, 8}, {8, 45, 8}, {8, 8, 8}, {64, 8, 64}, {64, 9, 64}, {8, 45, 8}, {8, 1, 8}, {64, 1, 64}, {20, 30, 64},
+		{8, 9, 8}, {8, 2, 8}, {20, 2, 64}, {7, 2, 64}, {1, 1, 8},
+	} {
+		w.grams.batch = func(ds []wire.Datagram) (int, error) {
+			room = len(ds)
+			for j := range ds[:min(k.come, room)] {
+				d := &ds[j]
+				d.Len, d.Segment = k.each, 1
+				copy(d.Buf[d.Off:], bytes.Repeat([]byte{0xff}, k.each))
+				keepalives += uint64(k.each)
+			}
+			return min(k.come, room), nil
+		}
+		if _, err := w.stepUDP(); err != nil {
+			t.Fatal(err)
+		}
+		if room != k.room {
+			t.Fatalf("batch %d: room for %d, want %d", i, room, k.room)
+		}
+	}
+	if got := n.e.Stats()[InKeepalive]; got != keepalives {
+		t.Errorf("%d keepalives, want %d", got, keepalives)
+	}
+}
+
 // TestTrain: of the datagrams that the kernel joined each is what it is by
 // itself, and does not touch its neighbours.
 func TestTrain(t *testing.T) {
