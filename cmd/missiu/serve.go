@@ -479,6 +479,7 @@ func (in *instance) status() ([]byte, error) {
 		s.Counters["udp_sent_trains"], s.Counters["udp_sent_singles"] = us.Trains, us.Singles
 		s.Counters["udp_trains_refused"], s.Counters["udp_send_refused"] = us.Fallbacks, us.Refused
 		s.Counters["udp_messages"], s.Counters["udp_truncated"], s.Counters["udp_kernel_drops"] = us.Messages, us.Truncated, us.KernelDrops
+		s.Counters["drop_in_overload"] = us.Shed
 	}
 	if in.bump != nil {
 		in.bumpStatus(&s)

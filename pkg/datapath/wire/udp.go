@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -42,7 +43,7 @@ type UDP struct {
 
 	out udpOut
 
-	messages, truncated atomic.Uint64
+	messages, truncated, shed atomic.Uint64
 
 	closeOnce sync.Once
 }
@@ -55,6 +56,7 @@ type udpSocket struct {
 	since  time.Time // since when there has always been more than one batch; zero: there has not
 	stood  time.Time // when that was standing last
 	small  bool      // and the buffer, therefore
+	aged   time.Time // since when all that was read first had become stale; zero: it has not
 	send   func(uintptr)
 	// segment: the kernel cuts trains into datagrams, from time after.
 	segment bool
@@ -75,6 +77,13 @@ const (
 	// recovery is how long it stays so, or the queue would be long again at once
 	// while there is too much.
 	recovery = 500 * time.Millisecond
+	// stale is how long a message may wait in the buffer. Once what is read first
+	// has always been older for standing, older ones are shed before they cost more:
+	// of small packets even the small buffer holds a tenth of a second's work. What
+	// piled up because the process was kept from its processor is read in less, and
+	// none of it is shed (as RFC 8289, 4: a queue that drains is a good one). IKE's
+	// messages are spared.
+	stale = 20 * time.Millisecond
 )
 
 // hopLimit is that of the headers which the engine writes itself, so that a
@@ -214,12 +223,16 @@ func (u *UDP) open(i, family int, o UDPOptions) (int, error) {
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		return -1, err
 	}
-	s.recv = func(fd uintptr) { u.receive(fd, s) }
+	s.recv = func(fd uintptr) {
+		for u.receive(fd, s) {
+		}
+	}
 	s.send = func(fd uintptr) { u.out.transmit(fd, family) }
 	if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT); err == nil && !o.Plain {
 		s.segment = true
 	}
 	opts := [][3]int{
+		{unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1},
 		{unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
 		{unix.IPPROTO_IP, unix.IP_RECVTOS, 1},
 		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, discover},
@@ -228,6 +241,7 @@ func (u *UDP) open(i, family int, o UDPOptions) (int, error) {
 	var any unix.Sockaddr = &unix.SockaddrInet4{Port: int(o.Port)}
 	if family == unix.AF_INET6 {
 		opts = [][3]int{
+			{unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1},
@@ -367,12 +381,13 @@ func (u *UDP) receiveAny() {
 	}
 }
 
-func (u *UDP) receive(fd uintptr, s *udpSocket) {
+// receive reads one batch; it reports whether all of that was shed.
+func (u *UDP) receive(fd uintptr, s *udpSocket) (again bool) {
 	for i := u.n; i < len(u.ds); i++ {
 		d := &u.ds[i]
 		if d.Off < 0 || d.Off >= len(d.Buf) {
 			u.err = errHeadroom
-			return
+			return false
 		}
 		u.m.set(i, d.Buf[d.Off:])
 		u.m.wantName(i)
@@ -383,8 +398,9 @@ func (u *UDP) receive(fd uintptr, s *udpSocket) {
 	s.stands(int(fd), errno == 0 && from+n == len(u.ds) && n > 1)
 	if errno != 0 {
 		// ICMP errors about what we sent come here; the next call goes on.
-		return
+		return false
 	}
+	now, late := time.Now(), false
 	for i := from; i < from+n; i++ {
 		if u.m.truncated(i) {
 			u.truncated.Add(1)
@@ -394,12 +410,47 @@ func (u *UDP) receive(fd uintptr, s *udpSocket) {
 		d.Len = int(u.m.hdrs[i].n)
 		d.Remote = u.m.name(i)
 		d.Local, d.TOS, d.Segment = netip.AddrPort{}, 0, 0
-		d.control(u.m.oobs[i][:u.m.hdrs[i].hdr.Controllen])
+		age := d.control(u.m.oobs[i][:u.m.hdrs[i].hdr.Controllen], now)
+		if i == from {
+			late = s.waited(now, age)
+		}
+		if late && age > stale && !d.isIKE() {
+			u.shed.Add(uint64(d.count()))
+			continue
+		}
 		d.Local = netip.AddrPortFrom(d.Local.Addr(), u.port)
 		u.ds[u.n], *d = *d, u.ds[u.n]
 		u.n++
 	}
 	u.messages.Add(uint64(n))
+	return late && u.n == from
+}
+
+// waited notes how old the first message of a batch is, and reports whether older
+// ones than stale are to be shed.
+func (s *udpSocket) waited(now time.Time, age time.Duration) bool {
+	switch {
+	case age <= stale:
+		s.aged = time.Time{}
+	case s.aged.IsZero():
+		s.aged = now
+	default:
+		return now.Sub(s.aged) > standing
+	}
+	return false
+}
+
+// isIKE: it has the non-ESP marker (RFC 3948, 2.2).
+func (d *Datagram) isIKE() bool {
+	return d.Len >= 4 && binary.BigEndian.Uint32(d.Buf[d.Off:]) == 0
+}
+
+// count is how many datagrams d is.
+func (d *Datagram) count() int {
+	if d.Segment == 0 {
+		return 1
+	}
+	return (d.Len + d.Segment - 1) / d.Segment
 }
 
 // stands notes whether more is waiting, and shrinks or restores the buffer.
@@ -420,16 +471,19 @@ func (s *udpSocket) stands(fd int, more bool) {
 	}
 }
 
-// control reads the control messages of a datagram received.
-func (d *Datagram) control(b []byte) {
+// control reads the control messages of a datagram received, and returns how long
+// ago that was.
+func (d *Datagram) control(b []byte, now time.Time) (age time.Duration) {
 	for len(b) >= unix.SizeofCmsghdr {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
 		n := int(h.Len)
 		if n < unix.SizeofCmsghdr || n > len(b) {
-			return
+			return age
 		}
 		v := b[unix.CmsgLen(0):n]
 		switch {
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_TIMESTAMPNS && len(v) >= int(unsafe.Sizeof(unix.Timespec{})):
+			age = time.Duration(now.UnixNano() - (*unix.Timespec)(unsafe.Pointer(&v[0])).Nano())
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(v) >= 12:
 			d.Local = netip.AddrPortFrom(netip.AddrFrom4([4]byte(v[8:12])), 0)
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(v) >= 1:
@@ -445,4 +499,5 @@ func (d *Datagram) control(b []byte) {
 		}
 		b = b[min(len(b), unix.CmsgSpace(n-unix.CmsgLen(0))):]
 	}
+	return age
 }

@@ -681,3 +681,63 @@ func TestStandingBuffer(t *testing.T) {
 		}
 	}
 }
+
+// What is read first has to be stale for a while before anything is shed, and fresh
+// once for that to end.
+func TestWaited(t *testing.T) {
+	var s udpSocket
+	at := time.Now()
+	for i, k := range []struct {
+		after time.Duration
+		age   time.Duration
+		late  bool
+	}{
+		{0, stale, false}, {time.Hour, stale + 1, false}, {standing, stale + 1, false}, {1, stale + 1, true}, {time.Hour, time.Hour, true},
+		{1, stale, false}, {1, time.Hour, false}, {standing, time.Hour, false}, {1, time.Hour, true}, {1, -time.Hour, false}, {1, time.Hour, false},
+	} {
+		at = at.Add(k.after)
+		if late := s.waited(at, k.age); late != k.late {
+			t.Fatalf("step %d, %+v: late %v", i, k, late)
+		}
+	}
+}
+
+// A queue that has been stale for long is shed but for IKE; one that has only piled
+// up is read.
+func TestShed(t *testing.T) {
+	l := newLab(t)
+	w := openWire(t)
+	u := openUDP(t, w, UDPOptions{})
+	ds := datagrams(8)
+	shed := uint64(0)
+	for i, k := range []struct{ local, remote string }{{"10.9.0.1:4500", "10.9.0.2:1111"}, {"[fd09::1]:4500", "[fd09::2]:1111"}} {
+		c := l.listenUDP(k.remote)
+		for _, long := range []bool{false, true, false} {
+			for _, p := range []string{"one", "two", "three", "\x00\x00\x00\x00IKE"} {
+				if _, err := c.WriteToUDPAddrPort([]byte(p), netip.MustParseAddrPort(k.local)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(stale + time.Millisecond) // that is what it waits for
+			want := 4
+			if long {
+				want, shed = 1, shed+3
+			}
+			got := 0
+			for ike := false; !ike; ike = ds[got-1].isIKE() {
+				u.socks[i].aged = time.Time{}
+				if long {
+					u.socks[i].aged = time.Now().Add(-time.Hour)
+				}
+				n, err := u.ReadBatch(ds[got:])
+				if got += n; err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got != want || u.Stats().Shed != shed {
+				t.Errorf("%s, long %v: got %d, and %d shed; want %d, %d", k.local, long, got, u.Stats().Shed, want, shed)
+			}
+		}
+		c.Close()
+	}
+}

@@ -57,6 +57,7 @@ type UDPStats struct {
 	Messages    uint64 // read; each of one datagram or several that the kernel joined
 	Truncated   uint64 // longer than the caller's buffer
 	KernelDrops uint64 // lost for want of socket buffer
+	Shed        uint64 // datagrams that had become stale in it
 	Trains      uint64 // messages sent that the kernel cut into datagrams
 	Singles     uint64 // messages sent of one datagram
 	Fallbacks   uint64 // trains that the kernel refused to cut; sent as singles
@@ -67,7 +68,7 @@ type UDPStats struct {
 func (u *UDP) Stats() UDPStats {
 	o := &u.out
 	s := UDPStats{
-		Messages: u.messages.Load(), Truncated: u.truncated.Load(),
+		Messages: u.messages.Load(), Truncated: u.truncated.Load(), Shed: u.shed.Load(),
 		Trains: o.trains.Load(), Singles: o.singles.Load(), Fallbacks: o.fallbacks.Load(), Refused: o.refused.Load(),
 	}
 	for i := range u.socks {
@@ -85,6 +86,7 @@ func SumUDP(us []*UDP) (sum UDPStats) {
 		sum.Messages += s.Messages
 		sum.Truncated += s.Truncated
 		sum.KernelDrops += s.KernelDrops
+		sum.Shed += s.Shed
 		sum.Trains += s.Trains
 		sum.Singles += s.Singles
 		sum.Fallbacks += s.Fallbacks
