@@ -566,7 +566,7 @@ func (in *instance) drops(each int) (*tally, error) {
 				t.lost += drops(c) + c["wire_kernel_drops"]
 				t.full += c["udp_kernel_drops"]
 				t.messages += c["udp_messages"]
-				t.packets += c["in_protected"]
+				t.packets += c["in_protected"] + c["drop_in_overload"]
 			}); err != nil {
 				return nil, err
 			}
