@@ -40,18 +40,19 @@ const (
 // Measured by test/bench, ping every 5 ms, ESP in UDP, both gateways and both ends on
 // two processors, eight rounds in turn with readers that wait for themselves and with
 // OpenVPN, medians: p50 368, 453 and 301 us, p99 1215, 1367 and 1001 us. By perf a ping
-// costs the wake-ups that it costs OpenVPN, three; what is left is our own code, which
-// is cold after 5 ms: 134 us between system calls of both gateways together, traced,
-// and OpenVPN's 50. BenchmarkLone of package datapath shows it: a packet takes an engine
-// 0.6 us, and 26 once others had the caches. Since a lone packet touches less, of 2400
-// pings in turn with the version before and OpenVPN, p50 324, 351 and 284 us, p95 515,
-// 539 and 424; p99, 1350, 956 and 1110, is three pings of each round and was chance.
+// costs the wake-ups and system calls that it costs OpenVPN. What is left is the
+// kernel's time to send a datagram, 1.7 times that of OpenVPN's if the machine's speed
+// is taken out, perhaps because the receiver's chain and packet socket are in it, and
+// as much of our own code, which is cold after 5 ms: 134 us between system calls of both
+// gateways together, traced, and OpenVPN's 50. BenchmarkLone of package datapath shows
+// it: a packet takes an engine 0.6 us, and 26 once others had the caches. Since a lone
+// packet touches less, of 2400 pings in turn with the version before and OpenVPN, p50
+// 324, 351 and 284 us, p95 515, 539 and 424, p99 1350, 956 and 1110, which of each varies
+// between 500 and 2000 from round to round.
 //
 // What gained nothing that could be told from noise: a leader that spins for 250 us
-// when an answer is likely; to read the code of a packet's way at once before it runs,
-// in BenchmarkLone; huge pages below the heap, there too; rounds in which the
-// scheduler's monitor slept, which signals a leader every 10 ms while it is awake, and
-// rounds in which it did not.
+// when an answer is likely; in BenchmarkLone, to read the code of a packet's way at once
+// before it runs, and huge pages below the heap.
 //
 // State that serve uses belongs to the leader while the reader is parked, else to the
 // reader's goroutine. The zero Group has no members; it ends with the last of them.
