@@ -173,6 +173,17 @@ func (w *inWorker) step() (int, error) {
 // (UDP_GRO): more of 64 KiB would not stay in the cache. Of shorter ones a batch is
 // received, so that what they carry is joined for the TAP, unless that is more
 // packets than share: nothing is written before all are opened.
+//
+// Measured beside floods of twice what fits (the overload of test/bench, two
+// processors with both gateways and both ends, medians of three rounds in turn) with
+// this and what package wire sheds, and without: of super-frames 122,000 packets a
+// second passed instead of 74,000, the 99th percentile of a ping was 28 ms instead of
+// 52, that of a modest flow 24 instead of 51; beside 1400 octets 41 instead of 25 and
+// 29 instead of 75, beside 64 octets 38 instead of 67 and 48 instead of 20. Single
+// rounds were two to four times that, either way: all of the machine stood still for
+// 20 to 160 ms now and then, as a thread of real-time priority saw on both
+// processors. At most 1 % lost, 1.1 times as many packets of 1400 octets passed; 64
+// octets and TCP did not differ.
 const (
 	trains = 8
 	share  = 512
