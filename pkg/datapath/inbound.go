@@ -180,9 +180,9 @@ func (w *inWorker) step() (int, error) {
 // second passed instead of 74,000, the 99th percentile of a ping was 28 ms instead of
 // 52, that of a modest flow 24 instead of 51; beside 1400 octets 41 instead of 25 and
 // 29 instead of 75, beside 64 octets 38 instead of 67 and 48 instead of 20. Single
-// rounds were two to four times that, either way: all of the machine stood still for
-// 20 to 160 ms now and then, as a thread of real-time priority saw on both
-// processors. At most 1 % lost, 1.1 times as many packets of 1400 octets passed; 64
+// rounds were two to four times that, either way: now and then a thread of real-time
+// priority that did nothing but sleep for 1 ms, one on each processor, was 20 to 160
+// ms late, too. At most 1 % lost, 1.1 times as many packets of 1400 octets passed; 64
 // octets and TCP did not differ.
 const (
 	trains = 8
