@@ -59,7 +59,10 @@
 //   - It takes CAP_SYS_ADMIN, VETH, NET_SCH_INGRESS and NET_CLS_BPF, and a driver that lets
 //     the interface go. One with devices on it (VLAN, macvlan, vxlan), in a bond, or with a
 //     queueing discipline of the administrator's is refused (ErrCannotLeave).
-//   - Frames of the process itself take one more copy.
+//   - Frames of the process itself take one more copy. That was not to be seen: one TCP
+//     stream over a veth, both ends on two processors, two rounds each, hook and namespace in
+//     turn, bypassed 11.3, 8.4 and 10.1, 9.8 Gbit/s outwards, 10.7, 9.3 and 9.4, 10.8 inwards;
+//     in ESP of transport mode 1.5, 1.5 and 1.6, 1.7 outwards, 1.4, 1.4 and 1.8, 1.8 inwards.
 //
 // AF_XDP in the place of packet sockets at the low side was measured and is not built.
 // A prototype that only forwards, both ends and it on two processors, over a veth, whose
