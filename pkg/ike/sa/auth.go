@@ -268,10 +268,11 @@ func (s *SA) established(i *ikeSA, onlyOne bool) {
 }
 
 // From certSoon on the initiator is told that the IKE SA ends with a certificate, but
-// not over and over when there is no other.
+// not over and over when there is no other: strongSwan makes a new one at once if less
+// is left than its over_time, a tenth of the time after which it rekeys.
 const (
 	certSoon = 7 * 24 * time.Hour
-	certLate = 10 * time.Minute
+	certLate = 3 * time.Hour
 )
 
 // authLifetime is how long its proof counts, as far as the initiator is to be told.

@@ -55,11 +55,11 @@ func TestAuthLifetimeByCertificate(t *testing.T) {
 		a, b, reauth, want time.Duration
 	}{
 		{365 * 24 * time.Hour, 365 * 24 * time.Hour, 0, 0},
-		{time.Hour, 365 * 24 * time.Hour, 0, time.Hour},
-		{24 * time.Hour, 2 * time.Hour, 0, 2 * time.Hour},
-		{2 * time.Hour, 24 * time.Hour, time.Hour, time.Hour},
-		{2 * time.Hour, 24 * time.Hour, 3 * time.Hour, 2 * time.Hour},
-		{time.Minute, 24 * time.Hour, 0, 0},
+		{5 * time.Hour, 365 * 24 * time.Hour, 0, 5 * time.Hour},
+		{24 * time.Hour, 4 * time.Hour, 0, 4 * time.Hour},
+		{4 * time.Hour, 24 * time.Hour, time.Hour, time.Hour},
+		{4 * time.Hour, 24 * time.Hour, 6 * time.Hour, 4 * time.Hour},
+		{2 * time.Hour, 24 * time.Hour, 0, 0},
 	} {
 		l, ca := certLab(t, "p256", "p256")
 		p := cred.Policy{Hashes: allHashes}
