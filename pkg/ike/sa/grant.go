@@ -23,6 +23,16 @@ func refuseWith(t ikev2.NotifyType, format string, args ...any) *refused {
 	return &refused{n: notify(t), err: fmt.Errorf(format, args...)}
 }
 
+// replacedChildren are those whose end is due.
+func (s *SA) replacedChildren() (n int) {
+	for _, c := range s.children {
+		if c.replaced != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // grant is the responder's judgement on a request for a child SA: policy,
 // selectors, algorithms, key exchange. rekeys is the child SA to be replaced,
 // whose policy then serves.
@@ -40,6 +50,10 @@ func (s *SA) grant(i *ikeSA, ps []ikev2.Payload, initial bool, rekeys *child) (*
 	if n := s.rule.ChildLimit; rekeys == nil && n > 0 && len(s.children) >= n {
 		s.counters.Surplus++
 		return nil, refuseWith(ikev2.NO_ADDITIONAL_SAS, "%d child SAs are enough by rule %q", n, s.rule.Label)
+	}
+	if n := s.rule.ChildLimit; rekeys != nil && n > 0 && s.replacedChildren() >= n {
+		s.counters.Surplus++
+		return nil, refuseWith(ikev2.TEMPORARY_FAILURE, "%d child SAs that were replaced are not deleted yet", n)
 	}
 	asked, err := peerAggfrag(ps)
 	w.aggfrag = asked && err == nil // else declined

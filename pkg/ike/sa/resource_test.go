@@ -8,6 +8,7 @@ import (
 
 	"github.com/missiu/missiu/pkg/crypto/alg"
 	"github.com/missiu/missiu/pkg/ike/pad"
+	"github.com/missiu/missiu/pkg/ike/proposal"
 	"github.com/missiu/missiu/pkg/ipsec"
 	"github.com/missiu/missiu/proto/ikev2"
 )
@@ -281,5 +282,31 @@ func TestChildLimit(t *testing.T) {
 	l.settle()
 	if f := told[ChildFailed](l.a); len(f) != 0 {
 		t.Errorf("a: ChildFailed %v where there is room", f)
+	}
+}
+
+// A peer that replaces and replaces, and deletes nothing, is stopped too.
+func TestChildLimitOfReplaced(t *testing.T) {
+	l := newLab(t)
+	l.b.rule.ChildLimit = 3
+	l.establish()
+	for n := range 5 {
+		o, failed := l.a.sa.newOffer(l.a.sa.cur, reqA(2), nil)
+		if failed != nil {
+			t.Fatal(failed)
+		}
+		o.spi, o.ni = ipsec.SPI(0x5000+n), make([]byte, 32)
+		for i := range o.proposals {
+			o.proposals[i].KE = nil
+		}
+		newest := l.b.sa.children[len(l.b.sa.children)-1]
+		ps := l.answer(l.craft(ikev2.CREATE_CHILD_SA, append(o.payloads(false),
+			&ikev2.Notify{Protocol: ikev2.ProtocolESP, SPI: proposal.SPIBytes(newest.outSPI), Type: ikev2.REKEY_SA})...))
+		if f := refusal(ps); (f != nil) != (n >= 3) || f != nil && f.Type != ikev2.TEMPORARY_FAILURE {
+			t.Errorf("request %d: refused by %v", n, f)
+		}
+	}
+	if n := len(l.b.sa.children); n != 4 {
+		t.Errorf("%d child SAs, want 4", n)
 	}
 }
