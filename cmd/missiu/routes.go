@@ -2,7 +2,6 @@ package main
 
 import (
 	"net/netip"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -68,7 +67,7 @@ func (in *instance) route() {
 	r.due = false
 	start := time.Now()
 	ps := outbound(in.keys.Rules())
-	o := route.PlanOptions{PerSA: in.o.routes == routesSA, DropRest: in.o.defaultAction() == ipsec.Discard, Assigned: in.assigned, Awaited: in.awaits(ps)}
+	o := route.PlanOptions{PerSA: in.o.routes == routesSA, DropRest: in.o.defaultAction() == ipsec.Discard, Assigned: in.assigned, Awaited: in.awaited}
 	for _, p := range in.wire.Link().Addrs {
 		o.Outer = append(o.Outer, p.Addr())
 	}
@@ -89,14 +88,6 @@ func outbound(all []*ipsec.Policy) (ps []*ipsec.Policy) {
 		}
 	}
 	return ps
-}
-
-// awaits are the addresses that peers had given us and that policies are for.
-func (in *instance) awaits(ps []*ipsec.Policy) []netip.Addr {
-	in.awaited = slices.DeleteFunc(in.awaited, func(a netip.Addr) bool {
-		return !slices.ContainsFunc(ps, func(p *ipsec.Policy) bool { return p.Sel.Src.Contains(a) })
-	})
-	return in.awaited
 }
 
 // anyPeer: SAs tell who the peers are.

@@ -51,9 +51,13 @@ func except(l []netip.Addr, a netip.Addr) []netip.Addr {
 	return slices.DeleteFunc(l, func(b netip.Addr) bool { return b == a })
 }
 
+// maxAwaited bounds the addresses that are remembered after they are gone.
+const maxAwaited = 256
+
 // deleteAddress takes it away, with its device. What policy has come from it
 // is unreachable until there is another.
 func (in *instance) deleteAddress(p netip.Prefix) error {
+	was := slices.Contains(in.assigned, p.Addr()) || slices.Contains(in.awaited, p.Addr())
 	in.assigned = except(in.assigned, p.Addr())
 	drop := func() error {
 		if in.vips != nil {
@@ -67,9 +71,10 @@ func (in *instance) deleteAddress(p netip.Prefix) error {
 		return drop()
 	}
 	in.awaited = append(except(in.awaited, p.Addr()), p.Addr())
+	in.awaited = in.awaited[max(0, len(in.awaited)-maxAwaited):]
 	in.route()
 	err := in.routes.table.Without(p.Addr(), drop)
-	if errors.Is(err, unix.ENOENT) { // it never was
+	if errors.Is(err, unix.ENOENT) && !was { // it never was
 		in.awaited = except(in.awaited, p.Addr())
 		in.route()
 	}

@@ -20,6 +20,7 @@ type Want struct {
 	Except []netip.Prefix
 	// Await: unreachable as long as this host owns no address in Local, since a peer
 	// is to assign it one. From another address its packets would leave in clear.
+	// Never where the peer itself is.
 	Await bool
 }
 
@@ -83,7 +84,7 @@ func Plan(ps []*ipsec.Policy, sas []*ipsec.SAParams, o PlanOptions) []Want {
 				}
 			}
 			p.put(s.Dst, false, s.Src, outer(q).Src)
-			if w := p.wants[s.Dst]; !w.Pass && s.Src.Bits() > 0 && slices.ContainsFunc(o.Awaited, s.Src.Contains) {
+			if w := p.wants[s.Dst]; !w.Pass && s.Src.Bits() > 0 && known(outer(q)) && slices.ContainsFunc(o.Awaited, s.Src.Contains) {
 				w.Await = true
 			}
 		}
@@ -100,7 +101,7 @@ func Plan(ps []*ipsec.Policy, sas []*ipsec.SAParams, o PlanOptions) []Want {
 		if q.Dir != ipsec.Out || q.Action != ipsec.Protect {
 			continue
 		}
-		if r := outer(q); r.Mode == ipsec.Tunnel && !ipsec.Open(r.Dst) {
+		if r := outer(q); known(r) {
 			p.peer(ps, r.Src, r.Dst, o.Outer)
 		}
 	}
@@ -172,6 +173,9 @@ func (p *plan) put(dst netip.Prefix, pass bool, local netip.Prefix, prefer netip
 	}
 }
 
+// known: r tells where the peer is that may assign an address.
+func known(r *ipsec.Request) bool { return r.Mode == ipsec.Tunnel && !ipsec.Open(r.Dst) }
+
 // assigned has packets to dst come from the address of given that sa is for, before
 // all that q allows: no other fits the SA (RFC 7296, 2.19).
 func (p *plan) assigned(dst netip.Prefix, q *ipsec.Policy, sa *ipsec.SAParams, given []netip.Addr) {
@@ -208,6 +212,7 @@ func (p *plan) swallowed(dst netip.Prefix) bool {
 func (p *plan) peer(ps []*ipsec.Policy, local, peer netip.Addr, outer []netip.Addr) {
 	host := netip.PrefixFrom(peer, peer.BitLen())
 	if !p.swallowed(host) {
+		p.reach(peer)
 		return
 	}
 	ends := []netip.Addr{local}
@@ -216,6 +221,7 @@ func (p *plan) peer(ps []*ipsec.Policy, local, peer netip.Addr, outer []netip.Ad
 	}
 	for _, a := range ends {
 		if a.BitLen() == peer.BitLen() && covered(ps, a, peer) {
+			p.reach(peer)
 			return
 		}
 	}
@@ -224,6 +230,17 @@ func (p *plan) peer(ps []*ipsec.Policy, local, peer netip.Addr, outer []netip.Ad
 	for _, q := range ps {
 		if q.Dir == ipsec.Out && q.Action != ipsec.Bypass && q.Sel.Dst.Contains(peer) && !slices.Contains(w.Except, q.Sel.Src) {
 			w.Except = append(w.Except, q.Sel.Src)
+		}
+	}
+}
+
+// reach has what holds peer not be unreachable: it takes IKE to have an address.
+func (p *plan) reach(peer netip.Addr) {
+	for n := peer.BitLen(); n >= 0; n-- {
+		around, _ := peer.Prefix(n)
+		if w := p.wants[around]; w != nil {
+			w.Await = false
+			return
 		}
 	}
 }

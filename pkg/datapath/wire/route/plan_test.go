@@ -86,6 +86,10 @@ func TestPlan(t *testing.T) {
 		{"bypass of some", []*ipsec.Policy{port, policy("bypass 10.1.0.1/32 10.2.0.9/32"), policy("protect 10.1.0.0/24 10.2.0.0/24 192.0.2.1 192.0.2.2")}, PlanOptions{}, "10.2.0.0/24 from 10.1.0.0/24 prefer 192.0.2.1"},
 		{"an address that is awaited", []*ipsec.Policy{policy("protect 10.9.0.0/24 10.2.0.0/24 192.0.2.1 192.0.2.2"), policy("protect 0.0.0.0/0 10.3.0.0/24 192.0.2.1 192.0.2.2"), policy("protect 10.1.0.0/24 10.4.0.0/24 192.0.2.1 192.0.2.2")},
 			PlanOptions{Awaited: []netip.Addr{adr("10.9.0.7")}}, "10.2.0.0/24 from 10.9.0.0/24 prefer 192.0.2.1 awaited; 10.3.0.0/24 from 0.0.0.0/0 prefer 192.0.2.1; 10.4.0.0/24 from 10.1.0.0/24 prefer 192.0.2.1"},
+		{"an address that is awaited, from within", []*ipsec.Policy{policy("protect 10.9.0.0/24 192.0.2.2/32 192.0.2.1 192.0.2.2"), policy("protect 10.9.0.0/24 10.3.0.0/24 0.0.0.0 0.0.0.0")},
+			PlanOptions{Awaited: []netip.Addr{adr("10.9.0.7")}}, "10.3.0.0/24 from 10.9.0.0/24; 192.0.2.2/32 from 10.9.0.0/24 prefer 192.0.2.1"},
+		{"an address that is awaited, its peer covered", []*ipsec.Policy{policy("protect 192.0.2.1/32 192.0.0.0/16 192.0.2.1 192.0.2.2"), policy("protect 10.9.0.0/24 192.0.2.0/24 192.0.2.1 192.0.2.2")},
+			PlanOptions{Awaited: []netip.Addr{adr("10.9.0.7")}}, "192.0.0.0/16 from 192.0.2.1/32 prefer 192.0.2.1; 192.0.2.0/24 from 10.9.0.0/24 prefer 192.0.2.1"},
 		{"drop the rest", nil, PlanOptions{DropRest: true},
 			"0.0.0.0/0; 127.0.0.0/8 pass; 224.0.0.0/4 pass; 255.255.255.255/32 pass; ::/0; ::1/128 pass; fe80::/10 pass; ff00::/8 pass"},
 	} {
