@@ -408,10 +408,15 @@ func (b *Bump) exchange(sockets []socketAt) error {
 // set puts states in force, all but the guard of what is active now, which keep
 // adds: it comes after the chains, and goes before them, so that no frame is lost between.
 func (b *Bump) set(high, low State) error {
-	link := b.link.Load()
 	if err := b.save(high, low); err != nil {
 		return err
 	}
+	return b.change(high, low)
+}
+
+// change is set without a note for a successor.
+func (b *Bump) change(high, low State) error {
+	link := b.link.Load()
 	if b.away != nil {
 		b.sides[High].enter(high, low)
 		b.sides[Low].enter(low, high)
@@ -560,7 +565,8 @@ func (b *Bump) Close() error {
 		return nil
 	}
 	b.mu.Lock()
-	if b.away == nil && b.set(Closed, Closed) == nil { // else undo opens it
+	// A successor of one that is killed from here on severs it again.
+	if b.away == nil && b.change(Closed, Closed) == nil { // else undo opens it
 		b.drain()
 	}
 	b.mu.Unlock()

@@ -449,7 +449,8 @@ func (t *table) has(family uint8) (bool, error) {
 		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETTABLE), Flags: netlink.Request},
 		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, data...),
 	})
-	if errors.Is(err, unix.ENOENT) {
+	// A kernel without the packet filter says EINVAL, if it knows of netfilter at all.
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return false, nil
 	}
 	if err != nil {
