@@ -78,7 +78,7 @@ const (
 	// while there is too much.
 	recovery = 500 * time.Millisecond
 	// stale is how long a message may wait in the buffer. Once what is read first
-	// has always been older for standing, older ones are shed before they cost more:
+	// has always been older for staleFor, with more behind it, older ones are shed before they cost more:
 	// of small packets even the small buffer holds a tenth of a second's work. What
 	// piled up because the process was kept from its processor is read in less, and
 	// kept, as RFC 8289 says of a queue that drains: of a TCP stream nothing was shed
@@ -90,7 +90,8 @@ const (
 	// enough: on two processors with both gateways, both ends and the flood, messages
 	// waited for 2 to 10 ms on the average there. The timestamps cost 2.5 ns a packet
 	// (BenchmarkUDPRead, joined).
-	stale = 20 * time.Millisecond
+	stale    = 20 * time.Millisecond
+	staleFor = 50 * time.Millisecond
 )
 
 // hopLimit is that of the headers which the engine writes itself, so that a
@@ -402,8 +403,10 @@ func (u *UDP) receive(fd uintptr, s *udpSocket) (again bool) {
 	}
 	from := u.n
 	n, errno := u.m.recv(fd, from, len(u.ds))
-	s.stands(int(fd), errno == 0 && from+n == len(u.ds) && n > 1)
+	more := errno == 0 && from+n == len(u.ds) && n > 1
+	s.stands(int(fd), more)
 	if errno != 0 {
+		s.aged = time.Time{}
 		// ICMP errors about what we sent come here; the next call goes on.
 		return false
 	}
@@ -429,6 +432,9 @@ func (u *UDP) receive(fd uintptr, s *udpSocket) (again bool) {
 		u.ds[u.n], *d = *d, u.ds[u.n]
 		u.n++
 	}
+	if !more { // that was all: no queue stands
+		s.aged = time.Time{}
+	}
 	u.messages.Add(uint64(n))
 	return late && u.n == from
 }
@@ -442,7 +448,7 @@ func (s *udpSocket) waited(now time.Time, age time.Duration) bool {
 	case s.aged.IsZero():
 		s.aged = now
 	default:
-		return now.Sub(s.aged) > standing
+		return now.Sub(s.aged) > staleFor
 	}
 	return false
 }

@@ -692,8 +692,8 @@ func TestWaited(t *testing.T) {
 		age   time.Duration
 		late  bool
 	}{
-		{0, stale, false}, {time.Hour, stale + 1, false}, {standing, stale + 1, false}, {1, stale + 1, true}, {time.Hour, time.Hour, true},
-		{1, stale, false}, {1, time.Hour, false}, {standing, time.Hour, false}, {1, time.Hour, true}, {1, -time.Hour, false}, {1, time.Hour, false},
+		{0, stale, false}, {time.Hour, stale + 1, false}, {staleFor, stale + 1, false}, {1, stale + 1, true}, {time.Hour, time.Hour, true},
+		{1, stale, false}, {1, time.Hour, false}, {staleFor, time.Hour, false}, {1, time.Hour, true}, {1, -time.Hour, false}, {1, time.Hour, false},
 	} {
 		at = at.Add(k.after)
 		if late := s.waited(at, k.age); late != k.late {
@@ -739,5 +739,26 @@ func TestShed(t *testing.T) {
 			}
 		}
 		c.Close()
+	}
+}
+
+// Messages that come alone and are read late each time are no queue.
+func TestLateAlone(t *testing.T) {
+	l := newLab(t)
+	w := openWire(t)
+	u := openUDP(t, w, UDPOptions{})
+	ds := datagrams(8)
+	c := l.listenUDP("10.9.0.2:1111")
+	for range 3 {
+		if _, err := c.WriteToUDPAddrPort([]byte("one"), netip.MustParseAddrPort("10.9.0.1:4500")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(stale + staleFor) // that is what it waits for
+		if n, err := u.ReadBatch(ds); n != 1 || err != nil {
+			t.Fatalf("read %d, %v; want 1", n, err)
+		}
+	}
+	if n := u.Stats().Shed; n != 0 {
+		t.Errorf("%d shed", n)
 	}
 }
