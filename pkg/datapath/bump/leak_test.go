@@ -704,6 +704,39 @@ func TestChild(t *testing.T) {
 	select {}
 }
 
+// What opens the way first when it stops tells a successor nothing: killed before the
+// end, it is found active.
+func TestKilledInClose(t *testing.T) {
+	newLab(t)
+	b, err := Open("e0", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(t, b, Active, Active)
+	looking, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 0; ; n++ {
+			s, err := loadState("e0")
+			if n == 0 {
+				close(looking)
+			}
+			if err != nil { // gone
+				return
+			}
+			if s.High != Active || s.Low != Active {
+				t.Errorf("a successor finds %v, %v", s.High, s.Low)
+				return
+			}
+		}
+	}()
+	<-looking
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	<-done
+}
+
 // breakOff starts one, and kills it somewhere on its way.
 func breakOff(t *testing.T, how string) {
 	t.Helper()
